@@ -1,11 +1,12 @@
-//! Micro-benchmarks of microdb's hash directory: look-ups of present and absent keys, one by one or
-//! overlapped, and insertion with growth. Also views (the directory as of one moment), and
-//! images (the form in which a checkpoint file stores a view).
+//! Micro-benchmarks of microdb's hash directory: look-ups of present and absent keys, and insertion
+//! with growth. "Overlapped" operations are passed in one call, so that the directory can overlap
+//! their cache misses. Further benchmarks measure views (the directory as of one moment) and images
+//! (the form in which a checkpoint file stores a view).
 //!
 //! `cargo bench -p imt-benches --bench directory`. With 2 million keys the directory has 21 MB,
 //! more than the caches of a core, so each look-up has one cache miss. The baseline `memory` makes
-//! the same number of random reads in an array of the same size. The baseline's time is the cost of
-//! a cache miss in this run.
+//! the same number of random reads in an array of the same size. Each of its reads waits for the
+//! read before, so its time per read is the cost of a cache miss in this run.
 #![allow(missing_docs)] // criterion's macros make public functions.
 
 use std::hint::black_box;
@@ -69,8 +70,8 @@ fn look_up(criterion: &mut Criterion) {
 /// Makes reads that each depend on the result of the previous read, so that the full latency of a
 /// read is measured.
 fn chained(hashes: &[u64], read: impl Fn(u64) -> u64) -> u64 {
-    // Results are below 2^63, so the shift gives 0 and the hash does not change. The compiler does
-    // not know this, and so cannot reorder the reads.
+    // Results are below 2^63, so the shift gives 0 and the hash does not change. The compiler and
+    // the processor do not know this, so they cannot start a read before the previous read ends.
     black_box(hashes)
         .iter()
         .fold(0, |last, hash| read(hash ^ (last >> 63)))

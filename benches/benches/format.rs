@@ -2,8 +2,8 @@
 //! and decoding them with verification, as every read does.
 //!
 //! `cargo bench -p imt-benches --bench format`. Each iteration has a thousand records with keys of
-//! 16 bytes and values of 16 bytes, 100 bytes, 1 KiB or 64 KiB (fewer records of the last size).
-//! The baseline `copy` copies the same bytes once.
+//! 16 bytes and values of 16 bytes, 100 bytes, 1 KiB or 64 KiB (only 16 records of 64 KiB). The
+//! baseline `copy` copies the encoded bytes once.
 #![allow(missing_docs)] // criterion's macros make public functions.
 
 use std::hint::black_box;

@@ -1,11 +1,12 @@
-//! Seeded keys, values and choices. Every engine gets the same sequence of them.
+//! Keys, values and random choices, computed from seeds. Every engine gets the same keys, values
+//! and choices in the same order.
 //!
 //! **Invariants**
 //! - A key is computed from its record's index, because a table of keys would compete with the
 //!   engine for the caches.
 //! - A value is a slice of one pool of random bytes. So its creation costs almost nothing compared
-//!   with the measured put, and every get can be checked byte for byte.
-//! - Each value has two versions, so that an overwrite changes it.
+//!   with the measured put, and the right value of every get is known byte for byte.
+//! - Each record has two possible values, versions 0 and 1, so that an overwrite changes the bytes.
 
 /// Size of a key in bytes.
 pub const KEY_BYTES: usize = 16;
@@ -43,7 +44,7 @@ pub fn key(index: u64) -> Key {
     key
 }
 
-/// Returns the key of an absent record. `index` distinguishes such keys.
+/// Returns a key that no record has. Distinct indexes give distinct keys.
 #[must_use]
 pub fn absent_key(index: u64) -> Key {
     key(ABSENT_FROM + index)
@@ -85,7 +86,7 @@ impl Values {
 pub struct Random(u64);
 
 impl Random {
-    /// Creates a generator. The same seed gives the same draws.
+    /// Creates a generator. The same seed gives the same numbers.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
         Self(mix(seed))
@@ -135,7 +136,7 @@ impl Zipf {
         }
     }
 
-    /// Returns the rank of the next choice. Rank 0 is the most frequent.
+    /// Returns the rank of the next choice. Rank 0 is chosen most often.
     pub fn rank(&self, random: &mut Random) -> u64 {
         let u = random.fraction();
         let scaled = u * self.zeta;

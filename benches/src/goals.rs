@@ -1,4 +1,5 @@
-//! The rows of the engine table, each with the goal of microdb.
+//! The rows of the engine table, which the program `engine` prints. Each row has the goal of
+//! microdb.
 //!
 //! Most goals are ratios to a rival, or to a limit of the machine measured in the same run. A goal
 //! is absolute if its figure does not depend on the machine's speed (bytes), or if users notice the
@@ -72,12 +73,14 @@ pub enum Goal {
     TimesBest(f64),
     /// At least this factor times the figure of this rival.
     TimesRival(&'static str, f64),
-    /// At least this factor times this limit of the machine, and a better figure than every rival.
+    /// At least this factor times this limit of the machine (a name in `machine::LIMITS`), and a
+    /// better figure than every rival.
     TimesLimitAndBest(&'static str, f64),
     /// At most this figure.
     AtMost(f64),
-    /// At most this figure for 2,000,000 records of 16 + 100 bytes. For other sizes, the figure
-    /// grows or shrinks in proportion to all bytes.
+    /// At most this figure for 2,000,000 records, each with a key of 16 bytes and a value of 100
+    /// bytes. For other loads, the limit is scaled in proportion to the bytes of all keys and
+    /// values.
     AtMostScaled(f64),
     /// At least this figure.
     AtLeast(f64),
@@ -96,7 +99,7 @@ pub struct Row {
     pub label: &'static str,
     /// The unit of the figures.
     pub unit: Unit,
-    /// The goal of microdb.
+    /// The goal of microdb in this row.
     pub goal: Goal,
 }
 

@@ -1,9 +1,9 @@
 //! The limits of this machine, measured in the same run as the engines.
 //!
-//! A goal such as "0.9 of the disk's syncs" needs a limit that was measured at about the same time.
-//! One disk had between 100 and 9,000 syncs per second within an hour. So each limit is measured
-//! once in every repetition. The disk's syncs are measured directly before and after the row that
-//! is compared with them.
+//! A goal such as "0.9 of the disk's syncs per second" needs a limit that was measured at about the
+//! same time. One disk had between 100 and 9,000 syncs per second within an hour. So the disk's
+//! syncs are measured directly before and after the row that is compared with them. All other
+//! limits are measured once in every repetition.
 
 use std::fs::{File, OpenOptions};
 use std::hint::black_box;
@@ -17,7 +17,8 @@ use serde::{Deserialize, Serialize};
 use crate::Outcome;
 use crate::data::mix;
 
-/// Size in bytes of a block that engines write.
+/// Size in bytes of the block that is written before each measured sync. Engines write to the disk
+/// in blocks of about this size.
 const BLOCK_BYTES: usize = 4096;
 
 /// Size in bytes of a record of the default workloads: a key of 16 bytes, a value of 100 bytes
@@ -106,8 +107,8 @@ fn file_system(mounts: &str, folder: &Path) -> String {
         .map_or_else(String::new, |(_, kind)| kind.to_owned())
 }
 
-/// Measures the syncs per second of the disk, for about `seconds` with appended blocks and again
-/// with blocks in place.
+/// Measures the syncs per second of the disk: first with appended blocks, then with blocks that
+/// overwrite existing blocks. Each of the two measurements takes about `seconds`.
 ///
 /// # Errors
 /// Returns an error if a file in `folder` cannot be written.
@@ -122,7 +123,8 @@ pub fn measure_syncs(folder: &Path, seconds: f64) -> Outcome<Vec<Limit>> {
     ])
 }
 
-/// Measures all limits except for the syncs, each for about `seconds`.
+/// Measures all limits except for the syncs. The measurement of sequential writes takes as long as
+/// 256 MiB take, and each other measurement takes about `seconds`.
 ///
 /// # Errors
 /// Returns an error if a file in `folder` cannot be written.
@@ -150,8 +152,8 @@ fn limit(name: &str, value: f64) -> Limit {
     }
 }
 
-/// Calls `step` until `seconds` have passed. Reads the clock after every `look` calls, because a
-/// reading takes time. Returns the calls per second.
+/// Calls `step` until `seconds` have passed. Reads the clock after every `look` calls, because
+/// reading the clock takes time. Returns the calls per second.
 fn rate(seconds: f64, look: u64, mut step: impl FnMut(u64) -> Outcome<()>) -> Outcome<f64> {
     let began = Instant::now();
     let mut calls = 0;

@@ -43,8 +43,8 @@ impl Peaks {
         let mut peaks = Self::default();
         let status = format!("/proc/{}/status", child.id());
         for sample in 0_u32.. {
-            // A process that has ended has no memory in its status, so its last sample adds
-            // nothing.
+            // A process that has ended has no memory in its status, so its last sample does not
+            // change the peak.
             let text = std::fs::read_to_string(&status).unwrap_or_default();
             peaks.anonymous_bytes = peaks.anonymous_bytes.max(anonymous_bytes(&text).unwrap_or(0));
             if sample % DISK_EVERY == 0 {

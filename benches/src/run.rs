@@ -24,7 +24,7 @@ use crate::workloads::{Answer, Measurement, Start, Task, Workload};
 /// The settings of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Engines to measure, in the order of the table.
+    /// Engines to measure, in this order.
     pub engines: Vec<EngineName>,
     /// Workloads to run, in this order.
     pub workloads: Vec<Workload>,
@@ -55,7 +55,7 @@ pub struct Results {
     pub records: u64,
     /// Size of a value in bytes.
     pub value_bytes: usize,
-    /// Measured limits of the machine, each with one figure per repetition.
+    /// Measured limits of the machine, each with one or more figures per repetition.
     pub limits: Vec<Limit>,
     /// All figures of all engines and repetitions.
     pub samples: Vec<Sample>,
@@ -118,8 +118,9 @@ impl Results {
         )
     }
 
-    /// Merges the results of a later run. For the engines that it measured, its rows replace the
-    /// existing rows. Its limits replace the existing limits.
+    /// Merges the results of a later run. If both runs measured a row on the same engine, the
+    /// figures of the later run replace the existing figures. The limits of the later run, if it
+    /// measured limits, replace all existing limits.
     pub fn merge(&mut self, later: Self) {
         let (mut samples, mut limits) = (
             std::mem::take(&mut self.samples),
@@ -170,7 +171,7 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 /// Runs all workloads of a plan and returns the results.
 ///
 /// # Errors
-/// Returns an error if a folder cannot be written. `results.json` in the folder then has the
+/// Returns an error if a folder cannot be written. `results.json` in [`Plan::folder`] then has the
 /// results so far. A child that fails is recorded in the results and causes no error.
 pub fn run(plan: &Plan) -> Outcome<Results> {
     std::fs::create_dir_all(&plan.folder)?;

@@ -10,7 +10,8 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Minimum time between two polls. A shorter interval would keep a processor busy.
+/// Minimum of the flags that set an interval, such as the time between two reads of a database. A
+/// shorter interval would keep a processor busy.
 pub(crate) const INTERVAL_MIN: Duration = Duration::from_millis(50);
 
 /// Parses a duration.
@@ -27,7 +28,8 @@ pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Parses the time between two polls.
+/// Parses an interval, such as the time between two reads of a database. Refuses an interval below
+/// [`INTERVAL_MIN`].
 pub(crate) fn interval(text: &str) -> Result<Duration, String> {
     let interval = duration(text)?;
     match interval < INTERVAL_MIN {

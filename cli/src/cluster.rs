@@ -2,9 +2,10 @@
 //! engine.
 //!
 //! Invariants:
-//! - A [`Look`] shows the cluster at one moment. Commands that wait for a change read a new one.
-//! - The nodes' secret is read only by commands that send it. So a role of the engine that may not
-//!   read the secret can run the others.
+//! - A [`Look`] shows the cluster at one moment. Commands that wait for a change call
+//!   [`Cluster::look`] again.
+//! - The cluster's secret is read only by commands that call the internal API of the nodes. All
+//!   other commands also work for a role of the engine that may not read the secret.
 
 use crate::args;
 use crate::error::CliError;
@@ -37,7 +38,7 @@ pub(crate) struct ClusterArgs {
     /// File with the nodes' secret, if it is not kept in the engine
     #[arg(long, env = "IMT_SECRET_FILE", value_name = "FILE", requires = "engine")]
     secret_file: Option<PathBuf>,
-    /// Call nodes of other machines without encryption, as the nodes do that run with this setting
+    /// Call nodes on other machines without encryption. Needed if the nodes run with this setting
     #[arg(long, env = "IMT_INSECURE_PLAINTEXT", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = false, default_missing_value = "true", hide_default_value = true, hide_possible_values = true)]
     insecure_plaintext: bool,
 }
@@ -49,21 +50,21 @@ pub(crate) struct NodeAddress {
     /// running node of --engine]
     #[arg(long, env = "IMT_OMS", value_name = "URL")]
     oms: Option<Endpoint>,
-    /// Engine that knows the addresses of the nodes. A given address has precedence
+    /// Engine that has the addresses of the nodes; used only if no address is given by --oms
     #[arg(long, env = "IMT_ENGINE", value_name = "URL")]
     engine: Option<EngineUrl>,
 }
 
 impl NodeAddress {
-    /// Returns the engine that lists the nodes. `None` if no engine or the address of a node is
-    /// given.
+    /// Returns the cluster of the engine that lists the nodes. Returns `None` if no engine is
+    /// given, or if the address of a node is given.
     pub(crate) fn engine(&self) -> Option<Cluster> {
         let engine = self.engine.as_ref().filter(|_| self.oms.is_none());
         engine.map(|url| Cluster::new(Path::new(""), Some(url)))
     }
 
-    /// Returns the given address. Without an address, returns that of a running node of the engine.
-    /// Without an engine, returns [`USUAL_NODE`].
+    /// Returns the address of a node: the given address, else that of a running node of the engine.
+    /// If neither an address nor an engine is given, returns [`USUAL_NODE`].
     pub(crate) async fn endpoint(&self) -> Result<Endpoint, CliError> {
         match (&self.oms, self.engine()) {
             (Some(oms), _) => Ok(oms.clone()),
@@ -191,7 +192,7 @@ impl Cluster {
     /// API requires.
     pub(crate) async fn client(&self) -> Result<NodeClient, CliError> {
         let encryption = match self {
-            // All nodes of a data folder run on this machine, so their calls need no encryption.
+            // All nodes of a data folder run on this machine, so calls to them need no encryption.
             Self::Folder(_) => PeerEncryption::Never,
             Self::Engine { encryption, .. } => *encryption,
         };

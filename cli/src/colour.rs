@@ -20,8 +20,8 @@ impl Paint {
         Self(!is_plain && !is_set("NO_COLOR") && !is_dumb && std::io::stdout().is_terminal())
     }
 
-    /// Colours the first word after `verdict` in the lines that begin with `verdict`. Other text is
-    /// unchanged.
+    /// Colours the text between the word `verdict` and the next colon, in lines that begin with
+    /// this word. All other text is unchanged.
     pub(crate) fn verdict(self, text: &str) -> String {
         if !self.0 {
             return text.to_owned();

@@ -1,7 +1,8 @@
 //! Shell completion of names: nodes, runs, scenarios and contexts.
 //!
-//! The shell's script calls this binary for each completion. clap's engine completes commands,
-//! flags and paths, and calls the functions below for names.
+//! The script that `imt completions` prints makes the shell call this binary for each completion.
+//! The crate `clap_complete` completes commands, flags and paths, and calls the functions below for
+//! names.
 //!
 //! Invariants:
 //! - A completion changes nothing, and a file that cannot be read yields no names instead of an

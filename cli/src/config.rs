@@ -10,7 +10,7 @@
 //!   the file.
 //! - An unknown key, or a value that its flag would reject, is an error that names the file and the
 //!   line. The error comes before any command runs, except for `imt config`, which reports it last.
-//! - Help, version and completions work without the file, so a broken file never hides them.
+//! - Help, version and completions do not read the file, so they also work if the file is broken.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -220,8 +220,8 @@ fn read_usual(path: &Path) -> std::io::Result<String> {
     }
 }
 
-/// Returns the value of a flag on the command line. Runs before clap, because some flags decide how
-/// clap parses the others.
+/// Returns the value of a flag on the command line. Runs before clap, because `--config` and
+/// `--context` choose the file and the context that set the defaults of other flags.
 pub(crate) fn flag_value(args: &[OsString], long: &str, short: Option<char>) -> Option<OsString> {
     let long = format!("--{long}");
     let short = short.map(|short| format!("-{short}"));

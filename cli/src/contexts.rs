@@ -1,4 +1,4 @@
-//! Named contexts: addresses of a shop under a name, kept in the user's configuration folder.
+//! Named contexts: addresses of a cluster under a name, stored in the user's configuration folder.
 //!
 //! Invariants:
 //! - Only the owner can read or write the file, because addresses may contain a password. A file
@@ -63,7 +63,7 @@ pub(crate) fn path() -> Option<PathBuf> {
 }
 
 impl Contexts {
-    /// Reads all contexts. Without a file, there are none.
+    /// Reads all contexts. Returns no contexts if the file does not exist.
     pub(crate) fn read() -> Result<Self, CliError> {
         match path() {
             Some(path) => Self::read_from(&path),
@@ -113,7 +113,7 @@ impl Contexts {
         })
     }
 
-    /// Replaces the file by one with these contexts.
+    /// Replaces the contexts file by a new file with these contexts.
     pub(crate) fn write(&self) -> Result<(), CliError> {
         let path = path().ok_or_else(|| {
             CliError::Usage("there is no folder for contexts; set HOME or XDG_CONFIG_HOME".to_owned())

@@ -7,7 +7,7 @@ use std::error::Error;
 /// Failure of a command. It is printed as one line with the remedy, and its causes follow below.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
-    /// Each argument is valid, but the arguments contradict each other or cannot be used here.
+    /// The arguments or settings cannot be used, for a reason that clap does not check.
     #[error("{0}")]
     Usage(String),
     /// The arguments were accepted, and the command failed.

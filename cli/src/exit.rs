@@ -18,7 +18,8 @@ pub(crate) enum Exit {
     ThresholdMissed = 4,
     /// A server does not answer.
     Unreachable = 5,
-    /// Ended early by Ctrl-C or SIGTERM. Shells use this code for Ctrl-C.
+    /// The command was ended early by Ctrl-C or SIGTERM. Shells use this code for a program that
+    /// Ctrl-C ended.
     Interrupted = 130,
 }
 

@@ -54,8 +54,8 @@ mod tests {
                         assert!(line.chars().count() <= WIDTH, "{path}: {line}");
                     }
                 }
-                // The examples stand after the options. clap would wrap a wider line in the middle
-                // of an example.
+                // The text after the options has the examples. clap would break a wider line in the
+                // middle of an example.
                 let written = command
                     .get_after_help()
                     .map(ToString::to_string)

@@ -65,16 +65,16 @@ pub(crate) fn view_lines() -> &'static LogLines {
     LINES.get_or_init(LogLines::default)
 }
 
-/// Makes the log also write to this file while a live view uses the terminal.
+/// Makes the log also write to the file `path` while a live view uses the terminal.
 pub(crate) fn keep_view_lines_in(path: &Path) -> std::io::Result<()> {
     let file = File::options().create(true).append(true).open(path)?;
     *VIEW_FILE.lock() = Some(file);
     Ok(())
 }
 
-/// Prints the newest warnings of the live view on standard error. Call this after the view has
-/// left the terminal. Does nothing if standard error is not a terminal, because it has the warnings
-/// already.
+/// Prints the newest warnings of the live view on standard error. Call this after the view has left
+/// the terminal. Does nothing if standard error is not a terminal, because the warnings were then
+/// written to standard error at once.
 pub(crate) fn repeat_warnings() {
     if !std::io::stderr().is_terminal() {
         return;
@@ -120,7 +120,7 @@ fn write_line(line: &[u8]) {
     }
 }
 
-/// Writer of log lines. Each call of `write` has one whole line.
+/// Writer of log lines. Each call of `write` receives one whole line.
 #[derive(Clone, Copy)]
 struct AboveProgress;
 

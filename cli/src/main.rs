@@ -1,12 +1,12 @@
 //! `imt`: one binary with all commands.
 //!
 //! This file parses the command line, calls the command's file under `commands/`, and turns the
-//! outcome into an exit code (`exit.rs`). Commands parse, call the libraries and print. Decisions
-//! belong to the libraries.
+//! outcome into an exit code (`exit.rs`). A command parses its arguments, calls the libraries and
+//! prints the results. The libraries have all rules of orders, nodes and databases.
 //!
-//! The command line is parsed twice. The first time is without the files of settings and contexts,
-//! so help, the version and errors of usage work without them. The second time takes their values
-//! as defaults.
+//! The command line is parsed twice. The first parse does not read the files of settings and
+//! contexts, so help, the version and errors of usage work without these files. The second parse
+//! uses the values of these files as defaults of flags.
 
 mod args;
 mod cluster;
@@ -135,7 +135,7 @@ struct Global {
         help_heading = "Global options"
     )]
     log: logging::LogFormat,
-    /// Least log level, or a filter such as imt_oms=debug,info
+    /// Minimum log level, or a filter such as imt_oms=debug,info
     #[arg(
         long,
         global = true,
@@ -197,7 +197,7 @@ Exit codes: 0 clean, 1 failure, 3 something is wrong, 5 no answer of a server.")
     /// Show the ring, plan changes of it, find the owners of keys.
     #[command(subcommand)]
     Ring(commands::ring::RingCommand),
-    /// Keep addresses under names.
+    /// Store the addresses of clusters under names.
     #[command(subcommand)]
     Context(commands::context::ContextCommand),
     /// Show the settings in force and the source of each.
@@ -206,7 +206,7 @@ Exit codes: 0 clean, 1 failure, 3 something is wrong, 5 no answer of a server.")
     /// Prepare, check or try out the engine of a cluster on many machines.
     #[command(subcommand)]
     Engine(commands::engine::EngineCommand),
-    /// Copy a volume out of the engine of a cluster.
+    /// Export a volume from an engine, or fill a node's local copy of a volume again.
     #[command(subcommand)]
     Volume(commands::volume::VolumeCommand),
     /// Inspect, read, change, check and repair a MicroDb database.
@@ -328,7 +328,8 @@ fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
     let first = first.and_then(|matches| Cli::from_arg_matches(&matches));
     let (mut defaults, mut broken) = (Defaults::default(), None);
     match &first {
-        // Only a missing argument is not final, because a file may set it.
+        // An error of the first parse is printed at once, except a missing argument: a file may set
+        // this argument.
         Err(error) if error.kind() != ErrorKind::MissingRequiredArgument => {}
         Ok(cli) if cli.command.needs_no_files() => {}
         _ => {

@@ -18,7 +18,7 @@ pub(crate) struct OtlpArgs {
     /// export]
     #[arg(long, env = "IMT_OTLP", value_name = "URL")]
     otlp: Option<String>,
-    /// Share of the requests without a trace of their own that begin one, from 0 to 1
+    /// Share of the requests without a trace of their own that begin a trace, from 0 to 1
     #[arg(long, env = "IMT_OTLP_SHARE", default_value_t = 0.01, value_name = "SHARE", value_parser = share)]
     otlp_share: f64,
 }
@@ -91,7 +91,7 @@ mod present {
     }
 
     /// Starts the task that exports spans, if the arguments name a collector. Must be called within
-    /// the runtime.
+    /// a tokio runtime.
     pub(crate) fn start(args: &OtlpArgs, node: &str) -> Result<(), CliError> {
         let Some(url) = &args.otlp else {
             return Ok(());

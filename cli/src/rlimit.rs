@@ -1,8 +1,8 @@
 //! Adapts the process to the system's limit of open files.
 //!
-//! A node keeps one connection for each shop and one for each warehouse call in flight, which can
-//! be thousands. Shells often start a process with a soft limit of 1,024 descriptors, and the
-//! process may raise this limit up to the hard limit.
+//! A node needs one descriptor for each connection of a client and one for each warehouse call in
+//! flight. Both can be thousands. Shells often start a process with a soft limit of 1,024
+//! descriptors, and the process may raise this limit up to the hard limit.
 
 use imt_oms::NodeConfig;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -48,8 +48,8 @@ pub(crate) fn fit(config: &mut NodeConfig) {
     if (fewer_connections, fewer_calls) == (connections, calls) {
         return;
     }
-    // The defaults are upper bounds, so lowering them needs no warning. A lowered setting of the
-    // user needs one.
+    // The defaults are upper bounds, so lowering them needs no warning. If a setting of the user is
+    // lowered, a warning is logged.
     if is_usual(config) {
         tracing::debug!(
             limit,
@@ -77,7 +77,9 @@ fn is_usual(config: &NodeConfig) -> bool {
 }
 
 /// Returns the maximum number of requests in flight of a shop front. If the node runs in the same
-/// process, a request takes two descriptors. The node needs most of the limit for itself.
+/// process, each request takes two descriptors, one of the front and one of the node. The result is
+/// an eighth of the limit of open files, because the node needs most descriptors for other
+/// purposes.
 pub(crate) fn front_in_flight_max() -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from(limit / 8).unwrap_or(usize::MAX).clamp(64, 2_048)
@@ -86,7 +88,7 @@ pub(crate) fn front_in_flight_max() -> usize {
 /// Returns the numbers of connections and of warehouse calls that fit into a limit of open files.
 /// The number of calls applies to each of the two kinds: announcements and deliveries. If the
 /// configured numbers do not fit, connections get half of the descriptors and each kind of call a
-/// quarter. The part that one side does not need goes to the other.
+/// quarter. Descriptors that connections do not need are used for calls, and the other way round.
 fn fitting(limit: u64, connections: usize, calls: usize) -> (usize, usize) {
     let left = usize::try_from(limit.saturating_sub(FOR_FILES)).unwrap_or(usize::MAX);
     if calls.saturating_mul(2).saturating_add(connections) <= left {

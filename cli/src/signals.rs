@@ -80,7 +80,8 @@ fn kill_children() {
     }
 }
 
-/// Sends SIGINT, the signal of Ctrl-C, to this process. A terminal in raw mode sends no signal.
+/// Sends SIGINT, the signal of Ctrl-C, to this process. The live view calls this function when the
+/// user ends the run by a key, because a terminal in raw mode sends no signal for Ctrl-C.
 pub(crate) fn interrupt_self() {
     // This call cannot fail, because the process exists and may signal itself.
     let _ = kill_process(rustix::process::getpid(), rustix::process::Signal::INT);

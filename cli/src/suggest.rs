@@ -6,7 +6,8 @@
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
 
-/// Returns the known word that is nearest to a mistyped one, or `None` if it needs too many edits.
+/// Returns the known word that needs the fewest edits to become `word`. Returns `None` if even this
+/// word needs too many edits.
 pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let edits_max = match word.chars().count() {
         0..=2 => 1,

@@ -1,5 +1,5 @@
-//! `imt context`: keeps addresses under names. Flag, environment, context and file have precedence
-//! in this order.
+//! `imt context`: stores addresses under names. A flag overrides the environment, the environment
+//! overrides the context, and the context overrides the file of settings.
 
 use crate::support::{imt, stderr, stdout};
 use serde_json::Value;
@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Output;
 use tempfile::{TempDir, tempdir};
 
-/// A user with a home folder, which is also the working directory and has the configuration folder.
+/// A user. The home folder is also the working directory, and contains the configuration folder.
 struct User {
     home: TempDir,
 }

@@ -1,5 +1,5 @@
 //! Messages of `imt db` about the data on disk must be true. Each test compares a message with the
-//! disk.
+//! database on disk.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -141,7 +141,8 @@ fn an_import_through_a_pipe_counts_the_records_that_are_in_the_database() {
 fn an_import_with_clear_replaces_the_named_tables_and_no_others() {
     let (_kept, path) = shop();
     let others = content(&path)["others"].clone();
-    // A table with this name is left when an import with `--clear` is killed.
+    // A killed import with `--clear` leaves a table with this name. The imports below must drop the
+    // table.
     let db = Db::open(&path).unwrap();
     db.table("~imt-import-0").unwrap().put("left", "over").unwrap();
     db.close().unwrap();
@@ -326,7 +327,7 @@ fn a_database_on_a_read_only_mount_is_backed_up() {
     let copy = kept.path().join("copy");
     let output = run(&["db", "backup", target, copy.to_str().unwrap()]);
     // The new folder is inside the source, although the path of the source leads through another
-    // mount. The command refuses to restore.
+    // mount. So the restore must be refused.
     let within = run(&["db", "restore", target, path.join("here").to_str().unwrap()]);
     mount(&["umount", target]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

@@ -115,7 +115,7 @@ impl Session {
         let binary = std::env::var_os("IMT_DOCUMENTS_BINARY")
             .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_imt")), PathBuf::from);
         std::os::unix::fs::symlink(binary, bin.join("imt")).unwrap();
-        // Commands name these folders as they are in a clone of the repository.
+        // Commands of the documents read these folders of the repository by relative paths.
         std::fs::create_dir(folder.path().join("data")).unwrap();
         for data in ["samples", "scenarios", "golden"] {
             copy_folder(

@@ -1,7 +1,8 @@
 //! Nodes with data folders of their own on a real engine: a primary and two synchronous standbys,
 //! made by `imt engine demo`.
 //!
-//! These tests need an installed PostgreSQL server, and as root the right to change users.
+//! These tests need an installed PostgreSQL server. PostgreSQL refuses to run as root, so if the
+//! tests run as root, they need the right to start processes as another user.
 
 use crate::support::{Answer, HANG, Server, http, imt, run, signal, stderr, stdout, try_http, until};
 use serde_json::{Value, json};
@@ -21,7 +22,7 @@ const JSON: &[(&str, &str)] = &[("Content-Type", "application/json")];
 pub struct Engine {
     child: Child,
     pub url: String,
-    /// Process ids by name of the server.
+    /// Name and process id of each server.
     servers: Vec<(String, u32)>,
     log: Receiver<String>,
 }
@@ -72,7 +73,7 @@ impl Engine {
         }
     }
 
-    /// Kills a server with `kill -9`, and its sessions with it.
+    /// Kills a server with `kill -9`. Its sessions end with it.
     pub fn kill(&self, name: &str) {
         let (_, process) = self.servers.iter().find(|(known, _)| known == name).unwrap();
         signal(*process, "KILL");
@@ -94,7 +95,8 @@ impl Engine {
         answer.unwrap().trim().to_owned()
     }
 
-    /// Asserts that no log has an entry of an older epoch after one of a newer epoch, and no gap.
+    /// Asserts that the log of each volume has no gap, and no entry of an older epoch after an
+    /// entry of a newer epoch.
     pub fn assert_fenced(&self) {
         let wrong = self.ask(
             "SELECT volume, seq FROM (SELECT volume, seq, epoch < lag(epoch) OVER log AS stale, \
@@ -142,14 +144,14 @@ impl World {
         Server::node(name, folder, &["--warehouse", warehouse, "--engine", engine])
     }
 
-    /// Starts three nodes with stock, and waits until each has its share.
+    /// Starts three nodes with stock, and waits until each has its share of the slots.
     fn three(&self) -> [Server; 3] {
         let nodes = ["alpha", "beta", "gamma"].map(|name| self.start(name));
         self.fill(&nodes.each_ref());
         nodes
     }
 
-    /// Sends stock to nodes, and waits until each has its share.
+    /// Sends stock to nodes, and waits until each has its share of the slots.
     fn fill(&self, nodes: &[&Server]) {
         let stock = http(&nodes[0].address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
         assert_eq!(stock.status, 200, "{}", stock.body);
@@ -256,7 +258,7 @@ fn orders_survive_kills_of_a_node_of_the_coordinator_and_of_its_cache() {
     beta.kill();
     orders.extend(place(&gamma.address, "after-beta-", 30));
     assert_there(&alpha.address, &orders);
-    // The first node is the coordinator.
+    // Alpha was the first node, so it is the coordinator.
     alpha.kill();
     orders.extend(place(&gamma.address, "after-alpha-", 30));
     assert_there(&gamma.address, &orders);
@@ -301,8 +303,8 @@ fn orders_survive_the_end_of_the_primary_and_no_node_is_taken_for_gone() {
             .iter()
             .filter(|line| line.contains("node went down"))
             .collect();
-        // A node may report another one that stops regularly, but only after it began to stop
-        // itself.
+        // No node may have reported that another node went down before the nodes were stopped at
+        // the end of this test. So such a line is permitted only after the node's own stop began.
         let stop = log.iter().position(|line| line.contains("finishing requests"));
         let before = log.iter().position(|line| line.contains("node went down"));
         assert!(before.is_none() || before > stop, "{gone:?}");
@@ -421,7 +423,7 @@ fn engine_check_passes_a_sound_engine_and_names_each_fault() {
     );
 }
 
-/// A shop with a warehouse runs while nodes are killed, stopped, paused and taken away.
+/// A shop with a warehouse runs while nodes are killed, stopped, paused and removed.
 #[test]
 #[ignore = "needs an engine"]
 fn an_audit_after_random_events_finds_nothing() {

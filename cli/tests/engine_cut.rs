@@ -2,8 +2,9 @@
 //! that node.
 //!
 //! The node runs in a network namespace with two cables: one to the engine, and one to the other
-//! nodes. The engine listens on the loopback interface, so a relay outside of the namespace passes
-//! connections on. The test needs root.
+//! nodes. The engine listens on the machine's loopback interface, which the namespace cannot reach.
+//! So a relay outside of the namespace forwards the node's connections to the engine. The test
+//! needs root.
 //!
 //! `IMT_ENGINE_ROUNDS=N` cuts the cable N times.
 
@@ -16,7 +17,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
 
-/// Orders that are changed while the node is without its engine.
+/// Number of orders that clients change in each round while the node is without its engine.
 const ORDERS: usize = 12;
 
 fn ip(args: &[&str]) {
@@ -26,16 +27,17 @@ fn ip(args: &[&str]) {
 
 /// A pair of virtual interfaces, one of them in the namespace.
 struct Cable {
-    /// Name of the interface outside.
+    /// Name of the interface outside of the namespace.
     name: String,
-    /// Address of the interface outside.
+    /// Address of the interface outside of the namespace.
     outside: String,
     /// Address of the interface in the namespace.
     inside: String,
 }
 
 impl Cable {
-    /// Names a cable. `network` is one of the two that are reserved for benchmarks.
+    /// Returns a cable that does not exist yet. `network` is the first half of its addresses. RFC
+    /// 2544 reserves 198.18 and 198.19 for benchmarks, so no other network has these addresses.
     fn new(kind: &str, network: &str) -> Cable {
         let process = std::process::id();
         let address = |end| format!("{network}.{}.{end}", process % 256);
@@ -89,7 +91,7 @@ impl Namespace {
         ip(&["link", "set", &self.engine.name, state]);
     }
 
-    /// Returns a command that runs another one in the namespace.
+    /// Returns a command that runs `command` in the namespace.
     fn inside(&self, command: &Command) -> Command {
         let mut inside = Command::new("ip");
         inside
@@ -115,7 +117,8 @@ impl Drop for Namespace {
     }
 }
 
-/// Passes connections to a port of this address on to the same port of the loopback interface.
+/// Forwards connections to `port` of the address `address` to the same port of the loopback
+/// interface.
 fn relay(address: &str, port: u16) {
     let listener = TcpListener::bind((address, port)).unwrap();
     thread::spawn(move || {
@@ -129,7 +132,7 @@ fn relay(address: &str, port: u16) {
     });
 }
 
-/// Passes bytes on until one side ends.
+/// Forwards bytes until either connection is closed.
 fn pass(mut from: TcpStream, mut to: TcpStream) {
     let _ = to.set_nodelay(true);
     thread::spawn(move || {
@@ -160,7 +163,8 @@ fn a_node_without_its_engine_returns_no_old_state_and_serves_again_afterwards() 
     for port in ports(&shop.engine.url) {
         relay(reached, port);
     }
-    // Connections that leave the loopback interface use TLS by default.
+    // TLS is turned off, because the servers of `imt engine demo` have none. Connections to an
+    // address other than loopback use TLS by default.
     let url = format!(
         "{}?sslmode=disable",
         shop.engine.url.replace("127.0.0.1", reached)
@@ -186,7 +190,8 @@ fn a_node_without_its_engine_returns_no_old_state_and_serves_again_afterwards() 
             let cancelled = patient(|| http(&entry, "POST", &format!("/order/{id}/cancel"), &[], b""));
             assert!(matches!(cancelled.status, 200 | 409), "{id}: {}", cancelled.body);
             let now = patient(|| http(&entry, "GET", &format!("/order/{id}"), &[], b""));
-            // The node may answer, because the orders of other volumes are read at their owner.
+            // The node without its engine may answer, because it reads an order of another volume
+            // at the node that serves that volume.
             let there = try_http(&address, "GET", &format!("/order/{id}"), &[], b"");
             let there = there.expect("the other cable is not cut");
             match there.status {

@@ -1,8 +1,8 @@
 //! A shop on a real engine while nodes and servers of the engine fail.
 //!
-//! A front sends orders and payments all the time, through a node that has no faults. The audit at
-//! its end compares each acknowledged request with the nodes and the warehouse: nothing is lost,
-//! and nothing is delivered twice.
+//! A shop front sends orders and payments all the time, to a node in which the test causes no
+//! fault. The audit at the end of the front compares each acknowledged request with the nodes and
+//! the warehouse. It reports lost orders and double deliveries.
 //!
 //! `IMT_ENGINE_ROUNDS=N` repeats all faults N times, each time on a new engine.
 
@@ -22,8 +22,8 @@ const STANDBYS: usize = 3;
 /// Maximum number of pauses of one second. At least one of them must move no volume. A busy machine
 /// may lengthen a pause, so one try is not enough.
 const SHORT_PAUSES: usize = 5;
-/// Maximum number of pauses until a volume has moved. At least one of them must stop the node
-/// during a commit.
+/// Maximum number of pauses that last until another node serves the volume. At least one of them
+/// must stop the node during a commit.
 const LONG_PAUSES: usize = 5;
 /// Number of clients that keep a node committing.
 const CLIENTS: usize = 8;
@@ -32,7 +32,7 @@ pub fn rounds() -> usize {
     std::env::var("IMT_ENGINE_ROUNDS").map_or(1, |rounds| rounds.parse().unwrap())
 }
 
-/// A front, killed when dropped.
+/// The process of a shop front, killed when dropped.
 struct Front(Child);
 
 impl Drop for Front {
@@ -42,7 +42,7 @@ impl Drop for Front {
     }
 }
 
-/// Ends the loops of clients when dropped, also after a failure.
+/// Ends the loops of clients when dropped, also after a failed assertion.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -51,7 +51,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Nodes, a warehouse and a front that works until the end.
+/// Nodes, a warehouse, and a shop front that sends requests until [`Shop::finish`].
 pub struct Shop {
     pub engine: Engine,
     /// The node that the front calls.
@@ -60,13 +60,13 @@ pub struct Shop {
     front: Front,
     _warehouse: Server,
     warehouse_url: String,
-    /// The interface on which nodes and warehouse listen.
+    /// IP address on which the nodes and the warehouse listen.
     host: String,
     folders: TempDir,
 }
 
 impl Shop {
-    /// Starts the nodes one after the other. The first one coordinates.
+    /// Starts the nodes one after another. The first node becomes the coordinator.
     pub fn start(host: &str, names: &[&'static str]) -> Shop {
         let engine = Engine::with_standbys(STANDBYS);
         let folders = tempdir().unwrap();
@@ -152,7 +152,8 @@ impl Shop {
         }
     }
 
-    /// Waits until each node serves its own volume, and the front can read all of them.
+    /// Waits until each node serves its own volume, and the node that the front calls can read all
+    /// volumes.
     pub fn wait_until_home(&self) {
         let wanted = self.nodes.len() + 1;
         until("each node serves its own volume", || {
@@ -176,7 +177,7 @@ impl Shop {
         until("every volume answers", || self.answers());
     }
 
-    /// Waits until every log has grown.
+    /// Waits until the log of every volume has a new entry.
     pub fn wait_for_commits(&self) {
         let sql = "SELECT volume, max(seq) FROM imt_log GROUP BY volume";
         let read = || -> BTreeMap<String, u64> {
@@ -228,7 +229,8 @@ impl Shop {
         self.wait_until_home();
     }
 
-    /// Pauses a node for one second. No volume moves.
+    /// Pauses a node for one second, up to [`SHORT_PAUSES`] times. Asserts that at least one pause
+    /// moves no volume.
     fn pause_shortly(&self, name: &str) {
         for _ in 0..SHORT_PAUSES {
             let before = self.epochs();
@@ -250,8 +252,8 @@ impl Shop {
     fn pause_until_replaced(&self, name: &str) {
         let node = &self.nodes[name];
         for attempt in 0..LONG_PAUSES {
-            // Discards the log lines of earlier pauses. No line contains a line break, so the
-            // result is not used.
+            // `said` discards the log lines of earlier pauses. Its result is not used, because no
+            // line contains a line break.
             node.said("\n");
             let placed = self.load_across(name, attempt);
             self.wait_until_home();

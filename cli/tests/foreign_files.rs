@@ -37,8 +37,8 @@ fn a_fifo_in_the_data_folder_stops_neither_statistics_nor_the_process() {
     let units = || http(&alpha.address, "GET", "/aggregate-stats/5", &[], b"").json()["total_qty"].clone();
     until("the file beside the FIFO counts", || units() == 3);
     assert!(data.path().join("stat_001700000000000.csv.rejected").exists());
-    // The reconciler of each node reads the descriptions of all nodes every second. A FIFO must not
-    // block it.
+    // The reconciler of each node reads the descriptions of all nodes every second. A FIFO in place
+    // of a description must not block it.
     make_fifo(&data.path().join("nodes/gamma.json"));
     make_fifo(&data.path().join("nodes/delta.json"));
     make_fifo(&data.path().join("nodes/delta.lock"));

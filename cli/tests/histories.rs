@@ -1,9 +1,9 @@
 //! The histories of clients of four real nodes must be linearizable while nodes are killed, paused
 //! and removed.
 //!
-//! The check is that of the simulation (`oms/src/simulation/history.rs`). It holds for any timing
-//! of the processes, so the test depends on no duration. A client that waits too long gives up, and
-//! the outcome of its operation is unknown.
+//! The check is that of the simulation (`oms/src/simulation/history.rs`). It is valid for any
+//! timing of the processes, so the test depends on no duration. A client that waits too long gives
+//! up, and the outcome of its operation is unknown.
 //!
 //! If the nodes share an engine, its servers fail as well.
 //!
@@ -265,8 +265,8 @@ impl<'a> Cluster<'a> {
         nodes.any(|node| node["name"] == name && node["state"] == "gone")
     }
 
-    /// Kills a standby and then the primary of the engine while the clients work. Two standbys
-    /// remain.
+    /// Kills a standby and then the primary of the engine while the clients work. Of the two other
+    /// standbys, one becomes the primary, and one remains as its standby.
     fn fail_over(&self) {
         let Some(engine) = &self.engine else { return };
         engine.kill("standby3");

@@ -82,7 +82,7 @@ impl OnTerminal {
         let (mut source, sink) = (master.try_clone().unwrap(), Arc::clone(&output));
         let reader = std::thread::spawn(move || {
             let mut piece = [0; 4_096];
-            // Linux ends reads from a pseudo terminal with an error once the other side is closed.
+            // On Linux, a read from the master fails once no process has the slave open.
             while let Ok(length @ 1..) = source.read(&mut piece) {
                 sink.lock().unwrap().extend_from_slice(&piece[..length]);
             }
@@ -166,7 +166,8 @@ fn q_ends_the_run_and_the_summary_follows_the_view() {
     assert!(log.contains("no new requests"), "{log}");
 }
 
-/// An empty statistics file, which the node reports once as incomplete.
+/// Creates an empty statistics file, and waits until the node has logged its one warning that the
+/// file is incomplete.
 fn cause_warning(data: &Path) {
     let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
     File::create(data.join(format!("stat_{now_ms:015}.csv"))).unwrap();
@@ -195,7 +196,8 @@ fn a_warning_of_the_live_view_appears_once_on_standard_error() {
     check_end(&run.end());
     let text = std::fs::read_to_string(&path).unwrap();
     assert_eq!(warnings(&text), 1, "{text}");
-    // A terminal has none of the lines of the view, so the warning is printed after the view.
+    // If standard error is the terminal, log lines are shown only in the view while it is open. So
+    // the warning must be printed again after the view.
     let data = tempfile::tempdir().unwrap();
     let mut run = OnTerminal::start(data.path(), &[]);
     run.wait_until_sending(data.path());

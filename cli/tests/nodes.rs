@@ -200,7 +200,7 @@ fn two_nodes_share_the_orders_and_those_of_a_killed_one_live_on() {
     assert_there(&beta.address, &orders);
     assert_lists(&beta.address, &orders);
 
-    // The node that coordinates is killed as well.
+    // Alpha, the coordinator, is killed as well. Beta serves all orders alone.
     alpha.kill();
     assert_there(&beta.address, &orders);
     assert_lists(&beta.address, &orders);

@@ -278,7 +278,8 @@ fn a_server_that_is_no_node_is_recognized() {
     }
 }
 
-/// Answers one request with each of `bodies`, and then no request any more.
+/// Starts a server that answers one request with each of `bodies`, and then refuses connections.
+/// Returns its URL.
 fn answer_a_few(bodies: Vec<String>) -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -290,7 +291,8 @@ fn answer_a_few(bodies: Vec<String>) -> String {
             let mut request = [0; 1024];
             let _ = stream.read(&mut request);
             if at + 1 == count {
-                // Closed before the last answer, so that the next connection is refused.
+                // The listener is closed before the last answer, so that the next connection is
+                // refused.
                 listener = None;
             }
             let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n";

@@ -55,7 +55,7 @@ fn fields(mut message: &[u8]) -> Vec<(u64, Field<'_>)> {
     fields
 }
 
-/// Returns the bytes of each field with this number, which are messages or texts.
+/// Returns the bytes of each field with the number `number`, which are messages or texts.
 fn all(message: &[u8], number: u64) -> Vec<&[u8]> {
     let fields = fields(message).into_iter();
     let bytes = fields.filter_map(|field| match field {
@@ -185,7 +185,8 @@ fn collector() -> (String, Arc<Mutex<Vec<Span>>>) {
     (address, spans)
 }
 
-/// Returns the child of the span `parent` that has this name, or `None` if it has not arrived yet.
+/// Returns the child of the span `parent` that is called `name`, or `None` if it has not arrived
+/// yet.
 fn below<'a>(spans: &'a [Span], parent: &Span, name: &str) -> Option<&'a Span> {
     let found = spans
         .iter()

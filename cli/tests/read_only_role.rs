@@ -1,6 +1,6 @@
 //! Commands on an engine by roles that may only read its tables.
 //!
-//! The test needs an installed PostgreSQL server, like those of `engine.rs`.
+//! The test needs an installed PostgreSQL server, as the tests in `engine.rs` do.
 
 use crate::engine::Engine;
 use crate::support::{Server, http, run, stderr, stdout};

@@ -268,7 +268,7 @@ fn killing_the_node_halfway_loses_nothing() {
 fn requests_of_the_original_get_the_documented_responses() {
     let data = tempdir().unwrap();
     let folder = data.path().to_str().unwrap();
-    // No warehouse listens at this address. Orders are answered all the same.
+    // No warehouse listens at this address. Orders are still accepted.
     let node = Server::node("alpha", folder, &["--warehouse", "http://127.0.0.1:9"]);
     let at = node.address.as_str();
     let json_type: &[(&str, &str)] = &[("Content-Type", "application/json")];

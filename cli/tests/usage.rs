@@ -21,7 +21,8 @@ fn assert_clear(error: &str, names: &[&str]) {
 fn subcommands(help: &str) -> Vec<String> {
     let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
     let lines = lines.take_while(|line| !line.is_empty());
-    // Names are indented by two columns, and the rest of a wrapped description by more.
+    // Names of subcommands are indented by two columns, and further lines of a wrapped description
+    // by more.
     let names = lines.filter_map(|line| line.strip_prefix("  ").filter(|line| !line.starts_with(' ')));
     let names = names
         .filter_map(|line| line.split(' ').next())

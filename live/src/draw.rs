@@ -1,10 +1,11 @@
-//! Draws one moment of a run on a terminal frame. Without IO.
+//! Draws the state of a run at one moment on a terminal frame, without IO.
 //!
-//! The size of the terminal decides between three layouts. Each panel draws into a given area and
-//! leaves out its least important lines first.
+//! The size of the terminal decides between three layouts. Each panel draws into a given area. If
+//! the area is too small, the panel leaves out its least important lines.
 //!
 //! Invariants:
-//! - Any size is drawn without a panic. Below 80 x 24, only a sentence about the size is drawn.
+//! - Any size is drawn without a panic. In a terminal below 80 columns x 24 rows, only a sentence
+//!   about the size is drawn.
 //! - Text from outside (names, log lines) is cut to the available width and has no control
 //!   characters.
 
@@ -55,7 +56,7 @@ pub fn draw(frame: &mut Frame, state: &State, theme: Theme) {
     }
 }
 
-/// Areas of the header, the panels and the footer. `None` if a panel is not shown.
+/// Areas of the header, the panels and the footer. The area of a panel that is not shown is `None`.
 struct Panels {
     header: Rect,
     requests: Rect,
@@ -82,7 +83,8 @@ impl Panels {
         panels
     }
 
-    /// Layout from 80 x 24 on. Events and log share one area.
+    /// Layout for a terminal of at least 80 x 24 cells. One area shows either the events or the
+    /// log.
     fn compact(body: Rect, pane: Pane) -> Self {
         let [left, right] = columns(
             body,
@@ -120,7 +122,8 @@ impl Panels {
         }
     }
 
-    /// Layout from 120 x 36 on.
+    /// Layout for a terminal of at least 120 x 36 cells: two columns of panels, with events and log
+    /// below.
     fn two_columns(body: Rect) -> Self {
         let [top, bottom] = rows(body, [Constraint::Fill(3), Constraint::Fill(1)]);
         let [left, right] = columns(top, [Constraint::Fill(3), Constraint::Fill(2)]);
@@ -139,7 +142,8 @@ impl Panels {
         }
     }
 
-    /// Layout from 160 x 44 on.
+    /// Layout for a terminal of at least 160 x 44 cells: three columns of panels, with events and
+    /// log below.
     fn three_columns(body: Rect) -> Self {
         let [top, bottom] = rows(body, [Constraint::Fill(5), Constraint::Fill(2)]);
         let [left, middle, right] = columns(

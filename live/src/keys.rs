@@ -1,19 +1,19 @@
-//! Keys of the view and their effects. Without IO.
+//! Applies keys to the state of the view, without IO.
 
 use ratatui::crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
 use crate::state::{Overlay, Pane, State};
 
-/// Effect of an input that the loop of the view must carry out.
+/// Effect of an input that remains for the loop of the view to carry out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// Nothing is to be done.
+    /// The loop has nothing to do.
     Nothing,
     /// The frame must be drawn again at once.
     Redraw,
     /// A picture of the current moment must be saved.
     Save,
-    /// The run must be ended.
+    /// The end of the run must be requested.
     End,
 }
 

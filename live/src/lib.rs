@@ -6,14 +6,14 @@
 //! - [`state`]: everything that is drawn, as plain data.
 //! - [`draw`](mod@draw): draws the state, without IO.
 //! - [`keys`]: keys and their effects, without IO.
-//! - [`log_lines`]: collects the newest log lines. Lines that are printed directly would damage the
-//!   drawn view.
+//! - [`log_lines`]: collects the newest log lines. A line that a program printed directly would
+//!   damage the drawn view.
 //! - [`theme`]: colours for light and dark terminals, and for terminals without colours.
 //! - [`svg`], [`picture`]: pictures of the view for documents.
 //! - [`terminal`]: switches the terminal to the view and restores it, also on a panic.
 //! - [`view`]: the loop that reads input and draws.
 //!
-//! Absent on purpose: measurements. `imt-sim` measures and works without a terminal.
+//! This crate measures nothing. `imt-sim` measures, and works without a terminal.
 #![forbid(unsafe_code)]
 
 pub mod draw;

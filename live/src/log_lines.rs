@@ -14,12 +14,12 @@ pub const LINES_MAX: usize = 200;
 /// Maximum number of kept characters of a line: more than the widest screen shows.
 pub const COLUMNS_MAX: usize = 400;
 
-/// The newest lines of the log. Clones share the same lines.
+/// The newest lines of the log. Clones share these lines.
 #[derive(Debug, Clone, Default)]
 pub struct LogLines(Arc<Mutex<VecDeque<String>>>);
 
 impl LogLines {
-    /// Appends each line of a text.
+    /// Appends the lines of a text. Empty lines are skipped.
     pub fn push(&self, text: &str) {
         let lines: Vec<String> = text.lines().map(plain).filter(|line| !line.is_empty()).collect();
         let mut kept = self.0.lock();
@@ -38,7 +38,8 @@ impl LogLines {
     }
 }
 
-/// Returns a line without escape sequences (`ESC [ ... letter`) and control characters.
+/// Returns a line without escape sequences (`ESC [ ... letter`) and control characters, cut to
+/// [`COLUMNS_MAX`] characters.
 fn plain(line: &str) -> String {
     let mut text = String::new();
     let mut chars = line.chars().take(4 * COLUMNS_MAX).peekable();
@@ -46,7 +47,8 @@ fn plain(line: &str) -> String {
         match c {
             '\u{1b}' if chars.peek() == Some(&'[') => {
                 chars.next();
-                // The sequence ends at its first character from `@` to `~`, such as a letter.
+                // The escape sequence ends at its first character from `@` to `~`, such as a
+                // letter.
                 while chars.next().is_some_and(|c| !('@'..='~').contains(&c)) {}
             }
             '\t' => text.push(' '),

@@ -1,5 +1,5 @@
-//! Saves a picture of the current moment in the run's folder: as SVG for readers, and as JSON from
-//! which the picture can be drawn again.
+//! Saves a picture of the view at the current moment in the run's folder: as SVG for readers, and
+//! as JSON from which the picture can be drawn again.
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -4,44 +4,44 @@ use imt_sim::summary::Verdict;
 use imt_sim::telemetry::RunState;
 use serde::{Deserialize, Serialize};
 
-/// Number of seconds of a run that the view reads: one for each column of the widest screen.
+/// Number of seconds of a run that the view reads, enough for one column each on a wide screen.
 pub const SECONDS_SHOWN: usize = 300;
-/// Number of events and of log lines that the view reads: one for each row of the tallest screen.
+/// Number of events and of log lines that the view reads, enough for one row each on a tall screen.
 pub const LINES_SHOWN: usize = 100;
 
-/// Content of the panel at the bottom of a small screen. Larger screens show events and log in two
-/// panels.
+/// Content of the bottom panel of a small screen, which the key `l` changes. Larger screens show
+/// events and log in two panels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pane {
-    /// Events of the run.
+    /// The panel shows the events of the run.
     #[default]
     Events,
-    /// Newest lines of the log.
+    /// The panel shows the newest lines of the log.
     Log,
 }
 
 /// A window on top of the view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Overlay {
-    /// No window.
+    /// No window is shown.
     #[default]
     None,
-    /// A window with the keys and the symbols.
+    /// The help window, with the keys and the symbols.
     Help,
 }
 
-/// State of a requested end of the run.
+/// State of the user's request to end the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Ending {
-    /// No end of the run was requested.
+    /// The end of the run was not requested.
     #[default]
     NotAsked,
-    /// The end was requested. No new request is sent, but requests in flight and the audit are
-    /// completed.
+    /// The end of the run was requested. No new request is sent, but requests in flight and the
+    /// audit are completed.
     Asked,
 }
 
-/// Result of a run that has been audited.
+/// Result of a run after its audit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
     /// Verdict of the audit and of the thresholds together.
@@ -52,14 +52,14 @@ pub struct Outcome {
     pub thresholds_missed: usize,
 }
 
-/// One moment of a run, with the settings of the view.
+/// The state of a run at one moment, with the settings of the view.
 #[derive(Debug, Clone, Default)]
 pub struct State {
-    /// The run, with its newest seconds and events.
+    /// State of the run, with its newest seconds and events.
     pub run: RunState,
     /// Newest lines of the log, from the oldest to the newest.
     pub log: Vec<String>,
-    /// Content of the panel at the bottom of a small screen.
+    /// Content of the bottom panel of a small screen.
     pub pane: Pane,
     /// Window on top of the view.
     pub overlay: Overlay,
@@ -69,11 +69,11 @@ pub struct State {
     pub outcome: Option<Outcome>,
     /// Address of the web console, if there is one.
     pub console: Option<String>,
-    /// A message that is shown for a few seconds in place of the console's address.
+    /// A message that is shown for a few seconds in place of the web console's address.
     pub notice: Option<String>,
 }
 
-/// A moment of a run as JSON, from which a picture for documents can be drawn.
+/// The state of a run at one moment as JSON, from which a picture for documents can be drawn.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Recording {
     /// State of the run at this moment.

@@ -1,8 +1,8 @@
 //! Renders a picture of the view as SVG, for documents.
 //!
-//! Each word becomes a `text` element with a forced length. So the columns stay aligned in any
-//! monospace font. Block and frame characters are drawn as shapes, because fonts leave gaps between
-//! them.
+//! Each word becomes a `text` element with a fixed length (`textLength`), so that the columns stay
+//! aligned in any monospace font. Block and frame characters are drawn as shapes, because fonts
+//! leave gaps between them.
 
 use std::fmt::Write as _;
 
@@ -43,7 +43,8 @@ impl Paper {
     }
 }
 
-/// Returns the colour of one of the 256 indexed colours, as xterm defines it.
+/// Returns the red, green and blue values of one of the 256 indexed colours, as xterm
+/// defines them.
 pub fn rgb_of_index(index: u8) -> [u8; 3] {
     const BASIC: [[u8; 3]; 16] = [
         [0, 0, 0],
@@ -191,7 +192,8 @@ struct Run {
     width: f64,
 }
 
-/// The filled part of a cell for a block character, as shares of the cell's height.
+/// The filled part of a cell for a block character. `top` and `height` are shares of the cell's
+/// height.
 struct Block {
     top: f64,
     height: f64,
@@ -227,19 +229,20 @@ impl Block {
     }
 }
 
-/// Returns `true` for characters that are drawn as shapes.
+/// Returns `true` for a character that is drawn as a shape and not as text.
 fn is_shape(symbol: &str) -> bool {
     Block::of(symbol).is_some() || Stroke::of(symbol).is_some()
 }
 
-/// A line through a cell that replaces a frame character.
+/// A line in a cell that replaces a frame character.
 #[derive(Clone, Copy)]
 enum Stroke {
     /// A line from the left to the right, of this thickness.
     Across(f64),
     /// A line from the top to the bottom.
     Down,
-    /// A rounded corner that joins the right or left side of the cell with its lower or upper side.
+    /// A rounded corner. It joins the right side of the cell (the left side unless `is_right`) with
+    /// its lower side (the upper side unless `is_below`).
     Corner { is_right: bool, is_below: bool },
 }
 
@@ -264,8 +267,8 @@ impl Stroke {
         let (x, y) = (left + width / 2.0, top + height / 2.0);
         let (path, thickness) = match self {
             Self::Across(thickness) => (format!("M{left:.1} {y:.1}H{:.1}", left + run.width), thickness),
-            // Adjacent cells of the same style form one run, so a vertical line is drawn for each
-            // column.
+            // Adjacent `│` cells of the same style form one run, so a vertical line is drawn for
+            // each column of the run.
             Self::Down => {
                 let columns = (run.width / width).round() as u32;
                 let lines = (0..columns).map(|column| {
@@ -312,8 +315,8 @@ fn rectangle(svg: &mut String, run: &Run, [top, share]: [f64; 2], fill: &str, op
     );
 }
 
-/// Appends the words of a run. Each word has a position of its own, because viewers collapse
-/// blanks.
+/// Appends the words of a run. Each word has a position of its own, because SVG viewers collapse
+/// several blanks into one.
 fn render_text(svg: &mut String, run: &Run, text: &str, look: &Look) {
     let mut attributes = String::new();
     if look.is_bold {

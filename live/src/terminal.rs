@@ -1,8 +1,9 @@
 //! Switches the terminal to the view and restores it.
 //!
 //! Invariants:
-//! - [`restore`] restores the terminal once, at the first of several calls. These come from the end
-//!   of the view, an error, a panic in any thread, or the exit on a second signal.
+//! - [`restore`] restores the terminal at its first call, and further calls have no effect. It is
+//!   called at the end of the view, on an error, on a panic in any thread, and on the exit by a
+//!   second signal.
 //! - Nothing is drawn after [`restore`], because the view checks [`is_taken`] before it draws.
 
 use std::io::{self, Stdout};
@@ -25,13 +26,14 @@ static PANIC_HOOK: Once = Once::new();
 ///
 /// # Errors
 ///
-/// Returns an error if the terminal refuses a mode. The terminal is then restored.
+/// Returns an error if the terminal refuses one of the two modes. In that case the terminal is
+/// restored.
 pub fn take() -> io::Result<Terminal<CrosstermBackend<Stdout>>> {
     PANIC_HOOK.call_once(|| {
         let usual = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |panic| {
-            // Restored first, because the message of the panic would be lost with the alternate
-            // screen.
+            // The terminal is restored before the message of the panic is printed. Otherwise the
+            // message would disappear with the alternate screen.
             restore();
             usual(panic);
         }));
@@ -51,7 +53,7 @@ pub fn is_taken() -> bool {
     IS_TAKEN.load(Ordering::SeqCst)
 }
 
-/// Restores the terminal. Does nothing if no view is open.
+/// Restores the terminal. Does nothing if the terminal is not switched to the view.
 pub fn restore() {
     if IS_TAKEN.swap(false, Ordering::SeqCst) {
         // Errors are ignored, because the terminal may have been closed.

@@ -2,10 +2,10 @@
 //!
 //! Invariants:
 //! - Usual text has the terminal's default colours, so that light and dark terminals both work.
-//! - The other colours have a contrast of at least 3 to both white and black, and hues that people
-//!   with any common colour blindness can tell apart (after Okabe and Ito).
-//! - No fact is shown by colour alone. Each also has a word or a symbol, so nothing is lost with
-//!   `NO_COLOR`.
+//! - The indexed colours have a contrast ratio of at least 3 to both white and black, and hues that
+//!   people with any common colour blindness can tell apart (after Okabe and Ito).
+//! - No fact is shown by colour alone. Each fact also has a word or a symbol, so nothing is lost
+//!   without colours (`NO_COLOR`).
 
 use ratatui::style::{Color, Modifier, Style};
 
@@ -21,14 +21,15 @@ pub enum Palette {
     Monochrome,
 }
 
-/// Values of the environment variables that decide the palette. `None` if a variable is not set.
+/// Values of the environment variables that decide the palette. A variable that is empty or not set
+/// is `None`.
 #[derive(Debug, Clone, Default)]
 pub struct TerminalEnv {
-    /// Value of `NO_COLOR`.
+    /// Value of `NO_COLOR`. Any value removes all colours.
     pub no_color: Option<String>,
-    /// Value of `COLORTERM`.
+    /// Value of `COLORTERM`, such as `truecolor`.
     pub colorterm: Option<String>,
-    /// Value of `TERM`.
+    /// Value of `TERM`, the type of the terminal.
     pub term: Option<String>,
 }
 
@@ -43,20 +44,20 @@ impl TerminalEnv {
         }
     }
 
-    /// Returns `true` if the terminal can move its cursor, which the view needs.
+    /// Returns `true` if the terminal can position its cursor, which the view needs.
     pub fn can_draw(&self) -> bool {
         self.term.as_deref().is_some_and(|term| term != "dumb")
     }
 }
 
-/// The styles of the view: a method for each kind of text or figure.
+/// The styles of the view, with a method for each kind of text or curve.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Theme {
     palette: Palette,
 }
 
-/// Colours of nodes by their position among the members. Colours of neighbouring positions also
-/// differ in lightness.
+/// Colours of nodes by their index in the list of nodes. Neighbouring colours also differ in
+/// lightness.
 const NODE_INDEXED: [u8; 6] = [31, 166, 29, 133, 136, 67];
 const NODE_BASIC: [Color; 6] = [
     Color::Cyan,
@@ -68,12 +69,12 @@ const NODE_BASIC: [Color; 6] = [
 ];
 
 impl Theme {
-    /// Creates the theme with a palette.
+    /// Creates a theme that uses this palette.
     pub fn new(palette: Palette) -> Self {
         Self { palette }
     }
 
-    /// Creates the theme for a terminal with these variables.
+    /// Creates a theme with the palette that these environment variables allow.
     pub fn of(env: &TerminalEnv) -> Self {
         let has = |variable: &Option<String>, words: &[&str]| {
             let value = variable.as_deref().unwrap_or_default();
@@ -134,7 +135,7 @@ impl Theme {
         }
     }
 
-    /// Returns the style of a node by its position among the members.
+    /// Returns the style of a node by its index in the list of nodes.
     pub fn node(self, place: usize) -> Style {
         match self.palette {
             Palette::Indexed => Style::new().fg(Color::Indexed(NODE_INDEXED[place % NODE_INDEXED.len()])),

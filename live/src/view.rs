@@ -3,7 +3,7 @@
 //! Invariants:
 //! - The run never waits for the view: the thread only reads copies of the run's state.
 //! - The effect of a key or of a new terminal size is drawn at once. All other changes are drawn
-//!   `PICTURES_PER_SECOND` times a second.
+//!   with the next of the `PICTURES_PER_SECOND` frames.
 //! - The terminal is restored before [`View::close`] returns, and on every error.
 
 use std::io;
@@ -23,12 +23,12 @@ use crate::keys::{self, Effect};
 use crate::state::{Ending, LINES_SHOWN, Outcome, SECONDS_SHOWN, State};
 use crate::{LogLines, Theme, draw, picture, terminal};
 
-/// Number of frames drawn per second: smooth for the eye, for about 1 % of a processor.
+/// Number of frames drawn per second. Drawing them takes about 1 % of a processor core.
 const PICTURES_PER_SECOND: u32 = 5;
-/// Longest wait for an input. The view notices the end of the run after at most this time.
+/// Longest wait for an input. After at most this time the view notices that it must end.
 const INPUT_WAIT: Duration = Duration::from_millis(50);
 
-/// Time for which a message is shown: long enough to read a path.
+/// Time for which a message is shown, long enough to read a path.
 const NOTICE: Duration = Duration::from_secs(4);
 
 /// Sources of the shown data, and settings of a view.
@@ -41,11 +41,11 @@ pub struct ViewConfig {
     pub theme: Theme,
     /// Address of the web console, if there is one.
     pub console: Option<String>,
-    /// Called each time the user requests the end of the run.
+    /// Function that is called each time the user requests the end of the run.
     pub on_end: Box<dyn Fn() + Send>,
 }
 
-/// Facts about a run that its telemetry does not contain. Shared by the view and its handles.
+/// Facts about a run that its telemetry does not contain. The view and its handles share them.
 #[derive(Debug, Default)]
 struct News {
     ending: Ending,
@@ -94,7 +94,7 @@ impl View {
     ///
     /// # Errors
     ///
-    /// Returns the error of the terminal by which the view ended earlier, if any.
+    /// Returns an error if the view ended earlier, because of an error of the terminal or a panic.
     pub fn close(mut self) -> io::Result<()> {
         self.end()
     }
@@ -112,7 +112,7 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        // An error of the view must not affect the run that drops it.
+        // An error of the view must not affect the run that drops the view.
         let _ = self.end();
     }
 }
@@ -122,17 +122,17 @@ impl Drop for View {
 pub struct ViewHandle(Arc<Mutex<News>>);
 
 impl ViewHandle {
-    /// Shows that the end of the run was requested.
+    /// Makes the view show that the end of the run was requested.
     pub fn set_ending(&self) {
         self.0.lock().ending = Ending::Asked;
     }
 
-    /// Saves pictures in this folder from now on.
+    /// Sets the folder in which pictures are saved from now on.
     pub fn set_folder(&self, folder: PathBuf) {
         self.0.lock().folder = Some(folder);
     }
 
-    /// Shows the result of the run.
+    /// Makes the view show the result of the run.
     pub fn set_outcome(&self, outcome: Outcome) {
         self.0.lock().outcome = Some(outcome);
     }

@@ -75,7 +75,7 @@ impl Bank {
         Ok(now.unwrap_or(0))
     }
 
-    /// Moves money, and enters that in the journal: both or neither.
+    /// Moves money and records the transfer in the journal, both in one transaction.
     ///
     /// # Errors
     /// [`TransferError::TooLittle`], and errors of the database. Nothing has changed then.

@@ -12,7 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (Some(folder), Some(standby)) = (args.next(), args.next()) else {
         return Err("usage: standby FOLDER STANDBY".into());
     };
-    // Read-only, so that it works beside the process that writes.
+    // The first database is opened read-only, so that this program can run beside its writer.
     let first = Options::new().read_only(true).open(folder)?;
     let applied = follow(&first, Path::new(&standby))?;
     println!("the standby is at commit {applied}");
@@ -31,7 +31,8 @@ pub(crate) fn follow(first: &Db, folder: &Path) -> microdb::Result<Sequence> {
     if !folder.exists() {
         let report = first.backup_to(folder)?;
         let standby = Db::open(folder)?;
-        // The feed continues behind the backup. Its chain begins with the first change read.
+        // The feed continues after the last commit of the backup. The chain is unknown until the
+        // first change is read.
         let position = standby.typed_table::<(), (u64, Option<u64>)>(POSITION)?;
         position.put(&(), &(report.sequence.0, None))?;
     }
@@ -67,7 +68,8 @@ pub(crate) fn follow(first: &Db, folder: &Path) -> microdb::Result<Sequence> {
                         standby.table(name)?.clear()?;
                     }
                 }
-                // Changes of other kinds belong to later versions.
+                // Later versions of the engine may add kinds of changes, which this program
+                // ignores.
                 _ => {}
             }
         }

@@ -1,9 +1,9 @@
 //! Tables of bytes and typed tables, as one trait.
 //!
-//! - [`AnyTable`] is the table argument of batches, transactions and snapshots. [`KeyFor`] and
-//!   [`ValueFor`] are their key and value arguments.
-//! - The argument's type follows from the table's type: bytes for a [`Table`], borrowed keys and
-//!   values for a [`TypedTable`](crate::TypedTable).
+//! - [`AnyTable`] is the trait of the table arguments of batches, transactions and snapshots.
+//!   [`KeyFor`] and [`ValueFor`] are the traits of the key and value arguments.
+//! - The table's type determines the accepted types of keys and values: bytes for a [`Table`],
+//!   borrowed keys and values for a [`TypedTable`](crate::TypedTable).
 //!
 //! Deliberately absent: implementations outside of this crate.
 
@@ -64,7 +64,8 @@ pub trait KeyFor<T: AnyTable> {
     fn key_bytes(&self, table: &T) -> Result<Cow<'_, [u8]>>;
 }
 
-/// A value that can be passed for a table of type `T`, with the rules of [`KeyFor`].
+/// A value that can be passed for a table of type `T`. The accepted types follow the rules of
+/// [`KeyFor`].
 pub trait ValueFor<T: AnyTable> {
     #[doc(hidden)]
     fn value_bytes(&self, table: &T) -> Result<Cow<'_, [u8]>>;

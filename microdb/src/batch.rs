@@ -38,8 +38,8 @@ pub struct Batch {
     tables: Vec<Arc<TableCore>>,
     /// The first error of an added record, returned by `commit`.
     error: Option<Error>,
-    /// Declared last, so that the other fields are dropped before it. The drop of the last handle
-    /// returns all memory of the database to the system.
+    /// Declared last, so that it is dropped after the other fields, which use memory of the
+    /// database. The drop of the last `Handle` returns all of that memory to the system.
     engine: Arc<Handle>,
 }
 
@@ -185,7 +185,8 @@ impl Batch {
         Ok(Sequence(outcome.sequence))
     }
 
-    /// Returns the encoded records, and the tables to which they refer by index.
+    /// Returns the encoded records, and the tables to which they refer by index. Returns the first
+    /// error of an added record instead, if there was one.
     pub(crate) fn into_parts(self) -> Result<(Body, Vec<Arc<TableCore>>)> {
         match self.error {
             Some(error) => Err(error),
@@ -205,7 +206,8 @@ impl Batch {
     }
 
     fn table_index(&mut self, table: &Table) -> Result<u32> {
-        // A change most likely has the table that the batch used last, so the search begins there.
+        // A change most likely belongs to the table that was added last, so the search starts at
+        // the end.
         let known = self
             .tables
             .iter()

@@ -1,11 +1,12 @@
-//! Errors of the engine. Each names the place of the failure and the evidence for it.
+//! Errors of the engine. Each error names the place of the failure and the evidence for it.
 //!
 //! - Damage on disk is always [`Error::Corrupt`]; faults of the operating system are always
 //!   [`Error::Io`]. The remedy for damage is a backup. Faults of the operating system require an
 //!   administrator of the machine.
 //! - The text of an error does not contain the text of its source. Print the chain of `source()`
 //!   for the full cause.
-//! - Nothing on disk has changed after an error, unless the variant says otherwise.
+//! - An operation that returns an error has changed nothing on disk, unless the documentation of
+//!   the error's variant says otherwise.
 
 use std::fmt;
 use std::io;
@@ -47,7 +48,7 @@ pub enum Error {
     Corrupt {
         /// The damaged file.
         path: PathBuf,
-        /// Offset in the file, in bytes.
+        /// Offset of the damage in the file, in bytes.
         offset: u64,
         /// Name of the damaged field of the file format.
         field: &'static str,
@@ -60,7 +61,7 @@ pub enum Error {
     Io {
         /// Attempted action, for example "cannot write".
         action: &'static str,
-        /// File or folder of the action.
+        /// File or folder on which the action failed.
         path: PathBuf,
         /// Error of the operating system.
         source: io::Error,
@@ -75,25 +76,25 @@ pub enum Error {
     Locked {
         /// The file that is locked.
         path: PathBuf,
-        /// Process id of the holder, if known.
+        /// Id of the process that holds the lock, if known.
         holder: Option<u32>,
     },
     /// The path holds no database, and the options do not permit to create one.
     NotADatabase {
-        /// The inspected folder.
+        /// The folder in which no database was found.
         path: PathBuf,
     },
     /// The database has a newer format version than this build supports.
     Version {
-        /// The file with the version.
+        /// The file that contains the format version.
         path: PathBuf,
-        /// Version of the file.
+        /// Format version of the file.
         found: u32,
-        /// Newest version that this build can read.
+        /// Newest format version that this build can read.
         supported: u32,
     },
-    /// Other commits changed keys that the transaction had read, in every permitted run. Inside the
-    /// body of a transaction, the error means that the current run has read outdated data. The body
+    /// In every permitted run of a transaction's body, other commits changed keys that the run had
+    /// read. Inside the body, the error means that the current run has read outdated data. The body
     /// runs again unless this run was the last one permitted.
     Conflict {
         /// Number of runs of the body.
@@ -113,7 +114,7 @@ pub enum Error {
     Decode {
         /// Name of the table.
         table: String,
-        /// The key, as stored.
+        /// The key of the record, in its stored encoding.
         key: Vec<u8>,
         /// Message of the decoder.
         reason: String,
@@ -129,7 +130,7 @@ pub enum Error {
     Invalid {
         /// Name of the option or argument.
         what: &'static str,
-        /// Reason of the refusal.
+        /// Reason why the option or argument was refused.
         reason: String,
     },
     /// There is no table with this name.
@@ -162,7 +163,8 @@ pub enum Error {
     /// The body of a transaction wrote directly to its database, or began another transaction on
     /// that database.
     InTransaction,
-    /// The requested sequence of a change feed is higher than that of the last commit.
+    /// A change feed was requested from a sequence that is higher than the sequence of the last
+    /// commit.
     FeedAhead {
         /// The requested sequence.
         asked: Sequence,
@@ -227,7 +229,7 @@ impl Error {
         matches!(self, Self::Corrupt { .. })
     }
 
-    /// Returns `true` if the disk was full.
+    /// Returns `true` if the disk was full, also if that is the cause of [`Error::Poisoned`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

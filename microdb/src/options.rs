@@ -1,7 +1,7 @@
 //! Options of an open database, each with the reason for its default.
 //!
 //! - An option has effect only while the database is open. No option is stored in the database.
-//! - `check` refuses combinations that cannot work before anything is opened.
+//! - Before anything is opened, `check` refuses values that cannot work.
 //!
 //! Deliberately absent: tuning of the hash directory, which adapts to the number of keys.
 
@@ -28,17 +28,17 @@ use crate::storage::{OsStorage, Storage, StorageFile, map_or_read};
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Durability {
-    /// Acknowledged once the commit survives power loss. Concurrent commits share one sync of the
-    /// disk.
+    /// A commit is acknowledged once it survives power loss. Concurrent commits share one sync of
+    /// the disk.
     #[default]
     Sync,
-    /// Acknowledged once the commit is visible to readers. A crash of the process or the machine
-    /// loses at most the latest commits: the surviving commits are always a prefix of all commits.
-    /// [`crate::Db::sync`] makes all of them durable.
+    /// A commit is acknowledged once it is visible to readers. A crash of the process or the
+    /// machine loses at most the latest commits: the surviving commits are always a prefix of all
+    /// commits. [`crate::Db::sync`] makes all earlier commits durable.
     ///
     /// If a process ends without closing or dropping its handles, commits can be lost as in a
     /// crash. Rust never drops a `static`, and `std::process::exit` drops nothing. Call
-    /// [`crate::Db::close`] or [`crate::Db::sync`] first.
+    /// [`crate::Db::close`] or [`crate::Db::sync`] before the process ends.
     Buffered,
 }
 
@@ -78,24 +78,28 @@ impl Default for Options {
             durability: Durability::Sync,
             create: true,
             read_only: false,
-            // Small, so that thousands of small databases in one process take little memory and
-            // disk space.
+            // The first segment is small, so that thousands of small databases in one process take
+            // little memory and disk space.
             segment_bytes_first: 256 * 1024,
             // This size bounds the memory of the active segment, and is the unit in which space is
-            // freed. A log of more than 16,384 segments, or 256 GiB, gets larger segments.
+            // freed. Once a log has more than 16,384 segments (256 GiB), its new segments are
+            // larger.
             segment_bytes_max: 16 << 20,
-            // One write call carries a few thousand records, so that its fixed cost is negligible.
+            // A write call of this size carries a few thousand small records, so the fixed cost of
+            // the call is negligible.
             buffer_bytes: 256 * 1024,
             // Replaying 32 MiB of log takes tens of milliseconds.
             checkpoint_log_bytes: 32 << 20,
             background: true,
-            // With fewer dead bytes, compaction would copy more than twice as many bytes as it
-            // frees. With one third of dead bytes, the log has at most 1.5 times the live bytes.
+            // At a lower percentage, compaction would copy more than two live bytes for each dead
+            // byte that it frees. With one third of dead bytes, the log has 1.5 times the size of
+            // its live bytes.
             compaction_dead_percent: 33,
             compaction_bytes_per_second: None,
-            // After some conflicts, a run gets an exclusive turn with a time limit, which each
-            // further turn doubles. Long before the 64th run, the limit is at its maximum. A body
-            // that exceeds the maximum is an error of the caller.
+            // After some conflicts, the body of a transaction runs while no other commit is made.
+            // Such a run has a time limit, which doubles with each further run and reaches its
+            // maximum long before the 64th run. A body that exceeds the maximum is a mistake of the
+            // caller.
             transaction_tries: 64,
             memory_bytes: None,
             sigbus_handler: true,
@@ -169,8 +173,8 @@ impl Options {
         self
     }
 
-    /// Size of the first segment, in bytes. Each later segment is twice as large, up to the
-    /// maximum. Default: 256 KiB.
+    /// Size of the first segment, in bytes. Each later segment is twice as large, up to
+    /// [`Options::segment_bytes_max`]. Default: 256 KiB.
     #[must_use]
     pub fn segment_bytes_first(mut self, bytes: u32) -> Self {
         self.segment_bytes_first = bytes;
@@ -179,8 +183,9 @@ impl Options {
 
     /// Maximum size of a segment, in bytes: 4 KiB to 64 MiB. Default: 16 MiB.
     ///
-    /// The active segment is in memory. A frame larger than the maximum gets a segment of its own.
-    /// Segments of a log with more than 16,384 segments may have up to 64 MiB.
+    /// The active segment, to which new frames are appended, is in memory. A frame larger than the
+    /// maximum gets a segment of its own. Segments of a log with more than 16,384 segments may have
+    /// up to 64 MiB.
     #[must_use]
     pub fn segment_bytes_max(mut self, bytes: u32) -> Self {
         self.segment_bytes_max = bytes;
@@ -195,10 +200,10 @@ impl Options {
         self
     }
 
-    /// Growth of the log, in bytes, after which a checkpoint is written. If twice the size of the
-    /// directory is more than this value, that size is used instead. So the option limits the time
-    /// of an open after a crash, which replays the log since the last checkpoint. Commits go on
-    /// while a checkpoint is being written. Default: 32 MiB.
+    /// Growth of the log, in bytes, after which a checkpoint is written. If the value is less than
+    /// twice the size of the directory, twice that size is used instead. The option limits the time
+    /// of an open after a crash, because such an open replays the log since the last checkpoint.
+    /// Commits continue while a checkpoint is being written. Default: 32 MiB.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -218,7 +223,7 @@ impl Options {
 
     /// Runs checkpoints and compaction in the background if `true`, on a thread pool shared by all
     /// databases of the process. If `false`, they run only on request and on close, and commits are
-    /// never delayed to bound the log. Default: `true`.
+    /// never delayed to bound the size of the log. Default: `true`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -240,8 +245,9 @@ impl Options {
     /// Default: 33.
     ///
     /// A higher value makes updates cheaper, since segments have fewer live records when they are
-    /// compacted, but uses more disk. Commits are slowed and finally wait before the log exceeds
-    /// the size at this percentage plus 15 % of the live bytes and two segments.
+    /// compacted, but uses more disk. Commits are first slowed and then wait, so that the log never
+    /// exceeds the size at which compaction starts by more than 15 % of the live bytes plus two
+    /// segments.
     #[must_use]
     pub fn compaction_dead_percent(mut self, percent: u32) -> Self {
         self.compaction_dead_percent = percent;
@@ -262,17 +268,17 @@ impl Options {
     ///
     /// With [`Durability::Sync`], two runs are enough for a body that takes less than a
     /// millisecond: no other commit is made during the second run, so that run meets no conflict.
-    /// With one run, every conflict is reported.
+    /// If the maximum is one run, every conflict is reported to the caller.
     #[must_use]
     pub fn transaction_tries(mut self, tries: u32) -> Self {
         self.transaction_tries = tries;
         self
     }
 
-    /// Size of the log, in bytes, that fits in the cache of the operating system. A larger log is
-    /// read page by page. A smaller log is read with the read-ahead of its device, which fills the
-    /// cache sooner. Default (`None`): half of the memory available to the machine or to the
-    /// control group of the process.
+    /// Maximum size of a log, in bytes, that fits in the cache of the operating system. A larger
+    /// log is read page by page. A smaller log is read with the read-ahead of its device, which
+    /// fills the cache sooner. Default (`None`): half of the memory available to the machine or to
+    /// the control group of the process.
     ///
     /// The option limits nothing. It states how much of the log the cache may keep beside other
     /// programs.
@@ -295,14 +301,14 @@ impl Options {
 
     /// Installs the handler for SIGBUS when a file is mapped, if `true`. Default: `true`.
     ///
-    /// The process has one handler for all its databases. With it, a mapped file that another
-    /// program cuts short, or that the disk cannot read, is reported as [`Error::Corrupt`]. It
-    /// passes all other signals on to the handler that was installed before.
+    /// The process has one handler for all its databases. The handler lets a read of a mapped file
+    /// that another program has cut short, or that the disk cannot read, return [`Error::Corrupt`].
+    /// It passes all other signals on to the handler that was installed before.
     ///
-    /// If `false`, this database installs nothing, and such a read ends the process by SIGBUS
-    /// unless the program handles the signal itself. Choose `false` where another library handles
-    /// the signal, or where the policy of the process forbids handlers. A handler stays installed
-    /// once any other database of the process has installed it.
+    /// If `false`, this database installs nothing, and a read of such a file ends the process by
+    /// SIGBUS unless the program handles the signal itself. Choose `false` where another library
+    /// handles the signal, or where the policy of the process forbids handlers. A handler stays
+    /// installed once any other database of the process has installed it.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -319,9 +325,9 @@ impl Options {
         self
     }
 
-    /// Maps a file for reading, or reads it if the storage has no maps. Segments and checkpoints
-    /// are first mapped by this function, so that the handler for SIGBUS is installed before any
-    /// map is read.
+    /// Maps a file for reading, or reads it if the storage has no maps. The first map of each
+    /// segment and checkpoint is made by this function, so that the handler for SIGBUS is installed
+    /// before any map is read.
     pub(crate) fn map(&self, file: &dyn StorageFile, len: u64) -> io::Result<Arc<Map>> {
         let map = map_or_read(file, len)?;
         if self.sigbus_handler && map.is_mapped() {
@@ -330,7 +336,7 @@ impl Options {
         Ok(map)
     }
 
-    /// Replaces the disk, for example by a test fixture that injects faults. Default:
+    /// Replaces the access to the disk, for example by a test fixture that injects faults. Default:
     /// [`OsStorage`].
     ///
     /// ```

@@ -7,11 +7,13 @@
 //! To add a mistake:
 //! 1. Put `if seeded("name") { .. }` or `&& !seeded("name")` where the mistake is to be made.
 //! 2. Add a line with the name and the test that must fail to the table of `.ci/seeded`. If a test
-//!    of isolation notices the mistake, use the table of `.ci/seeded-isolation`.
-//! 3. Run the script with that table, and give it the name as argument. The script fails if the
+//!    of the isolation of transactions notices the mistake, use the table of
+//!    `.ci/seeded-isolation`.
+//! 3. Run the script that contains the table, with the name as argument. The script fails if the
 //!    test passes in spite of the mistake.
 //!
-//! A name describes the mistake in kebab case. The scripts refuse names that no source file has.
+//! A name describes the mistake in kebab case. The scripts refuse a name that no source file
+//! contains.
 
 /// Returns `false`: this build contains none of the mistakes.
 #[cfg(not(microdb_seeded))]

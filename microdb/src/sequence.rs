@@ -2,14 +2,15 @@
 //!
 //! - Internal code uses plain numbers. The public interface uses this type.
 //!
-//! Deliberately absent: the difference of two numbers, which is a count of commits.
+//! Deliberately absent: the subtraction of two sequences. The result would be a count of commits,
+//! not the number of a commit.
 
 use std::fmt;
 use std::ops::Add;
 
 use serde::{Deserialize, Serialize};
 
-/// The number of a commit: 1 for the first commit of a database, and one more for each next one.
+/// The number of a commit: 1 for the first commit of a database, and 1 more for each later commit.
 ///
 /// ```
 /// use microdb::Sequence;
@@ -38,14 +39,15 @@ impl Sequence {
         self + 1
     }
 
-    /// Returns the number of the commit that is `commits` earlier, or zero.
+    /// Returns the number of the commit that is `commits` commits earlier, or zero if there is no
+    /// such commit.
     #[must_use]
     pub const fn saturating_sub(self, commits: u64) -> Self {
         Self(self.0.saturating_sub(commits))
     }
 }
 
-/// Returns the number of the commit that is `commits` later.
+/// Returns the number of the commit that is `commits` commits later.
 impl Add<u64> for Sequence {
     type Output = Self;
 

@@ -1,6 +1,7 @@
 //! Views of one moment: snapshots, and iterators over their records.
 //!
-//! - A view holds the directory of its moment, and the segments to which that directory points.
+//! - A view holds the directory as it was at that moment, and the segments to which that directory
+//!   points.
 //! - Writers never wait for a view. A writer copies the part of the directory that it changes.
 //! - A segment removed by compaction stays readable until the last view of it is dropped.
 //!
@@ -44,8 +45,8 @@ pub struct Snapshot {
     segments: Arc<SegmentTable>,
     views: Arc<BTreeMap<u32, View>>,
     sequence: u64,
-    /// Declared last. The drop of the last handle frees all memory of the database, so it must
-    /// follow the drop of the other fields.
+    /// Declared last, so that it is dropped after the other fields, which use memory of the
+    /// database. The drop of the last `Handle` frees all of that memory.
     engine: Arc<Handle>,
 }
 
@@ -219,8 +220,8 @@ pub struct Iter {
     table: u32,
     walk: Walk,
     left: u64,
-    /// Declared last. The drop of the last handle frees all memory of the database, so it must
-    /// follow the drop of the other fields.
+    /// Declared last, so that it is dropped after the other fields, which use memory of the
+    /// database. The drop of the last `Handle` frees all of that memory.
     engine: Arc<Handle>,
 }
 
@@ -332,8 +333,8 @@ impl Iterator for Iter {
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        // The number of items has no upper bound, because damage of the directory adds an error to
-        // the items.
+        // The number of items has no upper bound, because each damage of the directory adds an
+        // error to the items.
         (0, None)
     }
 }
@@ -365,12 +366,14 @@ impl Snapshot {
     pub(crate) fn of(engine: &Arc<Handle>) -> Self {
         // While `core` is locked, no commit changes a directory, the catalog or the segments.
         let mut core = lock(&engine.core);
-        // Pinned after the lock is taken, because a pinned thread must not wait for a lock.
+        // The thread is pinned after it has the lock, because a pinned thread must not wait for a
+        // lock.
         let guard = pin();
         let catalog = ignore_poison(engine.catalog.read());
         let mut tables: Vec<_> = catalog.by_id.values().cloned().collect();
         drop(catalog);
-        // The order of ids is fixed, because the model checker must repeat each step exactly.
+        // The tables are visited in a fixed order, because the model checker must be able to repeat
+        // each step exactly.
         tables.sort_unstable_by_key(|table| table.id);
         let mut views = BTreeMap::new();
         for table in tables {

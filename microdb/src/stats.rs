@@ -3,7 +3,8 @@
 //! - Counters begin at zero with each open. Sizes are the current ones.
 //! - Taking statistics reads no record.
 //!
-//! Deliberately absent: resetting counters, and rates. A caller subtracts two [`Stats`].
+//! Deliberately absent: resetting counters, and rates. A caller computes rates from the difference
+//! between two [`Stats`].
 
 use std::fmt;
 
@@ -105,13 +106,13 @@ pub struct Stats {
 pub struct SegmentStats {
     /// Id of the segment.
     pub id: u64,
-    /// Bytes of the header and the frames.
+    /// Bytes of the segment's header and frames.
     pub bytes: u64,
     /// Bytes of live records.
     pub live_bytes: u64,
     /// Bytes of tombstones.
     pub tombstone_bytes: u64,
-    /// `true` if nothing is appended to the segment any more.
+    /// `true` if the segment is complete, so that no more frames are appended to it.
     pub sealed: bool,
 }
 

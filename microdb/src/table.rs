@@ -40,8 +40,8 @@ use crate::value::Value;
 #[derive(Clone)]
 pub struct Table {
     pub(crate) core: Arc<TableCore>,
-    /// Declared last. The drop of the last handle frees all memory of the database, so it must
-    /// follow the drop of `core`.
+    /// Declared last, so that it is dropped after `core`, which uses memory of the database. The
+    /// drop of the last `Handle` frees all of that memory.
     pub(crate) engine: Arc<Handle>,
 }
 
@@ -51,7 +51,8 @@ thread_local! {
     static SPARE_BODY: Cell<Option<Body>> = const { Cell::new(None) };
 }
 
-/// Maximum size in bytes of a buffer that the thread keeps. A larger buffer is freed.
+/// Maximum size in bytes of a buffer that the thread keeps for its next put. A larger buffer is
+/// freed.
 const SPARE_BYTES_MAX: usize = 64 * 1024;
 
 impl Table {
@@ -134,8 +135,8 @@ impl Table {
 
     /// Returns `true` if the table has a value for `key`.
     ///
-    /// Reads the whole record, because one checksum covers key and value. So the call takes as long
-    /// as [`Table::get`] for a large value.
+    /// Reads the whole record, because one checksum covers key and value. So for a large value, the
+    /// call takes as long as [`Table::get`].
     ///
     /// # Errors
     /// The errors of [`Table::get`].
@@ -218,8 +219,8 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// The errors of [`Table::put`], and [`Error::Corrupt`] if a damaged record may be that of
-    /// `key`.
+    /// The errors of [`Table::put`], and [`Error::Corrupt`] if a damaged record may be the record
+    /// of `key`.
     pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<bool> {
         self.delete_with(key, self.engine.options.durability)
     }
@@ -230,14 +231,15 @@ impl Table {
     /// The errors of [`Table::delete`].
     pub fn delete_with(&self, key: impl AsRef<[u8]>, durability: Durability) -> Result<bool> {
         self.engine.check_writable()?;
-        // A tombstone for an absent key would only take space, so an absent key is not deleted.
+        // A tombstone for an absent key would only take space, so none is written.
         while self.contains_key(key.as_ref())? {
             let outcome =
                 self.commit_one(RecordKind::Delete, key.as_ref(), &[], durability, Checks::none())?;
             if outcome.replaced > 0 {
                 return Ok(true);
             }
-            // Another commit deleted the key after the check, so the check is repeated.
+            // Another commit deleted the key between the check and this commit, so the check is
+            // repeated.
         }
         Ok(false)
     }
@@ -306,7 +308,8 @@ impl Table {
             match committed {
                 Ok(_) => return Ok(true),
                 // Another commit changed the key after the comparison, so the comparison is
-                // repeated. That commit made progress.
+                // repeated. The repetition cannot block all threads, because the other commit
+                // succeeded.
                 Err(Error::Conflict { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -397,10 +400,10 @@ impl Table {
         self.len() == 0
     }
 
-    /// Removes all records in constant time. Always durable on return, even with
-    /// [`Durability::Buffered`].
+    /// Removes all records in constant time. The removal is always durable on return, even if the
+    /// options of the database say [`Durability::Buffered`].
     ///
-    /// Conflicts with every transaction or swap that has read a key of the table.
+    /// Conflicts with every transaction or compare-and-swap that has read a key of the table.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -428,8 +431,8 @@ impl Table {
         durability: Durability,
         checks: Checks,
     ) -> Result<Outcome> {
-        // The thread-local buffer of a thread that is ending may be gone, while destructors of its
-        // other thread-local values may still write.
+        // If the thread is ending, its thread-local buffer may be gone already, while destructors
+        // of its other thread-local values may still call this function.
         let mut body = SPARE_BODY.try_with(Cell::take).ok().flatten().unwrap_or_default();
         body.clear();
         let hash = self.engine.hash(key);

@@ -15,8 +15,9 @@ use std::sync::Arc;
 use crate::engine::segments::Segment;
 use crate::raw::sigbus::any_cut;
 
-/// Values up to this size are copied, which is cheaper than counting references to a segment shared
-/// by all readers. A [`Value`] then fills two cache lines, including its length.
+/// Values of up to this many bytes are copied. A copy is cheaper than changing the reference count
+/// of a segment, which all readers share. A [`Value`] then fills two cache lines, including its
+/// length.
 const INLINE_BYTES_MAX: usize = 112;
 
 /// A key or value read from a database; dereferences to `[u8]`.
@@ -27,8 +28,8 @@ const INLINE_BYTES_MAX: usize = 112;
 ///
 /// A larger value shares the memory of its segment, usually a mapped file. The segment stays in
 /// memory as long as the value exists. Use `to_vec` to keep bytes for a long time. If another
-/// program truncates the file in that time, truncated bytes read as zeros until a read has noticed
-/// the truncation; dereferencing panics from then on.
+/// program truncates the file while the value exists, truncated bytes read as zeros until a read
+/// has noticed the truncation; dereferencing panics from then on.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -49,8 +50,8 @@ const INLINE_BYTES_MAX: usize = 112;
 #[derive(Clone)]
 pub struct Value(Repr);
 
-/// The bytes of a copied value, aligned like the 16-byte stores that fill them. A load that spans
-/// several earlier stores would have to wait for all of them.
+/// The bytes of a copied value, aligned like the 16-byte stores that fill them. Without the
+/// alignment, a load could span several of these stores, and would have to wait for all of them.
 #[derive(Clone, Copy)]
 #[repr(align(16))]
 struct Inline([u8; INLINE_BYTES_MAX]);
@@ -72,12 +73,12 @@ enum Repr {
 }
 
 impl Value {
-    /// Returns a value of the first `len` of `bytes`, which start at `offset` of `segment`. `bytes`
-    /// may extend beyond the value.
+    /// Returns a value of the first `len` bytes of `bytes`. The slice `bytes` starts at `offset` of
+    /// `segment` and may extend beyond the value.
     #[inline(always)]
     pub(crate) fn new(bytes: &[u8], len: usize, segment: &Arc<Segment>, offset: u32) -> Self {
-        // A copy of constant length takes a few instructions. Bytes behind the first `len` are
-        // never read.
+        // All `INLINE_BYTES_MAX` bytes are copied, because a copy of constant length takes a few
+        // instructions. Bytes behind the first `len` are never read.
         match bytes.first_chunk::<INLINE_BYTES_MAX>() {
             Some(bytes) if len <= INLINE_BYTES_MAX => Self(Repr::Inline {
                 len: len as u8,

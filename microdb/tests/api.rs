@@ -429,8 +429,8 @@ fn an_extended_feed_misses_nothing_while_the_log_is_compacted() {
         if round % 3 == 0 {
             db.compact().unwrap();
         }
-        // In even rounds nothing is read, so the feed keeps the bytes of all changes for later
-        // rounds. In odd rounds at most 100 changes are read.
+        // In even rounds nothing is read, so the feed keeps the segments of all unread changes for
+        // later rounds. In odd rounds at most 100 changes are read.
         let most = if round % 2 == 0 { 0 } else { 100 };
         for change in feed.by_ref().take(most) {
             seen = seen.next();

@@ -7,11 +7,11 @@
 //! - So this test covers changed names (SUPER, checkpoints, tables), growing segments and
 //!   compaction on these file systems.
 //! - After a cut, the database must have a state between the last commit acknowledged as durable
-//!   and the last commit attempted. The tests with a disk in memory check the same.
-//!
-//! `qemu-storage-daemon` serves the disk and logs its writes (`blklogwrites`). The test also needs
-//! root, FUSE, loop devices, `mkfs.ext4` and `mkfs.xfs`; without them it says so and passes.
-//! `MICRODB_BLOCK_CUTS=2000` sets the number of disks, `MICRODB_BLOCK_SEED` selects other work.
+//!   and the last commit attempted. The tests with a disk in memory check the same condition.
+//! `qemu-storage-daemon` serves the disk and logs its writes (`blklogwrites`). The tests also need
+//! root, FUSE, loop devices, `mkfs.ext4` and `mkfs.xfs`. They are ignored by default, and fail
+//! without these. `MICRODB_BLOCK_CUTS=2000` sets the number of disks, `MICRODB_BLOCK_SEED` selects
+//! other work.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::collections::BTreeMap;
@@ -31,8 +31,8 @@ const CUTS: u64 = 25;
 const STEPS: u64 = 400;
 /// Smallest unit of a write on the disk, and unit of the block log, in bytes.
 const SECTOR: u64 = 512;
-/// Flags of a log entry: all earlier writes are durable; this write is durable; the blocks are
-/// discarded.
+/// Flags of an entry of the block log. `FLUSH`: all earlier writes are durable. `FORCED`: this
+/// write is durable. `DISCARD`: the blocks are discarded.
 const FLUSH: u64 = 1;
 const FORCED: u64 = 2;
 const DISCARD: u64 = 4;
@@ -72,8 +72,8 @@ fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
 }
 
-/// A disk image that is served as a file with logged writes, and a loop device on that file. Both
-/// end when this value is dropped.
+/// A disk image that is served as a file with logged writes, and a loop device on that file. A drop
+/// of this value detaches the device and ends the daemon that serves the file.
 struct Logged {
     daemon: Child,
     file: PathBuf,
@@ -116,7 +116,7 @@ impl Logged {
         Ok(logged)
     }
 
-    /// Detaches the loop device and ends the daemon, so that the log is complete.
+    /// Detaches the loop device and ends the daemon, so that the block log is complete.
     fn end(mut self) {
         command("losetup", &["--detach", &self.device]).unwrap();
         self.device.clear();
@@ -139,18 +139,19 @@ impl Drop for Logged {
     }
 }
 
-/// A write in the log.
+/// An entry of the block log: one write to the disk.
 struct Entry {
     flags: u64,
-    /// Offset of the write on the disk. `from` is its offset in the log, and `bytes` its length.
+    /// Offset of the write on the disk. `from` is the offset of its bytes in the block log, and
+    /// `bytes` their number.
     to: u64,
     from: u64,
     bytes: u64,
-    /// Length of the log in bytes up to the end of this entry.
+    /// Length of the block log in bytes up to the end of this entry.
     end: u64,
 }
 
-/// Returns the entries of the log in the order in which they were written.
+/// Returns the entries of the block log in the order in which they were written.
 fn entries(log: &File) -> Vec<Entry> {
     let numbers = |at: u64| {
         let mut bytes = [0; 32];
@@ -176,7 +177,7 @@ fn entries(log: &File) -> Vec<Entry> {
     (0..count).map(|_| read()).collect()
 }
 
-/// Writes the sectors of an entry for which `keep` returns `true` to a disk.
+/// Writes those sectors of an entry to a disk for which `keep` returns `true`.
 fn write(entry: &Entry, log: &File, disk: &File, keep: impl Fn(u64) -> bool) {
     if entry.flags & DISCARD != 0 {
         return;
@@ -356,7 +357,7 @@ enum Fate {
     Mixed(u64),
 }
 
-/// Applies unflushed writes to a disk, as far as `fate` keeps them.
+/// Applies unflushed writes to a disk, as far as `fate` keeps them. Forced writes are always kept.
 fn cut(pending: &[Entry], tear: u64, log: &File, disk: &File, fate: Fate) {
     let mut dice = Random::new(if let Fate::Mixed(seed) = fate { seed } else { 0 });
     for entry in pending {

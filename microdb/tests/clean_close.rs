@@ -17,7 +17,8 @@ use microdb::{Db, Durability, Options};
 /// bound.
 const REPLAYED_BYTES_MAX: u64 = 256 * 1024;
 
-/// Number of bytes written to the log while the background work is stopped, far above that bound.
+/// Number of bytes written to the log while the background work is stopped, far above
+/// `REPLAYED_BYTES_MAX`.
 const MEANWHILE_BYTES: usize = 1 << 20;
 
 const VALUE_BYTES: usize = 4000;
@@ -33,7 +34,7 @@ enum Work {
     DurableBatch,
 }
 
-/// How the database is closed: with `close`, or by dropping its last handle.
+/// Way in which the database is closed: with `close`, or by dropping its last handle.
 #[derive(Clone, Copy, Debug)]
 enum Ending {
     Close,

@@ -36,8 +36,7 @@ fn options() -> Options {
         .buffer_bytes(8 << 10)
 }
 
-/// Returns `true` if the value with this number is the absence of the key, which is every fifth
-/// value.
+/// Returns `true` if write number `number` of a key deletes the key, as every fifth write does.
 fn is_absent(number: u64) -> bool {
     number.is_multiple_of(5)
 }
@@ -191,7 +190,8 @@ fn money(snapshot: &Snapshot, accounts: &Table) -> u64 {
     (0..ACCOUNTS).map(balance).sum()
 }
 
-/// Moves money and increments the counters, while another thread does the same.
+/// Moves money between accounts and increments the shared counters. Two threads run this function
+/// at once.
 fn transfer(db: &Db, accounts: &Table, thread: u64) {
     for step in 0..writes() / 10 {
         let (from, to) = (

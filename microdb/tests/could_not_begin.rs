@@ -13,7 +13,7 @@ use microdb::storage::{Mapping, OpenMode, OsStorage, Storage, StorageFile, Stora
 use microdb::{Db, Durability, Error, Options};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Path of the test that runs as the second process.
+/// Module path of the test function that is the entry point of a second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
 const ENOMEM: i32 = 12;
@@ -196,7 +196,7 @@ fn segments_that_cannot_be_mapped_refuse_new_ones_before_they_fill_the_memory() 
     db.close().unwrap();
 }
 
-/// Runs as a second process for another test: it reaches its limit of file descriptors.
+/// Entry point of the second process, which puts records while it has few free file descriptors.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {

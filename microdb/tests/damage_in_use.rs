@@ -13,7 +13,7 @@ use crate::support::folder::copy_folder;
 use crate::support::other::{self, Other, say};
 use microdb::{Db, Durability, Error, Options};
 
-/// Path of the test that runs as the second process.
+/// Module path of the test function that is the entry point of a second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 /// Number of the signal that a process gets for a read after the end of a mapped file.
 const SIGBUS: i32 = 7;
@@ -183,8 +183,8 @@ fn a_segment_truncated_while_mapped_is_damage_and_not_a_crash() {
     }
 }
 
-/// Runs as a second process for another test: it cuts a mapped file short and reads after its new
-/// end.
+/// Entry point of the second process, which truncates a mapped file and reads after the new end of
+/// the file.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {
@@ -289,13 +289,14 @@ fn a_batch_that_meets_a_damaged_directory_is_refused_before_any_record_is_visibl
     let origin = folder.path().join("origin");
     let db = options().open(&origin).unwrap();
     let table = db.table("t").unwrap();
-    // So many keys need several chunks.
+    // 20,000 keys need several chunks in the checkpoint.
     for number in 0..20_000 {
         table.put(key(number), "old").unwrap();
     }
     db.checkpoint().unwrap();
     db.close().unwrap();
-    // Copies have equal chunks. So reads of one copy show which keys are in the first chunk.
+    // All copies of the database have equal chunks. So reads of one damaged copy show which keys
+    // are in the first chunk.
     let sample = folder.path().join("sample");
     copy_folder(&origin, &sample);
     damage_first_chunk(&sample);
@@ -330,7 +331,7 @@ fn a_batch_that_meets_a_damaged_directory_is_refused_before_any_record_is_visibl
             whole.iter().take(wholes).all(|number| value(number) == b"old")
         };
         assert!(all_old(&table), "{case}");
-        // Commits of keys in whole chunks continue.
+        // Commits of keys in undamaged chunks continue.
         table.put(key(whole[1_000]), "new").unwrap();
         drop((table, db));
         let table = options().open(&path).unwrap().table("t").unwrap();

@@ -337,7 +337,7 @@ impl Trial {
     fn end(mut self, tally: &mut Tally) -> Result<(), String> {
         self.run.disk.end_fault();
         if let Err(failure) = self.run.close() {
-            // If no operation has met the fault yet, the close may meet it.
+            // If the fault has hit no operation yet, it may hit the close.
             check_told(&self.run.disk, self.fault, &failure)?;
             self.run
                 .reopen()

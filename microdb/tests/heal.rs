@@ -105,7 +105,7 @@ fn complete_segments_are_sealed_and_verified_by_their_seals() {
     );
     db.checkpoint().unwrap();
     assert_eq!(db.verify().unwrap().unsealed_segments, 0, "and is made anew");
-    // Only the seal covers this byte, because it is not part of a frame.
+    // Byte 80 is in the segment header and in no frame. Healing finds this damage by the seal.
     drop(db);
     change(&path.join("log/0000000002.seg"), |bytes| bytes[80] ^= 1);
     let error = options().open(&path).unwrap_err();
@@ -190,8 +190,8 @@ fn damage_missing_in_the_backup_is_reported_and_not_changed() {
 fn a_backup_with_its_own_history_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (path, backup) = shop(folder.path());
-    // The backup is opened and written to. Its new commits go into the segment that was active at
-    // the backup.
+    // The backup is opened and written to. Its new commits go into the segment that was active when
+    // the backup was made.
     let db = options().open(&backup).unwrap();
     for number in 0..400_u32 {
         db.table("t")

@@ -11,7 +11,7 @@ use crate::support::workload::chain;
 use microdb::fuzzing::{fork, wait};
 use microdb::{Db, Durability, Error, Options, Sequence};
 
-/// Path of the test that runs as the second process.
+/// Module path of the test function that is the entry point of a second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
 /// Maximum time to wait for an event, longer than any awaited event takes.
@@ -68,7 +68,8 @@ fn until(mut done: impl FnMut() -> bool) -> bool {
     true
 }
 
-/// Runs as a second process for another test. A process that forks must have few threads.
+/// Entry point of the second process that a test starts. Tests that fork run here, because a child
+/// of a process with many threads could inherit locked mutexes.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {
@@ -145,9 +146,9 @@ fn name_of_the_next_segment_that_is_taken_is_passed_over() {
     put(&db, 0..20).unwrap();
     db.close().unwrap();
     let foreign = std::fs::read(other.join("log/0000000003.seg")).unwrap();
-    // In the first case, the process is killed. Then SUPER does not name the segment after the
-    // foreign files, but a hint has its frontier in that segment. In the second case, the database
-    // has a checkpoint and is closed.
+    // Without `with_state`, the database is left as after a kill of its process. Then SUPER does
+    // not name the segment after the foreign files, but a hint has its frontier in that segment.
+    // With `with_state`, the database has a checkpoint and is closed.
     for with_state in [false, true] {
         let path = folder.path().join(format!("db {with_state}"));
         let db = options().open(&path).unwrap();

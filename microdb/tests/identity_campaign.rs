@@ -1,9 +1,9 @@
-//! A campaign on identity. At each call of the engine to the disk, the path of its database, its
-//! LOCK or the working folder is changed. A second process then opens the folder that the path
-//! leads to.
+//! A campaign on identity. At each call of the engine to the disk, a *strike* changes the path of
+//! its database, its LOCK or the working folder. A second process then opens the folder to which
+//! the path leads.
 //!
-//! A victim process works on a database by a relative path. At its call number N, one of
-//! [`STRIKES`] is performed. Afterwards:
+//! A victim process works on a database by a relative path, in a folder called the sandbox. At its
+//! call number N, one of [`STRIKES`] is performed. Afterwards:
 //!
 //! - if the database still exists, the victim continues without an error, and the database has all
 //!   acknowledged records and is sound;
@@ -26,7 +26,7 @@ use crate::support::struck::{Struck, Trigger};
 use crate::support::workload::chain;
 use microdb::{Db, Error, Options};
 
-/// Path of the test that runs as the second process.
+/// Module path of the test function that is the entry point of a second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
 /// Default number of calls between two tries. The number is coprime to the number of calls of a
@@ -36,9 +36,9 @@ const STRIDE: u64 = 23;
 /// State of the victim's database after a strike.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum After {
-    /// The database has this name in the sandbox.
+    /// The database still exists, and has this name in the sandbox.
     Named(&'static str),
-    /// The database has this name in the sandbox, and its lock was taken away.
+    /// The database still exists, has this name in the sandbox, and its lock was taken away.
     Unlocked(&'static str),
     Removed,
 }
@@ -62,7 +62,7 @@ const STRIKES: [Strike; 9] = [
 /// The victim's handle of its database, so that a forked child can try to use it.
 static HANDLE: Mutex<Option<Db>> = Mutex::new(None);
 
-/// The folder of one try, and the second process.
+/// The folder of one try of the campaign, and the second process.
 struct Sandbox {
     root: PathBuf,
     /// The second process, which opens databases on command.
@@ -70,7 +70,8 @@ struct Sandbox {
     answer: Mutex<Option<Answer>>,
 }
 
-/// The second process' answer, and the files of its database at that time.
+/// The response of the second process after it tried to open a database, and the files of that
+/// database at that time.
 struct Answer {
     said: String,
     place: PathBuf,
@@ -158,7 +159,8 @@ fn bind(sandbox: &Sandbox) {
     sandbox.second_opens(&to);
 }
 
-/// Forks a child as the second process. The child also tries to use the handle of its parent.
+/// Forks a child as the second process. The child tries to use the handle inherited from its
+/// parent, and to open the database.
 fn fork(sandbox: &Sandbox) {
     let is_open = HANDLE.lock().unwrap().is_some();
     let child = microdb::fuzzing::fork(|| {
@@ -175,7 +177,8 @@ fn fork(sandbox: &Sandbox) {
         }
         match options().open(sandbox.path("db")) {
             Err(Error::Locked { .. }) => true,
-            // An open succeeds if the victim did not have the lock at that time.
+            // The child may open the database only if the victim did not have its lock at that
+            // time.
             done => done.is_ok() && !is_open,
         }
     });
@@ -204,8 +207,8 @@ fn options() -> Options {
         .background(false)
 }
 
-/// Runs as a second process for another test: the victim, or the process that opens databases
-/// beside it.
+/// Entry point of the processes that these tests start: the victim, and the process that opens
+/// databases beside it.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {
@@ -220,8 +223,8 @@ fn the_other_process() {
 
 const SECOND_RECORDS: u32 = 12;
 
-/// Reads commands from its input: open a database and hold it, or check that it is sound and close
-/// it.
+/// Runs commands from the standard input: open a database and hold it, or check that the held
+/// database is sound and close it.
 fn second() {
     let mut held = None;
     for line in std::io::stdin().lines().map(Result::unwrap) {
@@ -258,7 +261,8 @@ fn check_second(db: &Db) {
     assert!(db.verify().unwrap().is_sound());
 }
 
-/// Records of the victim, and the errors that it got.
+/// Numbers of the records that the engine acknowledged to the victim, and the errors that it
+/// returned.
 #[derive(Default)]
 struct Promised {
     /// Numbers of the acknowledged records.
@@ -377,8 +381,8 @@ fn victim(strike: &str, folder: &Path) {
     say(&format!("{struck} {held}"));
 }
 
-/// Checks the promises after a strike. Returns 1 if the second process had a different database,
-/// else 0.
+/// Checks the promises of the header after a strike. Returns 1 if the second process had a
+/// different database, else 0.
 fn check(sandbox: &Sandbox, after: After, existed: bool, promised: &Promised, at: u64) -> u32 {
     let answer = sandbox.answer.lock().unwrap().take().unwrap();
     let (said, errors) = (&answer.said, &promised.errors);

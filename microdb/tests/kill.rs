@@ -4,8 +4,9 @@
 //! - The other process is this test binary. An environment variable selects its part. The other
 //!   process prints its promises to a pipe that outlives the process. So acknowledged commits are
 //!   known without the database.
-//! - A kill does not change the page cache. So these tests cover recovery from any intermediate
-//!   state of the process. These tests do not cover syncs (see `power_cut.rs`).
+//! - A kill leaves the page cache intact, so all bytes written before it survive. So these tests
+//!   cover recovery from any intermediate state of the process, and not forgotten syncs (see
+//!   `power_cut.rs`).
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::collections::BTreeMap;
@@ -16,17 +17,17 @@ use crate::support::random::Random;
 use crate::support::witness::{self, WRITERS, number};
 use microdb::{Error, Options};
 
-/// Path of the test that runs as the second process.
+/// Module path of the test function that is the entry point of a second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
 /// Number of kills per test, each after some tens of milliseconds. `MICRODB_KILL_ROUNDS` overrides
 /// it.
 const ROUNDS: u64 = 20;
-/// Number of keys that a round writes in one batch. A reader must see the same round in all of
-/// them.
+/// Number of keys that a round writes in one batch. A reader must find the number of one round in
+/// all of them.
 const ALIKE: u64 = 100;
 
-/// Runs as a second process for another test. An environment variable selects the part.
+/// Entry point of the second process that a test starts. An environment variable selects its work.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {

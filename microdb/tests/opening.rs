@@ -147,8 +147,9 @@ fn a_reader_starts_over_when_the_writer_has_moved_on() {
 #[test]
 fn a_reader_beside_a_busy_writer_gives_up_with_the_last_error() {
     let (disk, before) = gone_on();
-    // The two versions of SUPER alternate, so each attempt sees a change. Neither can be opened:
-    // one names removed segments, and the last segment of the other is removed.
+    // The two versions of SUPER alternate, so each attempt of the reader sees another SUPER and is
+    // repeated. Neither version can be opened: one names removed segments, and the last segment of
+    // the other is removed.
     let supers = [before, bytes(&disk.image(), "SUPER")];
     let segment = disk
         .list(&Path::new(ROOT).join("log"))
@@ -440,8 +441,8 @@ fn a_missing_segment_is_damage_if_later_bytes_were_durable_and_else_the_end() {
     assert_eq!(count, 9, "three segments");
     assert!(!db.recovery().clean);
     drop(db);
-    // That later bytes were durable is known from the hints of SUPER, or only from the header of
-    // the next segment.
+    // Without `lost`, the hints of SUPER show that later bytes were durable. With `lost`, only the
+    // header of a later segment shows this.
     for lost in [false, true] {
         let image = unsettled(|number| number == 20);
         let gone = |disk: &Disk, segment| {
@@ -524,15 +525,15 @@ fn damage_below_a_later_frontier_is_not_a_torn_tail() {
     assert_eq!(db.recovery().dropped_bytes, dropped);
 }
 
-/// Returns the end of the frame with the last surviving record, in its segment. The next frame was
-/// cut off there.
+/// Returns the end of the frame with the eighth record, which is the last surviving one, in its
+/// segment. Recovery has cut off the next frame.
 fn end_of_the_eighth(db: &Db) -> u64 {
     let table = db.table("t").unwrap();
     let at = table.location(7u32.to_be_bytes()).unwrap().unwrap();
     let before = table.location(6u32.to_be_bytes()).unwrap().unwrap();
     assert_eq!((at.segment, before.segment), (3, 3));
     // All these frames have the same length, so the distance of two records is the length of a
-    // frame.
+    // frame. The record begins 48 bytes behind the start of its frame.
     u64::from(at.offset + (at.offset - before.offset)) - 48
 }
 
@@ -638,8 +639,8 @@ fn newer_format_is_named_as_such_and_left_alone() {
     bytes[..8].fill(0);
     std::fs::write(&super_file, &bytes).unwrap();
     assert!(matches!(Db::open(&path), Err(Error::Version { found: 2, .. })));
-    // If only one copy of the state has another version, the version is damaged, and the database
-    // is not of a newer format.
+    // If only one copy of the state has another version, that copy is damaged, and the database is
+    // not of a newer format.
     let other = folder.path().join("other");
     Db::open(&other).unwrap().close().unwrap();
     let super_file = other.join("SUPER");

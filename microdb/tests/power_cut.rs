@@ -6,8 +6,8 @@
 //!   everything acknowledged as durable, nothing that was not attempted, each batch whole, in
 //!   order.
 //! - Then work continues on such a disk, and the database is closed and opened again. In some cases
-//!   this work is also cut in the same way. Or its process is killed, so that its writes are still
-//!   unsynced when the power is cut.
+//!   the power is cut in this work too. In some cases the process is killed before this work, which
+//!   then begins with writes of the killed process that are still unsynced.
 //!
 //! `MICRODB_CUT_WORKLOADS` sets the number of workloads, for a long run. `MICRODB_CUT_SEED` runs a
 //! single workload, for example a failed one. With `MICRODB_CUT_TRACE` it prints the calls before
@@ -30,11 +30,12 @@ const OPS: u64 = 24;
 /// resulting disks.
 const DISKS: usize = 16;
 const DISKS_DEEP: usize = 3;
-/// On one disk in this many, the work after the cut is cut as well.
+/// On one disk in this many, the power is cut again during the work after the first cut.
 const DEEPER_ONE_IN: u64 = 100;
 const KILL_ONE_IN: u64 = 50;
 const DEPTH_MAX: u32 = 3;
-/// Maximum number of workloads on a disk that forgets one kind of sync, until a check must fail.
+/// Maximum number of workloads on a disk that forgets one kind of sync. A check must fail in one of
+/// them.
 const LIE_WORKLOADS: u64 = 10;
 
 #[derive(Default, Debug)]

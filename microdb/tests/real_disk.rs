@@ -20,7 +20,7 @@ use crate::support::random::Random;
 use crate::support::witness::{self, WRITERS};
 use microdb::{Error, Options};
 
-/// Path of the test that runs as the second process.
+/// Module path of the test function that is the entry point of a second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
 /// Default numbers of power cuts: on ext4, and on xfs. All of these cuts together take a few
@@ -194,7 +194,7 @@ fn campaign(kind: &str, cuts: u64) {
     );
 }
 
-/// Returns the promised numbers as a text for the other process.
+/// Returns the numbers of the acknowledged commits as a text for the other process.
 fn told(numbers: &BTreeMap<u64, u64>) -> String {
     let told: Vec<String> = numbers
         .iter()
@@ -219,8 +219,9 @@ fn is_gone(folder: &Path) -> bool {
     gone
 }
 
-/// Runs as a second process for another test. The process gets the promises before the last cut,
-/// checks them, and commits until the file system is shut down.
+/// Entry point of the second process that a test starts. The process gets the numbers of the
+/// commits that were acknowledged before the last cut, checks these commits, and commits until the
+/// file system is shut down.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {

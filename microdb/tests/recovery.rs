@@ -1,6 +1,6 @@
 //! Torn tails and damage, at every byte and every bit of small databases.
 //!
-//! After a reopen, the database must have the records of a time at or after the last durable
+//! After a reopen, the database must have the state after the last durable commit or a later
 //! commit, or report an error that names the damage. The database must never return a wrong value,
 //! and never report a damaged record as absent.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
@@ -161,8 +161,8 @@ fn every_flipped_bit_is_healed_or_named() {
     assert!(tried > 4_000 && named > tried / 2, "{named} of {tried}");
 }
 
-/// Returns `true` for a byte to be damaged: each byte except those deep in a run of zeros. Of
-/// these, one in 1024 is damaged.
+/// Returns `true` for a byte to be damaged: each byte except those deep in a run of zeros. Of these
+/// excepted bytes, one in 1024 is damaged.
 fn interesting(bytes: &[u8], at: usize) -> bool {
     at.is_multiple_of(1024)
         || bytes[at.saturating_sub(8)..bytes.len().min(at + 8)]
@@ -216,14 +216,14 @@ fn files_of_two_histories_of_a_database_are_refused() {
         fs::write(&segment, own).unwrap();
     }
     assert!(mixed > 2, "{mixed}");
-    // SUPER of the other database records other ends of the segments.
+    // SUPER of the other database states the chain of the other history at the durable frontier.
     fs::copy(other.join("SUPER"), one.join("SUPER")).unwrap();
     let error = options().read_only(true).open(&one).unwrap_err();
     assert!(error.is_corrupt(), "{error}");
 }
 
 /// After the durable frontier, neither SUPER nor a later segment proves which frames belong to the
-/// log. Only the frame itself shows that it does not follow the previous frame.
+/// log. Only the chain value in a frame shows that the frame does not follow the previous one.
 #[test]
 fn frames_of_two_histories_are_refused_behind_the_frontier() {
     const KEYS: [&str; 4] = ["one", "two", "three", "four"];

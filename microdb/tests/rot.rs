@@ -109,8 +109,8 @@ fn subject(seed: u64, ending: Ending) -> Subject {
     };
     let mut allowed = run.allowed(cuts.at()).to_vec();
     if ending == Ending::PowerCut {
-        // The cut may have lost the newest record of the durable frontier. Then damage after the
-        // newest surviving record looks like a torn tail, because there are two faults at once. So
+        // The cut may have lost the newest hint or frame that states the durable frontier. Then
+        // damage behind the frontier of the newest surviving statement looks like a torn tail. So
         // all states from that surviving frontier on are permitted. There is no other exception.
         let disk = Disk::unrecorded(image.clone());
         let db = shape.options(&disk).read_only(true).open(ROOT).unwrap();
@@ -131,8 +131,8 @@ fn subject(seed: u64, ending: Ending) -> Subject {
     }
 }
 
-/// Opens a damaged copy of the subject and checks all promises. An error may name only the files in
-/// `damaged`.
+/// Opens a damaged copy of the subject and checks the promises of the header. An error may name
+/// only the files in `damaged`.
 fn judge(subject: &Subject, image: Image, damaged: &[&Path], what: &str, tally: &mut Tally) {
     tally.cases += 1;
     let disk = Disk::unrecorded(image);

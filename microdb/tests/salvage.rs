@@ -166,8 +166,8 @@ fn every_loss_of_one_damage_is_listed() {
     }
 }
 
-/// A record that compaction has copied has no sequence number of its own, so a gap in the numbers
-/// does not reveal its loss. The manifest must still list a truncated segment.
+/// A record that compaction has copied has no sequence number of its own, so no gap in the numbers
+/// reveals its loss. The manifest must still list a truncated segment.
 #[test]
 fn a_segment_truncated_anywhere_is_listed() {
     for seed in 1..=60 {

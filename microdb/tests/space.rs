@@ -18,7 +18,7 @@ use crate::support::usage::{anonymous_bytes, descriptors, disk_bytes, maps};
 use microdb::{Db, Durability, Options, Snapshot, Table, Value};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Path of the test that runs as the second process.
+/// Module path of the test function that is the entry point of a second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
 /// Maximum anonymous memory of a database in bytes, besides its directory.
@@ -30,7 +30,8 @@ const SEGMENT_BYTES: u64 = 16 << 20;
 /// Maximum wait for a condition that must become true.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Runs as a second process for another test. An environment variable selects the workload.
+/// Entry point of the second process that a test starts. An environment variable selects its
+/// workload.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {
@@ -90,7 +91,8 @@ impl Before {
             assert!(open <= open_max, "{open} descriptors, at most {open_max}");
             let log_max = 2 * stats.live_bytes + 4 * SEGMENT_BYTES;
             assert!(stats.log_bytes <= log_max, "at most {log_max}\n{stats}");
-            // Besides the log there are two checkpoints while one is being written, and seals.
+            // Besides the log, the folder has seals, and two checkpoints while one is being
+            // written.
             let disk_max = log_max + 2 * stats.directory_bytes + (4 << 20);
             assert!(
                 disk <= disk_max,
@@ -286,7 +288,8 @@ fn values_of_many_moments_hold_no_memory_of_segments() {
     play("hold values");
 }
 
-/// Workload: writers that make no further call must not keep removed segments.
+/// Workload: four writers overwrite records, and then live on without a further call. The memory of
+/// removed segments must be freed nevertheless.
 fn fall_silent(folder: &Path) {
     let before = Before::new();
     let options = Options::new()
@@ -390,8 +393,8 @@ fn a_log_of_any_number_of_segments_needs_a_constant_number_of_descriptors() {
 /// Number of records in a large batch. Such a batch replaces each chunk of the directory many
 /// times.
 const LARGE_BATCH: u32 = 400_000;
-/// Number of rounds before the memory is compared. During these rounds, segments and the
-/// allocator's memory still grow.
+/// Number of rounds before the memory is measured for comparison. During these rounds, segments and
+/// the allocator's memory still grow.
 const LARGE_ROUNDS_FIRST: u32 = 8;
 const LARGE_ROUNDS: u32 = 24;
 /// Maximum growth of memory in all later rounds together: the active segment, the memory for the
@@ -419,8 +422,8 @@ fn large_batch(folder: &Path) {
             }
             batch.commit().unwrap();
             table.clear().unwrap();
-            // After the sync all segments are written and mapped. The remaining memory is kept for
-            // later use.
+            // After the sync all segments are written and mapped. The process keeps the remaining
+            // memory for later rounds.
             db.sync().unwrap();
             db.wait_idle().unwrap();
             if round < LARGE_ROUNDS_FIRST {
@@ -435,8 +438,9 @@ fn large_batch(folder: &Path) {
     });
     let most = most.load(Ordering::Relaxed) - before.memory;
     println!("most: {} KiB", most >> 10);
-    // Memory of the batch itself: 12 bytes per record, 40 per operation with room to grow, and 8 to
-    // find duplicates. Added are its segment and the directory.
+    // Memory of the batch: 12 bytes per record and 48 per operation, both doubled as room to grow,
+    // and 8 to find duplicates. Added are 12 bytes per record for its segment, and 13 for the
+    // directory.
     let records = u64::from(LARGE_BATCH);
     let own = records * (2 * (12 + 48) + 8) + records * 12;
     assert!(most <= own + records * 13 + MEMORY_BYTES_MAX, "{most}");

@@ -1,4 +1,6 @@
-//! Tests that commits wait only for compaction when the log has reached its maximum size.
+//! Tests of commits that wait at the maximum size of the log: they wait until compaction frees
+//! space or the database is closed, and never for a backup. A segment without live records is
+//! removed unread.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -119,8 +121,8 @@ fn commits_that_wait_for_space_are_refused_when_the_database_is_closed() {
             let db = db.clone();
             scope.spawn(move || db.close())
         };
-        // One writer may be in a call to the disk at the closed gate, on behalf of all writers. So
-        // only the other writers must have ended.
+        // One writer may compact on behalf of all writers, and then waits for the disk at the
+        // closed gate. So only the other writers must have ended.
         let started = Instant::now();
         let left = || writers.iter().filter(|writer| writer.is_finished()).count();
         while left() + 1 < WRITERS as usize {

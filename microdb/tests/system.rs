@@ -2,8 +2,8 @@
 //! file system, a removed folder, an unreadable disk, a clock that jumps.
 //!
 //! The storage in memory (`faults.rs`) can fail at every call. These tests check that real faults
-//! have the same effects. Tests that need root, loop devices or mounts say so and pass without
-//! them.
+//! have the same effects. Tests that need root, loop devices or mounts are ignored by default, and
+//! fail without them.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::support::workload::chain;
 use microdb::{Db, Durability, Error, Options};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Path of the test that runs as the second process.
+/// Module path of the test function that is the entry point of a second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
 /// Error numbers of the system: no free descriptor, unreadable disk, read-only file system.
@@ -119,7 +119,8 @@ impl Drop for DiskFile {
     }
 }
 
-/// Runs as a second process for another test: it works with too few descriptors.
+/// Entry point of the second process, which opens and fills databases with a limited number of file
+/// descriptors.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {
@@ -360,12 +361,13 @@ fn a_disk_that_cannot_be_read_is_an_error_and_not_a_sigbus() {
     assert!(!db.verify().unwrap().is_sound());
     println!("{right} records right, {unreadable} named");
     drop((table, db));
-    // With the early SUPER, nothing proves that the records were durable. The unreadable part must
-    // still be an IO error and not a torn tail, and nothing may be cut off.
+    // With the SUPER from before the first record, nothing proves that the records were durable.
+    // The unreadable part must still be an IO error and not a torn tail, and nothing may be cut
+    // off.
     std::fs::write(place.join("young"), young).unwrap();
     std::fs::rename(place.join("young"), place.join("db/SUPER")).unwrap();
     command("sync", &["--file-system", place.to_str().unwrap()]).unwrap();
-    // Writes since the cut may have extended the image file, so it is cut again.
+    // Writes since the truncation may have extended the image file, so it is truncated again.
     file.set_len(cut as u64).unwrap();
     let segment = place.join("db/log/0000000001.seg");
     let before = std::fs::metadata(&segment).unwrap().len();
@@ -474,7 +476,7 @@ fn only_a_log_larger_than_memory_is_read_page_by_page() {
         assert!(expected && random + normal > 4, "{name}: {random} {normal}");
         assert!(db.verify().unwrap().is_sound());
     }
-    // After most of the log is removed, the rest fits into memory.
+    // After most of the log is removed, the remaining log fits into `limit`.
     let table = db.table("t").unwrap();
     for number in 40..end {
         table.put_with(key(number), "", Durability::Buffered).unwrap();

@@ -226,8 +226,8 @@ fn a_run_with_many_reads_beside_many_commits_sees_one_moment() {
         Ok::<_, Error>(a + b)
     });
     assert_eq!((sums.unwrap(), runs), (10, 1));
-    // If a run that reads from a snapshot also writes, the commit finds that the run is outdated,
-    // and the run is repeated.
+    // A run in a snapshot may also write. If a key that it read has changed since the snapshot, the
+    // checks of its commit fail, and the run is repeated.
     let mut runs = 0;
     db.transaction(|tx| {
         runs += 1;
@@ -306,7 +306,7 @@ fn an_error_of_the_body_is_returned_unchanged_and_one_of_the_engine_is_converted
     assert_eq!(take(2), Ok(1));
     assert_eq!(take(2), Err(Refused::TooFew { left: 1 }));
     assert_eq!(number(&table.get("k").unwrap().unwrap()), 1);
-    // The body returns an error, and the key that it has read changes before its end.
+    // The body returns an error, and the key that it has read changes before the body ends.
     let folder = tempfile::tempdir().unwrap();
     let db = Options::new().transaction_tries(2).open(folder.path()).unwrap();
     let table = db.table("t").unwrap();
@@ -319,8 +319,8 @@ fn an_error_of_the_body_is_returned_unchanged_and_one_of_the_engine_is_converted
         }
         Err(Refused::TooFew { left: runs })
     });
-    // An error of the body is valid for the time of its reads. So it is returned without a
-    // repetition, and no conflict is reported.
+    // All reads of the body are of one moment, so its error was right at that moment. The engine
+    // returns the error, neither repeats the run nor reports a conflict.
     assert_eq!((result, runs), (Err(Refused::TooFew { left: 1 }), 1));
     let value = vec![0; VALUE_BYTES_MAX + 1];
     let result: Result<(), Refused> = db.transaction(|tx| Ok(tx.put(&table, "k", &value)?));

@@ -327,8 +327,8 @@ fn changed_types_follow_the_documented_rule() {
     assert_eq!(after.get(&1000).unwrap(), Some(After::Renamed(2000)));
     after.put(&2, &After::Two { value: -1 }).unwrap();
     assert!(matches!(before.get(&2), Err(Error::Decode { .. })));
-    // The rule does not permit a change of the sign. The unsigned 6 would be read as the signed 3,
-    // without an error.
+    // A change from unsigned to signed numbers is not permitted: the unsigned 6 is read as the
+    // signed 3, without an error.
     db.typed_table::<u16, u32>("signs").unwrap().put(&1, &6).unwrap();
     assert_eq!(
         db.typed_table::<u16, i32>("signs").unwrap().get(&1).unwrap(),

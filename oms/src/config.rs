@@ -1,10 +1,10 @@
 //! The settings of a node, and the parts that all volume servers of a node share.
 //!
 //! **Invariants**
-//! - Settings are plain values. Starting a node checks them (`node`).
+//! - Settings are plain values. The module `node` checks them when a node starts.
 //!
-//! Deliberately absent: files, arguments and environment variables, from which the command line
-//! reads settings.
+//! Deliberately absent: the reading of settings from files, arguments and environment variables.
+//! The command `imt` (`cli/`) reads them.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -43,7 +43,7 @@ pub struct NodeConfig {
     /// Address of the API. Port 0 selects any free port.
     pub listen: SocketAddr,
     /// URL of the warehouse, `http://HOST:PORT`. `None` selects the URL that the cluster has
-    /// stored, or [`DEFAULT_WAREHOUSE`] for the first node.
+    /// stored. The first node of a cluster then uses [`DEFAULT_WAREHOUSE`].
     pub warehouse: Option<String>,
     /// Timeout of an announcement. The warehouse usually answers within 2 to 4 s.
     pub announce_timeout: Duration,
@@ -65,13 +65,14 @@ pub struct NodeConfig {
     /// The zone (rack, room or site) of the node, if zones are used. Nodes of one zone may fail
     /// together.
     pub zone: Option<String>,
-    /// Origins from which web pages may call the API, such as `https://shop.example`. None by
-    /// default.
+    /// Origins from which web pages may call the API, such as `https://shop.example`. The list is
+    /// empty by default.
     pub cors_origins: Vec<String>,
     /// Maximum rows per second copied to this node while slots migrate. `None` is unlimited.
     pub move_rows_per_second: Option<u64>,
-    /// Lend units of hot stores to other nodes, and borrow them for this node's orders [default:
-    /// on]. Has no effect with an engine.
+    /// `true` if the node lends units of stores with many orders to other nodes, and borrows units
+    /// of such stores for its own orders [default: `true`]. The setting has no effect with an
+    /// engine.
     pub allotments: bool,
 }
 
@@ -109,7 +110,8 @@ pub enum PeerEncryption {
     /// Connections to and from other machines are encrypted. An unencrypted connection from another
     /// machine is refused.
     BetweenMachines,
-    /// Nothing is encrypted. The operator keeps strangers off the network between the nodes.
+    /// Connections between nodes are never encrypted. The operator must keep strangers off the
+    /// network between the nodes.
     Never,
 }
 
@@ -124,8 +126,8 @@ pub struct ServerLimits {
 
 impl Default for ServerLimits {
     fn default() -> ServerLimits {
-        // A connection takes about 20 KB of memory and a request a few KB. So both maximum numbers
-        // together take some hundred megabytes.
+        // A connection takes about 20 KB of memory and a request a few KB. So 8,192 connections and
+        // 8,192 requests take some hundred megabytes.
         ServerLimits {
             connections_max: 8_192,
             requests_max: 8_192,

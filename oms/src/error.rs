@@ -14,7 +14,7 @@ use thiserror::Error;
 
 use crate::postgres::SessionError;
 
-/// A stored row with bytes that this version of the program does not write.
+/// The error for a stored row with bytes that this version of the program cannot decode.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("expected {expected} at byte {offset}")]
 pub struct DecodeError {
@@ -24,7 +24,8 @@ pub struct DecodeError {
     pub expected: &'static str,
 }
 
-/// A failed operation on a volume. Cheap to clone, because one failed commit answers many callers.
+/// A failed operation on a volume. The error is cheap to clone, because one failed commit is
+/// reported to many callers.
 #[derive(Clone, Debug, Error)]
 pub enum StorageError {
     /// The volume could not be opened.
@@ -66,36 +67,37 @@ pub enum StorageError {
         /// The error of microdb.
         source: Arc<microdb::Error>,
     },
-    /// The commit queue is full. The caller may try again.
+    /// The operation was refused because the commit queue is full. The caller may try again.
     #[error("the commit queue is full; retry")]
     Busy,
-    /// The volume does not own the slots of a command or write batch, or they are sealed for a
-    /// migration. Nothing was written.
+    /// A command or write batch was refused: the volume does not own its slots, or the slots are
+    /// sealed for a migration. Nothing was written.
     #[error("the volume no longer owns the slots of this write")]
     Stale,
-    /// The engine of the volume does not answer, so the rows may or may not have been written.
+    /// The engine of the volume does not answer, so the rows of a write batch may or may not have
+    /// been written.
     #[error("the engine of the volume does not answer, so the change may or may not have been made; retry")]
     EngineAway,
-    /// An entry of the volume's log cannot be used.
+    /// An entry of the volume's log in the engine cannot be used.
     #[error("entry {entry} of the volume's log cannot be used: {reason}; restore the engine from a backup")]
     Log {
-        /// Number of the entry in the log.
+        /// Number of the entry in the volume's log.
         entry: u64,
         /// The reason why the entry cannot be used.
         reason: String,
     },
-    /// The volume is being closed.
+    /// The operation was refused because the volume is being closed.
     #[error("the volume is being closed")]
     Closed,
 }
 
 impl StorageError {
-    /// Returns `true` if there is no database in the folder.
+    /// Returns `true` if a volume could not be opened because its folder has no database.
     pub(crate) fn is_missing(&self) -> bool {
         matches!(self, StorageError::Open { source, .. } if matches!(**source, microdb::Error::NotADatabase { .. }))
     }
 
-    /// Returns `true` if another process has the volume open.
+    /// Returns `true` if a volume could not be opened because another process has it open.
     pub(crate) fn is_locked(&self) -> bool {
         matches!(self, StorageError::Open { source, .. } if matches!(**source, microdb::Error::Locked { .. }))
     }
@@ -126,7 +128,7 @@ pub enum NodeError {
         /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A file or folder of the data folder cannot be used.
+    /// A file or folder that the node needs cannot be used.
     #[error("cannot {action} {}", path.display())]
     Folder {
         /// The failed action: "create", "read" and the like.
@@ -146,10 +148,10 @@ pub enum NodeError {
         name: String,
         /// Path of the data folder.
         data: PathBuf,
-        /// The description that the other process published, if it could be read.
+        /// The description that the running node of this name published, if it could be read.
         holder: Option<String>,
     },
-    /// The ring file is damaged or of another format.
+    /// The ring file (`ring.json`) is missing, damaged or of an unknown format.
     #[error("the ring in {} cannot be used: {reason}", path.display())]
     Ring {
         /// Path of the ring file.
@@ -157,15 +159,15 @@ pub enum NodeError {
         /// The reason why the ring file cannot be used.
         reason: String,
     },
-    /// The node was given another warehouse than the running nodes call.
+    /// The warehouse in the node's settings differs from the warehouse that the running nodes call.
     #[error(
         "the running nodes call the warehouse {known}, and this node was given {asked}; leave out \
          --warehouse, or change it for all nodes: imt node warehouse {asked}"
     )]
     OtherWarehouse {
-        /// The URL of the node's setting.
+        /// The URL of the warehouse in the node's settings.
         asked: String,
-        /// The URL that the running nodes call.
+        /// The URL of the warehouse that the running nodes call.
         known: String,
     },
     /// A statement failed in the engine that holds the cluster's state.
@@ -178,7 +180,7 @@ pub enum NodeError {
         /// The error of the session with the engine.
         source: SessionError,
     },
-    /// The engine's tables or settings cannot hold a cluster.
+    /// The engine's tables or settings are unfit for the state of a cluster.
     #[error("the engine {url} cannot hold a cluster: {reason}")]
     EngineUnfit {
         /// The URL of the engine.
@@ -196,7 +198,7 @@ pub enum NodeError {
         name: String,
         /// The URL of the engine.
         url: String,
-        /// The description that the other process published, if it could be read.
+        /// The description that the running node of this name published, if it could be read.
         holder: Option<String>,
     },
     /// The ring names a volume, and the engine has no log of this volume.
@@ -212,7 +214,7 @@ pub enum NodeError {
     /// A background task of the node failed.
     #[error(transparent)]
     Failed {
-        /// The error of the task.
+        /// The error of the background task.
         source: Arc<NodeError>,
     },
     /// The node was not admitted: no coordinator assigned its volume to it in time.
@@ -238,7 +240,7 @@ pub enum NodeError {
     /// The node still had requests in flight when its drain timeout ended.
     #[error("{requests} requests were cut because they outlasted the drain timeout")]
     Drain {
-        /// Number of requests that were cut.
+        /// Number of requests that were cut off.
         requests: usize,
     },
 }
@@ -263,14 +265,15 @@ impl StorageError {
 }
 
 impl NodeError {
-    /// Returns `true` if the engine does not answer now. The action can be repeated later.
+    /// Returns `true` if the engine does not answer now, or if a newer owner has the volume. The
+    /// action can be repeated later.
     pub(crate) fn is_engine_away(&self) -> bool {
         match self {
             NodeError::Engine { source, .. } => {
                 matches!(source, SessionError::Away { .. } | SessionError::Unknown { .. })
             }
-            // The engine of the volume stopped answering just after the opening, or a newer owner
-            // took the volume.
+            // A volume was opened. Afterwards its engine stopped answering (`EngineAway`), or a
+            // newer owner took the volume over (`Stale`).
             NodeError::Storage(error) => matches!(error, StorageError::EngineAway | StorageError::Stale),
             _ => false,
         }

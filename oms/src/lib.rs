@@ -6,18 +6,18 @@
 //!   api         HTTP: routes, parsing, rendering
 //!   control     routing, coordinator, reconciler: the tasks of a node that concern other nodes
 //!   volume      one volume being served: state, transactors (actors), jobs, migration
-//!   cluster     membership and the cluster's state: traits, and locks and files behind them
+//!   cluster     membership and the cluster's state, in a data folder or in an engine
 //!   storage     rows and commits: the only folder that names microdb
 //!   config      settings
 //!   outbox      messages to the warehouse and their schedule
-//!   domain      orders, stock, sales: pure
+//!   domain      orders, stock, sales: rules without IO, clocks and locks
 //!   postgres    connections to a PostgreSQL server: the only folder that names its client
 //!   runtime     tasks, clocks, metrics
 //! ```
 //!
 //! **Invariants**
 //! - Each layer calls only the layers below it.
-//! - An order is answered once it is durable. The answer never waits for the warehouse.
+//! - The response to an order is sent once the order is durable. It never waits for the warehouse.
 //!
 //! ```no_run
 //! # async fn run() -> Result<(), imt_oms::NodeError> {

@@ -2,7 +2,7 @@
 //!
 //! **Invariants**
 //! - The warehouse, the origins, and the node's name, weight and zone are checked before anything
-//!   is written. A start that such a check refuses leaves the data folder as it was.
+//!   is written. A start that fails one of these checks leaves the data folder unchanged.
 //! - A stop hands volumes over before the HTTP server stops. The remaining volumes are closed
 //!   afterwards.
 //!
@@ -43,7 +43,7 @@ pub struct Node {
     address: SocketAddr,
     serving: JoinHandle<usize>,
     member: ClusterMember,
-    /// The engine of the cluster. `None` if the cluster is in a data folder.
+    /// The engine that holds the cluster's state. `None` if a data folder holds it.
     engine: Option<Arc<EngineCluster>>,
 }
 
@@ -149,7 +149,7 @@ impl Node {
         match node.member.admitted().await {
             Ok(()) => Ok(node),
             Err(error) => {
-                // The error of the start explains more than an error of this stop.
+                // An error of this stop is dropped, because the error of the start explains more.
                 let _ = node.stop().await;
                 Err(error)
             }
@@ -161,8 +161,8 @@ impl Node {
         self.address
     }
 
-    /// Returns a function that describes the slots of each node in a few words, as this node sees
-    /// them at each call. The text is empty while the cluster has only one volume.
+    /// Returns a function that renders the number of slots of each volume, as this node sees them
+    /// at the time of the call. The text is empty while the cluster has only one volume.
     pub fn overview(&self) -> impl Fn() -> String + Send + use<> {
         let cluster = Arc::clone(self.member.cluster());
         move || {
@@ -188,9 +188,10 @@ impl Node {
         let _ = asked.wait_for(|asked| *asked).await;
     }
 
-    /// Stops the node. Hands its volumes over if there are other nodes, takes no more connections,
-    /// and finishes the requests in progress. Then checkpoints and closes the remaining volumes.
-    /// The next node that serves a volume repeats its unanswered calls to the warehouse.
+    /// Stops the node. Hands its volumes over if there are other nodes, accepts no more
+    /// connections, and finishes the requests in progress. Then checkpoints and closes the
+    /// remaining volumes. The next node that serves one of these volumes repeats the volume's
+    /// unanswered calls to the warehouse.
     ///
     /// # Errors
     /// `NodeError::Drain` if requests outlasted the drain timeout, or the error of a volume that
@@ -252,7 +253,7 @@ pub fn check_origin(text: &str) -> Result<(), String> {
     parse_origin(text).map(drop)
 }
 
-/// Returns this node as a member of a ring, and so checks its name, weight and zone.
+/// Returns this node as a member of a ring. Fails if its name, weight or zone is invalid.
 fn member(config: &NodeConfig) -> Result<Member, NodeError> {
     let invalid = |setting| {
         move |error: imt_ring::Error| NodeError::Config {

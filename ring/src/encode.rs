@@ -44,11 +44,11 @@ const _: () = assert!(RUN_BYTES == size_of::<u32>() + size_of::<Node>() && CELL_
 /// The error for bytes that are not an encoded ring.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecodeError {
-    /// Name of the wrong field, as in the format.
+    /// Name of the wrong field.
     pub field: &'static str,
     /// Offset of the wrong field in the bytes.
     pub offset: usize,
-    /// The reason, as a sentence without a subject.
+    /// The reason why the field is wrong, such as `must be 0`.
     pub problem: &'static str,
 }
 

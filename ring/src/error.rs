@@ -1,5 +1,6 @@
-//! Errors of the crate. Each variant contains the wrong value and its limits. So a person can act
-//! on the text, and a program can match on the variant. No input makes this crate panic.
+//! Errors of the crate. A variant contains the wrong value, if there is a value, and the text of
+//! the error states the limits. So a person can act on the text, and a program can match on the
+//! variant. No input makes this crate panic.
 
 use alloc::string::String;
 use core::fmt;
@@ -76,7 +77,7 @@ pub enum Error {
     /// A move does not fit the ring, although epoch and digest match. So the plan was changed after
     /// it was made.
     BadMove {
-        /// The first slot of the wrong move.
+        /// A slot at which the move does not fit.
         slot: Slot,
         /// The reason why the move does not fit.
         reason: &'static str,

@@ -2,7 +2,8 @@
 //! this form is checked as strictly as its binary encoding.
 //!
 //! The assignment is a list of runs, `[slots, primary, copy, ...]`: the number of slots, then the
-//! nodes that hold them. A node is the index of its member. A run without copies is shorter.
+//! nodes that hold them. A node is the index of its member. Empty cells at the end of a run are
+//! left out.
 
 use alloc::format;
 use alloc::string::{String, ToString};

@@ -10,7 +10,7 @@ use core::fmt;
 use siphasher::sip::SipHasher13;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// An equal share of the hash circle, counted from 0.
+/// One of the equal shares of the hash circle, as a number from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[cfg_attr(
     feature = "serde",

@@ -2,14 +2,16 @@
 //!
 //! The hash circle is divided into equal slots, a power of two in number. A table names the owner
 //! of each slot, as in strategy 3 of the Dynamo paper. A key is hashed, the top bits of the hash
-//! are its slot, and one array read finds the owner. A ring is immutable. [`Ring::plan`] lists the
-//! moves that lead to another set of members. [`Ring::apply`] makes the next ring, one epoch later,
-//! and accepts only the ring from which the plan was made.
+//! are its slot, and one array read finds the owner.
+//!
+//! A ring is immutable. [`Ring::plan`] lists the moves that lead to another set of members.
+//! [`Ring::apply`] carries out a plan: it makes the next ring, one epoch later. A plan can be
+//! applied only to the ring from which it was made.
 //!
 //! The crate is pure: no IO, no clock, no randomness, `no_std` with `alloc`. Routing by load
 //! (consistent hashing "with bounded loads") is deliberately absent. It moves keys whenever the
-//! load changes, and the state of a single owner cannot move that often. Against overload, make a
-//! plan with new weights.
+//! load changes. If a node alone has the state of its keys, that state cannot be copied that often.
+//! Against overload, make a plan with new weights.
 //!
 //! ```
 //! use imt_ring::{Member, Options, Ring};

@@ -17,8 +17,8 @@ pub const NAME_BYTES_MAX: usize = 63;
 /// Maximum weight. Six digits are enough for any ratio, and products of weights and slots cannot
 /// overflow.
 pub const WEIGHT_MAX: u32 = 1_000_000;
-/// Maximum number of members of a ring. A plan numbers the members of two rings together, with 16
-/// bits.
+/// Maximum number of members of a ring. A plan numbers the members of two rings together in 16
+/// bits, so more than 32,767 would not be possible.
 pub const MEMBERS_MAX: usize = 16_384;
 
 fn check_name(name: &str) -> Result<Arc<str>, Error> {
@@ -41,8 +41,8 @@ macro_rules! name_type {
         pub struct $type(Arc<str>);
 
         impl $type {
-            /// Checks a name: 1 to 63 ASCII letters, digits, `-`, `_` or `.`, beginning with a
-            /// letter or digit.
+            /// Creates a name from a text: 1 to 63 ASCII letters, digits, `-`, `_` or `.`,
+            /// beginning with a letter or digit.
             ///
             /// # Errors
             /// [`Error::Name`] if the text is not a valid name.
@@ -122,7 +122,8 @@ name_type! {
 /// A node with its weight and zone.
 ///
 /// The share of a node is its weight divided by the sum of all weights. A node of weight 0 gets no
-/// slots, and a plan empties it. A node without a zone is treated as a zone of its own.
+/// slots, and the next plan moves its present slots, except for pinned slots, to other nodes. A
+/// node without a zone is treated as a zone of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields, try_from = "UncheckedMember"))]

@@ -104,9 +104,9 @@ impl<'a> Merged<'a> {
         )
     }
 
-    /// Converts rows to a ring's table, in the numbers of the target. A node that is not in the
-    /// target becomes [`NONE`]. The new ring then fails its check, or has another digest than its
-    /// plan.
+    /// Converts rows to a ring's table, in the numbers of the target. If a row still contains a
+    /// node that is not in the target, the cell becomes [`NONE`]. The new ring then fails its
+    /// check, or has another digest than the plan states.
     fn renumber(&self, rows: &[Node]) -> Vec<Node> {
         let numbers: Vec<Node> = self.target.iter().map(|target| target.unwrap_or(NONE)).collect();
         let mut cells = Vec::with_capacity(rows.len());

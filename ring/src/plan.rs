@@ -4,8 +4,8 @@
 //! A plan is data: it can be shown, sent and stored, and [`Ring::apply`] checks everything in it. A
 //! plan is carried out as a whole. First the data of all moves with `transfer` is copied, then the
 //! new ring replaces the old one at once. So the new primary of a slot has the data when it becomes
-//! the primary. With two replicas or more, it had the data even before the plan was made, unless
-//! the node joins, gains weight or gets a pin.
+//! the primary. With two replicas or more, the new primary had the data even before the plan was
+//! made, unless this node joins, gains weight or gets a pin.
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -283,7 +283,7 @@ fn difference(merged: &Merged<'_>, rows: &[Node]) -> Vec<Move> {
 }
 
 impl Ring {
-    /// Makes the first ring from an empty one. No plan is made, because no move of such a plan
+    /// Makes the first ring from an empty ring. No plan is made, because no move of such a plan
     /// would have a source.
     pub(crate) fn begun(empty: &Ring, members: Vec<Member>) -> Result<Ring, Error> {
         let merged = Merged::of(empty, &members);
@@ -331,7 +331,7 @@ impl Ring {
     }
 
     /// Plans to make a node the owner of a slot. Later plans keep this owner as long as the node is
-    /// a member. No other slot moves. The next [`Ring::plan`] restores the balance.
+    /// a member. This plan moves no other slot. The next [`Ring::plan`] restores the balance.
     ///
     /// # Errors
     /// [`Error::UnknownSlot`] or [`Error::UnknownNode`].
@@ -350,7 +350,7 @@ impl Ring {
     }
 
     /// Plans to remove the pin of a slot. This plan moves no slot; the next [`Ring::plan`] may move
-    /// `slot`. A slot without a pin is not an error.
+    /// `slot`. If `slot` has no pin, the plan changes only the epoch.
     ///
     /// # Errors
     /// [`Error::UnknownSlot`].
@@ -365,8 +365,9 @@ impl Ring {
     /// was made.
     ///
     /// # Errors
-    /// [`Error::StalePlan`] or [`Error::OtherRing`] if the plan was made from another ring. Further
-    /// errors if the plan was changed after it was made.
+    /// [`Error::StalePlan`] or [`Error::OtherRing`] if the plan was made from another ring.
+    /// [`Error::BadMove`], [`Error::BadPlan`] or another error if the plan was changed after it was
+    /// made.
     pub fn apply(&self, plan: &Plan) -> Result<Ring, Error> {
         if plan.from_epoch != self.epoch {
             return Err(Error::StalePlan {

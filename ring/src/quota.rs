@@ -2,11 +2,13 @@
 //!
 //! Exact shares are proportional to weights, between a lower and an upper bound that follow from
 //! pins and zones. They are rounded to whole slots by largest remainder (Hamilton), with regard to
-//! the present slots. Plain largest remainder lets a new node change the quota of nodes that give
-//! it nothing (the Alabama paradox). Here every node first keeps its present slots as far as floor
-//! and ceiling of its share allow. Remainders decide about the other slots. Of all whole quotas
-//! within one slot of exact, these need the fewest moves: the sum of `max(0, quota - held)` is
-//! minimal.
+//! the present slots.
+//!
+//! Plain largest remainder lets a new node change the quota of nodes that give it nothing (the
+//! Alabama paradox). Here every node first keeps its present slots as far as floor and ceiling of
+//! its share allow. The slots that are then left go to the nodes with the largest remainders. Of
+//! all whole quotas within one slot of the exact shares, these quotas need the fewest moves: the
+//! sum of `max(0, quota - held)` is minimal.
 //!
 //! All arithmetic is in whole numbers, so every machine gets the same result. The arithmetic cannot
 //! overflow: totals are at most 2^19 (65,536 slots x 8 replicas), and the sum of weights at most
@@ -45,9 +47,12 @@ impl Share {
 /// Divides `total` in proportion to weights, within bounds.
 ///
 /// The rule is that of CSS flexible boxes. The total less all fixed shares is divided among the
-/// claims without a fixed share. Some results then break a bound. If the broken lower bounds
-/// outweigh the broken upper bounds, each claim below its lower bound is fixed to that bound.
-/// Otherwise each claim above its upper bound is fixed. This repeats until no bound is broken.
+/// claims without a fixed share. Some results then break a bound.
+///
+/// Two sums are compared: by how much all claims together are below their lower bounds, and by how
+/// much they are above their upper bounds. On the side with the larger sum, each claim that breaks
+/// its bound is fixed to that bound. If the sums are equal, this is done on both sides. The
+/// division repeats until no bound is broken.
 pub(crate) fn shares(total: u64, claims: &[Claim]) -> Vec<Share> {
     let mut result = vec![
         Share {
@@ -111,8 +116,8 @@ pub(crate) fn shares(total: u64, claims: &[Claim]) -> Vec<Share> {
 }
 
 /// Returns whole quotas that add up to `total` and need the fewest moves. Each is the floor or
-/// ceiling of its exact share. Among equals, the larger remainder wins, then the larger number of
-/// held slots, then the first claim.
+/// ceiling of its exact share. If quotas can be chosen in several such ways, slots go to the claims
+/// with the larger remainder, then to those with more held slots, then to the first claims.
 pub(crate) fn quotas(total: u64, claims: &[Claim]) -> Vec<u64> {
     whole(total, claims, &shares(total, claims))
 }

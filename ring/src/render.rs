@@ -14,7 +14,8 @@ use crate::{KeyHash, NodeName, Plan, Ring, Role, Slot, SlotRange};
 const WIDTH_MIN: usize = 40;
 /// Width in columns of the text that [`fmt::Display`] writes.
 const WIDTH_DEFAULT: usize = 80;
-/// One letter for each node in the strip. A ring with more nodes is drawn without a strip.
+/// Letters that stand for nodes in the strip, the drawing of the hash circle. A ring with more
+/// nodes than letters is drawn without a strip.
 const LETTERS: &[u8; 52] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
 /// Width and colours of a drawing.
@@ -250,8 +251,8 @@ fn zones(ring: &Ring, width: usize, out: &mut String) {
     table.draw(out, |index| bar(u64::from(zones[index].primaries), most, room));
 }
 
-/// Draws the strip. Each letter stands for a run of slots, and names the node that owns most slots
-/// of the run.
+/// Draws the hash circle as a strip of letters. Each letter stands for a run of slots, and names
+/// the node that owns most slots of the run.
 fn strip(ring: &Ring, style: Style, width: usize, out: &mut String) {
     let slots = ring.slots() as usize;
     let letters = (width - 4).min(slots);

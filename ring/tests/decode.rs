@@ -1,5 +1,5 @@
-//! Tests of bytes from a broken or hostile writer, with a right digest and wrong content. The error
-//! must name the wrong field.
+//! Tests that decoding refuses bytes with a correct digest and wrong content, as a faulty or
+//! hostile program could write them. The error must name the wrong field.
 #![allow(clippy::unwrap_used)] // A failed step should end the test at its line.
 
 use imt_ring::{Error, Member, Options, Ring, Slot};
@@ -43,7 +43,7 @@ fn refused(field: &str, change: impl FnOnce(&mut Vec<u8>)) {
 }
 
 // Offsets in the bytes of `ring`. Two members of 8 and 7 bytes follow the header, then one pin,
-// then two columns without runs.
+// then two columns without runs, which have a node for each slot.
 const FIRST_MEMBER: usize = 48;
 const SECOND_MEMBER: usize = FIRST_MEMBER + 1 + 1 + 4 + 1 + 1;
 const PIN: usize = SECOND_MEMBER + 1 + 1 + 4 + 1;
@@ -105,6 +105,7 @@ fn a_gap_between_copies_is_refused() {
     let mut bytes = ring.encode();
     bytes.truncate(bytes.len() - 16);
     // Three columns without runs are at the end. The first cell of the second column becomes empty.
+    // So slot 0 has a primary and a second copy, but no first copy.
     let first_copy = bytes.len() - 2 * (4 + 32) + 4;
     bytes[first_copy..][..2].fill(0xFF);
     let error = Ring::decode(&seal(bytes)).unwrap_err();
@@ -131,8 +132,9 @@ fn runs_that_do_not_fill_a_column_are_refused() {
     refused("run length", runs(&[(16, 0), (1, 1)]));
     refused("run length", runs(&[(0, 0), (16, 1)]));
     refused("number of runs", runs(&[(15, 0)]));
-    // Runs of one slot are longer than a column without runs, and equal neighbouring runs could be
-    // one run. A ring has only one valid encoding, so both are refused.
+    // In the column `single`, each slot is a run of its own. Such a column is longer than a column
+    // without runs, and equal neighbouring runs are not joined. A ring has only one valid encoding,
+    // so the column is refused.
     let ring = ring();
     let owners: Vec<u16> = (0..16)
         .map(|slot| u16::from(ring.owner(Slot(slot)).unwrap() == &ring.members()[1].name().clone()))
@@ -152,8 +154,9 @@ proptest! {
         let mut bytes = ring.encode();
         bytes.truncate(bytes.len() - 16);
         for (place, value) in edits {
-            // Most changed bytes are in the table, the largest part behind the header. Most small
-            // numbers are indexes of members there.
+            // The table is the largest part behind the header, so most changes are in the table.
+            // There, the values 0 to 4 are indexes of the five members, so that many changed rings
+            // are valid.
             let index = FIRST_MEMBER + usize::from(place) % (bytes.len() - FIRST_MEMBER);
             bytes[index] = if value == 5 { 0xFF } else { value };
         }

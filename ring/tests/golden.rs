@@ -1,7 +1,7 @@
 //! Test vectors for implementations in other languages. `golden/keys.txt` has keys with their
 //! hashes and slots. `golden/histories.txt` has series of changes with the resulting digests.
 //! `golden/*.hex` has whole encodings. `IMT_RING_GOLDEN=write` writes the present results instead
-//! of comparing them. Changing any line would break every ring in use.
+//! of comparing them. Rings in use depend on these results, so no line of the files may change.
 #![allow(clippy::unwrap_used)] // A failed step should end the test at its line.
 
 use std::fmt::Write as _;
@@ -25,7 +25,8 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Returns keys of all lengths at which a hash function uses another algorithm, and some real keys.
+/// Returns keys of all lengths at which a hash function switches to another algorithm, and some
+/// realistic keys.
 fn keys() -> Vec<Vec<u8>> {
     let lengths = [
         0, 1, 3, 4, 8, 9, 16, 17, 20, 32, 64, 65, 96, 128, 129, 200, 240, 241, 256, 1024, 1025, 4096,

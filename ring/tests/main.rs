@@ -12,8 +12,7 @@ mod replicas;
 mod single;
 mod surface;
 
-/// Every test file must be a module of this binary, because the tests of other files would never
-/// run.
+/// Every test file must be a module of this binary, because otherwise its tests would never run.
 #[test]
 fn every_test_file_is_part_of_this_binary() {
     let main = include_str!("main.rs");

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use imt_ring::{KeyHash, Member, NodeName, Options, Plan, Ring, Slot};
 use proptest::prelude::*;
 
-/// One change of a ring. Random numbers in it are reduced to existing nodes and slots.
+/// One change of a ring. The random numbers of the change are mapped to valid nodes and slots.
 #[derive(Debug, Clone)]
 enum Change {
     Join { node: u8, weight: u32, zone: Option<u8> },
@@ -58,7 +58,8 @@ fn pick(ring: &Ring, node: u8) -> Option<NodeName> {
         .map(|member| member.name().clone())
 }
 
-/// Returns the plan for a change, or `None` if the ring refuses the change with an error.
+/// Returns the plan for a change. Returns `None` if the ring refuses the change with an error, and
+/// for [`Change::Double`], which has no plan.
 fn plan(ring: &Ring, change: &Change) -> Option<Plan> {
     match change {
         Change::Join { node, weight, zone } => ring.plan_join(member(*node, *weight, *zone)).ok(),
@@ -118,8 +119,8 @@ fn check_ring(ring: &Ring) {
     let _drawn = format!("{ring}");
 }
 
-/// Checks that a plan keeps its promises: the next ring, its balance, pins, data, and the number of
-/// moves.
+/// Checks a plan against the next ring: epoch, digest, balance, pinned owners and number of moves.
+/// With several replicas, a slot must also keep a holder of its data if any holder stays.
 fn check_plan(ring: &Ring, plan: &Plan, next: &Ring) {
     assert_eq!(next.epoch().0, ring.epoch().0 + 1);
     assert_eq!(next.digest(), plan.to_digest);
@@ -206,7 +207,7 @@ proptest! {
             let next = ring.apply(&made).unwrap();
             check_plan(&ring, &made, &next);
             check_ring(&next);
-            // A plan made from a decoded copy of the ring must be equal.
+            // A plan made from a decoded copy of the ring must equal the plan made from the ring.
             twin = Ring::decode(&twin.encode()).unwrap();
             let again = plan(&twin, change);
             prop_assert_eq!(again.as_ref(), Some(&made));
@@ -230,7 +231,7 @@ proptest! {
 
 #[test]
 fn every_small_ring_keeps_its_zones_apart() {
-    // All assignments of up to 6 nodes to 4 zones (or to no zone), for all numbers of replicas.
+    // All assignments of up to 6 nodes to 4 zones (or to no zone), for 2 to 4 replicas.
     for nodes in 1..=6u32 {
         for code in 0..5u32.pow(nodes) {
             let zone = |node: u32| match code / 5u32.pow(node) % 5 {
@@ -270,7 +271,8 @@ fn fullest(ring: &Ring) -> u32 {
 
 /// Returns the smallest possible value of [`fullest`] with equal weights. With `depth` replicas in
 /// `needed` zones, a zone holds at most `depth - needed + 1` replicas of a slot. If every zone is
-/// needed, each holds at least one. The nodes of a zone can share evenly.
+/// needed, each zone holds at least one replica of a slot. The nodes of a zone can share its
+/// replicas evenly.
 fn least_possible(ring: &Ring) -> u32 {
     let mut zones: BTreeMap<String, u32> = BTreeMap::new();
     for member in ring.members() {
@@ -291,8 +293,8 @@ fn least_possible(ring: &Ring) -> u32 {
     (0..=ring.slots()).find(enough).unwrap()
 }
 
-/// Checks that the first replicas of every slot are in as many zones as possible. A node without a
-/// zone is in a zone of its own.
+/// Checks that the first `n` replicas of every slot are in as many zones as possible, for each `n`.
+/// A node without a zone is in a zone of its own.
 fn zones_hold(ring: &Ring) {
     let zone = |name: &NodeName| match ring.member(name).unwrap().zone() {
         Some(zone) => format!("zone {zone}"),

@@ -6,7 +6,8 @@ use std::collections::BTreeSet;
 
 use imt_ring::{Member, Options, Plan, Ring, Role, Slot};
 
-/// A small generator of numbers. It gives equal numbers, and so equal changes, on every machine.
+/// A small seeded random number generator. It gives equal numbers, and so equal changes, on every
+/// machine.
 struct Dice(u64);
 
 impl Dice {
@@ -26,16 +27,17 @@ fn member(index: usize, zone: usize) -> Member {
         .unwrap()
 }
 
-/// The worst values of all steps, and sums over the steps.
+/// The worst values of all steps of a history, and sums over the steps.
 #[derive(Debug, Default)]
 struct Worst {
     uneven_primaries: u32,
     copies: f64,
-    /// Largest number of copies on a node, less the smallest number that zones permit, relative to
-    /// the mean.
+    /// Excess of the copies on the fullest node over the smallest number that zones permit, as a
+    /// multiple of the mean of all nodes. The field has the largest value of all steps.
     above_forced: f64,
-    /// Largest number of copies on a node, less the goal. The goal is 1.12 of the mean, or the
-    /// smallest number that zones permit if that is more.
+    /// Excess of the copies on the fullest node over the goal, in slots. The goal is 1.12 of the
+    /// mean, or the smallest number that zones permit if that number is larger. The field has the
+    /// largest value of all steps.
     above_goal: f64,
     moved: u64,
     minimum: u64,
@@ -91,8 +93,8 @@ impl Worst {
 }
 
 /// Returns the smallest number of copies that the fullest node can have in any assignment. Assumes
-/// three replicas in distinct zones, equal weights, and primaries up to the rounded share. A zone
-/// holds a slot at most once.
+/// three replicas in distinct zones, equal weights, and at most the mean number of primaries
+/// (rounded up) per node. A zone holds each slot at most once.
 fn least_copies(ring: &Ring) -> u32 {
     let share = ring.slots().div_ceil(ring.members().len() as u32);
     let room = |copies: u32| -> u32 {
@@ -159,9 +161,9 @@ fn three_hundred_joins_and_leaves_over_four_zones_stay_balanced_and_cheap() {
 
 #[test]
 fn copies_exceed_the_goal_only_where_zones_force_them_to() {
-    // If 5 of 13 nodes are in one zone, the other 8 nodes must hold two thirds of all replicas.
-    // With equal numbers of primaries, each of the 8 nodes holds 1.125 of the mean number of
-    // copies.
+    // If 5 of 13 nodes are in one zone, this zone holds each slot once, one third of all replicas.
+    // So the other 8 nodes must hold two thirds. With equal numbers of primaries, each of the 8
+    // nodes holds 1.125 of the mean number of copies.
     for seed in 0..3 {
         let worst = history(seed, 4096, 16, 12, 20, 300);
         assert_eq!((worst.broken_zones, worst.without_data), (0, 0), "{worst:?}");
@@ -173,8 +175,8 @@ fn copies_exceed_the_goal_only_where_zones_force_them_to() {
 
 #[test]
 fn few_nodes_in_uneven_zones_keep_zones_and_data() {
-    // A zone may consist of one node here. Copies cannot be even in this case, but all other limits
-    // hold.
+    // With 4 to 12 nodes, a zone may consist of one node. Copies cannot be even then, so only
+    // zones, data and the number of moves are checked.
     for seed in 0..3 {
         let worst = history(seed, 1024, 8, 4, 12, 300);
         assert_eq!((worst.broken_zones, worst.without_data), (0, 0), "{worst:?}");

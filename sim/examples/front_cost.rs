@@ -1,10 +1,10 @@
-//! Measures the processor time of the front by thread, the cost of writing `stats.csv`, and the
-//! lag.
+//! Measures the processor time of the shop front by thread, the cost of writing `stats.csv`, and
+//! the lag.
 //!
 //!     cargo run --release -p imt-sim --example front_cost -- [RATE] [SECONDS] [ROUNDS]
 //!
-//! The front loads a server in the same process that answers every request with 200. The server's
-//! threads are not counted.
+//! The shop front loads a server in the same process that answers every request with 200. The times
+//! do not include the server's threads.
 //!
 //! Rounds with and without the log `stats.csv` alternate. Only the recorder's thread writes the
 //! log, so the cost of the log is the difference of that thread's times. The difference of the
@@ -80,11 +80,11 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-/// Runs the front once. Returns its report and the processor times of its threads.
+/// Runs the shop front once. Returns its report and the processor times of its threads.
 fn measured(config: FrontConfig) -> (FrontReport, Times) {
     let running = Arc::new(AtomicBool::new(true));
     // The clock of a thread disappears when the thread ends. So the clocks are read every 20 ms,
-    // and the last reading of each thread is used.
+    // and the last value of each thread is used.
     let watcher = std::thread::spawn({
         let running = Arc::clone(&running);
         move || {

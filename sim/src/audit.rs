@@ -1,17 +1,20 @@
-//! The audit: reads the order management and the warehouse after a run, and compares them.
+//! The audit: reads the order management and the warehouse (the two sides) after a run, and
+//! compares them with each other and with the record of the shop front (the front).
 //!
-//! The audit first waits, within bounds, until the outbox of the order management has no message
-//! left to send. Then it reads orders, reservations and messages of the order management, and
-//! deliveries, refusals and arrivals of goods of the warehouse. The comparison itself is pure
-//! ([`check`]).
+//! The audit first waits, for a limited time, until the outbox of the order management has no
+//! message left to send. Then it reads the orders, reservations and messages of the order
+//! management. Last, it reads the deliveries, refusals and arrivals of goods of the warehouse. The
+//! comparison itself is a pure function ([`check`]).
 //!
 //! **Invariants**
-//! - A clean verdict means that both sides were read whole and no [`Finding`] was seen. If one side
-//!   cannot be read, there is an error and no verdict.
-//! - A finding is reported only if three readings in a row show it. The two sides are not read at
-//!   the same instant, so a message in flight can look like a difference.
-//! - The stock of the first day, with which the warehouse's ledger began, is computed from the seed
-//!   and not requested from the warehouse. So the warehouse's own bookkeeping is checked as well.
+//! - A clean verdict means that both sides were read completely and that there is no [`Finding`].
+//!   If one side cannot be read, the audit returns an error and no verdict.
+//! - A difference of the two sides is reported as a finding only if three readings in a row show
+//!   it. The two sides are not read at the same instant, so a message in flight can look like a
+//!   difference.
+//! - The stock with which the warehouse's ledger began (the stock of the first day) is computed
+//!   from the seed, and not requested from the warehouse. So the audit also finds deliveries of
+//!   units that the warehouse did not have.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -40,9 +43,11 @@ pub use finding::Finding;
 pub use history::{History, HistoryEvent};
 pub use request_log::RequestLog;
 
-/// Pause between two polls of the outbox, and between two readings of both sides.
+/// Pause between two polls of the outbox, and between two readings of the order management and the
+/// warehouse.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
-/// Maximum number of readings. A finding is reported only if every reading shows it.
+/// Maximum number of times that the audit reads both sides. A difference is reported as a finding
+/// only if all these readings show it.
 const LOOKS: u32 = 3;
 
 /// Settings of an audit.
@@ -52,26 +57,27 @@ pub struct AuditConfig {
     pub oms: Endpoint,
     /// Address of the warehouse.
     pub warehouse: Endpoint,
-    /// The audit stops waiting for the outbox when its set of waiting messages has not changed for
-    /// this long.
+    /// The audit stops waiting for the outbox when the set of waiting messages in the outbox has
+    /// not changed for this long.
     pub stalled_after: Duration,
-    /// Maximum time of waiting for the outbox.
+    /// Maximum time for which the audit waits until the outbox has no message left to send.
     pub wait_max: Duration,
     /// Maximum time of one request of the audit, usually for one page of a list.
     pub request_timeout: Duration,
-    /// Path of the front's log of requests, which the audit checks as well; `None` to leave it out.
+    /// Path of the front's log of requests, which the audit checks as well; `None` to check no log.
     pub log: Option<PathBuf>,
-    /// `true` if the front sent all requests of the log to the node `oms`. Then the audit also
-    /// compares the node's counters with the log.
+    /// `true` if the front sent all requests of the log to the node at the address `oms`. Then the
+    /// audit also compares the node's counters with the log.
     pub log_is_of_node: bool,
-    /// Number of placed orders that the audit sends again, to compare the answers. With 0, the
-    /// audit leaves the counters of the order management unchanged.
+    /// Number of orders with a store that the audit sends twice more, to compare the two answers.
+    /// With 0, the audit sends no order, and the node's counter of order requests stays unchanged.
     pub repeats: usize,
 }
 
 impl AuditConfig {
-    /// Returns the settings of an audit of this order management and this warehouse. The bounds of
-    /// the wait allow for a warehouse that sometimes answers 504.
+    /// Returns the settings of an audit of this order management and this warehouse. The times of
+    /// the wait are long enough for a warehouse that sometimes answers 504, after which a message
+    /// waits and is sent again.
     pub fn new(oms: Endpoint, warehouse: Endpoint) -> Self {
         Self {
             oms,
@@ -92,9 +98,10 @@ pub enum AuditProgress {
     /// The audit has begun and has not read the outbox yet.
     #[default]
     Begun,
-    /// The outbox has messages that the warehouse has not confirmed.
+    /// The audit waits, because the outbox has messages that the warehouse has not confirmed.
     Draining {
-        /// Number of messages to be sent or sent again; dead letters excluded.
+        /// Number of messages in the outbox that are to be sent or sent again; dead letters
+        /// excluded.
         waiting: u64,
     },
     /// The audit reads both sides and compares them. If there was a finding, it reads both sides
@@ -122,11 +129,12 @@ pub struct Waiting {
     pub kind: MessageKind,
     /// Reason for which the messages wait.
     pub reason: String,
-    /// Number of messages.
+    /// Number of these messages.
     pub messages: u64,
 }
 
-/// Result of an audit: findings, and the numbers of the compared things.
+/// Result of an audit: the findings, and the numbers of compared orders, deliveries and other
+/// items.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct AuditReport {
     /// The findings; empty for the verdict "clean".
@@ -154,17 +162,17 @@ pub struct AuditReport {
     /// Number of messages that still wait in the outbox, by kind and reason. Waiting messages are
     /// no findings.
     pub waiting: Vec<Waiting>,
-    /// Number of orders with a checked history.
+    /// Number of orders for which the history was checked.
     pub histories: u64,
-    /// Number of stores with compared stock.
+    /// Number of stores for which the stock of both sides was compared.
     pub stores: u64,
     /// Number of lines in the front's log of requests; 0 without a log.
     pub log_lines: u64,
-    /// Number of orders that the audit sent again, to compare the answers.
+    /// Number of orders that the audit sent twice more, to compare the two answers.
     pub repeated: u64,
     /// For each order with a finding, its history in the order management and in the warehouse.
     pub explained: BTreeMap<String, Vec<String>>,
-    /// Time spent waiting for the outbox, milliseconds.
+    /// Time for which the audit waited for the messages in the outbox to be sent, milliseconds.
     pub waited_ms: u64,
 }
 
@@ -175,12 +183,13 @@ impl AuditReport {
     }
 }
 
-/// Waits for the outbox, reads both sides and compares them with the front's record of requests.
-/// Orders of earlier runs are checked as well, except for the checks that need their front's
-/// record.
+/// Waits, for a limited time, until the outbox has no message left to send. Then reads both sides
+/// and compares them with each other and with the front's record. Orders of earlier runs are not in
+/// this record, so the checks that need it are left out for them.
 ///
 /// # Errors
-/// If one side cannot be read whole. There is no verdict in this case.
+/// If one side, or the log of requests, cannot be read completely. There is no verdict in this
+/// case.
 pub async fn audit(
     config: &AuditConfig,
     record: &OrderRecord,
@@ -242,8 +251,8 @@ pub async fn audit(
     })
 }
 
-/// Sends each of the newest `repeats` placed orders twice. Both answers must have status 200 and
-/// the same bytes. Returns the number of orders with two answers.
+/// Sends each of the last `repeats` orders with a store twice. Adds a finding unless both answers
+/// have status 200 and the same bytes. Returns the number of orders for which both answers arrived.
 async fn repeat(oms: &Client, repeats: usize, orders: &[Order], findings: &mut Vec<Finding>) -> u64 {
     let placed = orders.iter().rev().filter(|order| order.store_id.is_some());
     let mut repeated = 0;
@@ -252,13 +261,13 @@ async fn repeat(oms: &Client, repeats: usize, orders: &[Order], findings: &mut V
             id: order.id.clone(),
             products: order.products.clone(),
         };
-        // The request is plain text and numbers, so that the serialization cannot fail.
+        // The request has only texts and numbers, so its serialization cannot fail.
         let body = bytes::Bytes::from(serde_json::to_vec(&request).unwrap_or_default());
         let answers = [
             oms.post_json("/order", body.clone()).await,
             oms.post_json("/order", body).await,
         ];
-        // A missing answer of an unreachable node is no finding.
+        // If the node does not answer, there is nothing to compare, so there is no finding.
         let [Ok(first), Ok(second)] = answers else {
             continue;
         };
@@ -273,7 +282,7 @@ async fn repeat(oms: &Client, repeats: usize, orders: &[Order], findings: &mut V
     repeated
 }
 
-/// Returns the numbers of the orders of this run, by state.
+/// Returns the number of orders of this run for each state.
 fn orders_of_run(record: &OrderRecord, orders: &[Order]) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
     for order in orders {
@@ -288,8 +297,8 @@ fn orders_of_run(record: &OrderRecord, orders: &[Order]) -> BTreeMap<String, u64
 /// Waits until no message waits in the outbox, the outbox has not changed for `stalled_after`, or
 /// `wait_max` is over.
 ///
-/// An order management that does not answer may be restarting, so it is treated as an unchanged
-/// outbox. If the last poll of the outbox failed, its error is returned.
+/// An order management that does not answer may be restarting, so a failed poll of the outbox is
+/// treated as an unchanged outbox. If the last poll failed, its error is returned.
 async fn drained(config: &AuditConfig, oms: &Client, progress: &watch::Sender<AuditProgress>) -> Result<()> {
     let begun = Instant::now();
     let mut moved = Instant::now();

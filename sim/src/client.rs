@@ -1,11 +1,12 @@
-//! A small HTTP client for front, warehouse, audit and the commands of `imt`.
+//! A small HTTP client for the shop front, the simulated warehouse, the audit and the commands of
+//! `imt`.
 //!
 //! Invariants:
 //! - Every call has a deadline, so that no call stays in flight for ever. Every answer has a
 //!   maximum size.
-//! - A failure has one of four kinds, which a run's report counts separately.
-//! - Nothing is retried. The only exception is a kept connection that the server closed before a
-//!   byte of the request was written: it is replaced.
+//! - A failed call has one of four kinds of failure. The report of a run has a count for each kind.
+//! - No request is sent twice. If the server has closed a pooled connection before a byte of the
+//!   request was written, the request is sent on another connection.
 //!
 //! Absent on purpose: redirects, TLS, proxies.
 
@@ -23,9 +24,10 @@ use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
-/// Maximum size of an answer's body in bytes. A page of 10,000 orders is about 2 MB.
+/// Maximum size of an answer's body in bytes. The largest usual answer, a page of 10,000 orders,
+/// has about 2 MB.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
-/// Header of an answer that names the node that owns the request's order.
+/// Name of the response header with the address of the node that owns the request's order.
 const OWNER: &str = "x-imt-owner";
 
 /// Address of a server: `http://HOST:PORT`.
@@ -54,7 +56,7 @@ impl FromStr for Endpoint {
             given: given.to_owned(),
             problem,
         };
-        // The parser of `Uri` drops a fragment without an error.
+        // The parser of `Uri` drops a fragment without an error, so a fragment is rejected here.
         if given.contains('#') {
             return Err(wrong("it has a fragment (#)"));
         }
@@ -106,14 +108,14 @@ impl fmt::Display for Endpoint {
 /// Reason for which a call has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FailureKind {
-    /// No server listens at the address.
+    /// The connection was refused, because no server listens at the address.
     Refused,
     /// The connection was closed before the whole answer arrived. The server may have performed the
     /// call.
     Closed,
     /// No answer arrived before the deadline. The server may have performed the call.
     TimedOut,
-    /// Any other failure.
+    /// The call failed for another reason.
     Other,
 }
 
@@ -156,8 +158,8 @@ impl Failure {
         }
     }
 
-    /// Builds a failure from an error and its causes. The innermost cause with a known kind decides
-    /// the kind.
+    /// Builds a failure from an error and its causes. The kind of the failure is that of the
+    /// innermost cause with a known kind.
     fn new(error: &(dyn std::error::Error + 'static)) -> Self {
         let mut kind = FailureKind::Other;
         let mut detail = String::new();
@@ -244,8 +246,8 @@ impl Client {
         connector.set_connect_timeout(Some(timeout));
         let http = legacy::Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
-            // This limit is shorter than the idle limit of the servers. So the client, which might
-            // still write a request, is the side that closes an idle connection.
+            // The servers close an idle connection after 30 s or more. A request that is written at
+            // that moment would fail, so the client closes idle connections earlier.
             .pool_idle_timeout(Duration::from_secs(20))
             .build(connector);
         Self {
@@ -335,7 +337,8 @@ impl Client {
             .await
     }
 
-    /// Sends `PUT path` with a CSV body of any length, in chunks, and one further header.
+    /// Sends `PUT path` with a CSV body, which may have any length and is sent in chunks, and with
+    /// one further header.
     pub(crate) async fn put_csv<B>(
         &self,
         path: &str,
@@ -416,8 +419,8 @@ impl Client {
         let request = Request::builder().method(method);
         match self.endpoint.uri(path) {
             Ok(uri) => request.uri(uri),
-            // The path is no valid URI. The builder keeps this error and returns it once the body
-            // is added.
+            // The path is no valid URI. The builder stores this error and returns it when `call`
+            // adds the body.
             Err(_) => request.uri(path),
         }
     }

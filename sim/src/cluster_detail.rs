@@ -1,13 +1,13 @@
 //! The ring and the nodes in detail, as the web console of a node describes them.
 //!
-//! A node without a web console answers 404. Then the detail is empty, and the views show the
-//! members from `GET /health` instead.
+//! A node without a web console answers 404. Then the detail is empty, and the views of a run show
+//! the members of the ring from `GET /health` instead.
 
 use serde::{Deserialize, Serialize};
 
 use crate::client::Client;
 
-/// Path of the web console's state document.
+/// Path of the JSON document with the web console's state.
 const PATH: &str = "/console/state";
 
 /// The ring and the nodes in detail.
@@ -15,11 +15,12 @@ const PATH: &str = "/console/state";
 pub struct ClusterDetail {
     /// Names of the members of the ring. [`SlotRun::member`] is an index into this list.
     pub members: Vec<String>,
-    /// Owners of all slots, in the order of the slots, as runs of neighbouring slots.
+    /// Owners of all slots, as runs of neighbouring slots with the same owner, in the order of the
+    /// slots.
     pub runs: Vec<SlotRun>,
     /// All nodes of the cluster, also those that are no members of the ring.
     pub nodes: Vec<NodeDetail>,
-    /// The move of slots that is under way; `None` if there is none.
+    /// The move of slots that is under way; `None` if no slots are being moved.
     pub moving: Option<MoveDetail>,
 }
 
@@ -44,7 +45,7 @@ pub enum NodeStatus {
     Leaving,
     /// A volume of the node is missing or accepts no writes.
     Degraded,
-    /// The process of the node runs and does not answer.
+    /// The process of the node runs, but the node does not answer.
     Silent,
     /// The node was stopped gracefully.
     Stopped,
@@ -90,7 +91,7 @@ pub struct NodeDetail {
     /// Names of the volumes that the node serves.
     #[serde(default)]
     pub serves: Vec<String>,
-    /// Requests of the node's last full second; `None` if the node does not answer.
+    /// Requests that the node handled in its last full second; `None` if the node does not answer.
     #[serde(default)]
     pub requests: Option<NodeRequests>,
 }
@@ -116,7 +117,8 @@ pub struct MoveDetail {
     pub about: u64,
 }
 
-/// The newest detail, and the cursor of the document that it came from.
+/// The newest detail, and the cursor of the document from which it was read. The next request sends
+/// the cursor, so that the node leaves out a ring that has not changed.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
     cursor: String,
@@ -127,7 +129,7 @@ pub(crate) struct Known {
 struct Document {
     #[serde(default)]
     cursor: String,
-    /// The ring; `None` if it has not changed since the cursor of the request.
+    /// The ring; `None` if it has not changed since the document with the request's cursor.
     #[serde(default)]
     ring: Option<Ring>,
     #[serde(default)]

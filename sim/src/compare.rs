@@ -3,8 +3,8 @@
 //! Invariants:
 //! - Each row is a number that both summaries have, with the relative change from the first run to
 //!   the second.
-//! - Differences of scenario, seed, version or machine are listed above the table. These
-//!   differences decide if the numbers can be compared.
+//! - Differences of scenario, seed, version or machine are listed above the table, because the
+//!   numbers of such runs may not be comparable.
 
 use std::fmt;
 
@@ -24,7 +24,7 @@ enum Unit {
     Microseconds,
 }
 
-/// A number that both runs have.
+/// A number that both runs have, with its name and unit.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Row {
     name: String,
@@ -67,20 +67,21 @@ impl Row {
     }
 }
 
-/// The run with the better number.
+/// The run of the two that has the better number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Better {
     First,
     Second,
 }
 
-/// The texts of a row of the table.
+/// The texts of a row of the table: the name, the numbers of both runs and the change.
 pub(crate) struct RowText<'a> {
     pub(crate) name: &'a str,
     pub(crate) first: String,
     pub(crate) second: String,
     pub(crate) change: String,
-    /// The run with the better number. `None` for counts of requests, and for changes within noise.
+    /// The run with the better number. `None` for rates and counts of requests, and for changes of
+    /// a latency by at most [`NOISE`].
     pub(crate) better: Option<Better>,
 }
 
@@ -91,7 +92,7 @@ const NOISE: f64 = 0.05;
 /// The comparison of two runs. `Display` prints it as a table.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
-    /// Sentences about the facts in which the runs differ.
+    /// Sentences about the facts (scenario, seed, version or machine) in which the runs differ.
     differences: Vec<String>,
     /// Verdicts of the first and the second run.
     verdicts: [String; 2],
@@ -117,7 +118,8 @@ impl Comparison {
         })
     }
 
-    /// Returns sentences about the facts in which the runs differ.
+    /// Returns sentences about the facts (scenario, seed, version or machine) in which the runs
+    /// differ.
     pub(crate) fn differences(&self) -> &[String] {
         &self.differences
     }

@@ -1,32 +1,32 @@
 //! Errors of a simulation, with the affected file, setting or address and a remedy.
 //!
-//! An answer of the order management that a shop must handle (a 409, a time-out, a closed
-//! connection) is not an error here. The front counts such answers. `Display` never repeats the
-//! text of `source`.
+//! An outcome of a request that every shop must handle (a 409, a time-out, a closed connection) is
+//! not an error here. The shop front counts such outcomes. `Display` never repeats the text of
+//! `source`.
 
 use std::path::{Path, PathBuf};
 
 /// Result type of the simulators.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// Reason for which a simulation could not start or continue.
+/// Reason for which a simulation could not start or continue, or a command failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A setting that cannot be used.
+    /// A setting has a value that cannot be used.
     #[error("{setting}: {problem}")]
     Config {
         /// Name of the setting, as in the configuration.
         setting: &'static str,
-        /// Description of the fault, with the allowed values.
+        /// Description of the fault in the value, with the allowed values.
         problem: String,
     },
-    /// An address that is not of the form `http://HOST:PORT`.
+    /// A given address is not of the form `http://HOST:PORT`.
     #[error("{given:?} is not an address: {problem}; expected http://HOST:PORT")]
     Address {
-        /// The address as given.
+        /// The text that was given as the address.
         given: String,
-        /// Description of the fault.
+        /// Description of the fault in the address.
         problem: &'static str,
     },
     /// A file or folder could not be read or written.
@@ -50,17 +50,17 @@ pub enum Error {
     /// A file has content that cannot be parsed.
     #[error("{}, line {line}: {problem}", path.display())]
     Malformed {
-        /// The file.
+        /// The file that cannot be parsed.
         path: PathBuf,
         /// Number of the faulty line, from 1.
         line: u64,
         /// Description of the fault, with a remedy.
         problem: String,
     },
-    /// Another process uses the file.
+    /// Another process has locked the file.
     #[error("{} is in use by another process; stop it or choose another data folder", path.display())]
     InUse {
-        /// The file.
+        /// The locked file.
         path: PathBuf,
     },
     /// A server does not answer.
@@ -73,7 +73,7 @@ pub enum Error {
         /// Text of the last failure.
         problem: String,
     },
-    /// A server's answer that its contract does not allow.
+    /// A server sent an answer that the contract of its API does not allow.
     #[error("{route}: unexpected answer: {problem}")]
     Answer {
         /// Method and address of the request.
@@ -81,10 +81,11 @@ pub enum Error {
         /// Description of the unexpected answer.
         problem: String,
     },
-    /// The ledger could not be written. The warehouse has confirmed no call since then.
+    /// The warehouse's ledger could not be written. The warehouse has confirmed no call since this
+    /// failure.
     #[error("the warehouse's ledger cannot be written: {problem}")]
     LedgerFailed {
-        /// Text of the first failure.
+        /// Text of the first failure to write the ledger.
         problem: String,
     },
     /// A report could not be drawn.

@@ -1,18 +1,20 @@
-//! The shop front: simulates customers who read statistics, order, pay and cancel at planned
-//! moments.
+//! The shop front (the front): simulates customers who read statistics, order, pay and cancel at
+//! planned moments.
 //!
 //! Invariants:
-//! - The load is open: requests start at the moments of the timeline, and never wait for earlier
-//!   answers. Latencies count from the intended start, so a pause of the server shows in full.
-//! - A late request is counted, and its latency still counts from its intended start. A request
-//!   that is later than `drop_after` is dropped and counted. So a stalled server cannot pile up
-//!   requests without bound.
-//! - A payment or cancellation never overtakes its order, except for payments that are planned
-//!   before the order.
-//! - Ids are never used twice on one data folder.
-//! - The audit relies on the record of orders (content, acknowledged or not). No request is
-//!   retried, except that a routed request goes to another node if its owner is unreachable
-//!   (`owners`).
+//! - The load is open: the intended start of each request is planned before the run and does not
+//!   depend on answers. Latencies are measured from the intended start, so a pause of the server
+//!   shows in full.
+//! - A late request is counted, and its latency is still measured from its intended start. A
+//!   request with a lag above `drop_after` is dropped and counted, so that a stalled server does
+//!   not cause an ever longer backlog.
+//! - A payment or cancellation is sent after the answer to its order. The exceptions are payments
+//!   that are planned before their order, and replays, which send all requests at the recorded
+//!   times.
+//! - Request ids are never used twice with one data folder.
+//! - For the audit, the front records the content of each order and the outcomes of its requests.
+//!   No request is retried, except that with the setting `route` a request is sent once more, to
+//!   another node, if its owner is unreachable (`owners`).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -45,8 +47,8 @@ pub use record::{OrderRecord, Outcome, RecordedOrder};
 use recorder::Recorder;
 pub use recorder::RouteReport;
 
-/// Largest 99th percentile of the lag of a valid run. Above it, latencies are those of the busy
-/// machine and not of the server.
+/// Largest 99th percentile of the lag of a valid run. Above this limit, the machine of the front
+/// was too busy to start requests in time, and the latencies do not describe the server.
 pub const LAG_P99_MAX: Duration = Duration::from_millis(5);
 /// Pause between two polls of an order management that is not ready yet.
 const READY_PAUSE: Duration = Duration::from_millis(50);
@@ -60,7 +62,7 @@ pub struct FrontConfig {
     /// Address of the warehouse, for the audit after the run. The front itself only reads the
     /// number of stores from it.
     pub warehouse: Endpoint,
-    /// Folder of `stats.csv` and of `front.json` (the next free id).
+    /// Folder of `stats.csv`, and of `front.json` with the next free request id.
     pub data: PathBuf,
     /// Folder of this run's records; `None` to keep none.
     pub run_folder: Option<PathBuf>,
@@ -70,11 +72,12 @@ pub struct FrontConfig {
     pub load: Load,
     /// Behaviour of the customers.
     pub customers: Customers,
-    /// Time after the start of the run during which requests do not count for the latencies.
+    /// Length of the warm-up at the start of the run. Requests with an intended start in the
+    /// warm-up are left out of the latencies.
     pub warm_up: Duration,
-    /// Maximum number of requests in flight. Further requests wait and become late. The default
-    /// keeps a run with the order management in the same process below the usual limit of 1,024
-    /// open files.
+    /// Maximum number of requests in flight. Further requests wait and become late. If the order
+    /// management runs in the same process, each request takes two sockets of the process. With the
+    /// default, they stay below the usual limit of 1,024 open files.
     pub in_flight_max: usize,
     /// Largest lag of a request. A request with a larger lag is dropped.
     pub drop_after: Duration,
@@ -82,13 +85,14 @@ pub struct FrontConfig {
     pub request_timeout: Duration,
     /// Maximum wait, before the run, for an order management that does not answer.
     pub ready_timeout: Duration,
-    /// Maximum wait, within `ready_timeout`, for the first stock in the order management. After it,
-    /// the run begins without stock.
+    /// Maximum wait, before the run, for the stock of all stores in the order management.
+    /// Afterwards the run begins without the missing stock. The value must not exceed
+    /// `ready_timeout`, after which the run fails.
     pub stock_timeout: Duration,
     /// `true` to write the log of requests, `stats.csv`.
     pub stats_csv: bool,
-    /// `true` to send each request to the node that owns its order. `false` to send all requests to
-    /// `oms`.
+    /// `true` to send each request to the node that owns its order or the statistics. `false` to
+    /// send all requests to `oms`.
     pub route: bool,
 }
 
@@ -161,8 +165,8 @@ pub struct FrontReport {
     pub dropped: u64,
     /// Lag of the requests: actual start minus intended start.
     pub lag: Latency,
-    /// Number of payments that were never sent, because the run was stopped early or a request was
-    /// dropped.
+    /// Number of planned payments that were never sent, because the run was stopped early or a
+    /// request was dropped.
     pub payments_not_sent: u64,
     /// Results of each route, in the order of [`Route::ALL`].
     pub routes: Vec<RouteReport>,
@@ -170,12 +174,12 @@ pub struct FrontReport {
     pub histograms: [LatencyHistogram; Route::COUNT],
     /// Path of the log of requests; `None` if the settings wanted no log.
     pub stats_csv: Option<PathBuf>,
-    /// Reason for which the log of requests or the series is incomplete; `None` if both are
-    /// complete.
+    /// Reason for which `stats.csv` or `series.csv` is incomplete; `None` if both are complete.
     pub log_problem: Option<String>,
     /// Every order that the front sent, with its outcome.
     pub record: OrderRecord,
-    /// Counts of the routing of requests to owners; `None` without `route`.
+    /// Counts of requests that were sent to owners, forwarded or sent again; `None` if the setting
+    /// `route` is `false`.
     pub routing: Option<RoutingCounts>,
 }
 
@@ -185,7 +189,8 @@ impl FrontReport {
         self.requests_in_window as f64 / self.window.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 
-    /// Returns `true` if the lag was small enough for the latencies to be those of the server.
+    /// Returns `true` if the lag was at most [`LAG_P99_MAX`], so that the latencies are those of
+    /// the server.
     pub fn is_valid(&self) -> bool {
         u128::from(self.lag.p99_us) <= LAG_P99_MAX.as_micros()
     }
@@ -228,8 +233,8 @@ pub async fn run_front(
         load: config.load.clone(),
         customers: config.customers.clone(),
     };
-    // The ids are reserved before the first of them is used. So a killed run leaves a gap of unused
-    // ids, and no later run uses an id again.
+    // All ids of the run are reserved durably before the first request. So no later run uses one of
+    // these ids again, even if this run is killed.
     workload.first_id = ids::reserve(&config.data, workload.request_count())?;
 
     let sent = Arc::new(AtomicU64::new(0));
@@ -282,7 +287,7 @@ pub async fn run_front(
 }
 
 /// Waits until the order management answers and has the stock of all stores of the warehouse.
-/// Returns `false` if stores are still missing after `stock_timeout`.
+/// Returns `false` if the stock of some stores is still missing after `stock_timeout`.
 ///
 /// # Errors
 /// [`Error::Unreachable`] if the order management does not answer within `ready_timeout`.
@@ -305,7 +310,7 @@ async fn wait_ready(client: &Client, config: &FrontConfig) -> Result<bool> {
             Ok(answer) if answer.status == 200 => {
                 let stocked = match serde_json::from_slice::<Health>(&answer.body) {
                     // Several volumes apply the first snapshot one after the other. So the stock is
-                    // complete only when all stores have some.
+                    // complete only when all stores have stock.
                     Ok(health) => health.stock_snapshots > 0 && health.stores >= stores_of(config).await,
                     Err(_) => true,
                 };
@@ -320,8 +325,8 @@ async fn wait_ready(client: &Client, config: &FrontConfig) -> Result<bool> {
                 }
                 "it has no stock yet".to_owned()
             }
-            // A server without this route, such as the order management of the original system, is
-            // ready if it answers at all.
+            // A server without `/health`, such as the order management of the original system, is
+            // ready if it answers with any status below 500.
             Ok(answer) if answer.status < 500 => return Ok(true),
             Ok(answer) => format!("{} {}", answer.status, answer.excerpt()),
             Err(failure) => failure.to_string(),
@@ -350,7 +355,7 @@ async fn stores_of(config: &FrontConfig) -> u64 {
     summary.map_or(0, |summary| summary.stores.into())
 }
 
-/// Waits until `stop` becomes `true`. Never returns if the sender is dropped before.
+/// Waits until `stop` becomes `true`. Never returns if the sender of `stop` is dropped before.
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     if stop.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;

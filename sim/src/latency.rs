@@ -1,8 +1,9 @@
-//! Latency histograms with the same bounds, and their percentiles.
+//! Histograms of latencies, all with the same bounds, and their percentiles.
 //!
 //! Invariants:
 //! - Latencies are microseconds from the intended start of a request (no coordinated omission).
-//! - All histograms have three significant digits and the same range, so that they can be added.
+//! - All histograms have three significant digits and the same range, so that the latencies of two
+//!   histograms can be added up.
 //! - A latency above the range is recorded as the largest value and never lost.
 
 use std::time::Duration;
@@ -38,7 +39,7 @@ pub struct LatencyHistogram(Histogram<u64>);
 
 impl Default for LatencyHistogram {
     fn default() -> Self {
-        // The library accepts these constant bounds, so that this cannot fail.
+        // The library accepts these constant bounds, so the call cannot fail.
         Self(Histogram::new_with_bounds(1, MAX_US, DIGITS).expect("sound bounds"))
     }
 }
@@ -83,7 +84,7 @@ impl LatencyHistogram {
         }
     }
 
-    /// Returns the recorded values in ascending order, each with its count.
+    /// Returns the buckets that contain latencies, in ascending order.
     pub fn buckets(&self) -> Vec<Bucket> {
         let recorded = self.0.iter_recorded();
         recorded

@@ -1,25 +1,28 @@
 //! Simulators of the systems around the order management: a shop front that sends load, and a
-//! warehouse that supplies stock and delivers. An audit compares both sides.
+//! warehouse that supplies stock and delivers. An audit compares the order management with both.
 //!
 //! The simulators use the order management over HTTP only, as real systems would. All random
 //! choices derive from one seed.
 //!
-//! - [`mod@audit`]: compares both sides after a run; the comparison is pure.
+//! - [`mod@audit`]: compares the order management, the warehouse and the record of the front after
+//!   a run.
 //! - [`cluster_detail`]: the ring and the nodes, as the web console describes them.
-//! - [`compare`]: two runs side by side.
-//! - [`front`]: open-loop load, latencies from the intended start, `stats.csv`.
+//! - [`compare`]: the numbers of two runs side by side.
+//! - [`front`]: the shop front, with open-loop load, latencies from the intended start, and
+//!   `stats.csv`.
 //! - [`latency`]: latency histograms and their percentiles.
 //! - [`monitor`]: polls both servers during a run.
-//! - [`report`]: a run as one HTML page.
+//! - [`report`]: draws a run as one HTML page.
 //! - [`run_folder`]: the record of a run on disk.
 //! - [`samples`]: small files in the formats of the original system, from which this project grew.
 //! - [`scenario`]: load, faults, node events and thresholds of a run, from TOML.
-//! - [`series`]: a run second by second.
+//! - [`series`]: the results of a run, second by second.
 //! - [`summary`]: the results of a run, as a table and as JSON.
 //! - [`telemetry`]: live state of a run, for views.
 //! - [`thresholds`]: conditions under which a run fails.
-//! - [`warehouse`]: a server with real stock and a durable ledger, slow and unreliable on purpose.
-//! - [`workload`]: planned requests and their moments, pure.
+//! - [`warehouse`]: a simulated warehouse with stock and a durable ledger, slow and unreliable on
+//!   purpose.
+//! - [`workload`]: the planned requests and their intended starts, as pure functions of a seed.
 #![forbid(unsafe_code)]
 
 pub mod audit;

@@ -1,10 +1,11 @@
-//! Polls the order management and the warehouse during a run, and publishes the results as
-//! telemetry.
+//! The monitor: polls the order management and the warehouse during a run, and publishes their
+//! state as telemetry.
 //!
 //! Invariants:
-//! - The first poll is the baseline: counts of a run are differences to the counts of that poll.
-//! - A server that does not answer keeps its last counts and is marked as unreachable. The monitor
-//!   never ends a run.
+//! - The first poll is the baseline: the counts of a run are the present counts less those of the
+//!   first poll.
+//! - If a server does not answer, its last counts stay published. An order management that does not
+//!   answer is marked as unreachable. A failed poll never ends a run.
 //! - Changes of the ring and of the circuit breaker are recorded as events.
 
 use std::collections::BTreeSet;
@@ -18,10 +19,11 @@ use crate::cluster_detail::{self, ClusterDetail, Known};
 use crate::telemetry::{ClusterState, EventKind, NodeState, Telemetry};
 use crate::wire::{Health, WarehouseStatus, WarehouseSummary};
 
-/// Time between two polls. Two polls a second give each second of the series a fresh poll.
+/// Time between two polls. `series.csv` has one line for each second. With two polls a second, each
+/// line has the results of a poll in that second.
 const POLL_EVERY: Duration = Duration::from_millis(500);
-/// One of this many polls also reads the detail of ring and nodes. A node counts its requests by
-/// whole seconds, so one reading of the detail per second is enough.
+/// Number of polls from one read of the detail of ring and nodes to the next. A node counts its
+/// requests by whole seconds, so one read of the detail per second is enough.
 const DETAIL_EVERY: u64 = 2;
 /// Maximum time of one poll.
 const POLL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -39,8 +41,8 @@ impl Drop for Monitor {
 }
 
 impl Monitor {
-    /// Polls once for the baseline, then starts to poll periodically. The baseline of a warehouse
-    /// that does not answer is zero.
+    /// Polls once for the baseline, then starts to poll periodically. If the warehouse does not
+    /// answer the first poll, its baseline is zero.
     pub async fn start(oms: Endpoint, warehouse: Endpoint, telemetry: Telemetry) -> Self {
         let poller = Arc::new(Poller {
             oms: Client::new(oms, POLL_TIMEOUT),
@@ -76,7 +78,8 @@ impl Monitor {
     }
 }
 
-/// Answers of one poll. A field is `None` or empty if its server did not answer.
+/// Answers of one poll. A field is `None` or empty if its server did not answer. `detail` can be
+/// that of the poll before.
 struct Answers {
     health: Option<Health>,
     warehouse: Option<WarehouseSummary>,
@@ -105,7 +108,8 @@ impl Poller {
         }
     }
 
-    /// Returns the detail of the cluster: read now if `is_due`, otherwise as it was read last.
+    /// Returns the detail of the ring and the nodes. Reads it from the order management if `is_due`
+    /// is `true`, and otherwise returns the detail of the last read.
     async fn ask_detail(&self, is_due: bool) -> ClusterDetail {
         let mut known = self.detail.lock().await;
         if is_due {
@@ -171,7 +175,8 @@ fn changes(before: &ClusterState, after: &ClusterState) -> Vec<Change> {
         cluster.nodes.iter().map(|node| node.name.clone()).collect()
     };
     let (old, new) = (names(before), names(after));
-    // The members that the first poll finds did not join during the run, so they cause no events.
+    // Epoch 0 means that there was no successful poll before. The members that the first poll finds
+    // did not join during the run, so they cause no events.
     if before.epoch > 0 {
         for name in new.difference(&old) {
             events.push((EventKind::Ring, name.clone(), format!("{name} joined the ring")));

@@ -36,7 +36,7 @@ const PINK: chart::Colour = (204, 121, 167);
 const SKY: chart::Colour = (86, 180, 233);
 const GREY: chart::Colour = (128, 128, 128);
 
-/// The data from which the report is drawn.
+/// The data of one run, from which its report is drawn.
 struct Material {
     facts: RunFacts,
     /// The content of `summary.json`; null for a killed run.

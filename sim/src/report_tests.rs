@@ -1,5 +1,5 @@
-//! Tests of the report: it is drawn for complete and for killed runs, and escapes all texts of the
-//! run's files.
+//! Tests that the report can be drawn for complete and for killed runs, and that it escapes all
+//! texts of the run's files.
 
 use super::*;
 use crate::telemetry::{EventKind, RouteSecond};

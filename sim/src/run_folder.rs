@@ -27,8 +27,8 @@ use crate::{Error, Result};
 
 /// Name of the folder of all runs, inside the data folder.
 pub const RUNS: &str = "runs";
-/// Maximum number of names tried for a new run folder. Runs that start in the same second need
-/// different names.
+/// Maximum number of names that are tried for a new run folder. Runs that start in the same second
+/// have the same time in their name, so a number is appended.
 const NAMES_MAX: u32 = 1_000;
 
 const RUN_JSON: &str = "run.json";
@@ -49,7 +49,7 @@ pub struct RunFacts {
     pub seed: u64,
     /// Command line that repeats the run.
     pub repeat: String,
-    /// Start of the program, unix milliseconds.
+    /// Time at which the run began, before its first request, unix milliseconds.
     pub begun_at_ms: u64,
     /// Number of logical processors of the machine.
     pub processors: usize,
@@ -110,8 +110,8 @@ impl RunFolder {
         })
     }
 
-    /// Opens the folder of an earlier run. `run` is the path or name of the folder, or `None` for
-    /// the newest run.
+    /// Opens the folder of an earlier run. `run` is the path of the folder or its name in the data
+    /// folder; `None` for the newest run.
     ///
     /// # Errors
     /// If there is no such run.
@@ -143,8 +143,8 @@ impl RunFolder {
     }
 
     fn write_json(&self, name: &str, value: &impl Serialize) -> Result<()> {
-        // The value has only texts, numbers, lists and maps with text keys, so that the
-        // serialization cannot fail.
+        // The value has only texts, numbers, lists and maps with text keys, so its serialization
+        // cannot fail.
         let mut json = serde_json::to_vec_pretty(value).expect("plain data");
         json.push(b'\n');
         self.write(name, &json)
@@ -178,7 +178,7 @@ impl RunFolder {
         }
     }
 
-    /// Reads the events; empty for a killed run.
+    /// Reads the events. Returns an empty list for a killed run, which has no file of events.
     ///
     /// # Errors
     /// If the file exists and cannot be read or parsed.
@@ -200,7 +200,8 @@ impl RunFolder {
             .collect()
     }
 
-    /// Reads the latencies of each route, in the order of the file; empty for a killed run.
+    /// Reads the latencies of each route, in the order of the file. Returns an empty list for a
+    /// killed run, which has no such file.
     ///
     /// # Errors
     /// If the file exists and cannot be read or parsed.
@@ -293,7 +294,8 @@ fn histograms_csv(front: &FrontReport) -> String {
 fn events_csv(events: &[RunEvent]) -> String {
     let mut text = String::from("at_ms,offset_ms,kind,subject,text\n");
     for event in events {
-        // Only the last column may contain commas, and no column may contain a line end.
+        // A reader splits a line at its first four commas. So only the text, the last column, may
+        // contain commas, and no column may contain a line end.
         let subject = event.subject.replace([',', '\n'], " ");
         let sentence = event.text.replace('\n', " ");
         let kind = event.kind.name();
@@ -320,7 +322,7 @@ fn event_of(line: &str) -> Option<RunEvent> {
     })
 }
 
-/// Returns a point in time as a name such as `20260131-174502`, in UTC.
+/// Returns the name of a run folder for a point in time, such as `20260131-174502`, in UTC.
 fn time_name(unix_ms: u64) -> String {
     let moment = UNIX_EPOCH + Duration::from_secs(unix_ms / 1_000);
     let text = humantime::format_rfc3339_seconds(moment).to_string();

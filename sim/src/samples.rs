@@ -1,9 +1,9 @@
 //! Small sample files in the formats of the original system, from which this project grew. They are
 //! for tests and for trying the routes with curl.
 //!
-//! The samples are generated from a fixed seed, by the code that generates the stock, statistics
-//! files and orders of a run. So they always match the simulators. A test generates them again and
-//! compares every byte.
+//! The samples are generated from a fixed seed, by the code that generates the stock, the
+//! statistics files and the orders of a run. A test generates the samples again and compares every
+//! byte with the files in `data/samples`. So these files always match the simulators.
 
 use std::fs;
 use std::path::Path;
@@ -18,14 +18,15 @@ use crate::{Error, Result};
 pub const SEED: u64 = 1;
 /// Name of the sample of stock: 40 products in 20 stores, for `PUT /stocks`.
 pub const STOCKS: &str = "stocks.csv";
-/// Name of the sample statistics file with the 40 products. The number in the name is a time in
-/// 2023.
+/// Name of the sample statistics file, with a line for each of the 40 products. The number in the
+/// name is a time in Unix milliseconds, in 2023.
 pub const STAT_FILE: &str = "stat_001700000000000.csv";
-/// Name of the sample of orders: ten orders of these products, a JSON list of bodies for `POST
-/// /order`.
+/// Name of the sample of orders: a JSON list of ten bodies for `POST /order`, with products of the
+/// sample of stock.
 pub const ORDERS: &str = "orders.json";
 
-/// Number of products and stores. Files of this size are still readable by people.
+/// Numbers of products and stores in the samples. They are small, so that people can read the
+/// files.
 const SHAPE: StockShape = StockShape {
     products: 40,
     stores: 20,
@@ -47,7 +48,7 @@ fn orders() -> Vec<u8> {
     };
     let lines: Vec<String> = (1..=ORDER_COUNT)
         .map(|id| plan_order(&mut dice, id, &customers).0.to_wire())
-        // An order is plain text and numbers, so that the serialization cannot fail.
+        // An order has only texts and numbers, so its serialization cannot fail.
         .map(|order: NewOrder| serde_json::to_string(&order).expect("an order is plain data"))
         .collect();
     format!("[\n  {}\n]\n", lines.join(",\n  ")).into_bytes()

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - An unknown key is an error. Errors name file, line and field.
-//! - A scenario and a seed determine the requests, the faults and the events of a run.
+//! - A scenario and a seed determine the requests, the faults and the node events of a run, each
+//!   with its planned time.
 //! - The scenarios of `data/scenarios/` are compiled into the binary, and a test checks each of
 //!   them.
 
@@ -42,17 +43,17 @@ pub const BUILT_IN: [(&str, &str); 8] = [
     ("chaos", include_str!("../../data/scenarios/chaos.toml")),
 ];
 
-/// Maximum number of further nodes, beside the node that the front calls.
+/// Maximum number of further nodes of a run, beside the node that the shop front calls.
 pub const NODES_MAX: u32 = 16;
 
-/// Maximum number of random events of a run. The limit bounds the memory of a long run with short
-/// intervals.
+/// Maximum number of random events of a run. The limit bounds the memory of a long run with a short
+/// interval between events.
 const RANDOM_EVENTS_MAX: usize = 10_000;
 
 /// A temporary change of the warehouse's behaviour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WarehouseFault {
-    /// Beginning of the change, since the start of the run.
+    /// Time at which the change begins, since the start of the run.
     pub at: Duration,
     /// Length of the change. Afterwards the warehouse returns to its usual behaviour.
     pub lasts: Duration,
@@ -71,13 +72,13 @@ pub enum NodeAction {
     Kill,
     /// Pauses the process of a node (`SIGSTOP`) and lets it continue later.
     Pause,
-    /// Removes a node from the cluster for good. The node joins again later with an empty data
-    /// folder.
+    /// Removes a node and its volume from the cluster, as `imt node leave` does. Later a node with
+    /// the same name joins with an empty volume.
     Leave,
 }
 
 impl NodeAction {
-    /// All actions, for parsing and listing.
+    /// All actions, for the parser and for lists of the names.
     pub const ALL: [Self; 5] = [Self::Join, Self::Stop, Self::Kill, Self::Pause, Self::Leave];
 
     /// Returns the name of the action in scenario files.
@@ -113,7 +114,8 @@ pub struct NodeEvent {
     pub action: NodeAction,
     /// Number of the node, from 1.
     pub node: u32,
-    /// Time until the node is started again, or until its paused process continues.
+    /// Time from the end of the node's process until the node is started again, or length of the
+    /// pause of the process.
     pub lasts: Duration,
 }
 
@@ -122,13 +124,14 @@ pub struct NodeEvent {
 pub struct RandomEvents {
     /// Interval between two events.
     pub every: Duration,
-    /// The actions to choose from with equal probability. An action may be listed more than once.
+    /// The actions to choose from with equal probability. An action that is listed more than once
+    /// is chosen more often.
     pub actions: Vec<NodeAction>,
 }
 
 impl RandomEvents {
-    /// Returns the random events of a run. No event happens in the last interval of the run, so
-    /// that the nodes do not change while the last requests in flight are completed.
+    /// Returns the random events of a run. No event is planned in the last interval of the run, so
+    /// that nodes are available again when the last requests are completed.
     fn draw(&self, nodes: u32, seed: u64, until: Duration) -> Vec<NodeEvent> {
         let mut dice = Dice::new(seed, Purpose::Faults);
         let mut events = Vec::new();
@@ -155,17 +158,17 @@ impl RandomEvents {
 /// Settings of the warehouse in a scenario.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WarehousePlan {
-    /// Usual behaviour, outside of `faults`.
+    /// Behaviour of the warehouse outside of the times of `faults`.
     pub profile: Profile,
-    /// Number of products and stores.
+    /// Numbers of products and stores of a new ledger of the warehouse.
     pub shape: StockShape,
-    /// `true` if sold units are put back into stock.
+    /// `true` if the warehouse puts sold units back into its stock.
     pub restock: bool,
     /// Time from one stock snapshot to the next.
     pub snapshot_every: Duration,
     /// Time from one statistics file to the next.
     pub stat_file_every: Duration,
-    /// Temporary changes of the behaviour, in the order of their beginnings.
+    /// Temporary changes of the warehouse's behaviour, ordered by their beginnings.
     pub faults: Vec<WarehouseFault>,
 }
 
@@ -191,12 +194,14 @@ pub struct Scenario {
     pub description: String,
     /// Seed of all random choices; `None` for the default seed.
     pub seed: Option<u64>,
-    /// Time after the start of the run during which requests do not count for the latencies.
+    /// Length of the warm-up at the start of the run. Requests with an intended start in the
+    /// warm-up are left out of the latencies.
     pub warm_up: Duration,
-    /// Number of further nodes, beside the node that the front calls. Each further node is a
+    /// Number of further nodes, beside the node that the shop front calls. Each further node is a
     /// separate process.
     pub nodes: u32,
-    /// `true` if the front sends each request to the node that owns its order.
+    /// `true` if the shop front sends each request to the node that owns its order or the
+    /// statistics.
     pub route: bool,
     /// Rate, shape and length of the load.
     pub load: Load,
@@ -251,7 +256,7 @@ impl Scenario {
     }
 }
 
-/// A fault in a scenario's text, with its line.
+/// A mistake in the text of a scenario, with the number of its line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ScenarioFault {
     line: u64,

@@ -1,5 +1,5 @@
-//! Tests that the built-in scenarios can be used, and that faults of a file are reported with line
-//! and field.
+//! Tests that the built-in scenarios can be used, and that mistakes in a scenario file are reported
+//! with line and field.
 
 use super::*;
 use crate::workload::{Arrivals, Popularity};

@@ -2,23 +2,24 @@
 //!
 //! Invariants:
 //! - Each purpose has its own stream of random numbers (ChaCha8 has 2^64 streams). So one more
-//!   random number for the front's requests never changes the warehouse's stock.
-//! - Where calls race, the stream is selected by the order's id and the number of the attempt, not
-//!   by the order of arrival. So a run is repeatable although the timing of its threads is not.
-//! - A number in a range is computed here by a multiplication. A library's distributions may change
-//!   between versions, and the samples under `data/samples` must keep every byte.
+//!   random number for the requests of the shop front never changes the stock of the warehouse.
+//! - Concurrent calls to the warehouse have a stream for each order id and number of the attempt.
+//!   So the delay and the fault of a call do not depend on the sequence in which the calls arrive,
+//!   and are the same in a repeated run.
+//! - A number in a range is computed here by a multiplication, and not by a library. A new version
+//!   of a library may give other numbers, but the samples in `data/samples` must keep every byte.
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
-/// Purpose of a stream of random numbers. The numeric values influence the bytes of the samples, so
-/// they must not change.
+/// Purpose of a stream of random numbers. The numeric values select the streams and thereby the
+/// bytes of the samples in `data/samples`, so they must not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Purpose {
-    /// Moments of the front's requests.
+    /// Intended starts of the front's requests.
     Arrivals = 1,
-    /// Content of the front's requests.
+    /// Content of the front's requests: products, quantities and transaction ids.
     Requests = 2,
     /// The stock with which a new warehouse begins.
     Stock = 3,
@@ -53,8 +54,9 @@ impl Dice {
 
     /// Returns the stream for one attempt of a call for one order.
     pub(crate) fn for_order(seed: u64, purpose: Purpose, order: &str, attempt: u32) -> Self {
-        // FNV-1a has a fixed specification, and its collisions are rare enough for random numbers
-        // of a simulation.
+        // The hash is FNV-1a, which has a fixed specification, so that every version of the program
+        // gets the same stream. Two calls with the same hash get the same random numbers, which
+        // does no harm.
         let hash = order
             .bytes()
             .chain(attempt.to_le_bytes())
@@ -88,7 +90,8 @@ impl Dice {
         n > 0 && self.below(n) == 0
     }
 
-    /// Returns a number in (0, 1]. Zero is excluded, because its logarithm is not finite.
+    /// Returns a number above 0 and up to 1. Zero is excluded, because some callers take the
+    /// logarithm, which is not finite for 0.
     pub(crate) fn unit(&mut self) -> f64 {
         ((self.0.next_u64() >> 11) + 1) as f64 / (1_u64 << 53) as f64
     }

@@ -14,7 +14,7 @@ use crate::telemetry::{Route, RouteSecond, SecondPoint};
 use crate::wire::OrderState;
 use crate::{Error, Result};
 
-/// Name of the file in a run folder.
+/// Name of the file of the series in a run folder.
 pub const FILE: &str = "series.csv";
 
 /// Suffixes of the columns of a route; the prefix is the name of the route.
@@ -84,8 +84,8 @@ pub(crate) fn line(point: &SecondPoint) -> String {
 /// Reads the series of a run folder. An incomplete last line is ignored.
 ///
 /// # Errors
-/// If the file cannot be read, or a line does not have a number in each column. The error has the
-/// number of the line.
+/// If the file cannot be read, or a line does not have a number in each column. The error of such a
+/// line contains its line number.
 pub fn read(folder: &Path) -> Result<Vec<SecondPoint>> {
     let path = folder.join(FILE);
     let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;

@@ -2,12 +2,12 @@
 //!
 //! Invariants:
 //! - Counts include this run only. Totals of the data folder have a separate field.
-//! - Rates are those of the sending window, the time in which orders and statistics requests start.
-//!   The time after the window is reported as the drain.
-//! - There is one verdict. A run with a large lag is invalid, unless the audit has findings or
-//!   could not be done.
+//! - Rates are averages over the sending window, the time in which orders and statistics requests
+//!   start. The time after the window is reported as the drain.
+//! - A summary has exactly one verdict. A run with a large lag is invalid, unless the audit has
+//!   findings or could not be done.
 //!
-//! This module measures nothing.
+//! This module formats results and measures nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -30,11 +30,12 @@ pub enum Verdict {
     Clean,
     /// The audit has at least one finding.
     Findings,
-    /// At least one threshold was missed.
+    /// At least one threshold was missed: its condition, such as `p99(order) > 5ms`, is true or
+    /// cannot be checked.
     ThresholdMissed,
-    /// The lag of the front was too large, so the latencies are not those of the server.
+    /// The lag of the shop front was too large, so the latencies are not those of the server.
     Invalid,
-    /// The order management or the warehouse could not be read, so there is no audit.
+    /// The order management or the warehouse could not be read, so the run has no audit.
     Unaudited,
 }
 
@@ -56,11 +57,11 @@ impl Verdict {
 pub struct FolderTotals {
     /// Number of orders by state.
     pub orders: BTreeMap<String, u64>,
-    /// Number of stock snapshots applied by the order management.
+    /// Number of stock snapshots that the order management has applied.
     pub stock_snapshots: u64,
-    /// Number of statistics files applied by the order management.
+    /// Number of statistics files that the order management has applied.
     pub stat_files: u64,
-    /// The warehouse's counts; `None` if the warehouse does not answer.
+    /// Counts of the warehouse; `None` if the warehouse never answered.
     pub warehouse: Option<WarehouseSummary>,
 }
 
@@ -71,7 +72,7 @@ pub struct RunIdentity {
     pub scenario: String,
     /// Command line that repeats the run.
     pub repeat: String,
-    /// Path of the run folder; `None` for a run without records.
+    /// Path of the run folder; `None` if the run keeps no records.
     pub run_folder: Option<PathBuf>,
 }
 
@@ -83,7 +84,7 @@ pub struct Summary {
     pub identity: RunIdentity,
     /// The verdict on the run.
     pub verdict: Verdict,
-    /// Reason for which there is no audit; `None` with an audit.
+    /// Reason for which the audit could not be done; `None` if it was done.
     pub audit_problem: Option<String>,
     /// Seed of all random choices.
     pub seed: u64,
@@ -93,13 +94,14 @@ pub struct Summary {
     pub drain_s: f64,
     /// `true` if the run was stopped before its end.
     pub stopped_early: bool,
-    /// Number of requests sent, payments and cancellations included.
+    /// Number of requests sent on all routes, payments and cancellations included.
     pub requests: u64,
     /// Requests per second in the sending window.
     pub rate: f64,
     /// Number of requests that started more than 10 ms after their intended start.
     pub late: u64,
-    /// Number of requests that were dropped because their lag was too large.
+    /// Number of requests that were never sent, because their lag exceeded the shop front's limit
+    /// `drop_after`.
     pub dropped: u64,
     /// Lag of the requests: actual start minus intended start.
     pub lag: Latency,
@@ -113,17 +115,17 @@ pub struct Summary {
     pub errors: BTreeMap<String, u64>,
     /// Number of orders of this run by state at the end; `None` without an audit.
     pub orders: Option<BTreeMap<String, u64>>,
-    /// The warehouse's counts of this run; `None` if the warehouse does not answer.
+    /// Counts of the warehouse in this run; `None` if the warehouse never answered.
     pub warehouse: Option<WarehouseSummary>,
     /// Members of the ring at the end of the run.
     pub nodes: Vec<NodeState>,
     /// Totals of the data folder, including earlier runs.
     pub data_folder: FolderTotals,
-    /// Report of the audit; `None` if one side could not be read.
+    /// Report of the audit; `None` if the order management or the warehouse could not be read.
     pub audit: Option<AuditReport>,
     /// Result of each threshold of the run.
     pub thresholds: Vec<ThresholdResult>,
-    /// Path of the log of requests; `None` if there is none.
+    /// Path of the log of requests; `None` if the run writes no log.
     pub stats_csv: Option<PathBuf>,
     /// Reason for which the log of requests or the series is incomplete; `None` if both are
     /// complete.
@@ -134,8 +136,8 @@ pub struct Summary {
 }
 
 impl Summary {
-    /// Builds the summary from the results of a run. For a failed audit, `audit` is the text of its
-    /// error.
+    /// Builds the summary from the results of a run. If the audit failed, `audit` is `Err` with the
+    /// text of its error.
     pub fn new(
         identity: RunIdentity,
         front: &FrontReport,
@@ -431,7 +433,8 @@ pub(crate) fn write_steps(f: &mut fmt::Formatter<'_>, steps: Vec<(String, &'stat
         let row = format!("{command}   # {purpose}");
         match INDENT + row.chars().count() <= COLUMNS {
             true => line(f, name, &row)?,
-            // A command is never wrapped, so that it can be copied.
+            // A command is never wrapped, so that it can be copied. A row that is too wide is
+            // printed without its purpose.
             false => line(f, name, &command)?,
         }
     }

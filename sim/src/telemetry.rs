@@ -1,7 +1,8 @@
 //! Live state of a run: the parts of a simulation write it, and every view reads it.
 //!
-//! The front's recorder, the monitor of both servers and the driver of node events are the writers.
-//! A view (progress line, terminal, web page) reads a copy.
+//! Writers are the shop front's recorder, the monitor of both servers (order management and
+//! warehouse) and the driver of node events. A view (progress line, terminal, web page) reads a
+//! copy.
 //!
 //! Invariants:
 //! - A reader holds the lock only while it copies the counts and the requested seconds, never while
@@ -10,8 +11,8 @@
 //! - The newest [`SECONDS_MAX`] seconds and [`EVENTS_MAX`] events stay in memory. The run folder
 //!   has all of them.
 //!
-//! Deliberately absent: percentiles over several seconds. Percentiles cannot be added, so the
-//! recorder calculates them from its histograms.
+//! Deliberately absent: percentiles over several seconds. Percentiles of single seconds cannot be
+//! added, so the recorder calculates those of the whole run from its histograms.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -24,13 +25,13 @@ use crate::latency::Latency;
 use crate::warehouse::unix_ms;
 use crate::wire::WarehouseSummary;
 
-/// Maximum number of seconds kept in memory: one hour, more than a view can draw.
+/// Maximum number of [`SecondPoint`]s kept in memory: one hour, more than a view can draw.
 pub const SECONDS_MAX: usize = 3_600;
-/// Maximum number of events kept in memory: 16 events every second for 10 minutes, such as restarts
-/// of all nodes.
+/// Maximum number of events kept in memory. It is enough for 16 events a second during 10 minutes,
+/// for example if all nodes restart again and again.
 pub const EVENTS_MAX: usize = 10_000;
 
-/// A route of the order management that the front calls.
+/// A route of the order management that the shop front calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Route {
@@ -83,7 +84,7 @@ pub enum Phase {
     /// The order management does not answer yet, or has no stock yet.
     #[default]
     Waiting,
-    /// The front starts requests.
+    /// The shop front starts requests.
     Sending,
     /// The sending window, in which orders and statistics requests start, is over. Payments that
     /// are due are still sent, and requests in flight are completed.
@@ -143,7 +144,7 @@ pub struct RouteSecond {
     pub max_us: u64,
 }
 
-/// One second of a run. A request belongs to the second in which it ended.
+/// One second of a run. Except in `sent`, a request is counted in the second in which it ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecondPoint {
     /// Seconds since the start of the run, from 0.
@@ -156,7 +157,8 @@ pub struct SecondPoint {
     pub failed: u64,
     /// Number of requests that started more than 10 ms after their intended start.
     pub late: u64,
-    /// Number of requests that were dropped because their lag was too large.
+    /// Number of requests that were never sent, because their lag exceeded the shop front's limit
+    /// `drop_after`.
     pub dropped: u64,
     /// Number of requests in flight at the end of the second.
     pub in_flight: u64,
@@ -173,9 +175,10 @@ pub struct SecondPoint {
     pub outbox_dead: u64,
     /// `true` while the circuit breaker of the calls to the warehouse is open.
     pub warehouse_away: bool,
-    /// Number of orders that the warehouse has taken into preparation since the start of this run.
+    /// Number of orders that the warehouse has accepted for preparation since the start of this
+    /// run.
     pub announced: u64,
-    /// Number of deliveries of the warehouse since the start of this run.
+    /// Number of deliveries that the warehouse has made since the start of this run.
     pub delivered: u64,
     /// Number of members of the ring.
     pub nodes: u64,
@@ -207,7 +210,8 @@ pub struct ClusterState {
     pub nodes: Vec<NodeState>,
     /// Names of the volumes that are served by the node that answers the polls.
     pub volumes: Vec<String>,
-    /// The ring and the nodes in detail; empty if the node has no web console.
+    /// The ring and the nodes in detail, as read from the node's web console; empty if the node has
+    /// no web console.
     #[serde(default)]
     pub detail: ClusterDetail,
     /// Number of orders by state in the whole data folder, earlier runs included.
@@ -223,16 +227,16 @@ pub struct ClusterState {
     pub outbox_in_flight: u64,
     /// `true` while the circuit breaker of the calls to the warehouse is open.
     pub warehouse_away: bool,
-    /// Number of stock snapshots applied since the data folder was created.
+    /// Number of stock snapshots that were applied since the data folder was created.
     pub stock_snapshots: u64,
-    /// Number of statistics files applied since the data folder was created.
+    /// Number of statistics files that were applied since the data folder was created.
     pub stat_files: u64,
 }
 
 impl ClusterState {
-    /// Returns the number of orders of this run by state: the total less the number before the run.
-    /// An order of an earlier run that changes its state during this run distorts the numbers, but
-    /// they never fall below 0.
+    /// Returns the number of orders of this run by state: the total minus the number before the
+    /// run. An order of an earlier run that changes its state during this run distorts the numbers
+    /// of its old and its new state, but no number is below 0.
     pub fn orders_of_run(&self) -> BTreeMap<String, u64> {
         let before = |state: &String| self.orders_before.get(state).copied().unwrap_or_default();
         let total = self.orders_total.iter();
@@ -262,13 +266,13 @@ pub enum EventKind {
     Leave,
     /// A member appeared in or disappeared from the ring.
     Ring,
-    /// All volumes answer again after a node event.
+    /// All volumes answer again after a node was started, stopped, killed or paused.
     Recovered,
     /// The behaviour of the warehouse changed.
     Warehouse,
     /// The circuit breaker opened or closed.
     Breaker,
-    /// A condition that needs attention.
+    /// A condition that needs attention, such as an order management that does not answer.
     Warning,
 }
 
@@ -301,7 +305,7 @@ pub struct RunEvent {
     pub offset_ms: u64,
     /// The kind of the event.
     pub kind: EventKind,
-    /// Node, load phase or fault that the event is about.
+    /// Name of the subject of the event: a node, a load phase, a fault, or a server.
     pub subject: String,
     /// Description of the event for people, one sentence.
     pub text: String,
@@ -331,7 +335,8 @@ pub struct RunState {
     pub failed: u64,
     /// Number of requests that started more than 10 ms after their intended start.
     pub late: u64,
-    /// Number of requests that were dropped because their lag was too large.
+    /// Number of requests that were never sent, because their lag exceeded the shop front's limit
+    /// `drop_after`.
     pub dropped: u64,
     /// Lag of the requests since the start: actual start minus intended start.
     pub lag: Latency,
@@ -343,11 +348,11 @@ pub struct RunState {
     pub events: VecDeque<RunEvent>,
     /// State of the order management.
     pub cluster: ClusterState,
-    /// The warehouse's counts; `None` before its first answer.
+    /// The latest counts of the warehouse; `None` before its first answer.
     pub warehouse: Option<WarehouseSummary>,
-    /// The warehouse's counts before the first request of this run.
+    /// Counts of the warehouse before the first request of this run.
     pub warehouse_before: WarehouseSummary,
-    /// Progress of the audit in words.
+    /// Progress of the audit, as a text for people.
     pub audit: String,
 }
 
@@ -362,15 +367,16 @@ impl RunState {
         self.sent.saturating_sub(self.answered)
     }
 
-    /// Returns the warehouse's counts since the start of this run; `None` before its first answer.
+    /// Returns the counts of the warehouse since the start of this run; `None` before its first
+    /// answer.
     pub fn warehouse_of_run(&self) -> Option<WarehouseSummary> {
         self.warehouse
             .as_ref()
             .map(|now| now.since(&self.warehouse_before))
     }
 
-    /// Appends a second that has ended, with the current state of both servers. If the list is
-    /// full, the oldest second is removed.
+    /// Adds the current state of the order management and the warehouse to a second that has ended,
+    /// and appends the second to `seconds`. If `seconds` is full, its oldest second is removed.
     pub fn push_second(&mut self, mut point: SecondPoint) {
         point.in_flight = self.in_flight();
         point.orders = self.cluster.orders_of_run();

@@ -18,8 +18,8 @@
 //! | `late` `dropped` | | number or share |
 //! | `findings` `waiting` `dead` | | number |
 //!
-//! The routes are `stats`, `order`, `payment` and `cancel`. An error in the text of a condition is
-//! reported with its column.
+//! The routes are `stats`, `order`, `payment` and `cancel`. If the text of a condition is invalid,
+//! the error contains the column of the fault.
 
 use std::fmt;
 use std::str::FromStr;
@@ -124,7 +124,7 @@ enum Unit {
 #[error("{text:?}, column {column}: {problem}")]
 pub struct ThresholdError {
     text: String,
-    /// Column of the fault, from 1.
+    /// Column in `text` at which the fault was found. The first column is 1.
     column: usize,
     problem: String,
 }
@@ -137,17 +137,17 @@ pub struct ThresholdResult {
     /// The measured value with its unit; `None` if the value is unknown, for example without an
     /// audit.
     pub measured: Option<String>,
-    /// `true` if the condition holds or cannot be checked, for example a latency of an invalid run.
-    /// In both cases the run fails.
+    /// `true` if the condition holds or cannot be checked. In both cases the run fails. A condition
+    /// on latencies cannot be checked if the lag of the run was too large.
     pub is_missed: bool,
 }
 
 /// The results of a run, with which conditions are compared.
 #[derive(Debug, Clone, Copy)]
 pub struct Measured<'a> {
-    /// The front's results.
+    /// Results of the shop front.
     pub front: &'a FrontReport,
-    /// The audit's results; `None` without an audit.
+    /// Report of the audit; `None` if there was no audit.
     pub audit: Option<&'a AuditReport>,
 }
 
@@ -171,8 +171,8 @@ impl Measured<'_> {
             .sum()
     }
 
-    /// Returns the value of a metric, and the total for a share in percent. Returns `None` if the
-    /// metric needs an audit and there is none.
+    /// Returns the value of a metric, and the total from which a limit in percent is calculated.
+    /// Returns `None` if the metric needs an audit and there is none.
     fn value(&self, metric: Metric) -> Option<(f64, f64)> {
         let front = self.front;
         let audit = |count: fn(&AuditReport) -> u64| self.audit.map(|audit| (count(audit) as f64, 1.0));
@@ -211,7 +211,7 @@ impl Threshold {
             Unit::Percent => 100.0 * value / total.max(1.0),
             Unit::Number | Unit::Microseconds => value,
         });
-        // If the lag of the front was too large, its latencies are not those of the server.
+        // If the lag of the shop front was too large, its latencies are not those of the server.
         let is_unsure = matches!(self.metric, Metric::Latency(..)) && !measured.front.is_valid();
         ThresholdResult {
             condition: self.text.clone(),
@@ -294,8 +294,8 @@ impl<'a> Parser<'a> {
         self.at += rest.len() - rest.trim_start().len();
     }
 
-    /// Skips spaces, then parses the longest sequence of characters for which `is_part` is true.
-    /// Returns its position and its text.
+    /// Skips spaces, then parses all following characters for which `is_part` is true. Returns the
+    /// byte position and the text of these characters.
     fn take(&mut self, is_part: impl Fn(char) -> bool) -> (usize, &'a str) {
         self.skip_spaces();
         let (from, rest) = (self.at, self.rest());

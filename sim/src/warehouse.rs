@@ -1,16 +1,19 @@
-//! The warehouse: the system that receives the order management's outbox messages, with real stock.
+//! The simulated warehouse: a server that receives the outbox messages of the order management, and
+//! delivers from a stock of its own.
 //!
 //! The warehouse follows the contract for warehouses, `docs/warehouse.md`. On purpose, it answers
-//! slowly and sometimes wrongly ([`Behaviour`]). The warehouse sends a stock snapshot every 15 s
-//! and writes a statistics file every 10 s. The first of each is made at the start.
+//! slowly and sometimes wrongly ([`Behaviour`]). By default it sends a stock snapshot every 15 s
+//! and writes a statistics file every 10 s. The first snapshot and the first file are made at the
+//! start.
 //!
 //! Invariants:
 //! - A delivery of units that are not in stock is refused and counted.
 //! - Confirmed calls are in the ledger, which survives a kill or a power cut. A warehouse that is
 //!   started again on the same folder continues from its ledger.
-//! - A snapshot names the last delivery that it counts (`X-Stock-As-Of`).
+//! - A snapshot states the sequence number of the last delivery that is subtracted in it
+//!   (`X-Stock-As-Of`).
 //!
-//! | also served | |
+//! | further routes | answer |
 //! | --- | --- |
 //! | `GET /summary` | counts |
 //! | `GET /ledger`, `/restocks`, `/refusals` | pages of deliveries, arrivals of goods, refusals |
@@ -66,10 +69,10 @@ pub struct WarehouseConfig {
     pub stat_file_every: Duration,
     /// Number of lines of a statistics file: one for each product from 1.
     pub stat_file_lines: u32,
-    /// Behaviour when the warehouse starts.
+    /// Behaviour at the start. [`WarehouseControl`] can replace it later.
     pub behaviour: Behaviour,
-    /// `true` if sold units are put back into stock before each snapshot, for about half of the
-    /// products and stores at a time.
+    /// `true` to restock before each snapshot about half of the quantities from which units were
+    /// sold.
     pub restock: bool,
 }
 
@@ -114,7 +117,8 @@ impl WarehouseConfig {
     }
 }
 
-/// Books and ledger. One lock protects both, because they change together.
+/// Books and ledger. One lock protects both, because every change of the books is also written to
+/// the ledger.
 #[derive(Debug)]
 struct Inside {
     books: Books,
@@ -123,7 +127,8 @@ struct Inside {
 
 impl Inside {
     /// Applies an entry to the books and appends it to the ledger. The entry must be a decision of
-    /// these books. Returns the ticket for its durability.
+    /// these books that was made under the same lock. Returns a ticket with which the caller can
+    /// wait until the entry is durable.
     fn enter(&mut self, entry: &Entry) -> Ticket {
         // The books decided this entry under the same lock, so applying it cannot fail.
         self.books.apply(entry).expect("a decision fits its own books");
@@ -131,7 +136,7 @@ impl Inside {
     }
 }
 
-/// Counts since the start of this process.
+/// Counts since the start of this warehouse. The ledger does not contain them.
 #[derive(Debug, Default)]
 struct Counters {
     gateway_timeouts: AtomicU64,
@@ -167,8 +172,8 @@ struct Shared {
 
 impl Shared {
     fn inside(&self) -> MutexGuard<'_, Inside> {
-        // An entry is applied whole or not at all. So the books are consistent even if another
-        // holder of the lock panicked.
+        // A panic does not poison this lock. The books are consistent even if another holder of the
+        // lock panicked, because an entry that the books decided is always applied completely.
         self.inside.lock()
     }
 
@@ -176,7 +181,7 @@ impl Shared {
         Arc::clone(&self.behaviour.borrow())
     }
 
-    /// Waits until the warehouse is told to stop.
+    /// Waits until a stop of the warehouse is requested.
     async fn stopped(&self) {
         // An error means that the sender is dropped, which also stops the warehouse.
         let _ = self.stopping.clone().wait_for(|stopping| *stopping).await;
@@ -234,8 +239,8 @@ pub struct Warehouse {
 }
 
 impl Warehouse {
-    /// Opens the ledger, listens, and starts to send stock snapshots. A snapshot is retried until
-    /// the order management answers.
+    /// Opens the ledger, listens, and starts to send stock snapshots and to write statistics files.
+    /// A snapshot is sent again until the order management accepts or refuses it.
     ///
     /// # Errors
     /// If a setting cannot be used, the data folder cannot be written or is in use, the ledger is
@@ -322,8 +327,8 @@ impl Warehouse {
         let _ = self.shared.stocked.subscribe().wait_for(|stocked| *stocked).await;
     }
 
-    /// Stops the warehouse: accepts no new calls, answers 503 to calls that still wait, and
-    /// finishes the ledger. Returns the last counts.
+    /// Stops the warehouse: accepts no new calls, answers 503 to calls that wait for their delay,
+    /// and makes the ledger durable. Returns the last counts.
     pub async fn stop(mut self) -> WarehouseSummary {
         self.stop.send_replace(true);
         while self.tasks.join_next().await.is_some() {}
@@ -340,7 +345,8 @@ impl Warehouse {
 pub struct WarehouseControl(Arc<Shared>);
 
 impl WarehouseControl {
-    /// Sets the behaviour for all calls that arrive from now on.
+    /// Sets the behaviour for all calls that arrive from now on. A behaviour that makes the
+    /// warehouse unreachable (`is_away`) also resets the open connections.
     pub fn set_behaviour(&self, behaviour: Behaviour) {
         self.0.behaviour.send_replace(Arc::new(behaviour));
     }

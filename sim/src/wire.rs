@@ -1,9 +1,9 @@
 //! Messages on the wire, as the simulators understand them.
 //!
 //! The simulators use only the public routes of the order management, as a real shop and a real
-//! warehouse would. These types are defined here and not taken from the order management, so a run
-//! detects a difference between the two. Reading is lenient: unknown fields are ignored, and
-//! optional fields may be absent. Writing is exact.
+//! warehouse would. These types are defined here and not imported from the order management. So a
+//! run fails if the order management changes its formats by mistake. Reading is lenient: unknown
+//! fields are ignored, and optional fields may be absent.
 
 use std::collections::BTreeMap;
 
@@ -66,7 +66,8 @@ pub enum OrderState {
 }
 
 impl OrderState {
-    /// All states, in the order in which an order reaches them.
+    /// All known states: first the states of a usual order in sequence, then the other final
+    /// states.
     pub const ALL: [Self; 11] = [
         Self::Received,
         Self::Reserved,
@@ -99,8 +100,8 @@ impl OrderState {
         }
     }
 
-    /// Returns `true` if the order may still be delivered. The units of such an order must be
-    /// reserved.
+    /// Returns `true` if the order may still be delivered. Once the store of such an order is
+    /// chosen, its units must be reserved.
     pub fn is_open(self) -> bool {
         matches!(
             self,
@@ -122,7 +123,7 @@ pub struct Order {
     pub id: String,
     /// The lines of the order.
     pub products: Vec<Product>,
-    /// Number of the chosen store; `None` before the choice.
+    /// Number of the chosen store; `None` if no store is chosen.
     #[serde(default)]
     pub store_id: Option<u32>,
     /// The state of the order.
@@ -130,7 +131,7 @@ pub struct Order {
     /// Transaction id of the payment; `None` before the payment.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transaction_id: Option<u64>,
-    /// Transaction ids of the payments to be refunded.
+    /// Transaction ids of the payments that must be refunded.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refund_transaction_ids: Vec<u64>,
     /// Time of creation, unix milliseconds.
@@ -165,9 +166,9 @@ pub struct OrdersPage {
 /// Units of a store that are reserved for an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reservation {
-    /// Id of the order.
+    /// Id of the order for which the units are reserved.
     pub order: String,
-    /// Number of the store.
+    /// Number of the store that has the units.
     pub store: u32,
     /// The reserved units of each product.
     pub products: Vec<Product>,
@@ -186,9 +187,9 @@ pub struct ReservationsPage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MessageKind {
-    /// Asks the warehouse to prepare the order.
+    /// A message that asks the warehouse to prepare the order.
     Announce,
-    /// Asks the warehouse to deliver the order.
+    /// A message that asks the warehouse to deliver the order.
     Deliver,
 }
 
@@ -205,7 +206,7 @@ impl std::fmt::Display for MessageKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MessageState {
-    /// The message is to be sent, or sent again.
+    /// The message will be sent, or sent again.
     Waiting,
     /// The message is a dead letter: it is not sent again until an operator acts.
     Dead,
@@ -214,7 +215,7 @@ pub enum MessageState {
 /// A message in the outbox, which the warehouse has not yet confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
-    /// Id of the order.
+    /// Id of the order that the message is about.
     pub order: String,
     /// The kind of the message.
     pub kind: MessageKind,
@@ -282,10 +283,10 @@ pub struct Health {
     /// Name of the node that answered.
     #[serde(default)]
     pub node: String,
-    /// Epoch of the ring that the node knows.
+    /// Epoch of the newest ring that the node knows.
     #[serde(default)]
     pub epoch: u64,
-    /// Number of orders by state.
+    /// Number of orders by state, in the whole data folder.
     #[serde(default)]
     pub orders: BTreeMap<String, u64>,
     /// Number of messages in the outbox that the warehouse has not confirmed, dead letters
@@ -301,13 +302,13 @@ pub struct Health {
     /// State of the calls to the warehouse.
     #[serde(default)]
     pub warehouse: WarehouseStatus,
-    /// Number of stock snapshots applied.
+    /// Number of stock snapshots that the order management has applied.
     #[serde(default)]
     pub stock_snapshots: u64,
-    /// Number of stores with stock.
+    /// Number of stores that have stock.
     #[serde(default)]
     pub stores: u64,
-    /// Number of statistics files applied.
+    /// Number of statistics files that the order management has applied.
     #[serde(default)]
     pub stat_files: u64,
     /// Members of the ring and their slots.
@@ -338,63 +339,66 @@ pub struct WarehouseOrder {
     pub transaction_id: Option<u64>,
 }
 
-/// The document of `GET /summary` of the warehouse. The counts are those of the whole ledger.
-/// Counts "since the start" begin with the start of the warehouse's process.
+/// The document of `GET /summary` of the warehouse. A count is that of the whole ledger, unless it
+/// is described as a count since the start of the warehouse's process.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarehouseSummary {
     /// Name of the warehouse's current behaviour.
     #[serde(default)]
     pub behaviour: String,
-    /// Number of orders taken into preparation.
+    /// Number of orders that the warehouse has accepted for preparation.
     pub announced: u64,
-    /// Number of deliveries.
+    /// Number of deliveries that the warehouse has made.
     pub delivered: u64,
-    /// Number of deliveries refused because the store does not have the units: attempts to
-    /// oversell.
+    /// Number of deliveries that the warehouse refused because the store does not have the units.
+    /// Each of them is an attempt of the order management to sell units that do not exist.
     pub refused: u64,
-    /// Number of calls refused because their order or key was used before with other content, since
-    /// the start.
+    /// Number of calls that the warehouse refused since its start, because their order or
+    /// idempotency key was used before with other content.
     #[serde(default)]
     pub conflicts: u64,
-    /// Number of calls refused because an earlier try was still in progress, since the start.
+    /// Number of calls that the warehouse refused since its start, because an earlier try was still
+    /// in progress.
     #[serde(default)]
     pub in_progress: u64,
-    /// Number of calls refused because of a malformed body, since the start.
+    /// Number of calls that the warehouse refused since its start, because their body was
+    /// malformed.
     #[serde(default)]
     pub malformed: u64,
-    /// Number of calls answered 504, performed or not, since the start.
+    /// Number of calls that the warehouse answered 504 since its start, performed or not.
     pub gateway_timeouts: u64,
-    /// Number of delivery calls that repeated a confirmed delivery, since the start.
+    /// Number of delivery calls since the warehouse's start that repeated a delivery already
+    /// confirmed to the caller.
     pub duplicates_after_answer: u64,
-    /// Number of stock snapshots accepted by the order management, since the start.
+    /// Number of stock snapshots that the order management accepted since the warehouse's start.
     pub snapshots_sent: u64,
-    /// Number of stock snapshots refused by the order management, since the start.
+    /// Number of stock snapshots that the order management refused since the warehouse's start.
     #[serde(default)]
     pub snapshots_refused: u64,
-    /// Number of statistics files written, since the start.
+    /// Number of statistics files that the warehouse wrote since its start.
     pub stat_files_written: u64,
-    /// Number of faults by name, since the start.
+    /// Number of deliberate faults of the warehouse since its start, by name.
     #[serde(default)]
     pub faults: BTreeMap<String, u64>,
-    /// Number of times that a product was restocked in a store.
+    /// Number of times that units of a product were added to a store.
     #[serde(default)]
     pub restocked: u64,
-    /// Sequence number of the last delivery.
+    /// Sequence number of the last delivery in the ledger.
     pub sequence: u64,
     /// Seed of the stock with which the warehouse's ledger began.
     #[serde(default)]
     pub seed: u64,
-    /// Number of products.
+    /// Number of products in the warehouse.
     #[serde(default)]
     pub products: u32,
-    /// Number of stores.
+    /// Number of stores of the warehouse.
     #[serde(default)]
     pub stores: u32,
 }
 
 impl WarehouseSummary {
-    /// Returns the differences to an earlier summary of the same process. Settings and the sequence
-    /// number are kept as they are.
+    /// Returns the differences of the counts to an earlier summary of the same process. The other
+    /// fields, such as the sequence number, are those of `self`.
     pub fn since(&self, before: &Self) -> Self {
         let faults = self.faults.iter().map(|(name, count)| {
             let earlier = before.faults.get(name).copied().unwrap_or_default();
@@ -425,15 +429,15 @@ impl WarehouseSummary {
 /// A delivery in the warehouse's ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivery {
-    /// Id of the order.
+    /// Id of the delivered order.
     pub order: String,
-    /// Number of the store.
+    /// Number of the store from which the warehouse delivered.
     pub store: u32,
     /// The delivered lines.
     pub products: Vec<Product>,
     /// Transaction id of the payment.
     pub transaction_id: u64,
-    /// Number of deliveries of this order. More than one delivery is an error.
+    /// Number of deliveries of this order in the ledger. More than one delivery is an error.
     pub count: u32,
     /// Sequence number of the delivery in the ledger.
     pub sequence: u64,
@@ -451,11 +455,11 @@ pub struct LedgerPage {
 /// Units of a product that were put back into stock in a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restock {
-    /// Number of the store.
+    /// Number of the store that received the units.
     pub store: u32,
     /// Number of the product.
     pub product: u32,
-    /// Number of units.
+    /// Number of units that arrived.
     pub units: u32,
     /// Sequence number of the last delivery before the units arrived.
     pub after: u64,
@@ -473,15 +477,15 @@ pub struct RestocksPage {
 /// A delivery that the warehouse refused because the store does not have the units.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// Id of the order.
+    /// Id of the order that was not delivered.
     pub order: String,
-    /// Number of the store.
+    /// Number of the store that does not have the units.
     pub store: u32,
-    /// Number of the first product with too few units.
+    /// Number of the first product of the order with too few units.
     pub product: u32,
-    /// Number of requested units.
+    /// Number of units of this product that were requested.
     pub asked: u32,
-    /// Number of units in stock.
+    /// Number of units of this product that were in stock.
     pub there: u32,
 }
 
@@ -497,7 +501,7 @@ pub struct RefusalsPage {
 /// The body of an error answer (`application/problem+json`, RFC 9457).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
-    /// Kind of the problem: a stable name.
+    /// Kind of the problem: a URI that ends with a stable name.
     #[serde(rename = "type")]
     pub kind: String,
     /// Short description of the problem.
@@ -507,7 +511,7 @@ pub struct Problem {
     /// Detailed description of the problem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// Name of the invalid field of the request's body.
+    /// Name of the field in the request's body that is invalid.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
 }

@@ -1,11 +1,12 @@
-//! Planned requests of the front and their intended starts: a pure function of one seed.
+//! Planned requests of the shop front and their intended starts: a pure function of the
+//! settings and one seed.
 //!
 //! Invariants:
 //! - The whole timeline, payments included, is fixed before the first request is sent. The timeline
 //!   does not depend on answers. So a run is repeatable, and a slow answer cannot slow the load
 //!   down (open loop).
 //! - Requests are ordered by their intended starts. A payment or cancellation comes after its
-//!   order, except for a payment ahead of its order.
+//!   order, except for a payment that is planned ahead of its order.
 //! - Every statistics request and every order has a new id, from `first_id`. Payments and
 //!   cancellations have no id of their own.
 
@@ -26,12 +27,12 @@ pub use profile::{Arrivals, LoadPhase};
 pub use replay::Replay;
 use replay::Replayed;
 
-/// One planned request of the front.
+/// One planned request of the shop front.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Request {
     /// `GET /aggregate-stats/{product}`.
     Stats {
-        /// Id of the request.
+        /// Id of the request in the log of requests.
         id: u64,
         /// Number of the product.
         product: u32,
@@ -44,8 +45,8 @@ pub enum Request {
         order: u64,
         /// The bank's number of the payment.
         transaction_id: u32,
-        /// `true` for a payment ahead of its order. Such a payment does not wait for the order's
-        /// answer.
+        /// `true` for a payment ahead of its order. Such a payment does not wait for the answer to
+        /// its order.
         is_early: bool,
     },
     /// `POST /order/{order}/cancel`.
@@ -64,8 +65,8 @@ pub struct Arrival {
     pub request: Request,
 }
 
-/// Source of the intended starts. With phases, this does not include payments and cancellations,
-/// which start at random times relative to their order.
+/// Source of the intended starts. Phases determine only the starts of orders and statistics
+/// requests. Payments and cancellations start at random times relative to their order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Load {
     /// Phases, each with a rate of requests.
@@ -85,7 +86,8 @@ impl Load {
     pub fn duration(&self) -> Duration {
         match self {
             Self::Phases(phases) => phases.iter().map(|phase| phase.duration).sum(),
-            // The window includes the last request, so it ends 1 ms after that request's start.
+            // The window must contain the start of the last request, but does not contain its own
+            // end. So it ends 1 ms after this start.
             Self::Replay(replay) => replay.duration() + Duration::from_millis(1),
         }
     }
@@ -121,7 +123,8 @@ impl Load {
 pub struct Workload {
     /// Seed of all random choices.
     pub seed: u64,
-    /// Lowest id of the run. Orders and statistics requests have consecutive ids from this one.
+    /// Lowest id of the run. Orders and statistics requests have consecutive ids that begin with
+    /// it.
     pub first_id: u64,
     /// Source of the intended starts.
     pub load: Load,
@@ -157,7 +160,7 @@ impl Workload {
         }
     }
 
-    /// Returns the number of request ids that the run needs.
+    /// Returns the number of ids that must be reserved for the run. A replay may use fewer ids.
     pub fn request_count(&self) -> u64 {
         match &self.load {
             Load::Phases(phases) => {
@@ -192,8 +195,8 @@ struct FollowUp {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FollowUpKind(Request);
 
-/// The preceding field `number` is unique, so the comparison of two follow-ups never reaches the
-/// kind. Equal is a valid answer for any two kinds.
+/// Treats any two kinds as equal. The comparison of two [`FollowUp`]s never reaches the kind,
+/// because the preceding field `number` is unique.
 impl PartialOrd for FollowUpKind {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
@@ -231,7 +234,8 @@ impl Schedule {
         }));
     }
 
-    /// Returns the next request that is no follow-up, and plans the follow-ups of that request.
+    /// Draws the next statistics request or order, and plans the requests that belong to this
+    /// order. If the order has an early payment, returns this payment and plans the order.
     fn draw(&mut self) -> Option<Arrival> {
         let at = match &mut self.source {
             Source::Moments(moments) => moments.next()?,
@@ -289,8 +293,8 @@ impl Schedule {
         };
         let (at, replayed) = replay.get(*place)?;
         *place += 1;
-        // Each order has its own stream of random numbers. So a payment gets the transaction id of
-        // its order.
+        // The content of each order is drawn from a random stream of its own. So a replayed payment
+        // can draw the transaction id of its order again.
         let planned = |number: u64| {
             let mut dice = Dice::numbered(self.seed, Purpose::Requests, number + 1);
             plan_order(&mut dice, self.first_id + number, &self.customers).0
@@ -307,7 +311,7 @@ impl Schedule {
                 is_paid: true,
                 ..planned(number)
             }),
-            // A replayed payment starts at its recorded time, even if the order has no answer yet.
+            // A replayed payment is sent at its recorded time, even if its order has no answer yet.
             Replayed::Payment { number } => Request::Payment {
                 order: self.first_id + number,
                 transaction_id: planned(number).transaction_id,

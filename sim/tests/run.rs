@@ -1,4 +1,5 @@
-//! Tests of whole runs: front, warehouse and audit, against a small order management in memory.
+//! Tests of whole runs: shop front, warehouse and audit, against a small order management in
+//! memory.
 #![allow(clippy::unwrap_used)] // Also in the helpers: a failure there fails the test.
 
 mod support;
@@ -24,8 +25,8 @@ use support::{FakeOms, Fault};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-/// Starts a warehouse with the kinds of faults of the original system but with short delays, and
-/// an order management with `fault`. Both have the address of the other server.
+/// Starts a warehouse with the kinds of faults of the original system but with short delays, and an
+/// order management with `fault`. Each of the two servers knows the address of the other one.
 async fn neighbours(data: &Path, fault: Fault) -> (Warehouse, FakeOms) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let warehouse = Warehouse::start(quick(data, listener.local_addr().unwrap()))
@@ -158,13 +159,13 @@ async fn stats_csv_has_a_line_in_the_originals_format_for_each_request() {
     warehouse.stop().await;
 }
 
-/// Returns the audit's findings after a run against an order management with this fault.
+/// Returns the findings of the audit after a run against an order management with this fault.
 async fn findings(fault: Fault) -> Vec<Finding> {
     let folder = tempfile::tempdir().unwrap();
     let (warehouse, oms) = neighbours(folder.path(), fault).await;
     let config = FrontConfig {
-        // With only 4 products, the first store runs out of units. Otherwise this fault would have
-        // no effect.
+        // The fault `SellsWhatIsReserved` needs a shortage to have an effect. With only 4 products,
+        // the first store runs out of units.
         customers: Customers {
             products: if fault == Fault::SellsWhatIsReserved {
                 4
@@ -363,7 +364,7 @@ async fn an_interrupted_wait_for_the_order_management_ends_at_once() {
     assert!(!folder.path().join("front.json").exists(), "{error}");
 }
 
-/// Returns customers with all kinds of unusual payments and cancellations.
+/// Returns customers with all kinds of unusual payments and with cancellations.
 fn odd_customers() -> Customers {
     Customers {
         stats_parts: 1,
@@ -629,7 +630,7 @@ async fn the_whole_stock_of_two_million_lines_arrives() {
     warehouse.stop().await;
 }
 
-/// Runs a warehouse with a fault in its snapshots until `enough` returns `true` for its counts.
+/// Runs a warehouse with this fault of its snapshots until `enough` returns `true` for its counts.
 async fn snapshots(fault: SnapshotFault, enough: fn(&imt_sim::wire::WarehouseSummary) -> bool) -> FakeOms {
     let folder = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -23,8 +23,8 @@ struct Caller {
     http: Client<HttpConnector, Full<Bytes>>,
 }
 
-/// An answer: status, the sequence number of the delivery if there is one, and the body, if it is
-/// JSON.
+/// An answer: its status, the sequence number of the delivery if the answer has one, and the body
+/// (`Null` if it is not JSON).
 type Answer = (StatusCode, Option<u64>, Value);
 
 impl Caller {
@@ -101,7 +101,8 @@ fn order(id: &str, product: u32, store: u32, quantity: u32) -> Value {
     })
 }
 
-/// Returns a product, a store and their quantity, at least `units`, in the warehouse's first stock.
+/// Returns a product, a store and a quantity of at least `units`, which the store has of the
+/// product in the stock of the first day.
 fn shelf(units: u32) -> (u32, u32, u32) {
     let stock = Stock::first_day(1, SHAPE);
     let all = (1..=SHAPE.products).flat_map(|p| (1..=SHAPE.stores).map(move |s| (p, s)));
@@ -185,7 +186,7 @@ async fn behind_a_gateway_timeout_about_half_have_been_delivered_and_a_repeat_kn
     let folder = tempfile::tempdir().unwrap();
     let halves = [(Fault::TimeoutBefore, 0.5), (Fault::TimeoutAfterActing, 0.5)];
     let always = Caller::disturbed(folder.path(), &halves).await;
-    // Each order takes one unit of a different product and store with stock, so that none is
+    // Each order takes one unit of a different product and store with stock, so that no delivery is
     // refused.
     let stock = Stock::first_day(1, SHAPE);
     let shelves: Vec<(u32, u32)> = (1..=SHAPE.products)
@@ -204,8 +205,8 @@ async fn behind_a_gateway_timeout_about_half_have_been_delivered_and_a_repeat_kn
         "{summary:?}"
     );
 
-    // A warehouse on the same folder, without faults: each order is delivered, and none of them
-    // twice.
+    // A warehouse without faults continues on the same folder. It must deliver the missing orders.
+    // It must not deliver again the orders that the first warehouse delivered and answered 504.
     let never = Caller::start(folder.path()).await;
     for (id, (product, store)) in shelves.iter().enumerate() {
         let (status, sequence, _) = never.deliver(&id.to_string(), *product, *store, 1).await;
@@ -240,7 +241,7 @@ async fn a_call_whose_earlier_try_is_being_carried_out_is_told_to_come_back() {
                 .unwrap();
             caller.http.request(request)
         };
-        // The call that arrives second is answered at once. The first call waits for an hour.
+        // Of two equal calls, the second one is answered at once. The first one waits for an hour.
         let answer = tokio::select! {
             answer = post() => answer.unwrap(),
             answer = post() => answer.unwrap(),
@@ -254,7 +255,7 @@ async fn a_call_whose_earlier_try_is_being_carried_out_is_told_to_come_back() {
     caller.warehouse.stop().await;
 }
 
-/// Sends a delivery. Returns the status, or the text of the error if there is no answer.
+/// Sends a delivery call. Returns the status, or the text of the error if there is no answer.
 async fn try_deliver(caller: &Caller, id: &str, product: u32, store: u32) -> Result<StatusCode, String> {
     let address = caller.warehouse.address();
     let request = Request::post(format!("http://{address}/order/process_delivery"))

@@ -1,6 +1,7 @@
-//! Counts words and finds the paragraphs of a text.
+//! Counts words and finds the paragraphs of a text. Trouble words are relative pronouns that often
+//! start a clause without a named subject.
 
-/// Relative pronouns that often start a clause without a named subject.
+/// The trouble words, in lower case.
 const TROUBLE_WORDS: [&str; 6] = ["what", "whoever", "whatever", "whose", "wherever", "whichever"];
 
 /// Number of words of a text, and of the trouble words among them.

@@ -92,8 +92,8 @@ fn exposed_metrics() -> BTreeSet<String> {
     let mut names = BTreeSet::new();
     for path in files_below(&workspace_root().join("oms/src"), "rs").unwrap() {
         let source = fs::read_to_string(&path).unwrap();
-        // Names with the prefix `process_` are metrics only in this file. In other files such a
-        // word may be anything.
+        // Names with the prefix `process_` are metrics only in `process_metrics.rs`. In other files
+        // such a name may have any meaning.
         let is_of_process = path.ends_with("process_metrics.rs");
         for piece in source.split('"') {
             let is_name = |prefix: &&str| names_with_prefix(piece, prefix) == [piece];

@@ -1,8 +1,9 @@
 //! Checks the sources of the whole workspace against the project's rules on structure and prose.
+//! Trouble words are the relative pronouns that `imt_tidy::prose` counts.
 //!
 //! A crate or document that breaks a rule has an entry in one of the tables of debts below: the
-//! permitted number of breaches. The test fails if there are more breaches than that. The test also
-//! fails if there are fewer, so that the entry is lowered.
+//! permitted number of breaches. The test fails if there are more breaches than permitted. The test
+//! also fails if there are fewer, so that somebody lowers the entry.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it cannot read its input")]
 
@@ -155,7 +156,8 @@ fn for_each_document(mut visit: impl FnMut(&str, &str)) {
     let at_the_root = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"];
     paths.extend(at_the_root.map(|name| workspace_root().join(name)));
     paths.extend(CRATES.map(|name| workspace_root().join(name).join("README.md")));
-    // Dated notes record the observations of one day, in the words of that day.
+    // Dated notes record the observations of one day in the words of that day, so the rules do not
+    // apply to them.
     paths.retain(|path| path.exists() && !path.starts_with(workspace_root().join("docs/log")));
     for path in paths {
         visit(&relative(&path), &std::fs::read_to_string(&path).unwrap());

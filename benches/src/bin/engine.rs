@@ -1,4 +1,4 @@
-//! Measures microdb and, with feature `rivals`, six other embedded stores, and prints one table.
+//! Measures microdb and, with feature `rivals`, six other embedded stores, and prints tables.
 //!
 //! ```text
 //! cargo run --profile dist -p imt-benches --bin engine --features rivals -- --output markdown
@@ -17,7 +17,7 @@ use imt_benches::run::{Plan, Results};
 use imt_benches::workloads::{self, Task, Workload};
 use imt_benches::{Outcome, report, run};
 
-/// Runs every workload of the engine table, each (engine, workload) in its own process.
+/// Measures microdb and other embedded stores, each pair of engine and workload in its own process.
 #[derive(Debug, Parser)]
 #[command(name = "engine", version)]
 struct Arguments {
@@ -60,12 +60,12 @@ struct Arguments {
     quick: bool,
 
     /// Print the results of earlier runs (JSON) instead of measuring. Rows of later files replace
-    /// those of earlier ones.
+    /// those of earlier files.
     #[arg(long, value_delimiter = ',')]
     from: Vec<PathBuf>,
 
-    /// Skip the measurement of the machine's own limits (syncs, writes, copies of memory). It needs
-    /// more memory than a small cgroup has.
+    /// Skip the measurement of the machine's own limits (syncs, writes, copies of memory). This
+    /// measurement needs more memory than a small cgroup has.
     #[arg(long)]
     no_limits: bool,
 

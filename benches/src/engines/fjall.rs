@@ -1,7 +1,8 @@
 //! fjall: a log-structured merge tree in Rust.
 //!
-//! Without durability only [`Engine::sync`] persists the journal (`manual_journal_persist`), as
-//! with microdb.
+//! If [`Setup::durable`] is `false`, only [`Engine::sync`] persists the journal
+//! (`manual_journal_persist`). So a crash may lose the latest commits, as with buffered commits of
+//! microdb.
 
 use std::path::Path;
 

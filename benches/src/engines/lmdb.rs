@@ -1,8 +1,8 @@
 //! LMDB through heed: a copy-on-write B-tree in a memory map.
 //!
-//! Durable commits use the defaults of LMDB. Without durability the map is written directly and
-//! nothing is flushed before [`Engine::sync`]. No mode of LMDB is faster. A read session keeps one
-//! read transaction open.
+//! Durable commits use the defaults of LMDB. If [`Setup::durable`] is `false`, commits write
+//! directly into the memory map, and nothing is flushed before [`Engine::sync`]. No mode of LMDB is
+//! faster. A read session keeps one read transaction open.
 
 use std::path::{Path, PathBuf};
 
@@ -26,14 +26,14 @@ impl Lmdb {
         reason = "heed requires the caller to guarantee that no other process changes the file"
     )]
     pub(super) fn open(folder: &Path, setup: Setup) -> Outcome<Self> {
-        // Room for four times the data: random inserts leave pages two thirds full, and old
-        // versions remain until their readers end.
+        // Room for four times the data and 1 GiB more: random inserts leave pages two thirds full,
+        // and old versions of pages remain until their readers end.
         let map_bytes = (setup.data_bytes * 4 + (1 << 30)).next_multiple_of(1 << 20);
         let mut options = EnvOpenOptions::new();
         options.map_size(usize::try_from(map_bytes)?).max_readers(64);
         if !setup.durable {
-            // SAFETY: these flags only give up safety after a power failure, which rows without
-            // durability do not need.
+            // SAFETY: with these flags a power failure can damage the database. Workloads without
+            // durability accept that.
             unsafe { options.flags(EnvFlags::NO_SYNC | EnvFlags::WRITE_MAP | EnvFlags::NO_META_SYNC) };
         }
         // SAFETY: the folder belongs to this run, and only this process has the database open.
@@ -65,8 +65,8 @@ impl Engine for Lmdb {
     fn compact(&mut self) -> Outcome<()> {
         let compacted = self.path.join("compacted.mdb");
         drop(self.env.copy_to_path(&compacted, CompactionOption::Enabled)?);
-        // The open memory map still refers to the old file, so the space is freed when the engine
-        // is dropped.
+        // The open memory map still refers to the old file, so the space of the old file is freed
+        // only when the engine is dropped.
         std::fs::rename(compacted, self.path.join("data.mdb"))?;
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! microdb, used as an application would use it.
 //!
-//! All options are the defaults, except for the durability. Without durability commits are
-//! `Durability::Buffered`, and [`Engine::sync`] makes them durable.
+//! All options are the defaults, except for the durability. If [`Setup::durable`] is `false`,
+//! commits are `Durability::Buffered`, and [`Engine::sync`] makes them durable.
 
 use std::path::Path;
 
@@ -83,8 +83,9 @@ impl Session for MicrodbSession<'_> {
         let table = self.table.clone();
         let added = self.db.transaction(|tx| {
             let value = tx.get(&table, key)?;
-            // A value that has not 8 bytes is replaced by 0, so the final count is too low. The
-            // workload checks the count at its end.
+            // This closure can only return errors of microdb. So a value that has not 8 bytes is
+            // replaced by 0. The workload then finds that the final count differs from the number
+            // of increments, and fails.
             let next = plus_one(value.as_deref()).unwrap_or_default();
             tx.put(&table, key, next)
         });

@@ -1,4 +1,4 @@
-//! One small trait over all engines, and a file for each.
+//! Traits over all engines, and a module with their implementations for each engine.
 //!
 //! An [`Engine`] is an open database with one table of byte keys and values. A [`Session`] is the
 //! part of an engine that one thread uses. So an engine can keep a read transaction, a prepared
@@ -33,8 +33,8 @@ mod rocksdb;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 
-/// Size of an engine's own cache in bytes, if the engine has one. The cache holds more than
-/// 2,000,000 records, so that cache misses affect no figure.
+/// Size of an engine's own cache in bytes, if the engine has one. The cache has room for more than
+/// the 2,000,000 records of a default run, so that cache misses affect no figure.
 #[cfg(any(feature = "fjall", feature = "redb", feature = "rocksdb", feature = "sqlite"))]
 const CACHE_BYTES: usize = 1 << 30;
 
@@ -147,11 +147,12 @@ pub struct Setup {
     /// `true` if every put must be durable when it returns. Otherwise only [`Engine::sync`] makes
     /// puts durable.
     pub durable: bool,
-    /// Maximum size of all keys and values in bytes, for engines that must size a map.
+    /// Maximum size of all keys and values in bytes, for an engine that chooses the size of its
+    /// memory map when it opens.
     pub data_bytes: u64,
 }
 
-/// The reason why an engine cannot do some work. The table then shows "-".
+/// The reason why an engine cannot do some work. The report shows "-" in place of its figure.
 #[derive(Debug)]
 pub struct Unsupported(pub &'static str);
 
@@ -246,7 +247,8 @@ pub trait Session {
         Err(Unsupported("has no transactions here").into())
     }
 
-    /// Reads many records. Passes the position of each key in `keys` and its value to `visit`.
+    /// Reads many records. For each key, passes its position in `keys` and its value to `visit`, or
+    /// `None` if the record does not exist.
     ///
     /// # Errors
     /// Returns the engine's error.

@@ -1,7 +1,7 @@
 //! redb: a copy-on-write B-tree with checksummed pages, in Rust.
 //!
-//! Without durability each commit is `Durability::None`, and [`Engine::sync`] is an empty durable
-//! commit.
+//! If [`Setup::durable`] is `false`, each commit is `Durability::None`. Then [`Engine::sync`] makes
+//! an empty durable commit, which also makes all earlier commits durable.
 
 use std::path::Path;
 

@@ -1,8 +1,9 @@
 //! RocksDB: a log-structured merge tree.
 //!
 //! Settings: Bloom filters of ten bits per key, a block cache for the whole data set, no
-//! compression. Without durability the log is buffered in the process (`manual_wal_flush`), as with
-//! microdb. Statistics are enabled in durable runs only, for the number of log flushes.
+//! compression. If [`Setup::durable`] is `false`, the log is buffered in the process
+//! (`manual_wal_flush`), as microdb does. Statistics are enabled in durable runs only, because only
+//! these runs report the number of log flushes.
 
 use std::path::Path;
 

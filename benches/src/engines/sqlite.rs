@@ -4,7 +4,7 @@
 //! - `synchronous=FULL` for durable commits, else `OFF`
 //! - one connection per session, with prepared statements
 //! - a memory map of the whole file
-//! - `WITHOUT ROWID`, so that the key is the key of the tree
+//! - `WITHOUT ROWID`, so that the key of a record is also its key in the B-tree
 
 use std::path::{Path, PathBuf};
 
@@ -23,8 +23,8 @@ const BUSY_TIMEOUT_MS: u64 = 600_000;
 pub(super) struct Sqlite {
     path: PathBuf,
     durable: bool,
-    /// A connection that keeps the write-ahead log open between sessions. Also runs syncs and
-    /// compaction.
+    /// A connection that keeps the write-ahead log open between sessions. Syncs and compaction run
+    /// on this connection.
     control: std::sync::Mutex<Connection>,
 }
 
@@ -71,8 +71,8 @@ impl Engine for Sqlite {
     }
 
     fn sync(&self) -> Outcome<()> {
-        // With `synchronous=FULL`, a checkpoint flushes the log before it copies pages to the
-        // database, and the database afterwards.
+        // With `synchronous=FULL`, a checkpoint flushes the log, copies pages from the log to the
+        // database file, and then flushes the database file.
         self.run("PRAGMA synchronous=FULL; PRAGMA wal_checkpoint(TRUNCATE)")
     }
 
@@ -104,7 +104,7 @@ impl Session for SqliteSession {
 
     fn add_one(&mut self, key: &[u8]) -> Outcome<bool> {
         // A deferred transaction would fail if another writer committed between its read and its
-        // write. An immediate one locks out other writers before its read.
+        // write. An immediate transaction locks out other writers before its read.
         let transaction = self
             .connection
             .transaction_with_behavior(TransactionBehavior::Immediate)?;

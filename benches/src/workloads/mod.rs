@@ -1,8 +1,8 @@
 //! The workloads. Each runs in a process of its own and returns a measurement for each row of the
 //! table that it measures.
 //!
-//! Reading workloads use the loaded database. Workloads that change the loaded database get a copy.
-//! All others start with an empty folder.
+//! The loaded database is the result of [`Workload::Load`]. Reading workloads use the loaded
+//! database, and workloads that change it get a copy. All others start with an empty folder.
 
 mod bounds;
 mod rates;
@@ -19,8 +19,8 @@ use crate::Outcome;
 use crate::data::{KEY_BYTES, Values};
 use crate::engines::{Engine, EngineName, Setup, Unsupported};
 
-/// Sizes in bytes of key (product and store) and value (quantity) of a stock row, in the workloads
-/// that replace a stock.
+/// Sizes in bytes of the key (product and store) and the value (quantity) of a row, in the
+/// workloads that replace all rows. The stock of the order management has such rows.
 const ROW_BYTES: (usize, usize) = (8, 4);
 
 /// The workloads, with their names on the command line.
@@ -63,7 +63,8 @@ pub enum Workload {
     YcsbB,
     /// Open a cleanly closed database and read one record.
     Open,
-    /// Open after kill -9 in the middle of 200,000 overwrites, and read one record.
+    /// Open after kill -9 of a process that overwrote 200,000 records and synced half of them, and
+    /// read one record.
     OpenKilled,
     /// Disk usage after load, after overwriting everything twice, and after compaction.
     Disk,
@@ -78,9 +79,9 @@ pub enum Workload {
     Memory,
     /// Read every record once.
     Scan,
-    /// Replace 2,000,000 rows of 8 + 4 bytes in one durable commit, in key order.
+    /// Replace all rows of 8 + 4 bytes in one durable commit, in key order.
     ReplaceSorted,
-    /// Replace 2,000,000 rows of 8 + 4 bytes in one durable commit, shuffled.
+    /// Replace all rows of 8 + 4 bytes in one durable commit, in random order.
     ReplaceShuffled,
     /// Load and random gets, values of 16 bytes.
     #[value(name = "size-16")]
@@ -137,8 +138,8 @@ pub struct Task {
     pub engine: EngineName,
     /// The workload to run.
     pub workload: Workload,
-    /// `true` to write endlessly instead of measuring, until the parent kills this process
-    /// ([`Workload::OpenKilled`]).
+    /// `true` to overwrite records and then wait until the parent kills this process, instead of
+    /// measuring (the preparation of [`Workload::OpenKilled`]).
     pub until_killed: bool,
     /// Folder with the engine's database.
     pub folder: PathBuf,
@@ -148,8 +149,8 @@ pub struct Task {
     pub value_bytes: usize,
     /// Minimum time for the measurement of a rate, in seconds.
     pub seconds: f64,
-    /// Number of the repetition, which is part of the seed. So a repetition does not draw the
-    /// records that an earlier repetition left in the caches.
+    /// Number of the repetition, which is part of the seed of the random choices. So a repetition
+    /// does not draw the records that an earlier repetition left in the caches.
     pub repetition: u64,
 }
 
@@ -171,7 +172,7 @@ pub struct Measurement {
     pub row: String,
     /// The figure, in the row's unit.
     pub value: f64,
-    /// Processor time of this process per operation, in microseconds. `None` if the row measures no
+    /// Processor time of the child per operation, in microseconds. `None` if the row measures no
     /// operations.
     pub cpu_us: Option<f64>,
     /// Share of the machine's processors that other processes used, from 0 to 1.

@@ -1,7 +1,7 @@
 //! Workloads that measure a rate: threads repeat an operation for a minimum time.
 //!
 //! **Invariants**
-//! - Every value that is read is compared byte for byte with the expected one.
+//! - Every value that is read is compared byte for byte with the expected value.
 //! - A sample of the records of a put workload is read back after the measurement.
 //! - Reading workloads start with a warm-up, so that no engine is measured with cold caches.
 
@@ -21,12 +21,12 @@ const FAST_STEP: u64 = 256;
 /// Number of keys of one call of `multi_get`.
 const MULTI_GET_KEYS: usize = 64;
 
-/// Number of random records read before a workload that reads is measured. These reads fill the
-/// caches and load the pages of memory maps.
+/// Number of operations that run before the measurement of a workload that reads. These operations
+/// fill the caches and load the pages of memory maps.
 const WARM_UP_GETS: u64 = 300_000;
 
-/// Maximum time of the warm-up in seconds. On a busy machine the warm-up takes long, and a warm-up
-/// that is cut short would leave caches cold.
+/// Maximum time of the warm-up in seconds. The maximum is large because the warm-up takes long on a
+/// busy machine, and a warm-up that is cut short would leave caches cold.
 const WARM_UP_SECONDS: f64 = 60.0;
 
 /// The limits of the repetitions of an operation.
@@ -115,8 +115,8 @@ pub(super) fn put(task: &Task, row: &str, threads: u64, durable: bool) -> Outcom
         let flushes = (after - before) as f64 / done.operations.max(1) as f64;
         measurements.push(Measurement::plain(&format!("{row}-flushes"), flushes));
     }
-    // Threads stop at different counts. Up to the lowest count, all threads stored their records.
-    // Every thousandth of these records is checked.
+    // Threads stop after different numbers of puts. Up to the lowest number, all threads stored
+    // their records. Every thousandth of these records is checked.
     let mut session = engine.session(Access::Read)?;
     for index in (0..done.fewest * threads).step_by(1_000) {
         get_right(session.as_mut(), &values, index)?;
@@ -191,7 +191,7 @@ fn generators(task: &Task, threads: u64) -> Vec<Mutex<Random>> {
 }
 
 /// Draws from the random generator of a thread. No other thread locks this generator, so the lock
-/// costs only a few nanoseconds, and the same for every engine.
+/// costs only a few nanoseconds, and this cost is the same for every engine.
 fn draw<T>(generators: &[Mutex<Random>], thread: u64, choose: impl FnOnce(&mut Random) -> T) -> Outcome<T> {
     let mut random = generators[thread as usize]
         .lock()

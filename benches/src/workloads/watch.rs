@@ -2,7 +2,7 @@
 //!
 //! On a shared machine wall time alone is not reliable. So a measurement also has the processor
 //! time of all threads of this process, and the share of the processors that other processes used.
-//! A high share means that the row was disturbed.
+//! A high share means that other processes disturbed the measurement.
 
 use std::time::Instant;
 
@@ -80,8 +80,8 @@ impl Own {
     fn now() -> Self {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let (stat, io) = (read("/proc/self/stat"), read("/proc/self/io"));
-        // The program's name may contain spaces, so the fields are counted from its closing
-        // parenthesis.
+        // The program's name may contain spaces, so the fields are counted from the closing
+        // parenthesis after the name.
         let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
         let fields: Vec<f64> = fields
             .split_whitespace()
@@ -99,7 +99,8 @@ impl Own {
     }
 }
 
-/// Returns the busy time of all processors of the machine in seconds, including stolen time.
+/// Returns the busy time of all processors of the machine in seconds, including time that the
+/// hypervisor gave to other guests ("steal").
 fn busy_seconds() -> f64 {
     let Ok(stat) = std::fs::read_to_string("/proc/stat") else {
         return 0.0;

@@ -28,7 +28,7 @@ const SIZE_BYTES: u64 = 256 << 20;
 
 const MIB: f64 = (1_u64 << 20) as f64;
 
-/// Stores `count` records in batches. Record number `n` of this sequence has the index `order(n)`.
+/// Stores `count` records in batches. The `n`th stored record has the index `order(n)`.
 pub(super) fn store(
     engine: &dyn Engine,
     values: &Values,
@@ -66,8 +66,8 @@ pub(super) fn load(task: &Task) -> Outcome<Vec<Measurement>> {
     Ok(vec![Measurement::rate("load", task.records, &spent)])
 }
 
-/// Measures the time to open the database and read one record, in milliseconds. With the read, an
-/// engine that opens lazily has no advantage.
+/// Measures the time to open the database and read one record, in milliseconds. The read is
+/// included so that an engine that opens lazily has no advantage.
 pub(super) fn open(task: &Task, row: &str) -> Outcome<Vec<Measurement>> {
     let values = task.values();
     let watch = Watch::start();
@@ -142,8 +142,9 @@ pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
     Ok(measurements)
 }
 
-/// Measures the size of the index in bytes per key, directly after all puts. At that time no part
-/// of the index is in a mapped file, so the whole index is measured.
+/// Measures the size of the index in bytes per key, directly after all puts. After a reopen,
+/// microdb would map a part of its index from a file. Without a reopen, its whole index is in
+/// memory.
 pub(super) fn memory(task: &Task) -> Outcome<Vec<Measurement>> {
     let engine = task.open(false)?;
     if engine.index_bytes().is_some() {
@@ -167,7 +168,8 @@ pub(super) fn scan(task: &Task) -> Outcome<Vec<Measurement>> {
         let (mut records, mut sum) = (0, 0);
         session.scan(&mut |key, value| {
             records += 1;
-            // The key and both ends of the value are used, as an application would use them.
+            // Bytes of the key and of both ends of the value are used, so that no engine can skip
+            // reading them.
             sum += u64::from(key[0]) + u64::from(value[0]) + u64::from(value[value.len() - 1]);
         })?;
         Ok((records, sum))
@@ -195,7 +197,8 @@ pub(super) fn shuffled(count: u64) -> Vec<u32> {
     order
 }
 
-/// Measures the replacement of every row of 8 + 4 bytes in one durable commit.
+/// Measures the replacement of every row (a key of 8 bytes, a value of 4 bytes) in one commit,
+/// including the sync after the commit.
 pub(super) fn replace(task: &Task, row: &str, shuffle: bool) -> Outcome<Vec<Measurement>> {
     let (key_bytes, value_bytes) = ROW_BYTES;
     let data_bytes = task.records * (key_bytes + value_bytes) as u64 * 4;

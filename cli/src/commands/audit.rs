@@ -78,7 +78,8 @@ async fn audit(args: AuditArgs, output: OutputFormat) -> Result<Exit, CliError> 
         stalled_after: args.wait.min(STALLED_AFTER),
         wait_max: args.wait,
         log: args.requests.or_else(|| own_log(&args.data, is_own)),
-        // With several nodes, the shop may have sent requests of the log to other nodes than `oms`.
+        // The audit compares the log with the counters of `oms` only if the cluster has a single
+        // node. With several nodes, the shop may have sent some requests of the log to other nodes.
         log_is_of_node: imt_oms::node_infos(&args.data).is_ok_and(|nodes| nodes.len() == 1),
         repeats: args.repeat.into(),
         ..AuditConfig::new(oms, warehouse(asked, &args.data, is_own)?)
@@ -107,7 +108,7 @@ async fn audit(args: AuditArgs, output: OutputFormat) -> Result<Exit, CliError> 
     })
 }
 
-/// Returns `true` if a running node of the data folder has this address.
+/// Returns `true` if a running node of the data folder has the address `oms`.
 fn is_node_of(data: &Path, oms: &Endpoint) -> bool {
     let infos = imt_oms::node_infos(data).unwrap_or_default();
     infos

@@ -4,8 +4,9 @@
 //! Invariants:
 //! - Each node with random events runs in a process of its own. The first of these nodes
 //!   coordinates the cluster.
-//! - The shop calls a node in this process, which has no events. A failed request is therefore a
-//!   fault of the cluster, and not a connection that ended with a killed node.
+//! - Without `--route`, the shop calls only a node in this process, and no event happens to this
+//!   node. A failed request is therefore a fault of the cluster, and not a connection that ended
+//!   with a killed node.
 //! - The seed determines the order of the events.
 
 use super::sim::load::LoadArgs;

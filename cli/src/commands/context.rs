@@ -1,4 +1,4 @@
-//! `imt context`: keeps the addresses of a shop under a name.
+//! `imt context`: stores the addresses of a cluster under a name.
 
 use crate::args;
 use crate::completion;

@@ -31,7 +31,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Maximum wait for the end of a process after its node has left the ring. It exceeds the default
-/// time for requests in progress to finish.
+/// of `--drain-timeout` (10 s), in which requests in progress finish.
 const END_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Interval at which a command asks all nodes about the progress of a leave.
@@ -127,7 +127,7 @@ pub(crate) struct StartArgs {
     /// postgres://imt@db1,db2/shop
     #[arg(long, env = "IMT_ENGINE", value_name = "URL")]
     engine: Option<EngineUrl>,
-    /// Address at which the other nodes reach this one, if it is not that of --listen
+    /// Address at which the other nodes reach this node, if it is not that of --listen
     #[arg(long, env = "IMT_ADVERTISE", value_name = "HOST:PORT", requires = "engine")]
     advertise: Option<String>,
     /// File with the nodes' secret, if it is not to be kept in the engine
@@ -142,14 +142,14 @@ pub(crate) struct StartArgs {
     #[arg(short, long, env = "IMT_LISTEN", value_name = "ADDR", value_parser = args::listen)]
     listen: Option<SocketAddr>,
     /// Address of the warehouse: http://HOST:PORT, followed by the path of its routes if they have
-    /// one. All nodes of a data folder call the same one [default: that of the running nodes, else
-    /// the last one, else http://127.0.0.1:9091]
+    /// one. All nodes of a cluster call the same warehouse [default: that of the running nodes,
+    /// else the address stored in the data folder, else http://127.0.0.1:9091]
     #[arg(long, env = "IMT_WAREHOUSE", value_name = "URL")]
     warehouse: Option<WarehouseUrl>,
     /// Weight of the node; its share of the orders is its weight divided by the sum of all weights
     #[arg(long, env = "IMT_WEIGHT", default_value_t = 1, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(..=i64::from(imt_ring::WEIGHT_MAX)))]
     weight: u32,
-    /// Failure zone of the node
+    /// Failure zone of the node, such as north or rack-3
     #[arg(long, env = "IMT_ZONE", value_parser = args::zone_name)]
     zone: Option<ZoneName>,
     /// Origin of web pages that may call the API, such as `https://shop.example`; several are
@@ -220,8 +220,8 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     args.limits.apply(&mut config);
     crate::rlimit::fit(&mut config);
     let mut started = Node::start(config.clone()).await;
-    // Two nodes that start at the same moment both try the address of the first node. The one that
-    // finds the port taken tries again with a free port.
+    // Two nodes of a new cluster that start at the same moment both try the address `FIRST_LISTEN`.
+    // The node that finds this port taken by the other node tries again with a free port.
     let is_taken = matches!(started, Err(NodeError::AddressInUse { .. }));
     if is_first && is_taken && other_nodes::another_has_begun(&config).await? {
         config.listen = others_port;
@@ -243,8 +243,8 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns the error of a node that does not start. If its port is taken, the message names `flag`,
-/// which sets the address.
+/// Returns the error to print for a node that does not start. If the node cannot listen at its
+/// address, the message names `flag`, the flag that sets the address.
 pub(super) fn cannot_start(name: &str, error: NodeError, flag: &str) -> CliError {
     let advice = match error {
         // A setting that contradicts the running nodes is an error of usage, like a wrong flag.
@@ -311,7 +311,8 @@ struct Listed {
 
 async fn list(cluster: Cluster, args: &TableArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let look = cluster.look().await?;
-    // Without the secret, every node would be listed as not answering. So the error is returned.
+    // If the cluster's secret cannot be read, the command fails. Otherwise it would list every node
+    // as not answering.
     let client = match look.running().next() {
         Some(_) => Some(cluster.client().await?),
         None => None,
@@ -566,9 +567,10 @@ async fn is_member(cluster: &Cluster, node: &NodeName) -> Result<bool, CliError>
 }
 
 /// Refuses a leave that could never be completed. The node must be a member of the ring, and
-/// another member with a weight must be able to take its orders.
+/// another member must have a weight above 0, so that the orders can move to that member.
 async fn check_leaving(cluster: &Cluster, name: &NodeName) -> Result<(), CliError> {
-    // If the data folder does not exist, `look` fails with a message that names the folder.
+    // Unlike `Cluster::ring`, `Cluster::look` fails if the data folder does not exist, with a
+    // message that names the folder.
     let ring = cluster.look().await?.ring;
     if ring.as_ref().is_none_or(|ring| ring.member(name).is_none()) {
         return Err(CliError::failed(format!(
@@ -661,7 +663,8 @@ pub(super) async fn tell_all(cluster: &Cluster, path: &str, advice: &str) -> Res
     let mut told = 0;
     let look = cluster.look().await?;
     if look.running().next().is_some() {
-        // The error is returned, because the message below would wrongly say that no node answers.
+        // An error of `client` is returned, because the message below would wrongly say that no
+        // node answers.
         let client = cluster.client().await?;
         for card in look.running() {
             told += usize::from(ask(&client, card, path).await.is_ok());

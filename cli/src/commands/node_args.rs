@@ -24,17 +24,17 @@ pub(crate) struct NodeArgs {
     /// Maximum number of tries of a message to the warehouse before it becomes a dead letter
     #[arg(long, hide_short_help = true, env = "IMT_WAREHOUSE_TRIES", default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     warehouse_tries: u32,
-    /// Maximum number of calls of each kind to the warehouse in flight
+    /// Maximum number of announcements in flight to the warehouse, and of deliveries
     #[arg(long, hide_short_help = true, env = "IMT_WAREHOUSE_CALLS", default_value_t = 6_400, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     warehouse_calls: u32,
     /// Maximum number of messages to the warehouse, dead letters included; beyond it, new orders
     /// are rejected
     #[arg(long, hide_short_help = true, env = "IMT_OUTBOX_MESSAGES", default_value_t = 1_000_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     outbox_messages: u32,
-    /// Maximum number of open connections; further ones wait
+    /// Maximum number of open connections; further connections wait
     #[arg(long, hide_short_help = true, env = "IMT_CONNECTIONS", default_value_t = 8_192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
-    /// Maximum number of requests in progress; further ones are answered with 503
+    /// Maximum number of requests in progress; further requests are answered with 503
     #[arg(long, hide_short_help = true, env = "IMT_REQUESTS", default_value_t = 8_192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     requests: u32,
     /// Interval of the search for statistics files in the data folder, at least 50ms

@@ -60,7 +60,7 @@ Examples:
     /// List the built-in scenarios.
     #[command(after_help = "Example:\n  imt sim run --scenario flaky-warehouse")]
     Scenarios,
-    /// Run a shop while nodes are killed, stopped, paused and taken away by chance, then audit.
+    /// Run a shop while nodes are killed, stopped, paused and removed at random, then audit.
     #[command(after_help = "\
 Examples:
   imt sim chaos --rate 500 --duration 1m --data /tmp/chaos
@@ -180,7 +180,7 @@ pub(crate) struct FrontArgs {
 
 #[derive(clap::Args)]
 pub(crate) struct WarehouseArgs {
-    /// Address to serve
+    /// Address at which the warehouse listens
     #[arg(
         short,
         long,
@@ -477,8 +477,8 @@ async fn run_beside(
 async fn front(args: FrontArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let scenario = args.load.scenario("front")?;
     let seed = args.load.seed(&scenario);
-    // `imt node start` has the same setting for the warehouse's address and allows a path in it.
-    // The audit needs an address without a path.
+    // `imt node start` also reads `IMT_WAREHOUSE`, and allows a path in this URL. The audit needs
+    // an address without a path, so a path is refused here.
     let warehouse = endpoint(&args.warehouse.to_string())?;
     let signals = StopSignals::listen()?;
     let session = Session {
@@ -531,7 +531,7 @@ async fn start_warehouse(config: WarehouseConfig) -> Result<Warehouse, CliError>
     Ok(warehouse)
 }
 
-/// Returns the loopback address with this port, or with a free port if `port` is 0.
+/// Returns the loopback address with the port `port`, or with a free port if `port` is 0.
 fn chosen_port(port: u16) -> Result<SocketAddr, CliError> {
     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
     if port != 0 {

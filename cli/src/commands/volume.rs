@@ -1,4 +1,4 @@
-//! `imt volume`: copies a volume out of an engine.
+//! `imt volume`: exports a volume from an engine, and fills a node's local copy of a volume again.
 
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
@@ -47,7 +47,7 @@ missing or differs from the engine.")]
 /// Arguments that name a volume in an engine.
 #[derive(clap::Args)]
 pub(crate) struct Source {
-    /// Name of the volume, which is that of the node it was created for
+    /// Name of the volume: the name of the node for which it was created
     #[arg(value_name = "VOLUME")]
     volume: String,
     /// URL of the engine, with all its hosts

@@ -9,12 +9,12 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 /// Use of colour.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum ColorChoice {
-    /// On a terminal, unless NO_COLOR is set
+    /// Colour on a terminal, unless NO_COLOR is set
     #[default]
     Auto,
-    /// Also into pipes and files
+    /// Colour everywhere, also in pipes and files
     Always,
-    /// Nowhere
+    /// No colour
     Never,
 }
 

@@ -11,7 +11,8 @@ use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tempfile::tempdir;
 
-/// Returns an address of this machine that is not a loopback one. Nothing is sent to find it.
+/// Returns an address of this machine that is not a loopback address. `connect` of a UDP socket
+/// chooses this address and sends nothing.
 fn outer_address() -> String {
     let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
     socket.connect("192.0.2.1:9").expect("this machine has a network");
@@ -47,10 +48,10 @@ fn nodes_on_other_addresses_encrypt_their_calls_and_refuse_plain_ones() {
     };
     let [alpha, beta] = ["alpha", "beta"].map(|name| node(name, &[]));
     world.fill(&[&alpha, &beta]);
-    // Half of the orders, and of the stock, belong to the other node.
+    // About half of the orders and of the stock belong to beta, so alpha calls beta.
     let orders = place(&alpha.address, "o", 40);
     assert_there(&beta.address, &orders);
-    // Commands prove the secret on an encrypted connection as well.
+    // Commands also call the nodes on encrypted connections, and prove that they know the secret.
     let listed = world.listed();
     let states = listed.as_array().unwrap().iter().map(|node| &node["state"]);
     assert_eq!(states.collect::<Vec<_>>(), ["serving", "serving"]);
@@ -80,7 +81,7 @@ fn nodes_on_other_addresses_encrypt_their_calls_and_refuse_plain_ones() {
     // A node that does not encrypt cannot call the other nodes.
     let gamma = node("gamma", &["--insecure-plaintext"]);
     until("a node refuses the plain connection", || {
-        // The node asks the owner of the order, in plain text.
+        // Gamma calls the owner of the order on a connection without encryption.
         let _ = try_http(&gamma.address, "GET", "/order/o1", &[], b"");
         alpha.said("refused an unencrypted connection") || beta.said("refused an unencrypted connection")
     });
@@ -157,7 +158,7 @@ fn commands_find_a_node_by_the_engine() {
         ok_json(&["node", "warehouse", "--engine", url])["warehouse"],
         called
     );
-    // Without a flag, the audit reads the warehouse of the nodes.
+    // Without `--warehouse`, the audit reads the address of the warehouse from the engine.
     let audited = ok_json(&["audit", "--engine", url]);
     assert_eq!(audited["verdict"], "clean", "{audited}");
     // Commands work while one node runs. If no node runs, the error says so.
@@ -256,12 +257,12 @@ fn signal_server(process: u32, name: &str) {
     let sessions = Command::new("pgrep").args(["-P", &process.to_string()]).output();
     for session in stdout(&sessions.expect("pgrep is installed")).lines() {
         let sent = Command::new("kill").args([&format!("-{name}"), session]).output();
-        // A session may have ended in between.
+        // A failure of `kill` is ignored, because a session may have ended in between.
         drop(sent.unwrap());
     }
 }
 
-/// Splits the URL of a demonstration into one without the password, and the password.
+/// Returns the URL of an engine without its password, and the password.
 fn split_password(url: &str) -> (String, String) {
     let (login, hosts) = url.split_once('@').unwrap();
     let (user, password) = login.rsplit_once(':').unwrap();

@@ -25,7 +25,7 @@ pub struct Browser {
 
 impl Browser {
     /// Starts the browser that the variable `CHROMIUM` names, or else `chromium`. Its page is empty
-    /// and has this size.
+    /// and has the given size in pixels.
     pub fn start(width: u32, height: u32) -> Self {
         let profile = tempfile::tempdir().expect("a folder for the profile");
         let program = std::env::var("CHROMIUM").unwrap_or_else(|_| "chromium".to_owned());

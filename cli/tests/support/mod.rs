@@ -106,7 +106,8 @@ impl Server {
         self.child.id()
     }
 
-    /// Returns `true` if a line logged since the previous call contains this text.
+    /// Returns `true` if a line logged since the previous call contains `text`. Reads no line after
+    /// the first such line.
     pub fn said(&self, text: &str) -> bool {
         self.log.try_iter().any(|line| line.contains(text))
     }
@@ -122,8 +123,8 @@ impl Server {
         self.child.wait().expect("the child can be waited for").code()
     }
 
-    /// Sends SIGTERM and waits for the end of the process. Returns its exit code and the rest of
-    /// its log.
+    /// Sends SIGTERM and waits for the end of the process. Returns its exit code and the log lines
+    /// that were not read before.
     pub fn terminate(mut self) -> (Option<i32>, Vec<String>) {
         let status = Command::new("kill")
             .args(["-TERM", &self.child.id().to_string()])

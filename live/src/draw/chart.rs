@@ -5,16 +5,16 @@ use ratatui::layout::Rect;
 use ratatui::style::Style;
 use ratatui::widgets::{Sparkline, SparklineBar};
 
-/// The value of a curve in one second, with its style.
+/// The value of a curve in one second, with the style in which it is drawn.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Point {
     pub(super) value: u64,
     pub(super) style: Style,
 }
 
-/// Draws the newest points, with the last point at the right edge. If the run has fewer seconds
-/// than the area has columns, each second gets several columns. So the curve fills the area at the
-/// end of the run.
+/// Draws the newest points of a curve, with the last point at the right edge. If the area has more
+/// columns than the run has seconds, each second gets several columns, up to 8. So the curve of a
+/// complete run fills most of the area.
 pub(super) fn draw(frame: &mut Frame, area: Rect, points: &[Point], seconds_planned: u64) {
     if area.is_empty() {
         return;

@@ -23,7 +23,7 @@ pub(super) fn draw_too_small(frame: &mut Frame, area: Rect) {
     frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }), area);
 }
 
-/// Draws the name of the run, its phase and its progress.
+/// Draws the name of the scenario, the stage of the run and its progress.
 pub(super) fn draw_header(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     let [title, progress] = super::rows(area, [Constraint::Length(1), Constraint::Length(1)]);
     let stage = stage(state, theme);
@@ -132,7 +132,7 @@ fn draw_progress(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     frame.render_widget(line, area);
 }
 
-/// Draws the keys and the address of the web console.
+/// Draws the keys, and a notice or the address of the web console.
 pub(super) fn draw_footer(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     let key = |name: &'static str| Span::styled(name, theme.strong());
     let label = |text: &'static str| Span::styled(text, theme.quiet());
@@ -157,7 +157,8 @@ pub(super) fn draw_footer(frame: &mut Frame, area: Rect, state: &State, theme: T
         frame.render_widget(notice.alignment(Alignment::Right), area);
         return;
     }
-    // A node without a web console sends no details, so no address is shown.
+    // The details of the nodes come from the web console. Without details there is no console, so
+    // its address is not shown.
     let has_console = !state.run.cluster.detail.nodes.is_empty();
     if let Some(console) = state.console.as_ref().filter(|_| has_console) {
         let link = Line::from(vec![
@@ -169,7 +170,7 @@ pub(super) fn draw_footer(frame: &mut Frame, area: Rect, state: &State, theme: T
     }
 }
 
-/// Draws the keys and the symbols on top of everything else.
+/// Draws the help window, with keys and symbols, on top of everything else.
 pub(super) fn draw_help(frame: &mut Frame, area: Rect, theme: Theme) {
     let mut lines = vec![
         help_line(

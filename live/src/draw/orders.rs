@@ -1,7 +1,7 @@
 //! Draws the orders of the run by state, as a funnel.
 //!
 //! The bar of a state on the usual path of an order has two parts. The full part stands for the
-//! orders in that state, and the light part for the orders in later states of the path.
+//! orders in that state, the light part for the orders in later states of the path.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ const PATH: [&str; 6] = [
 const ENDS: [&str; 3] = ["rejected", "cancelled", "expired"];
 /// Final states that need an operator's attention.
 const FAILURES: [&str; 2] = ["failed", "refund_wanted"];
-/// Widths of the name of a state and of its count, in columns.
+/// Widths of the columns with the name of a state and with its number of orders.
 const NAME: usize = 13;
 const COUNT: usize = 6;
 
@@ -62,8 +62,8 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), inner);
 }
 
-/// Returns the rows that fit into `height`. Final states without orders are left out first, from
-/// the last to the first.
+/// Returns a row for each state. If the rows do not fit into `height`, final states without orders
+/// are left out, beginning with the last one.
 fn rows(orders: &BTreeMap<String, u64>, height: usize, theme: Theme) -> Vec<Row> {
     let count = |name: &str| orders.get(name).copied().unwrap_or(0);
     let mut rows = Vec::new();

@@ -14,9 +14,9 @@ use crate::theme::Theme;
 
 /// Maximum height of the area of one route, in rows.
 const ROUTE_ROWS_MAX: u16 = 9;
-/// Width of the figures beside curves that are one row high, in columns.
+/// Width of the numbers of a route beside curves that are one row high, in columns.
 const FIGURES_NARROW: u16 = 29;
-/// Width of the figures beside higher curves, in columns.
+/// Width of the numbers of a route beside higher curves, in columns.
 const FIGURES_WIDE: u16 = 26;
 
 /// Draws the panel of requests.
@@ -68,7 +68,7 @@ fn title(state: &State, theme: Theme) -> Line<'static> {
     Line::from(spans)
 }
 
-/// The data of one route for its row of the panel.
+/// The data of one route, from which its area of the panel is drawn.
 struct RouteView<'a> {
     route: Route,
     state: &'a RouteState,
@@ -111,7 +111,7 @@ impl<'a> RouteView<'a> {
         points.collect()
     }
 
-    /// Returns a latency of the newest second as text, or a dash if the second had no requests.
+    /// Returns a latency of the newest second as text, or a dash if that second had no requests.
     fn latency(&self, us: u64) -> String {
         match self.newest.requests {
             0 => "-".to_owned(),
@@ -132,7 +132,7 @@ fn draw_heading(frame: &mut Frame, area: Rect, figures: u16, rows: u16, theme: T
         1 => format!("{:<8}{:>6}{:>7}{:>8}", "", "/s", "p50", "p99"),
         _ => "newest second".to_owned(),
     };
-    // A narrow curve gets a short heading, because a long one would be cut.
+    // A narrow curve gets a short heading, because a long heading would be cut.
     let (of_rate, of_latency) = match rate.width {
         0..12 => ("rate", "p99"),
         _ => ("requests/s", "p99 latency"),
@@ -150,7 +150,8 @@ fn draw_route(frame: &mut Frame, area: Rect, figures: u16, view: RouteView<'_>, 
     };
     frame.render_widget(Paragraph::new(lines), left);
     for (area, curve) in [(rate, Curve::Rate), (latency, Curve::Latency)] {
-        // If there is room, a blank row separates the curves of two routes.
+        // If the area has more than two rows, a blank row separates its curves from those of the
+        // next route.
         let height = if area.height > 2 {
             area.height - 1
         } else {

@@ -1,4 +1,4 @@
-//! Draws the ring: each node's share of the slots, load, and served volumes.
+//! Draws the ring, with each node's share of the slots, its load, and the volumes that it serves.
 
 use imt_sim::cluster_detail::{NodeDetail, NodeStatus, SlotRun};
 use imt_sim::telemetry::ClusterState;
@@ -23,7 +23,7 @@ const CIRCLE_BESIDE: u16 = 64;
 const CIRCLE_ABOVE: u16 = 22;
 /// Width of a share in columns: a blank and `99.9 %`.
 const SHARE: usize = 7;
-/// Height of the smallest circle, in rows.
+/// Minimum height of a circle beside the table, in rows.
 const CIRCLE_ROWS_MIN: u16 = 9;
 
 /// Draws the panel of the ring.
@@ -93,7 +93,7 @@ fn title(state: &State, ring: &RingView, theme: Theme) -> Line<'static> {
     Line::from(spans)
 }
 
-/// The data of one node for its row of the table.
+/// The data of one node, from which its row of the table is drawn.
 pub(super) struct NodeRow {
     pub(super) name: String,
     pub(super) slots: u64,
@@ -106,7 +106,8 @@ pub(super) struct NodeRow {
 pub(super) struct RingView {
     pub(super) epoch: u64,
     pub(super) nodes: Vec<NodeRow>,
-    /// Runs of slots with one owner, in slot order. `SlotRun::member` is an index in `nodes`.
+    /// Runs of neighbouring slots with the same owner, in slot order. `SlotRun::member` is an index
+    /// in `nodes` here.
     pub(super) runs: Vec<SlotRun>,
 }
 
@@ -144,7 +145,7 @@ impl RingView {
         }
     }
 
-    /// Returns the number of slots of all nodes together, at least 1.
+    /// Returns the number of slots of all nodes together, at least 1 so that it can be a divisor.
     pub(super) fn slots(&self) -> u64 {
         self.nodes
             .iter()
@@ -158,7 +159,7 @@ impl RingView {
         names.max().unwrap_or(0).clamp(NAME_MIN, NAME_MAX)
     }
 
-    /// Returns the name of the node that serves the volume `volume`, if any.
+    /// Returns the name of the node that serves a volume, or `None` if no node serves it.
     fn server_of(&self, volume: &str) -> Option<&str> {
         let mut nodes = self.nodes.iter();
         let server = nodes.find(|node| node.serves.iter().any(|served| served == volume))?;
@@ -211,8 +212,8 @@ impl NodeRow {
         }
     }
 
-    /// Returns the volumes that a serving node serves. For any other node, returns its status and
-    /// the node that serves its volume.
+    /// Returns the text of the column `serves`. For a serving node, these are the volumes that it
+    /// serves. For any other node, this is its status and the node that serves its volume.
     fn note(&self, ring: &RingView, width: usize) -> String {
         if !self.is_serving() {
             let server = ring.server_of(&self.name).filter(|server| *server != self.name);
@@ -238,13 +239,13 @@ impl NodeRow {
     }
 }
 
-/// Returns the letter of a node, which identifies it without colours.
+/// Returns the letter by which the node at an index is recognised without colours.
 pub(super) fn letter(place: usize) -> char {
     char::from(b'A' + (place % 26) as u8)
 }
 
-/// Returns a bar in which each node has a part as wide as its share. The node's letter is in the
-/// middle of its part.
+/// Returns a bar in which each node has a part as wide as its share of the slots. The node's letter
+/// is in the middle of its part.
 fn share_bar(ring: &RingView, width: usize, theme: Theme) -> Line<'static> {
     let slots = ring.slots();
     let (mut before, mut column) = (0_u64, 0);
@@ -266,7 +267,7 @@ fn share_bar(ring: &RingView, width: usize, theme: Theme) -> Line<'static> {
     Line::from(spans)
 }
 
-/// Returns the style of a node's part of the bar.
+/// Returns the style of the part of the bar for the node at an index.
 fn filled(place: usize, theme: Theme) -> Style {
     match (theme.palette(), theme.node(place).fg) {
         (Palette::Indexed, Some(colour)) => Style::new().bg(colour).fg(Color::Indexed(16)),
@@ -282,7 +283,7 @@ fn draw_table(frame: &mut Frame, area: Rect, ring: &RingView, theme: Theme) {
         return;
     }
     let mut lines = Vec::new();
-    // The heading is drawn only if every node also has a row.
+    // The heading is drawn only if there is room for it and for all nodes.
     if height > ring.nodes.len() {
         let names = ring.name_columns();
         let heading = format!(
@@ -298,7 +299,8 @@ fn draw_table(frame: &mut Frame, area: Rect, ring: &RingView, theme: Theme) {
     let mut places: Vec<usize> = (0..ring.nodes.len()).collect();
     let hidden = places.len().saturating_sub(free);
     if hidden > 0 {
-        // Nodes that do not serve come first, because an operator must see them.
+        // If not all nodes fit, those that do not serve come first, because an operator must see
+        // them.
         places.sort_by_key(|place| ring.nodes[*place].is_serving());
         places.truncate(free - 1);
     }
@@ -340,7 +342,7 @@ fn node_line(ring: &RingView, place: usize, width: usize, theme: Theme) -> Line<
     ])
 }
 
-/// Returns `99.9 %`, or `100 %` without a decimal.
+/// Returns a share in percent as text with one decimal, such as `99.9 %`, or as `100 %`.
 fn percent(share: f64) -> String {
     if share >= 99.95 {
         "100 %".to_owned()

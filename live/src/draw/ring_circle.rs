@@ -15,13 +15,14 @@ use super::ring::{RingView, letter};
 use crate::figures::short;
 use crate::theme::{Palette, Theme};
 
-/// Inner radius of the ring as a share of its outer radius. The hole has room for two words.
+/// Inner radius of the ring as a share of its outer radius. The hole has room for two lines of
+/// text.
 const HOLE: f64 = 0.62;
 
 /// Draws the largest circle that fits, in the centre of the area.
 pub(super) fn draw(buffer: &mut Buffer, area: Rect, ring: &RingView, theme: Theme) {
     let points = area.width.min(area.height.saturating_mul(2));
-    // A circle of fewer than 8 points would have no hole.
+    // With a diameter below 8 points, the circle would have no hole.
     if points < 8 {
         return;
     }
@@ -76,7 +77,8 @@ struct Circle<'a> {
 }
 
 impl Circle<'_> {
-    /// Returns the member that owns the slot at a point. `None` for points outside the ring.
+    /// Returns the index of the member that owns the slot at a point. Returns `None` for a point in
+    /// the hole or outside the circle.
     fn owner(&self, column: u16, row: u16) -> Option<usize> {
         let x = f64::from(column) + 0.5 - self.radius;
         let y = f64::from(row) + 0.5 - self.radius;
@@ -96,7 +98,7 @@ impl Circle<'_> {
     }
 }
 
-/// Owners of the upper and the lower point of a cell.
+/// Indices of the members that own the slots at the upper and at the lower point of a cell.
 struct Cell {
     upper: Option<usize>,
     lower: Option<usize>,

@@ -1,4 +1,4 @@
-//! Draws the warehouse, the outbox, the stock, and the schedule of the load generator.
+//! Draws the warehouse, the outbox, the stock, and the lag of the load generator.
 
 use imt_sim::front::LAG_P99_MAX;
 use imt_sim::telemetry::{Phase, RunState};
@@ -14,9 +14,9 @@ use crate::figures::{fit, latency, short};
 use crate::state::State;
 use crate::theme::Theme;
 
-/// Width of a label, in columns.
+/// Width of the label of a fact, in columns.
 const LABEL: usize = 11;
-/// Minimum number of free rows for the curve of the outbox, its heading and a blank row.
+/// Minimum number of free rows for a blank row, the heading, and the curve of the outbox.
 const CURVE_ROWS_MIN: usize = 4;
 /// Maximum height of the curve of the outbox with its heading, in rows.
 const CURVE_ROWS_MAX: usize = 7;
@@ -28,7 +28,7 @@ struct Fact {
 }
 
 /// Draws the panel of the warehouse and the outbox. Each line is a fact: a label and a value. Facts
-/// are sorted by importance, and the last ones are left out if they do not fit.
+/// are sorted by importance, and the last facts are left out if not all of them fit.
 pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     let title = Line::styled(" Warehouse and outbox ", theme.strong());
     let inner = panel(frame, area, title, theme);
@@ -111,8 +111,8 @@ fn facts(run: &RunState, theme: Theme) -> Vec<Fact> {
         plain("restocked", format!("{} quantities", number(known.restocked))),
     ];
     match run.lag.p99_us > LAG_P99_MAX.as_micros() as u64 {
-        // If the load generator is late, the measured latencies are not those of the server. So
-        // this fact comes first.
+        // If the load generator is late, the measured latencies are not those of the server. So the
+        // fact about the lag is shown first.
         true => facts.insert(0, schedule(run, theme)),
         false => facts.push(schedule(run, theme)),
     }
@@ -122,7 +122,7 @@ fn facts(run: &RunState, theme: Theme) -> Vec<Fact> {
         } else {
             run.audit.as_str()
         };
-        // While the audit runs, its progress comes first.
+        // While the audit runs, its progress is shown first.
         facts.insert(0, plain("audit", audit.to_owned()));
     }
     let faults = known.faults.iter().filter(|(_, count)| **count > 0);

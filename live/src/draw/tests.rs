@@ -35,7 +35,7 @@ fn text(columns: u16, rows: u16, state: &State) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// Asserts that a screen shows each of the words.
+/// Asserts that the drawn screen contains each of `words`.
 #[track_caller]
 fn check(columns: u16, rows: u16, state: &State, words: &[&str]) {
     let text = text(columns, rows, state);

@@ -12,7 +12,7 @@ use crate::figures::fit;
 use crate::state::State;
 use crate::theme::Theme;
 
-/// All kinds of events, in the order of the legend.
+/// All kinds of events, in the sequence in which the legend shows them.
 const KINDS: [EventKind; 12] = [
     EventKind::Join,
     EventKind::Stop,
@@ -27,7 +27,7 @@ const KINDS: [EventKind; 12] = [
     EventKind::Load,
     EventKind::Warning,
 ];
-/// Number of kinds in one line of the legend.
+/// Number of kinds of events in one line of the legend.
 const LEGEND_COLUMNS: usize = 4;
 
 struct Mark {
@@ -103,8 +103,8 @@ pub(super) fn draw_log(frame: &mut Frame, area: Rect, state: &State, theme: Them
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), inner);
 }
 
-/// Returns a log line with times shortened to `HH:MM:SS`, because a full time would take half of a
-/// narrow panel.
+/// Returns a log line with timestamps shortened to `HH:MM:SS`, because a full timestamp would take
+/// half of a narrow panel.
 fn brief(line: &str) -> String {
     let words = line.split(' ').map(|word| match word.get(11..19) {
         Some(time) if word.get(10..11) == Some("T") && word.ends_with('Z') => time,

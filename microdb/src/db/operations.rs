@@ -99,8 +99,8 @@ impl Db {
         self.verify_with(|_, _| {})
     }
 
-    /// Like [`Db::verify`]. Reports progress to `watch` from time to time: verified bytes of the
-    /// log, and total bytes.
+    /// Verifies the database like [`Db::verify`]. Calls `watch` from time to time with the number
+    /// of verified bytes and the number of all bytes of the log.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -181,7 +181,7 @@ impl Db {
     ///
     /// The first call reads, verifies and hashes every record. A later call reads and verifies
     /// every record of the tables that were written since the previous call. Of these, it hashes
-    /// only the records with the key prefix of a written key (see [`crate::digest_prefix`]).
+    /// only the records with the same [`crate::digest_prefix`] as a key written since.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -204,7 +204,7 @@ impl Db {
     }
 
     /// Compacts the whole log. Copies the live records out of every segment with dead bytes, writes
-    /// a checkpoint, and removes the segments. Commits and reads continue during the call.
+    /// a checkpoint, and removes these segments. Commits and reads continue during the call.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -222,8 +222,8 @@ impl Db {
     ///
     /// # Errors
     /// [`Error::Corrupt`](crate::Error::Corrupt) if a record is damaged. The segment of that record
-    /// is kept, and all other segments are compacted before the error is returned. Otherwise the
-    /// errors of a commit.
+    /// is kept, and all other segments are compacted before the error is returned. Further errors
+    /// are those of a commit.
     pub fn compact(&self) -> Result<CompactReport> {
         self.engine.compact()
     }

@@ -9,10 +9,11 @@ use crate::raw::epoch::pin;
 use crate::raw::map::Map;
 
 /// Number of hashes for which buckets are prefetched into the processor's cache before the first
-/// look-up. A processor has ten to sixteen line-fill buffers, and further prefetches cost nothing.
+/// look-up. A processor has ten to sixteen line-fill buffers, and 32 prefetches keep all of them in
+/// use.
 const WINDOW: usize = 32;
 
-/// A directory for benchmarks. Locations are given as numbers.
+/// A directory for benchmarks. Numbers stand for locations.
 pub struct BenchDirectory(Directory);
 
 /// A view of a directory.

@@ -1,19 +1,22 @@
 //! A chunk: the buckets of one range of hashes, rebuilt as a whole when it must grow (see
 //! `rebuild.rs`).
 //!
-//! A key has two buckets. Its *home* is its position in the range of the chunk, scaled to the
-//! number of buckets. Its *second* is at a distance from the home, given by three bits of its hash,
-//! its *class*. A key is in its home if the home had room. Otherwise the key is in its second, and
-//! a flag in the home marks the class as displaced. So nearly every lookup reads one cache line,
-//! none reads more than two, and chunks fill to nine tenths.
+//! A key has two buckets. Its *home* is the position of its hash in the hash range of the chunk,
+//! scaled to the number of buckets. Its *second* is at a distance from the home. The distance
+//! depends on the key's *class*: three bits of its hash.
 //!
-//! **Races**: one writer, any number of readers. Readers check the home, then its flag, then the
-//! second bucket.
+//! A key is in its home if the home had room. Otherwise the key is in its second, and a flag in the
+//! home marks the class as displaced. So nearly every lookup reads one cache line, no lookup reads
+//! more than two, and chunks fill to nine tenths.
+//!
+//! **Races**: there are one writer and any number of readers. A reader of a key checks its home,
+//! then the flag of its class in the home, then its second.
 //!
 //! - In a chunk, a key moves only from home to second, never back.
-//! - The flag of its class is set before the key appears in the second bucket. The key appears in
-//!   the second bucket before its old slot is reused.
-//! - So a reader who misses the key in the home finds its flag, and then the key.
+//! - The writer sets the flag of the key's class before the key appears in the second bucket. The
+//!   key appears in the second bucket before its old slot is reused.
+//! - So a reader that does not find the key in the home finds the flag set, and then the key in the
+//!   second bucket.
 //!
 //! Deliberately absent: growth, which is in `grow.rs`.
 
@@ -25,8 +28,8 @@ use super::slot::{Location, PREFIX_BITS, Prefix, Rank, Slot, TAG_BITS, Tag};
 use crate::raw::buckets::{BUCKET_WORDS, BucketRef, Buckets};
 use crate::raw::map::Map;
 
-/// Number of keys per 1,024 slots at which a chunk grows. Beyond nine tenths, room is found ever
-/// more slowly and more lookups need a second cache line.
+/// Number of keys per 1,024 slots at which a chunk grows. Beyond nine tenths, insertions move more
+/// keys to make room, and more lookups need a second cache line.
 const FULL_OF_1024: usize = 922;
 
 /// Maximum number of keys that an insertion moves to make room. If more moves are needed, the chunk
@@ -34,8 +37,7 @@ const FULL_OF_1024: usize = 922;
 const MOVES_MAX: u32 = 3;
 
 /// Distance from home to second bucket by class, in 1/65,536 of the number of buckets. The
-/// differences between the distances grow, so that chains of moves reach distant buckets and spread
-/// the load.
+/// differences between the distances grow, so that chains of moves spread over many buckets.
 const DISTANCE: [usize; BUCKET_WORDS] = [0, 819, 2_458, 4_915, 8_192, 12_288, 17_203, 22_938];
 
 /// The buckets for all hashes that begin with the `depth` bits of `path`. Fields used by lookups
@@ -43,7 +45,7 @@ const DISTANCE: [usize; BUCKET_WORDS] = [0, 819, 2_458, 4_915, 8_192, 12_288, 17
 #[repr(C, align(64))]
 pub(super) struct Chunk {
     buckets: Buckets,
-    /// `true` while the checksum of `source` is still to be verified.
+    /// `true` if the next access must verify the checksum in `source`.
     unverified: AtomicBool,
     depth: u8,
     /// Number of extra bytes per slot: 0, 1 or 2. They hold the bits of a hash that neither the tag
@@ -61,7 +63,7 @@ pub(super) struct Chunk {
     source: Option<Source>,
 }
 
-/// Position of a mapped chunk in a checkpoint, and its checksum.
+/// Position of a mapped chunk in the checkpoint, and the checksum of the chunk.
 pub(super) struct Source {
     pub(super) map: Arc<Map>,
     /// Offset of the chunk in the file of the checkpoint.
@@ -181,7 +183,8 @@ impl Chunk {
         }
     }
 
-    /// Checks that the bytes just read were not in truncated pages of the file.
+    /// Checks that the checkpoint was not truncated while its bytes were read. Missing bytes read
+    /// as zeros.
     ///
     /// # Errors
     /// If the checkpoint was truncated.
@@ -308,8 +311,8 @@ impl Chunk {
         }
     }
 
-    // The following functions are for the writer. Only one thread at a time calls them, so relaxed
-    // loads return its own latest stores.
+    // The following functions are for the writer. Only one thread at a time calls them, so a
+    // relaxed load returns the latest value.
 
     fn slot(&self, place: Place) -> Slot {
         Slot(self.buckets.bucket(place.bucket).load(place.word))
@@ -430,7 +433,8 @@ impl Chunk {
             let Some(free) = self.vacate(second, moves - 1) else {
                 return false;
             };
-            // The chain of moves may have returned to this bucket and changed this slot.
+            // The chain of moves may have returned to this bucket and changed this slot. Then
+            // another slot is tried.
             if self.slot(from).with_flag(false) != slot.with_flag(false) {
                 return false;
             }
@@ -445,9 +449,9 @@ impl Chunk {
         })
     }
 
-    /// Moves a key from its home to a free slot of its second bucket, in the order on which readers
-    /// rely: the flag, the new slot, the old slot. In between, the key is in both slots, which have
-    /// the same location.
+    /// Moves a key from its home to a free slot of its second bucket. Readers rely on the order of
+    /// the stores: the flag, the new slot, the old slot. Between the last two stores, the key is in
+    /// both slots, which have the same location.
     fn move_on(&self, from: Place, to: Place) {
         let slot = self.slot(from);
         let location = slot.location().expect("only full buckets are vacated");
@@ -475,8 +479,9 @@ impl Chunk {
                 let other = Slot(*other);
                 !other.is_empty() && other.rank() == Rank::Second && other.tag().class() == class
             });
-            // All displaced keys of one class in one bucket have the same home, because their
-            // distance is the same.
+            // All displaced keys of one home and one class are in one bucket, because their
+            // distance is the same. So if this bucket has no other displaced key of the class, no
+            // key needs the flag.
             if !needed {
                 self.set_flag(self.home_of(place.bucket, slot), class, false);
             }
@@ -540,7 +545,8 @@ impl Chunk {
         };
         match source.prepared.get() {
             Some(copy) if copy.born() >= born => Ok(()),
-            // A view was taken since the copy was made, so the writer copies the chunk again.
+            // A view was taken since the copy was made, so the writer will copy the chunk again.
+            // This verification reports damage already now.
             Some(_) => self.verify_again(),
             None => {
                 let copy = self.copied(born)?;
@@ -551,8 +557,8 @@ impl Chunk {
         }
     }
 
-    /// Returns the prepared copy of the chunk, or a new copy. No view up to the view stamp `born`
-    /// shares the returned copy, so the writer may change it.
+    /// Returns the prepared copy of the chunk, or a new copy. No view taken up to the view stamp
+    /// `born` shares the returned copy, so the writer may change it.
     ///
     /// # Errors
     /// The errors of [`Chunk::copied`].

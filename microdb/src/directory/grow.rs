@@ -6,7 +6,7 @@
 //!   which gives 10.4 bytes per key.
 //! - Sixteen different sets of sizes, chosen by the top four bits of the hashes, keep chunks from
 //!   growing at the same time. So the average holds at any time.
-//! - A rebuilt chunk is complete before its pointer is swapped, and the old one is never changed
+//! - A rebuilt chunk is complete before its pointer is swapped, and the old chunk is never changed
 //!   again. Readers that still use the old chunk see its state at the swap.
 //!
 //! Deliberately absent: a resize of the whole directory.
@@ -28,8 +28,8 @@ const SPLIT_SIZES: [usize; 16] = [
     512, 523, 535, 546, 558, 571, 583, 596, 609, 622, 636, 650, 664, 679, 693, 709,
 ];
 
-/// Maximum number of buckets of a chunk that may not split. Tags distinguish the keys of a chunk up
-/// to this size.
+/// Maximum number of buckets of a chunk that cannot split. Such a chunk has at most 4 MiB. Keys
+/// that find no room in it are added to the stash.
 const BUCKETS_MAX: usize = 1 << 16;
 /// Maximum depth of a chunk. It permits 16 million chunks, which can hold about 64 billion keys.
 const DEPTH_MAX: u8 = 24;
@@ -52,8 +52,8 @@ fn split_size(path: u32, depth: u8) -> usize {
 }
 
 impl Directory {
-    /// Replaces a full chunk by a larger chunk or by two chunks. Returns `false` if more room would
-    /// not help, because many keys have equal prefixes.
+    /// Replaces a full chunk by a larger chunk or by two chunks. Returns `false` if the chunk has
+    /// its maximum size, or if more room would not help, because many keys have equal prefixes.
     pub(super) fn grow(&self, guard: &Guard, chunk: &Chunk) -> bool {
         if chunk.keys() * 2 < chunk.slots() {
             return false;
@@ -75,8 +75,9 @@ impl Directory {
     /// Rebuilds a chunk with fewer buckets if less than a fifth of its slots are used.
     pub(super) fn shrink_if_sparse(&self, guard: &Guard, chunk: &Chunk) {
         let size = chunk.bucket_count();
-        // A chunk that is one fifth full is rebuilt to be six tenths full. Shrinking begins at one
-        // fifth and growth at nine tenths, so a changing number of keys causes few rebuilds.
+        // A chunk that is one fifth full is rebuilt to be about six tenths full. Shrinking begins
+        // at one fifth and growth at nine tenths, so few rebuilds happen while the number of keys
+        // changes up and down.
         if size > 1 && chunk.keys() * 5 < chunk.slots() {
             self.resize(guard, chunk, (chunk.keys() / 5).clamp(1, size - 1));
         }
@@ -111,7 +112,7 @@ impl Directory {
         guard.flush();
     }
 
-    /// Returns the filled chunk, or a larger one if keys found no room. Keys that find no room in
+    /// Returns the filled chunk, or a larger chunk if keys found no room. Keys that find no room in
     /// any size are added to the stash.
     fn finished(&self, guard: &Guard, filler: Filler) -> Arc<Chunk> {
         let (mut chunk, mut left) = filler.finish();
@@ -136,7 +137,7 @@ impl Directory {
         self.usage(new.bytes(), old.bytes());
         self.install(guard, &new);
         // Hands the retired chunk of up to 64 KiB to the collector now, not at the next pin of this
-        // thread.
+        // thread, so that its memory is freed soon.
         guard.flush();
     }
 

@@ -15,8 +15,9 @@
 //! - A chunk is used in place from the map. Its checksum is verified at the first access, and again
 //!   when the chunk is copied, for a change or for the next checkpoint. So damage is reported and
 //!   never copied.
-//! - Checksums are CRC-32 over the seed of the caller, the offset in the file, and the bytes. So a
-//!   table of another database or checkpoint is refused.
+//! - Checksums are CRC-32 over the seed of the caller (which depends on the database and the
+//!   checkpoint), the offset in the file, and the bytes. So a table of another database or
+//!   checkpoint is refused.
 //!
 //! Deliberately absent: the records to which locations point.
 
@@ -33,7 +34,7 @@ use crate::raw::map::Map;
 /// Alignment of chunks in the file, in bytes: the size of a cache line.
 pub(crate) const IMAGE_ALIGN: u64 = 64;
 
-/// First bytes of the table of an image: "DIR1".
+/// First bytes of the chunk table of an image: "DIR1".
 const MAGIC: u32 = u32::from_le_bytes(*b"DIR1");
 
 /// Header of the table of an image:
@@ -70,7 +71,7 @@ const BUCKETS_MAX: u32 = 1 << 16;
 /// Maximum depth of a chunk, as in `grow.rs`.
 const DEPTH_MAX: u32 = 24;
 
-/// Position of the table of an image in its file, from which the image is opened.
+/// Position of the table of an image in the file. An image is opened by its table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct ImageTable {
     /// Offset of the table in the file.
@@ -84,7 +85,7 @@ pub(crate) struct ImageTable {
 pub(crate) enum EncodeError {
     /// Writing to the output failed.
     Io(io::Error),
-    /// A chunk in an older checkpoint is damaged.
+    /// A chunk that is to be copied from an older checkpoint is damaged.
     Damage(Damage),
 }
 
@@ -109,7 +110,7 @@ fn checksum(seed: u32, offset: u64, bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// Stores the checksum of a table in its header.
+/// Stores the checksum of an image's table in the header of the table.
 pub(crate) fn seal(table: &mut [u8], offset: u64, seed: u32) {
     let crc = checksum(seed, offset, &table[8..]);
     table[4..8].copy_from_slice(&crc.to_le_bytes());
@@ -193,11 +194,12 @@ impl Source {
 
 impl View {
     /// Writes the image of this view, which begins at offset `start` of the file. Returns the
-    /// position of its table. Each chunk is released once it is written. A chunk that the writer
-    /// changes during the call is in memory twice, but only until it is written.
+    /// position of its table. Each chunk is released once it is written. If the writer changes a
+    /// chunk during the call, it works on a copy, so both versions are in memory until the version
+    /// of the view is written.
     ///
     /// # Errors
-    /// Those of `out`, and damage of a chunk in an older checkpoint.
+    /// The errors of `out`, and damage of a chunk in an older checkpoint.
     ///
     /// # Panics
     /// If `start` is not a multiple of [`IMAGE_ALIGN`], which is a bug of the caller.
@@ -255,8 +257,8 @@ impl View {
 }
 
 impl Directory {
-    /// Opens an image in place. `map` is the whole file; `table` and `seed` are those of the
-    /// writer. Reads only the table.
+    /// Opens an image in place. `map` is the whole file. `table` is the result of [`View::encode`],
+    /// and `seed` is the seed that was passed to it. Reads only the table.
     ///
     /// # Errors
     /// If the table is damaged. A damaged chunk is found at its first access.
@@ -300,7 +302,7 @@ impl Directory {
     }
 }
 
-/// Returns `N` bytes at a constant offset in a table entry.
+/// Returns the `N` bytes at `offset` of a table entry.
 fn part<const N: usize, const LEN: usize>(entry: &[u8; LEN], offset: usize) -> [u8; N] {
     std::array::from_fn(|i| entry[offset + i])
 }

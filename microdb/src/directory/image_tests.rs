@@ -46,8 +46,8 @@ fn an_opened_image_is_the_directory_that_was_written_and_lives_on() {
         (Hashing::Few(3), 100),
     ] {
         let mut bench = bench(hashing, keys);
-        // Repeated, so that each later image contains chunks copied from the map of the image
-        // before.
+        // Three rounds, so that the image of each later round contains chunks copied from the map
+        // of the round before.
         for round in 0..3 {
             let (file, table) = image(&bench.directory, 640);
             bench.directory = open(&file, table).unwrap();
@@ -167,8 +167,8 @@ fn every_truncation_and_every_foreign_table_is_an_error() {
     assert!(Directory::from_image(&map, table, SEED + 1).is_err());
 }
 
-/// A forged table has a valid checksum. Opening returns without a panic, in bounded time and
-/// memory.
+/// Opens tables with random changes and a valid checksum. Opening and reading must return without a
+/// panic, in bounded time and memory.
 #[test]
 fn forged_tables_are_refused_or_harmless() {
     let bench = bench(Hashing::Few(3), 100);

@@ -3,8 +3,9 @@
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p imt-microdb --lib loom` runs the real chunks,
 //! root and stash on loom's atomics, with one writer and one reader. The writer runs in the first
-//! thread of the model. Loom explores races of a load with earlier stores. It does not explore
-//! races of a store that follows a load of the same word in one thread.
+//! thread of the model. Loom explores which of the earlier stores of other threads a load sees. If
+//! a thread loads a word and then stores to the same word, loom does not explore other orders of
+//! that store.
 
 use loom::thread;
 use std::sync::Arc;
@@ -47,7 +48,7 @@ fn finds(chunk: &Chunk, prefix: Prefix, location: Location) -> bool {
 }
 
 /// Returns a chunk of three buckets, of which the first two are full. The second bucket of each key
-/// is the one behind its home.
+/// is the bucket after its home.
 fn nearly_full() -> Arc<Chunk> {
     let chunk = Chunk::new(0, 0, 3, 0);
     for number in 0..16 {
@@ -82,7 +83,8 @@ fn loom_flags_that_come_and_go_never_hide_a_key() {
     for sought in [20, 8] {
         check(move || {
             let chunk = nearly_full();
-            // Two keys of one class in the third bucket: the flag must stay until both are removed.
+            // Keys 20 and 21 have one class and are displaced to the third bucket. The flag of this
+            // class must stay set until both keys are removed.
             assert!(chunk.insert(prefix(1, 3, 20), at(20)) && chunk.insert(prefix(1, 3, 21), at(21)));
             let reader = thread::spawn({
                 let chunk = chunk.clone();
@@ -119,7 +121,8 @@ fn loom_growth_and_relocation_show_the_old_place_or_the_new() {
             move || {
                 let found = reads(&directory, prefix(0, 1, 3));
                 assert!(found == Some(at(3)) || found == Some(at(30)), "{found:?}");
-                // Once the reader has seen the new location, it never sees the old one again.
+                // Once the reader has seen the new location, it never sees the old location again.
+                // It also sees key 8, which was inserted before the relocation.
                 if found == Some(at(30)) {
                     assert_eq!(reads(&directory, prefix(0, 1, 3)), found);
                     assert_eq!(reads(&directory, prefix(0, 1, 8)), Some(at(8)));

@@ -6,17 +6,23 @@
 //!                                               (a cache line of eight slots)
 //! ```
 //!
-//! The directory stores no keys. It returns *candidates*, and the caller compares keys in the
-//! records. Wrong candidates are rare ([`slot`]). The location of a present key is never missing.
+//! The top bits of a hash select a chunk. The bits behind them, scaled to the number of buckets,
+//! select a bucket. The tag, bits of the hash that each slot stores, selects a slot. The directory
+//! stores no keys. It returns *candidates*, and the caller compares the searched key with the keys
+//! in their records. Wrong candidates are rare (see [`slot`]). The location of a present key is
+//! never missing.
 //!
-//! - One writer at a time, which holds the commit lock. Any number of readers, which take no lock
-//!   and never wait; a pin keeps memory alive for them.
-//! - Growth rebuilds one chunk of at most 64 KiB ([`chunk`], [`grow`]) and swaps a pointer. So no
+//! - Two buckets can store a key: its *home bucket* and, if that is full, its *second bucket* (see
+//!   [`chunk`]).
+//! - There is one writer at a time, which holds the commit lock. Any number of readers take no lock
+//!   and never wait. Each reader holds an epoch pin or a view, so memory that it reads is not
+//!   freed.
+//! - Growth rebuilds one chunk of at most 64 KiB (see [`grow`]) and swaps the pointer to it. So no
 //!   operation waits for a rebuild of the whole directory.
 //! - A [`View`] keeps the directory of one moment for any length of time. A view shares its chunks
 //!   with the directory, and the writer copies a shared chunk before changing it.
-//! - A key has one slot, which one atomic store changes. So readers see the old or the new location
-//!   of the key. Consistency of several keys is the caller's task.
+//! - One atomic store changes the location of a key, so readers see the old or the new location.
+//!   Consistency of several keys is the caller's task.
 //!
 //! Deliberately absent: hashing of keys, access to records, locks.
 
@@ -58,7 +64,8 @@ use crate::seeded::seeded;
 /// Damage in a checkpoint's image of the directory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Damage {
-    /// Offset of the damaged structure (a chunk or the table) in the file of the checkpoint.
+    /// Offset of the damaged structure (a chunk, or the chunk table of the image) in the file of
+    /// the checkpoint.
     pub(crate) offset: u64,
     /// Name of the damaged field.
     pub(crate) field: &'static str,
@@ -68,13 +75,13 @@ pub(crate) struct Damage {
     pub(crate) found: u64,
 }
 
-/// Keys for which their chunk has no room. The stash is empty unless more than sixteen keys have
-/// nearly equal hashes, which is very unlikely with a secret hash seed. If it happens, the stash
-/// costs time, but no key is lost.
+/// Keys that found no room in their chunk. The stash is empty unless more than sixteen keys (two
+/// buckets) have nearly equal hashes, which is very unlikely with a secret hash seed. A lookup also
+/// searches a stash that is not empty, so no key is lost, but lookups become slower.
 type Stash = Vec<(Prefix, Location)>;
 
-/// The top of the directory: 2^depth pointers to chunks. Several adjacent entries point to a chunk
-/// of smaller depth.
+/// The top of the directory: 2^depth pointers to chunks. If the depth of a chunk is smaller than
+/// that of the root, several adjacent entries point to this chunk.
 struct Root {
     depth: u8,
     entries: Box<[ArcCell<Chunk>]>,
@@ -83,7 +90,7 @@ struct Root {
 impl Root {
     #[inline(always)]
     fn index(&self, prefix: Prefix) -> usize {
-        // Shifted in two steps, because a shift by 64 bits (depth 0) is not defined.
+        // The shift is split in two, because a shift by 64 bits (depth 0) would overflow.
         (prefix.aligned() >> 1 >> (63 - self.depth)) as usize
     }
 
@@ -113,7 +120,8 @@ pub(crate) struct Directory {
     view_stamp: AtomicU64,
     /// Each view holds a clone of this token. If the token has no other clone, no view exists.
     views: Token,
-    /// Declared last, so that all chunks are freed before it is dropped.
+    /// Reports, when dropped, that the memory of a directory was freed. Declared last, so that all
+    /// chunks are freed before the report.
     _end: End,
 }
 
@@ -123,8 +131,8 @@ impl Directory {
         Self::of_chunks(0, vec![Arc::new(Chunk::new(0, 0, 1, 0))], Vec::new())
     }
 
-    /// Returns a directory with `1 << depth` entries. The chunks must cover all hashes in ascending
-    /// order, and no chunk may have a larger depth than `depth`.
+    /// Returns a directory with `1 << depth` root entries. The chunks must cover all hashes in
+    /// ascending order, and no chunk may have a larger depth than `depth`.
     fn of_chunks(depth: u8, chunks: Vec<Arc<Chunk>>, stash: Stash) -> Self {
         let keys = chunks.iter().map(|chunk| chunk.keys() as u64).sum::<u64>() + stash.len() as u64;
         let mut bytes = chunks.iter().map(|chunk| chunk.bytes()).sum::<u64>();
@@ -175,16 +183,18 @@ impl Directory {
             .sum()
     }
 
-    /// Makes the chunk of a key writable before the key is looked up and changed. So the checksum
-    /// of a mapped chunk is verified only once, for the copy, and not for the look-up too. Damage
+    /// Makes the chunk of a key writable before the key is looked up and changed. If the chunk is
+    /// in a checkpoint, it is copied to memory, and the copy verifies its checksum. Without this
+    /// call, the look-up would verify the chunk first, and the copy would verify it again. Damage
     /// is ignored here, because the change reports it.
     #[inline]
     pub(crate) fn thaw(&self, guard: &Guard, hash: KeyHash) {
         let _ = self.writable(guard, hash.prefix());
     }
 
-    /// Copies the chunk of a key in advance, for a later change of the key. Any thread may call
-    /// this function while the writer works.
+    /// Copies the chunk of a key from the checkpoint to memory, for a later change of the key. Does
+    /// nothing if the chunk is in memory already. Any thread may call this function while the
+    /// writer works.
     ///
     /// # Errors
     /// If the chunk is in a checkpoint and damaged.
@@ -223,7 +233,8 @@ impl Directory {
         let chunk = self.root.load(guard).chunk(prefix, guard);
         chunk.verify()?;
         // The stash is read after the chunk. A rebuild that moves a key from its chunk to the stash
-        // adds the key to the stash before it replaces the chunk.
+        // adds the key to the stash before it replaces the chunk. So a reader that got the new
+        // chunk finds the key in the stash.
         let stash = if self.stashed.load(Ordering::Acquire) == 0 {
             &[]
         } else {
@@ -237,7 +248,8 @@ impl Directory {
     }
 
     /// Checks that the file of a mapped chunk was not truncated. If any mapped file was truncated,
-    /// call this function before reporting a key as absent.
+    /// call this function before reporting a key as absent: missing bytes read as zeros, like empty
+    /// slots.
     ///
     /// # Errors
     /// If the chunk of the key is in a checkpoint that was truncated.
@@ -269,8 +281,8 @@ impl Directory {
     /// Adds an absent key.
     ///
     /// # Errors
-    /// If its chunk is in a checkpoint and damaged. After a successful `find` or `candidates` of
-    /// this hash, the error occurs only for damage since then.
+    /// If its chunk is in a checkpoint and damaged. A successful `find` or `candidates` of this
+    /// hash has verified the chunk, so after it the error occurs only for damage that arose since.
     pub(crate) fn insert(&self, guard: &Guard, hash: KeyHash, to: Location) -> Result<(), Damage> {
         let prefix = hash.prefix();
         loop {
@@ -409,7 +421,7 @@ impl Directory {
         if self.is_writable(chunk) {
             return Ok(chunk);
         }
-        // The copy verifies the chunk.
+        // This function calls no `verify`, because each copy was verified when it was made.
         self.replace(guard, chunk, chunk.prepared_or_copied(self.stamp())?);
         Ok(self.root.load(guard).chunk(prefix, guard))
     }
@@ -423,8 +435,8 @@ impl Directory {
             return false;
         }
         let shared = Token::strong_count(&self.views) > 1;
-        // Pairs with the Release of the drop of the last view, so that the reads of that view
-        // precede the stores of this writer.
+        // Pairs with the release ordering of the decrement that drops the last view's token. So the
+        // reads of that view happen before the stores of this writer.
         fence(Ordering::Acquire);
         shared
     }

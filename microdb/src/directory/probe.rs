@@ -1,13 +1,15 @@
-//! Lock-free lookup of one key in a chunk, beside the writer.
+//! Lock-free lookup of one key in a chunk, while the writer may change the chunk.
 //!
-//! A lookup reads the home bucket, then its flag, then the second bucket. The writer orders its
-//! stores so that such a lookup finds each present key (see the races in `chunk.rs`).
+//! A lookup reads the slots of the home bucket, then the flag of the key's class in that bucket. If
+//! the flag is set, it reads the second bucket. The writer orders its stores so that such a lookup
+//! finds each present key (see the races in `chunk.rs`).
 
 use super::chunk::Chunk;
 use super::slot::{Location, Pattern, Prefix, Rank, Slot, Tag};
 use crate::raw::buckets::{BUCKET_WORDS, BucketRef, fence_loads};
 
-/// Lookup of one key in a chunk: reads the home bucket, its flag and the second bucket.
+/// Lookup of one key in a chunk: reads the home bucket, the flag of the key's class there, and the
+/// second bucket if the flag is set.
 pub(super) struct Probe<'a> {
     chunk: &'a Chunk,
     bucket: BucketRef<'a>,
@@ -43,7 +45,7 @@ impl<'a> Probe<'a> {
                 let word = self.matches.trailing_zeros() as usize;
                 self.matches &= self.matches - 1;
                 // The slot is loaded again, because it may have changed since it matched. If the
-                // key has moved, it is found in the second bucket.
+                // key has moved since, this lookup finds it in the second bucket.
                 let slot = Slot(self.bucket.load(word));
                 if self.pattern.matches(slot)
                     && let Some(location) = slot.location()

@@ -1,11 +1,14 @@
 //! Rebuilding of a chunk from its slots alone, without reading records.
 //!
-//! **Quotienting** (Knuth, volume 3, 6.4, exercise 13; Cleary 1984; Pagh's quotient filters):
-//! scaling keeps order, so all prefixes of one home are in one short interval. In an interval no
-//! longer than 2^k, the low k bits of a prefix identify it. The tag has 20 bits. For longer
-//! intervals (few buckets, small tables), one or two *extra* bytes per slot hold the remaining
-//! bits. Extra bytes are stored beside the buckets, and lookups never read them. Position, tag and
-//! extra bytes together determine the whole prefix.
+//! **Quotienting** (Knuth, volume 3, 6.4, exercise 13; Cleary 1984; Pagh's quotient filters): a
+//! slot stores only those bits of a prefix that do not follow from the position of the slot. The
+//! home bucket of a key is its prefix, scaled to the number of buckets. Scaling keeps the order, so
+//! all prefixes with one home bucket are in one short interval. In an interval no longer than 2^k,
+//! the low k bits of a prefix identify it. The tag of a slot has the low 20 bits.
+//!
+//! For longer intervals (few buckets, small tables), one or two *extra* bytes per slot hold the
+//! next bits. Extra bytes are stored beside the buckets, and lookups never read them. The position,
+//! the tag and the extra bytes of a slot together determine the whole prefix.
 
 use super::chunk::{Chunk, Place};
 use super::slot::{Location, Prefix, Rank, Slot, TAG_BITS};
@@ -28,8 +31,8 @@ impl Chunk {
         }
     }
 
-    /// Returns the first prefix (without the path) with this home bucket: the least v with v *
-    /// buckets / 2^width >= home.
+    /// Returns the first prefix (without the bits of the path, which all prefixes of the chunk
+    /// share) with this home bucket: the least v with v * buckets / 2^width >= home.
     fn interval(&self, home: usize) -> u64 {
         ((home as u64) << self.width()).div_ceil(self.bucket_count() as u64)
     }
@@ -51,8 +54,8 @@ pub(super) struct Filler {
     /// Number of used slots per bucket. No key is removed while a chunk is filled, so the used
     /// slots are the first ones of the bucket.
     used: Vec<u8>,
-    /// Keys that found their home full. They are placed last, so that they take no slot that
-    /// another key needs in its home.
+    /// Keys that found their home bucket full. They are placed last, so that they take no slot that
+    /// another key needs in its home bucket.
     late: Vec<(Prefix, Location)>,
 }
 

@@ -9,10 +9,11 @@
 //!   slot, because no record begins at offset 0.
 //! - *tag*: the low 20 bits of the key's *prefix*, which is the top 34 bits of its hash. Tags
 //!   distinguish the keys of a bucket without reading records.
-//! - *rank*: 0 if the key is in its home bucket, 1 if it is in its second one.
-//! - *flag*: unrelated to the key of this slot. Slot `c` of a bucket stores the flag of class `c`.
-//!   It is set if a key of this class with this home is in its second bucket. The class of a key is
-//!   the low three bits of its tag. If the flag is not set, a lookup ends in the home bucket.
+//! - *rank*: 0 if the key is in its home bucket, 1 if it is in its second bucket (see `chunk.rs`).
+//! - *flag*: unrelated to the key of this slot. A key has a *class*, the low three bits of its tag.
+//!   Slot `c` of a bucket stores the flag of class `c`. The flag is set if a key of this class that
+//!   has the bucket as its home is in its second bucket. If the flag is not set, a lookup of such a
+//!   key ends in the home bucket.
 
 /// Number of bits of a hash that the directory can recover from a slot and its position. With 34
 /// bits, the probability that a lookup finds another key with the same prefix is keys / 2^34, or
@@ -34,9 +35,10 @@ const RANK: u64 = 1 << 62;
 const _: () = assert!(1 + 1 + TAG_BITS + LOCATION_BITS == 64);
 const _: () = assert!(TAG_BITS < PREFIX_BITS && PREFIX_BITS <= TAG_BITS + 16);
 
-/// Start of a record: a segment, by the low 16 bits of its id, and an offset in it.
+/// Position in the log at which a record begins: the low 16 bits of the segment's id, and the
+/// offset in the segment.
 ///
-/// Live segments span fewer than 65,536 ids, so the low bits identify one of them.
+/// The segments of a log span fewer than 65,536 ids, so the low bits identify one of them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(crate) struct Location(u64);
 
@@ -67,13 +69,14 @@ impl Location {
         (self.0 & ((1 << OFFSET_BITS) - 1)) as u32
     }
 
-    /// Returns all 42 bits, a number that grows along the log.
+    /// Returns all 42 bits, a number that increases along the log until the 16 bits of the segment
+    /// id wrap.
     #[inline]
     pub(crate) fn to_bits(self) -> u64 {
         self.0
     }
 
-    /// Returns the location of 42 bits, or `None` if no record can begin there.
+    /// Returns the location with these bits, or `None` if no record can begin there.
     pub(super) fn from_bits(bits: u64) -> Option<Self> {
         (bits <= LOCATION_MASK && bits & ((1 << OFFSET_BITS) - 1) != 0).then_some(Self(bits))
     }
@@ -85,8 +88,8 @@ impl Location {
 pub(crate) struct KeyHash(pub(crate) u64);
 
 impl KeyHash {
-    /// Returns the top bits of the hash. The directory uses only these bits, because it can recover
-    /// them from a slot and its position.
+    /// Returns the top bits of the hash. The directory uses only these bits, because it cannot
+    /// recover the other bits from a slot and its position.
     #[inline(always)]
     pub(super) fn prefix(self) -> Prefix {
         Prefix(self.0 >> (64 - PREFIX_BITS))
@@ -137,14 +140,14 @@ impl Tag {
     }
 }
 
-/// The bucket in which a key is stored: its home bucket or its second one.
+/// The bucket in which a key is stored: its home bucket or its second bucket.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Rank {
     Home,
     Second,
 }
 
-/// Tag and rank in their positions in a slot.
+/// A tag and a rank, shifted to their bit positions in a slot.
 #[derive(Clone, Copy)]
 pub(super) struct Pattern(u64);
 

@@ -37,11 +37,11 @@ pub(super) fn location(number: u64) -> Location {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Hashing {
     Good,
-    /// Only this many different hashes, so that keys collide.
+    /// The keys have only this many different hashes, so that they collide.
     Few(u64),
     /// All hashes begin with the same 8 bits.
     SameTop,
-    /// All hashes end with the same tag.
+    /// All hashes have the same tag.
     SameTag,
 }
 
@@ -56,7 +56,7 @@ impl Hashing {
     }
 }
 
-/// A directory, its model, and a log that maps locations to keys.
+/// A directory, its model (a plain map), and a log that maps locations to keys.
 pub(super) struct Bench {
     pub(super) directory: Directory,
     pub(super) hashing: Hashing,
@@ -149,8 +149,8 @@ fn check_view(view: &View, model: &BTreeMap<u64, Location>, hashing: Hashing, lo
     }
 }
 
-/// Runs random operations in six phases, of which some add more keys and some delete more keys.
-/// Takes views during the run and checks them later.
+/// Runs random operations in six phases, of which some mainly add keys and some mainly delete keys.
+/// Takes views during the run and compares them with the model later.
 fn history(seed: u64, hashing: Hashing, keys: u64, steps: u64) {
     let mut random = Random(seed);
     let mut bench = Bench::new(hashing);
@@ -334,7 +334,7 @@ fn a_view_that_is_gone_costs_nothing() {
     assert_eq!(view.candidates(hash).unwrap().next(), Some(location(70_000)));
 }
 
-/// Every key is always found while the writer grows, moves, relocates and removes others, and while
+/// Every key is always found while the writer adds, relocates and removes other keys, and while
 /// views are taken and dropped.
 #[test]
 fn readers_never_miss_a_key() {
@@ -351,8 +351,8 @@ fn readers_never_miss_a_key() {
                 while !stop.load(Ordering::Relaxed) {
                     let key = random.below(STEADY);
                     let guard = pin();
-                    // Location of a steady key: its number, plus a multiple of 2^32 for each
-                    // relocation.
+                    // Location of a steady key: its number before the first relocation, its number
+                    // plus (n + 1) x 2^32 after a relocation in round n.
                     let found = directory
                         .candidates(&guard, KeyHash(mix(key)))
                         .unwrap()

@@ -1,11 +1,11 @@
 //! The directory of one moment, kept for any length of time.
 //!
-//! - Taking a view clones the pointers of the chunks, some thousands at 20 million keys. From then
-//!   on the writer copies a chunk before it first changes it.
-//! - A view holds no epoch pin, so a snapshot may exist for hours. It costs the memory of the
+//! - Taking a view clones the pointers to the chunks: some thousand pointers at 20 million keys.
+//!   From then on the writer copies a chunk before it first changes it.
+//! - A view holds no epoch pin, so a snapshot may exist for hours. The view costs the memory of the
 //!   chunks that have changed since.
 //!
-//! Deliberately absent: changes.
+//! Deliberately absent: functions that change a view.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub(crate) struct View(Arc<Frozen>);
 #[derive(Clone)]
 struct Frozen {
     depth: u8,
-    /// Index of the chunk by the top `depth` bits of a hash.
+    /// For each value of the top `depth` bits of a hash, the index of its chunk in `chunks`.
     index: Vec<u32>,
     chunks: Vec<Arc<Chunk>>,
     stash: Arc<Stash>,
@@ -65,7 +65,8 @@ impl View {
         self.0.keys
     }
 
-    /// Like [`super::Directory::candidates`], for the moment of this view.
+    /// Returns the possible locations of the record of this key at the moment of this view, like
+    /// [`super::Directory::candidates`].
     ///
     /// # Errors
     /// If the chunk is in a checkpoint and damaged.
@@ -85,7 +86,8 @@ impl View {
         &self.0.chunks[self.0.index[entry] as usize]
     }
 
-    /// Like [`super::Directory::check_uncut`].
+    /// Checks that the file of a mapped chunk was not truncated, like
+    /// [`super::Directory::check_uncut`].
     ///
     /// # Errors
     /// If the chunk is in a checkpoint that was truncated.
@@ -93,20 +95,21 @@ impl View {
         self.chunk(hash.prefix()).check_uncut()
     }
 
-    /// Verifies each part in a checkpoint again, and marks damaged parts: from now on each access
-    /// to such a part gives an error.
+    /// Verifies again each chunk that is in a checkpoint. After this call, each access to a damaged
+    /// chunk returns an error.
     pub(crate) fn verify_again(&self) {
         for chunk in &self.0.chunks {
             let _ = chunk.verify_again();
         }
     }
 
-    /// Returns the number of parts, each of which [`View::part`] returns.
+    /// Returns the number of parts of the view: its chunks and its stash. [`View::part`] returns
+    /// the locations of one part.
     pub(crate) fn parts(&self) -> usize {
         self.0.chunks.len() + 1
     }
 
-    /// Returns the locations of one part, in no order. All parts together have every key once. A
+    /// Returns the locations of one part, in no order. All parts together contain each key once. A
     /// part has some thousand keys at most.
     ///
     /// # Errors
@@ -141,7 +144,7 @@ impl View {
         })
     }
 
-    /// Calls `visit` with the segment of each location, by the low 16 bits of its id.
+    /// Calls `visit` for each location, with the low 16 bits of the id of its segment.
     ///
     /// # Errors
     /// If a part is in a checkpoint and damaged.

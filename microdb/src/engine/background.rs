@@ -18,8 +18,9 @@ use crate::raw::sync::{AtomicBool, Ordering};
 /// system. Commits handed over survive a crash of the process.
 const WRITE_AFTER: Duration = Duration::from_millis(100);
 
-/// Maximum delay of a scheduled compaction. The pool keeps a job of a closed database until the
-/// job's delay has passed.
+/// Maximum delay of a scheduled compaction, even if the rate limit requires a longer pause. The
+/// pool keeps a job of a closed database until the job's delay has passed, so the delay must not be
+/// long.
 const COMPACTION_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// The number of running jobs of a database.
@@ -37,7 +38,7 @@ impl RunningJobs {
     }
 }
 
-/// Counts one job as running until this value is dropped, also by a panic of the job.
+/// Counts one job as running until this value is dropped, which also happens if the job panics.
 struct RunningJob(Arc<RunningJobs>);
 
 impl RunningJob {
@@ -82,7 +83,8 @@ impl Background {
         let running = self.running.clone();
         pool::submit(lane, delay, move || {
             // The job begins before its weak reference to the engine is upgraded, and ends after
-            // the upgraded reference is dropped.
+            // the upgraded reference is dropped. So [`RunningJobs::wait_for_end`] returns only
+            // after that drop.
             let _job = RunningJob::begin(running);
             if let Some(engine) = engine.upgrade() {
                 flag(&engine.background).store(false, Ordering::Release);
@@ -110,7 +112,8 @@ impl Engine {
         }
     }
 
-    /// Schedules a job that seals segments, and compacts and writes a checkpoint if these are due.
+    /// Schedules a job that seals segments. The job also compacts segments and writes a checkpoint
+    /// if these steps are due.
     pub(crate) fn schedule_housekeeping(&self) {
         if self.options.background && !self.options.read_only {
             let flag: fn(&Background) -> &AtomicBool = |background| &background.housekeeping_scheduled;
@@ -138,7 +141,7 @@ impl Engine {
     }
 
     /// Schedules a compaction to continue after `wait`, because the rate limit has paused it. Seals
-    /// and checkpoints may be scheduled earlier.
+    /// and checkpoints may be scheduled before that time.
     fn schedule_compaction(&self, wait: Duration) {
         let flag: fn(&Background) -> &AtomicBool = |background| &background.compaction_scheduled;
         let delay = wait.min(COMPACTION_WAIT_MAX);

@@ -2,7 +2,8 @@
 //!
 //! - The catalog is table 0 of the log: the key is a name, the value a table id (4 bytes) and, for
 //!   typed tables, the codec of the keys.
-//! - Records carry ids, so renaming a table writes one record.
+//! - Each record carries the id of its table, not the name. So renaming a table changes only the
+//!   catalog.
 //! - Clearing a table replaces its directory. Handles of the table stay valid.
 //!
 //! Deliberately absent: commits of changes, which are in `tables`.
@@ -156,7 +157,7 @@ impl Catalog {
         self.by_name.insert(to.to_owned(), table.clone());
     }
 
-    /// Returns the named tables, sorted by name.
+    /// Returns the tables that have a name, sorted by name.
     pub(crate) fn named(&self) -> Vec<Arc<TableCore>> {
         let mut tables: Vec<_> = self.by_name.iter().collect();
         tables.sort_unstable_by_key(|(name, _)| *name);

@@ -15,10 +15,11 @@
 //!
 //! - A segment is removed only after a state of SUPER without this segment is durable. No directory
 //!   of the checkpoint points into the segment. The usage counts alone do not decide this.
-//! - The copies of a removed segment's live records are durable before that state.
-//! - Replaying the whole log without the removed segments gives the same records. So a state that
-//!   names no checkpoint is valid too. It needs no space, so it is used on a full disk.
-//! - If a later step fails, segments that are already removed stay removed.
+//! - The copies of the segment's live records are durable before this state of SUPER.
+//! - Replaying the whole log without the removed segments gives the same records. So a state of
+//!   SUPER that names no checkpoint is valid too. Writing such a state needs no space, so it is
+//!   used on a full disk.
+//! - If a step after a removal fails, the removed segments stay removed.
 //!
 //! A checkpoint contains only data that can be derived from the log. A missing or damaged
 //! checkpoint is ignored, and the log is replayed from its beginning.
@@ -81,7 +82,7 @@ impl SegmentSet {
 pub(crate) struct Loaded {
     pub(crate) block: Block,
     pub(crate) directories: Vec<Directory>,
-    /// The mapped file. The directories are read from it in place.
+    /// The mapped file of the checkpoint. The directories are read from it in place.
     pub(crate) map: Arc<Map>,
 }
 
@@ -92,19 +93,20 @@ impl Engine {
         self.check_process()?;
         // This lock ensures that only one checkpoint is written at a time.
         let _one = lock(&self.checkpointing);
-        // Checked under the lock, because `close` takes the same lock and nothing may be written
-        // after `close`.
+        // `check_writable` is called under the lock, because `close` takes the same lock and
+        // nothing may be written after `close`.
         self.check_writable()?;
         self.checkpoint_now()
     }
 
-    /// Like [`Engine::checkpoint`], for a caller that holds the lock `checkpointing`.
+    /// Writes a checkpoint like [`Engine::checkpoint`], for a caller that holds the lock
+    /// `checkpointing`.
     pub(crate) fn checkpoint_now(&self) -> Result<u64> {
         self.check_identity()?;
         let mut moment = self.moment();
         self.keep_referenced(&mut moment)?;
-        // The log is synced first: the checkpoint points to records of the log, and copies in the
-        // log replace the records of segments to be removed.
+        // The log must be durable first: the checkpoint points to records of the log, and the log
+        // contains the copies of the live records of the segments that will be removed.
         self.sync_log()?;
         let generation = self.next_generation()?;
         let mut written = self.make_checkpoint(&mut moment, generation);
@@ -126,8 +128,8 @@ impl Engine {
             self.remove_segments(&moment.emptied)?;
         }
         self.write_state(&moment.emptied)?;
-        // Only the log up to the moment of the views is covered. An open also replays the log that
-        // was appended while the checkpoint was written.
+        // The checkpoint covers the log only up to the moment of the views. An open also replays
+        // the log that was appended while the checkpoint was written.
         lock(&self.core).checkpointed_size = Some(moment.size);
         self.counters.checkpoints.add(1);
         self.remove_checkpoint(old);
@@ -135,9 +137,9 @@ impl Engine {
         Ok(generation)
     }
 
-    /// Removes segments from `emptied` to which a directory still points. Such segments exist only
-    /// if the usage counts are wrong. The counts are sums of record lengths, and the length in a
-    /// damaged record may be wrong.
+    /// Removes from the list `emptied` the segments to which a directory still points. The list
+    /// contains such segments only if the usage counts are wrong. The counts are sums of record
+    /// lengths, and the length in a damaged record may be wrong.
     fn keep_referenced(&self, moment: &mut Moment) -> Result<()> {
         if moment.unverified.is_empty() {
             return Ok(());
@@ -201,7 +203,8 @@ impl Engine {
         made
     }
 
-    /// Returns the next generation for which no checkpoint of another database has the file name.
+    /// Returns the next generation of a checkpoint. Generations are skipped if a checkpoint of
+    /// another database has their file name.
     fn next_generation(&self) -> Result<u64> {
         let mut generation = lock(&self.writer).generation + 1;
         let storage = self.options.storage.as_ref();

@@ -1,6 +1,6 @@
 //! Commits. All commits have one order, which is their order in the log.
 //!
-//! - A buffered commit takes the commit lock, appends and publishes. A durable one joins a group
+//! - A buffered commit takes the commit lock, appends and publishes. A durable commit joins a group
 //!   ([`crate::engine::group`]).
 //! - A commit may carry checks (compare-and-swap, transactions): keys that must have the same
 //!   record as when they were read, or must still be absent. Checks run under the commit lock, so
@@ -69,7 +69,8 @@ pub(crate) struct Outcome {
 }
 
 /// Distance, in operations, at which the directory chunk of a later operation's key is copied for
-/// writing. A miss in the processor's caches and page tables takes as long as this many operations.
+/// writing. A miss in the processor's caches and in its cache of page addresses (TLB) takes as long
+/// as this many operations.
 const CHUNK_AHEAD: usize = 48;
 /// Distance, in operations, at which the directory bucket of a later operation's key is prefetched
 /// into the processor's cache.
@@ -220,7 +221,8 @@ impl Engine {
         }
         let segments = self.segments.load(&guard);
         for op in first.iter().filter(is_key) {
-            // The copy verifies the chunk, so it is made before the look-up.
+            // The copy verifies the chunk. It is made before the look-up, so that the look-up need
+            // not verify the chunk too.
             let is_put = op.kind == RecordKind::Put;
             if is_put {
                 directory(op).prepare(&guard, op.hash).map_err(damaged)?;
@@ -235,7 +237,7 @@ impl Engine {
                 }
                 None => directory(op).prefetch_room(&guard, op.hash),
             }
-            // The removal of an absent key changes no chunk.
+            // The deletion of an absent key changes no chunk, so no chunk is prepared for it.
             if found.is_some() && !is_put {
                 directory(op).prepare(&guard, op.hash).map_err(damaged)?;
             }
@@ -361,8 +363,8 @@ impl Engine {
     }
 
     /// Applies one record of the log to the directory and the usage counts, for fresh commits and
-    /// for replay. Returns `true` if the record replaced or removed another one. `hint` is the
-    /// probable location of the key's last record.
+    /// for replay. Returns `true` if the record replaced or removed another record. `hint` is the
+    /// probable location of the key's present record.
     #[inline]
     pub(crate) fn apply(
         &self,
@@ -465,7 +467,7 @@ impl<'a> LookAhead<'a> {
         ahead
     }
 
-    /// Asks the disk for the page of a future record if lookups have been slow.
+    /// Requests the page of a later operation's record from the disk if lookups have been slow.
     #[inline]
     fn ask_disk(&mut self, seen: Option<Location>) {
         if self.lookups.ask_for_next()
@@ -476,8 +478,8 @@ impl<'a> LookAhead<'a> {
         }
     }
 
-    /// Advances to the operation at `index`. Returns the probable location of its key's last
-    /// record.
+    /// Advances to the operation at `index`. Returns the probable location of the present record of
+    /// the operation's key.
     #[inline]
     pub(crate) fn step<'t>(
         &mut self,
@@ -516,8 +518,8 @@ impl Engine {
         seen
     }
 
-    /// Returns the length of the record at `location` if the record has this key. The record is not
-    /// verified, as in [`Engine::locate`].
+    /// Returns the length of the record at `location` if it is a record of `key` in `table`. The
+    /// checksum of the record is not verified, as in [`Engine::locate`].
     #[inline]
     fn bytes_of_key_at(
         &self,

@@ -45,7 +45,8 @@ impl Serialize for DigestHash {
     }
 }
 
-/// Digest and number of keys of each key prefix that has keys. The map is shared with the cache.
+/// Digest and number of keys of each prefix that has keys. The prefix of a key is the top 12 bits
+/// of its hash. The map is shared with the cache.
 pub(crate) type Prefixes = Arc<BTreeMap<u16, (DigestHash, u64)>>;
 
 /// The digests computed last, kept by the engine.

@@ -5,23 +5,23 @@
 //! once, publishes the frames in the order of the log and wakes the members.
 //!
 //! - While a group waits for the disk, its frames are in the log but not visible. Commits that
-//!   arrive then, buffered or durable, join the next group.
+//!   arrive in this time, buffered or durable, join the next group.
 //! - Readers see commits in the order of the log, and durable commits only once they are durable.
 //!
 //! # Turns
 //!
-//! A transaction that met a conflict may run again inside its group. Between the last ordinary
-//! member and the sync, such transactions get turns, one after the other, each in its own thread.
-//! During a turn no other commit is appended or published, and the reads of the transaction include
-//! the earlier frames of the group. So the transaction cannot meet a conflict. All turns of a group
-//! share its sync.
+//! A transaction that met a conflict may run again inside its group. After the frames of the
+//! ordinary members are appended and before the sync, such transactions get turns, one after the
+//! other, each in its own thread. During a turn no other commit is appended or published, and the
+//! reads of the transaction include the earlier frames of the group. So the transaction cannot meet
+//! a conflict. All turns of a group share its sync.
 //!
 //! - Progress: if the body of a transaction ends within the time limit of its turn, the transaction
 //!   commits, or returns the error of its body. Each further turn of the same transaction doubles
 //!   the limit.
 //! - A slower body loses its turn, and another waiting thread takes the group over. So a body that
 //!   waits for a writer delays writers by the limit, but never blocks them for good. The
-//!   transaction then commits like an ordinary one, with checks, in the next group.
+//!   transaction then commits like an ordinary member of the next group, with checks.
 //! - A group has at most as many turns as members.
 
 use std::collections::VecDeque;
@@ -43,7 +43,7 @@ use crate::seeded::seeded;
 /// number.
 const GATHER_SHARE: u32 = 2;
 
-/// Interval at which waiting threads look for an overdue turn.
+/// Interval at which waiting threads check whether a turn is overdue.
 const WATCH: Duration = Duration::from_millis(50);
 
 /// State of group commit: the commits that wait for the next group, and the current group.
@@ -64,7 +64,8 @@ pub(crate) struct Queue {
 
 impl Queue {
     /// Ends a turn that has exceeded its time limit. The transaction gets the result
-    /// [`Committed::TurnLost`]. Returns its group, which the caller must continue.
+    /// [`Committed::TurnLost`]. Returns the group of that transaction, which the caller must
+    /// continue.
     fn take_overdue(&mut self) -> Option<Group> {
         let mut overdue = self.paused.take_if(|paused| paused.is_overdue())?;
         if let Some(late) = overdue.running.take() {
@@ -121,8 +122,7 @@ pub(crate) enum Turn {
     Never,
     /// The request gets a turn with this time limit if its checks fail.
     OnConflict(Duration),
-    /// The request gets a turn with this time limit in any case, and has nothing to commit before
-    /// it.
+    /// The request gets a turn with this time limit in any case. It has no writes before the turn.
     Now(Duration),
 }
 
@@ -135,10 +135,10 @@ impl Turn {
     }
 }
 
-/// Slot for the result of a member, and for its body, which is reused.
+/// Place for the result of a group's member, and for its record buffer, which the caller reuses.
 pub(crate) struct Answer {
     given: Mutex<Option<Committed>>,
-    /// Wakes the thread of a request that may get a turn. Used with the lock of the queue.
+    /// Wakes the thread of a request that may get a turn. Used with the mutex `Engine::queue`.
     wake: Condvar,
 }
 
@@ -161,11 +161,12 @@ impl Answer {
     }
 }
 
-/// Result of waiting for a group.
+/// Result of [`Engine::commit_in_group`].
 pub(crate) enum Committed {
-    /// Result of the commit after its group has finished, and the body, which is reused.
+    /// The group has finished. Holds the result of the commit, and its record buffer, which the
+    /// caller reuses.
     Done(Result<Outcome>, Body),
-    /// The body exceeded the time limit of its turn.
+    /// The body of the transaction exceeded the time limit of its turn.
     TurnLost,
 }
 
@@ -183,8 +184,8 @@ struct Group {
     /// Members that passed their checks, in the order of the log. The place is `None` for a member
     /// without writes.
     passed: Vec<(Request, Option<Place>)>,
-    /// Members that failed their checks. They are woken after the group is published, because the
-    /// commit that they conflict with is not visible before.
+    /// Members that failed their checks. They are woken after the group is published, because only
+    /// then the commit with which they conflict is visible.
     refused: Vec<(Request, Error)>,
     turns: VecDeque<Request>,
     /// The transaction that has the turn.
@@ -287,8 +288,8 @@ impl Engine {
             deadline: Instant::now(),
             wakes: Vec::new(),
         };
-        // Writes are recorded only if a later member has checks or a transaction may get a turn.
-        // Most groups have neither.
+        // The writes of a member are recorded only if a later member has checks, a transaction may
+        // get a turn, or a member changes the catalog. None of this holds for most groups.
         let last_checked = if members.iter().any(|member| member.turn != Turn::Never) {
             members.len()
         } else {
@@ -422,7 +423,7 @@ impl Engine {
         queue.sync_time = sync_time;
         self.group_done[group.number % 2].notify_all();
         group.wakes.iter().for_each(|answer| answer.wake.notify_one());
-        // Wakes the first waiting member, which becomes the leader of the next group.
+        // Wakes the thread of the first waiting commit, which becomes the leader of the next group.
         if let Some(first) = queue.waiting.first()
             && !seeded("wake-up-missed")
         {
@@ -456,8 +457,9 @@ impl Engine {
             core = wait_at_most(&self.quiet, core, WATCH);
             core.quiet_waiters -= 1;
             if core.in_flight {
-                // The transaction in its turn may wait for this thread. No other thread may be left
-                // to end the turn, so this thread ends it if it is overdue.
+                // The transaction in its turn may wait for this thread, and perhaps no member of a
+                // group is waiting that could end the turn. So this thread ends the turn if it is
+                // overdue.
                 drop(core);
                 let overdue = lock(&self.queue).take_overdue();
                 overdue.into_iter().for_each(|overdue| self.go_on(overdue));

@@ -1,7 +1,8 @@
-//! Writes of a group that are in the log but not visible yet.
+//! Writes of a commit group that are in the log but not visible yet.
 //!
 //! - Later commits of the group are checked against these writes.
-//! - A transaction in its turn reads these writes before the visible state.
+//! - A transaction that runs again inside the group (that has its *turn*, see `group`) looks for a
+//!   key in these writes first, then in the visible state.
 //! - Clearing or dropping a table is treated as a write of each of its keys.
 //!
 //! Deliberately absent: values, which are read from the log.
@@ -28,7 +29,7 @@ pub(crate) enum Pending {
     At(Location),
 }
 
-/// Writes of a group by key, and its cleared and dropped tables.
+/// Writes of a group by key, and the tables that the group clears and drops.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct GroupWrites {
     /// Locations by table and key hash; `None` stands for absence.

@@ -26,10 +26,10 @@ use crate::raw::sync::ignore_poison;
 use crate::seeded::seeded;
 use crate::storage::{OpenMode, Storage, StorageLock};
 
-/// Number of bytes of a segment or checkpoint that hold its identity: magic, version, crc,
-/// database.
+/// Number of bytes at the start of a segment or checkpoint that hold its identity: magic bytes,
+/// version, checksum and database id.
 const IDENTITY_BYTES: usize = 32;
-/// Offset of the database id in both kinds of file.
+/// Offset of the database id in a segment or checkpoint.
 const DATABASE_AT: usize = 16;
 
 /// The locks of the process that has the database open for writing.
@@ -103,7 +103,8 @@ pub(crate) fn hold(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dyn St
     }
 }
 
-/// Like [`hold`], but creates a missing folder.
+/// Returns a storage that keeps the folder `root` open, like [`hold`]. Creates the folder if it
+/// does not exist.
 pub(crate) fn hold_new(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
     check_path(root)?;
     let make = || {
@@ -114,7 +115,7 @@ pub(crate) fn hold_new(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dy
     make()?;
     match hold(root, storage) {
         // After its creation, the folder was renamed, or the path is relative and the working
-        // folder changed.
+        // folder changed. So the folder is created once more.
         Err(Error::NotADatabase { .. }) => {
             make()?;
             hold(root, storage)
@@ -123,13 +124,14 @@ pub(crate) fn hold_new(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dy
     }
 }
 
-/// Returns `true` if the file at `path` may be removed as a segment of `database`: its header names
-/// the database, or it is empty. Segments of other databases and foreign files are kept.
+/// Returns `true` if the file at `path` may be removed as a segment of `database`: its header has
+/// the id of the database, or the file is empty. Segments of other databases and foreign files are
+/// kept.
 pub(crate) fn is_own_segment(storage: &dyn Storage, path: &Path, database: DatabaseId) -> Result<bool> {
     let head = match read_head(storage, path)? {
         Head::Bytes(head) => head,
-        // If the file is missing, the caller may try to remove it. The removal then reports that it
-        // is missing.
+        // The result is `true` for a missing file. The caller then tries to remove the file, and
+        // the removal reports that the file is missing.
         Head::Missing => return Ok(true),
         Head::NoFile => return Ok(false),
     };
@@ -159,8 +161,8 @@ pub(crate) fn is_foreign_checkpoint(
 enum Head {
     Bytes(Vec<u8>),
     Missing,
-    /// A folder or a named pipe. No database creates these under the name of a segment or
-    /// checkpoint.
+    /// The path leads to a folder or a named pipe. No database creates these under the name of a
+    /// segment or checkpoint.
     NoFile,
 }
 
@@ -200,7 +202,7 @@ impl Engine {
         self.check_locks(|locks| locks.lock.check())
     }
 
-    /// Like [`Engine::check_lock`], but checks both LOCK and SUPER.
+    /// Poisons the database if LOCK or SUPER was removed or replaced, like [`Engine::check_lock`].
     pub(crate) fn check_identity(&self) -> Result<()> {
         self.check_locks(|locks| {
             locks.lock.check()?;

@@ -11,8 +11,9 @@
 use crate::directory::{Damage, Location, View};
 use crate::engine::segments::SegmentTable;
 
-/// Number of records sorted at a time. A view of up to this many keys reads the log once; a larger
-/// one reads it several times, with gaps. Needs 16 bytes of memory per record.
+/// Number of records sorted at a time. A walk over a view of up to this many keys reads the log
+/// once. A walk over a larger view reads the log several times, each time other records. Sorting
+/// needs 16 bytes of memory per record.
 const STRIDE_RECORDS: usize = 2 << 20;
 
 /// Numbers of records in the first strides. They are small so that the first records of a view
@@ -28,8 +29,8 @@ const PREFETCH_RECORDS: usize = 16;
 const ASK_BYTES: u32 = 4 << 20;
 /// Maximum number of requests in a batch. Records that are far apart need one request each.
 const ASK_RANGES: usize = 256;
-/// Gaps between records up to this size are requested along with the records. A disk reads such a
-/// gap faster than it starts another request.
+/// Maximum size of a gap between two records that is requested along with the records. A disk reads
+/// such a gap faster than it handles a second request.
 const GAP_BYTES: u32 = 128 * 1024;
 /// Number of bytes requested behind the start of the last record of a range. The end of a record is
 /// unknown before the record is read. It is assumed to be at most one page behind the start.
@@ -117,7 +118,8 @@ impl LogOrder {
         }
     }
 
-    /// Returns the next location, and prefetches those behind it from memory and disk.
+    /// Returns the next location, and prefetches the records at later locations from memory and
+    /// disk.
     #[inline(always)]
     pub(crate) fn next(&mut self, segments: &SegmentTable) -> Option<Location> {
         let location = *self.locations.get(self.next)?;
@@ -133,8 +135,8 @@ impl LogOrder {
         Some(location)
     }
 
-    /// Requests the batch after the current one from the disk, so that the disk is always one batch
-    /// ahead of the reader.
+    /// Requests the next batch of records from the disk, so that the disk is always one batch ahead
+    /// of the reader.
     #[cold]
     fn ask(&mut self, segments: &SegmentTable) {
         if self.asked == self.next {
@@ -157,7 +159,7 @@ impl LogOrder {
     }
 
     /// Takes the next locations that are not yet requested and are close to each other. Returns the
-    /// first one, and the number of bytes from it to the end of the last one.
+    /// first of these locations, and the number of bytes from there to the end of the last record.
     fn take_range(&mut self) -> (Location, u32) {
         let first = self.locations[self.asked];
         let mut last = first;
@@ -241,7 +243,7 @@ mod tests {
         let (view, segments) = (directory.view(&guard), SegmentTable::default());
         let mut walk = Walk::new(Some(&view));
         assert!(walk.next(&segments).is_some());
-        // A stride takes whole parts of the view, so it may be larger than its target.
+        // A stride takes whole parts of the view, so it may be larger than `FIRST_STRIDES`.
         assert!(walk.order.locations.len() < 3 * FIRST_STRIDES[0]);
         let mut seen = 1;
         while let Some(place) = walk.next(&segments) {

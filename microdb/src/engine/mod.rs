@@ -1,16 +1,17 @@
 //! State shared by all handles of one open database.
 //!
-//! Order of locks:
+//! Order in which a thread takes the locks:
 //!
 //! 1. `digests` (computing digests), `compacting`, `checkpointing`, `sealed` (sealing), `ddl`
 //!    (creating and dropping tables).
 //! 2. `writer` (writing and syncing the log).
-//! 3. `core` (appending and publishing). Held for less than a microsecond per small commit. Never
-//!    held during a call that waits for the disk, except for the creation of a segment.
-//! 4. `catalog`. No lock is taken under it.
+//! 3. `core` (appending and publishing). The lock is held for less than a microsecond per small
+//!    commit. It is never held during a call that waits for the disk, except for the creation of a
+//!    segment.
+//! 4. `catalog` (names of tables). No other lock is taken while it is held.
 //!
-//! No other lock is taken while `queue` (commit groups) is held, except for the result slot of a
-//! member. Readers take none of these locks.
+//! No other lock is taken while `queue` (commit groups) is held, except for the mutex of the result
+//! of a group's member. Readers take none of these locks.
 
 pub(crate) mod background;
 pub(crate) mod body;
@@ -76,8 +77,8 @@ const CLOSE_REPLAY_BYTES: u64 = 256 * 1024;
 /// a millisecond.
 const CLOSE_COPY_BYTES: u64 = 2 << 20;
 
-/// Upper bound for the bytes of the directory that are copied to replay one record: the size of a
-/// usual chunk.
+/// Estimated number of bytes of the directory that the replay of one record copies: a chunk of
+/// usual size. The estimate is too high if several records change the same chunk.
 const CHUNK_COPY_BYTES: u64 = 48 * 1024;
 
 /// Purpose of a close. It decides if `close` takes the time to write a checkpoint.
@@ -87,7 +88,8 @@ pub(crate) enum Closing {
     /// millisecond.
     Usual,
     /// Another process waits to open the database, so the time of `close` matters too. `close`
-    /// writes a checkpoint only for more than [`CLOSE_REPLAY_BYTES`] of log.
+    /// writes a checkpoint only if the log since the last checkpoint has more than
+    /// [`CLOSE_REPLAY_BYTES`].
     Quick,
 }
 
@@ -114,10 +116,10 @@ pub(crate) struct Engine {
     /// Version of the visible state, changed only while the mutex `core` is held.
     pub(crate) version: Version,
     pub(crate) super_file: Option<Arc<dyn StorageFile>>,
-    /// Durable frontier in packed form, for frame headers.
+    /// Durable frontier, packed into 64 bits. Each frame header contains the frontier of its time.
     pub(crate) frontier: AtomicU64,
     /// Number of bytes of the log that the open replayed or that were appended since.
-    /// `written_bytes` is the number of those handed to the operating system.
+    /// `written_bytes` is the number of those bytes that were handed to the operating system.
     pub(crate) appended_bytes: AtomicU64,
     pub(crate) written_bytes: AtomicU64,
     pub(crate) poison: OnceLock<Arc<Error>>,
@@ -171,8 +173,8 @@ impl Engine {
         }
     }
 
-    /// Poisons the database, so that it refuses all further writes. Returns the error with its
-    /// cause, which is `error` unless the database was poisoned before.
+    /// Poisons the database, so that it refuses all further writes. Returns [`Error::Poisoned`].
+    /// Its cause is `error`, or the earlier cause if the database was poisoned before.
     pub(crate) fn poisoned(&self, error: Error) -> Error {
         let error = match error {
             Error::Poisoned { cause } => cause,
@@ -186,7 +188,7 @@ impl Engine {
     #[cold]
     pub(crate) fn directory_damage(&self, damage: Damage) -> Error {
         // Only chunks read from a file are verified, and each of them is in the checkpoint that the
-        // open used.
+        // open used. So the damage is in that file.
         let path = self.paths.checkpoint(self.recovery.checkpoint);
         let (expected, found) = (
             format_args!("{:#x}", damage.expected),
@@ -221,15 +223,15 @@ impl Engine {
 
     /// Writes and syncs buffered commits, and unlocks the database. A second call has no effect.
     pub(crate) fn close(&self, closing: Closing) -> Result<()> {
-        // Checked before any lock is taken: in a forked child, a lock that another thread held at
-        // the fork stays locked.
+        // The process is checked before any lock is taken: in a forked child, a lock that another
+        // thread held at the fork stays locked.
         self.check_process()?;
         if self.closed.swap(true, Ordering::AcqRel) {
             return Ok(());
         }
         self.space.wake();
-        // After this lock was taken, all commits that found the database open are published, so the
-        // checkpoint below contains them.
+        // Once `lock_quiet` has returned, all commits that found the database open are published,
+        // so the checkpoint below contains them.
         drop(self.lock_quiet());
         // Background jobs hold these locks while they work. They end when they see the closed flag.
         let compacting = lock(&self.compacting);
@@ -281,9 +283,10 @@ pub(crate) struct Handle {
     _end: End,
 }
 
-/// Its drop returns the maps and the memory of the database to the system before the drop of the
-/// last handle ends. Otherwise another thread would return them later. The next open in this
-/// process would then wait for the locks of the address space and of the allocator.
+/// The field of [`Handle`] that is dropped last. Its drop returns the maps and the memory of the
+/// database to the system before the drop of the last [`Handle`] ends. Otherwise another thread
+/// would return the memory later. During that, the next open in this process would wait for the
+/// locks of the address space and of the allocator.
 struct End {
     birth: Birth,
     jobs: Arc<RunningJobs>,
@@ -294,8 +297,8 @@ impl Drop for End {
         // The threads that run the jobs of the parent do not exist in a forked child, so waiting
         // for these jobs would never end.
         if self.birth.is_here() {
-            // A running job may hold the last reference to the engine, so the engine is dropped
-            // once all jobs have ended.
+            // A running job may hold the last reference to the engine. So only after all jobs have
+            // ended, the engine has certainly been dropped.
             self.jobs.wait_for_end();
             reclaim::finish();
         }
@@ -326,8 +329,8 @@ impl std::ops::Deref for Handle {
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        // A drop cannot return an error. Durable commits are safe, and the next open recovers as
-        // many of the other commits as are complete.
+        // An error of `close` is ignored, because a drop cannot return it. Durable commits are
+        // safe, and the next open recovers as many of the other commits as are complete.
         let _ = self.engine.close(Closing::Usual);
     }
 }

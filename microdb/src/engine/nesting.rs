@@ -1,8 +1,8 @@
 //! List of the databases in which the current thread is inside the body of a transaction.
 //!
-//! - Inside the body of a transaction, a direct write to the same database is refused. It would
-//!   wait for a commit group that itself waits for the body, and each run of the body would repeat
-//!   it.
+//! - Inside the body of a transaction, a direct write to the same database is refused. The write
+//!   would wait for a commit group that itself waits for the body, and each run of the body would
+//!   repeat the write.
 //! - The list has no destructor, so it can be used while other thread-local values are destroyed.
 //!
 //! Deliberately absent: an unbounded list. Nesting deeper than `DEPTH_MAX` is refused.
@@ -17,8 +17,8 @@ use crate::error::{Error, Result};
 const DEPTH_MAX: usize = 4;
 
 thread_local! {
-    /// Addresses of the engines with a transaction body that this thread is running, in the order
-    /// in which the thread entered the bodies. 0 marks a free entry.
+    /// Addresses of the engines for which this thread is running the body of a transaction, in the
+    /// order in which the thread entered the bodies. 0 marks a free entry.
     static BODIES: Cell<[usize; DEPTH_MAX]> = const { Cell::new([0; DEPTH_MAX]) };
 }
 
@@ -30,7 +30,7 @@ impl InBody {
     ///
     /// # Errors
     /// [`Error::InTransaction`] if the thread is already inside a transaction on this database, or
-    /// inside transactions on `DEPTH_MAX` others.
+    /// inside transactions on `DEPTH_MAX` other databases.
     pub(crate) fn enter(engine: &Engine) -> Result<Self> {
         check_outside(engine)?;
         let before = BODIES.get();

@@ -24,8 +24,9 @@ use crate::value::Value;
 /// unlikely.
 const MOVED_TRIES: u32 = 16;
 
-/// Number of keys that `multi_get` takes through its stages together. It exceeds the number of
-/// memory reads that a processor can have in flight, and its data fits into the first-level cache.
+/// Number of keys that `multi_get` takes through its stages together. The number exceeds the number
+/// of memory reads that a processor can have in flight. The data of so many keys fits into the
+/// first-level cache.
 const STAGE_KEYS: usize = 64;
 
 /// A verified record found by a lookup.
@@ -47,7 +48,7 @@ impl Found<'_> {
         self.piece(self.record.head.key_at, self.record.head.key_bytes)
     }
 
-    /// Returns `len` bytes of the record from its byte `at`.
+    /// Returns the `len` bytes of the record that begin at offset `at` of the record.
     #[inline]
     fn piece(&self, at: usize, len: usize) -> Value {
         let offset = self.location.offset() + at as u32;
@@ -212,8 +213,9 @@ impl Engine {
         Ok(values)
     }
 
-    /// Returns the location of `key` in the directory and the length of its record. The key is
-    /// compared without verifying the record, for writers that replace it anyway.
+    /// Returns the location of `key` in the directory and the length of its record. Compares the
+    /// key without verifying the checksum of the record, because the callers are writers that
+    /// replace the record anyway.
     pub(crate) fn locate(
         &self,
         guard: &Guard,
@@ -252,7 +254,7 @@ impl Engine {
     }
 }
 
-/// Returns `true` if `record` is a put of this key.
+/// Returns `true` if `record` is a put of `key` in the table with the id `table`.
 #[inline]
 pub(crate) fn is_key_of(record: &Record<'_>, table: u32, key: &[u8]) -> bool {
     record.head.table == table && record.head.kind == RecordKind::Put && record.key() == key

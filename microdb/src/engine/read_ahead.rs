@@ -22,8 +22,9 @@ use crate::engine::segments::Segment;
 /// is read quickly in any case.
 const SMALL_BYTES: u64 = 32 << 20;
 
-/// Duration above which a look-up is assumed to have waited for a disk. Cache misses take a tenth
-/// of this time, and a read from the fastest disks takes twice this time.
+/// Duration above which a look-up is assumed to have waited for a disk. A look-up that misses the
+/// processor's caches takes a tenth of this time, and a read from the fastest disks takes twice
+/// this time.
 const SLOW: Duration = Duration::from_micros(5);
 /// Number of rounds of look-ups, after a slow round, in which pages are requested ahead.
 const ASKING_ROUNDS: u32 = 64;
@@ -37,7 +38,8 @@ pub(crate) struct DiskReads {
     asking: AtomicU32,
 }
 
-/// A round of lookups, in which pages may be requested before they are needed.
+/// A round of lookups: a batch of lookups that are timed together. Their pages may be requested
+/// before they are needed.
 pub(crate) struct Lookups<'a> {
     reads: &'a DiskReads,
     /// Start time of the round. `None` while memory can hold the log, because then lookups are not
@@ -69,7 +71,8 @@ impl DiskReads {
         if took > SLOW {
             self.asking.store(ASKING_ROUNDS, Ordering::Relaxed);
         } else if asked {
-            // A lost update of concurrent threads does no harm.
+            // Concurrent threads may lose an update of this counter. That does no harm: it only
+            // adds a round that requests pages.
             let left = self.asking.load(Ordering::Relaxed).saturating_sub(1);
             self.asking.store(left, Ordering::Relaxed);
         }
@@ -117,7 +120,8 @@ impl Engine {
 }
 
 /// Returns the memory that the system could use for caching files: free memory and file cache,
-/// limited by the control group of the process. Returns `u64::MAX` if neither is known.
+/// limited by the control group of the process. Returns `u64::MAX` if neither the memory nor the
+/// limit is known.
 fn available_bytes() -> u64 {
     let free = std::fs::read_to_string("/proc/meminfo").ok();
     let free = free.and_then(|text| mem_available(&text));
@@ -126,7 +130,7 @@ fn available_bytes() -> u64 {
     free.unwrap_or(u64::MAX).min(allowed.unwrap_or(u64::MAX))
 }
 
-/// Returns the line `MemAvailable` of `/proc/meminfo`, in bytes.
+/// Returns the value of the line `MemAvailable` of `/proc/meminfo`, in bytes.
 fn mem_available(meminfo: &str) -> Option<u64> {
     let line = meminfo
         .lines()
@@ -141,8 +145,8 @@ fn group_limit(groups: &str, root: &Path) -> Option<u64> {
     let limits = groups.lines().filter_map(|line| {
         let (_, line) = line.split_once(':')?;
         let (controllers, path) = line.split_once(':')?;
-        // Control groups of version 2 have one unnamed hierarchy; those of version 1 have one for
-        // memory.
+        // Control groups of version 2 have one unnamed hierarchy. Version 1 has several
+        // hierarchies, and one of them has the controller `memory`.
         let (tree, file) = match controllers {
             "" => (root.to_path_buf(), "memory.max"),
             names if names.split(',').any(|name| name == "memory") => {

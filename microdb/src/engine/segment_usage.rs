@@ -4,8 +4,8 @@
 //!   checkpoint.
 //! - Compaction chooses the segments to compact by these counts. Dropping a table subtracts its
 //!   bytes without reading a record.
-//! - A damaged record may claim a wrong length, so the counts are a guide. No segment is removed
-//!   because of them alone.
+//! - A damaged record may claim a wrong length, so counts of bytes are only estimates. No segment
+//!   is removed because of a count of bytes alone.
 //!
 //! Deliberately absent: the positions of live records, which only the directory has.
 
@@ -118,9 +118,9 @@ impl SegmentUsages {
         let Some(usage) = self.at(at) else { return };
         if let Ok(index) = usage.live_at(table) {
             let live = &mut usage.live[index];
-            // The dead record was not verified, so its length may be wrong if it is damaged. Then
-            // only the sum is wrong, because no segment is removed by its live bytes alone (see
-            // `checkpoint`).
+            // The dead record was not verified, so its length may be wrong if it is damaged. A
+            // wrong length makes only the sums wrong, because no segment is removed by its live
+            // bytes alone (see `checkpoint`).
             let bytes = live.bytes.min(bytes as u64);
             live.bytes -= bytes;
             live.records = live.records.saturating_sub(1);

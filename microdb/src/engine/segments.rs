@@ -51,10 +51,10 @@ pub(crate) struct Segment {
     pub(crate) id: u64,
     pub(crate) path: PathBuf,
     pub(crate) mask: SegmentMask,
-    /// Used to open the file and explain a failed read. A segment keeps no descriptor, since a map
-    /// outlives its descriptor.
+    /// Storage in which the file is opened to explain a failed read. A segment keeps no file
+    /// descriptor, because its map stays valid without a descriptor.
     storage: Option<Arc<dyn Storage>>,
-    /// Map of the file, of which the first `head_bytes` are read.
+    /// Map of the file. Only its first `head_bytes` bytes are read.
     head: Option<Arc<Map>>,
     head_bytes: u32,
     /// Memory buffer with the bytes behind the map, if the segment is active or not mapped yet.
@@ -138,8 +138,8 @@ impl Segment {
         self.head_bytes + self.tail.as_ref().map_or(0, |tail| tail.published() as u32)
     }
 
-    /// Returns the readable bytes from `offset` to the end of the map or the buffer, or nothing
-    /// beyond the end. No frame crosses from the map into the buffer.
+    /// Returns the readable bytes from `offset` to the end of the map or the buffer, or an empty
+    /// slice if `offset` is beyond the end. No frame crosses from the map into the buffer.
     #[inline]
     pub(crate) fn bytes_at(&self, offset: u32) -> &[u8] {
         if offset < self.head_bytes {
@@ -217,12 +217,12 @@ impl Segment {
         self.will_need(offset, MOST_RECORDS_BYTES);
     }
 
-    /// Requests the first bytes of a sequential read from `offset`.
+    /// Requests from the disk the first bytes of a sequential read that begins at `offset`.
     pub(crate) fn begin_reading(&self, offset: u32) {
         self.will_need(offset, asked_up_to(offset).saturating_sub(offset));
     }
 
-    /// Requests the next bytes of a sequential reader that is reading `from..to`.
+    /// Requests from the disk the next bytes for a sequential reader that is reading `from..to`.
     #[inline]
     pub(crate) fn keep_reading(&self, from: u32, to: u32) {
         let (from, to) = (asked_up_to(from), asked_up_to(to));
@@ -248,7 +248,7 @@ impl Segment {
     }
 
     /// Returns the error for a page that the map could not provide: the file was truncated, or the
-    /// disk cannot read the page. Reading the file without the map shows which.
+    /// disk cannot read the page. Reading the file without the map shows which of the two happened.
     #[cold]
     fn cut_short(&self, offset: u32) -> Error {
         let unreadable = Error::io("cannot read", &self.path);
@@ -327,7 +327,7 @@ impl Segment {
 /// All segments of a moment, by the low 16 bits of their ids.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SegmentTable {
-    /// Id of the segment in the first entry. An entry is `None` if compaction has removed its
+    /// Id of the first entry of `segments`. An entry is `None` if compaction has removed its
     /// segment.
     first: u64,
     segments: Vec<Option<Arc<Segment>>>,
@@ -420,13 +420,13 @@ impl Segments {
         self.table.load_arc(guard)
     }
 
-    /// Adds segments in the order of their ids. Each change copies the table, so one change for
-    /// many segments takes linear time.
+    /// Adds segments in the order of their ids. Each change copies the table. So one change for all
+    /// segments takes linear time, while a change for each of them would take quadratic time.
     pub(crate) fn put_all(&self, segments: impl IntoIterator<Item = Arc<Segment>>) {
         self.change(|table| segments.into_iter().for_each(|segment| table.put(segment)));
     }
 
-    /// Adds a segment, or replaces the one with the same id.
+    /// Adds a segment, or replaces the segment with the same id.
     pub(crate) fn put(&self, segment: Arc<Segment>) {
         self.change(|table| table.put(segment));
     }

@@ -8,8 +8,8 @@
 //! Background compaction keeps the log at `target`, the size at which the share of dead bytes
 //! equals the option `compaction_dead_percent`. If compaction cannot keep up, commits sleep from
 //! `soft` on, and longer the nearer the log is to `hard`. At `hard`, a commit waits until
-//! compaction has freed space, and compacts itself if no other thread does. So writers are never
-//! faster than compaction for long.
+//! compaction has freed space. If no other thread compacts, the thread of the commit does. So
+//! writers are never faster than compaction for long.
 //!
 //! Invariants:
 //!
@@ -56,8 +56,8 @@ const SLACK_PERCENT: u64 = 15;
 pub(crate) struct Space {
     /// Value of `Engine::appended_bytes` from which commits are slowed.
     soft_at: AtomicU64,
-    /// Value of `Engine::appended_bytes` up to which commits do not wait, because compaction could
-    /// free no space.
+    /// Value of `Engine::appended_bytes` up to which commits do not wait, because the last
+    /// compaction found no space to free.
     excused_to: AtomicU64,
     /// Number of running backups and requested compactions. They keep segments from being removed
     /// for a long time.
@@ -69,7 +69,8 @@ pub(crate) struct Space {
 impl Default for Space {
     fn default() -> Self {
         Self {
-            // No commit waits before the size of the log was first determined.
+            // With this value no commit waits. `note_sizes` replaces it once the size of the log is
+            // known.
             soft_at: AtomicU64::new(u64::MAX),
             excused_to: AtomicU64::new(0),
             holders: AtomicUsize::new(0),
@@ -140,7 +141,7 @@ impl Engine {
         }
     }
 
-    /// Updates the position of the log from which commits are slowed.
+    /// Updates `soft_at`, the value of `Engine::appended_bytes` from which commits are slowed.
     pub(crate) fn note_sizes(&self, core: &Core) {
         let Sizes { log, soft, .. } = self.sizes(core);
         let appended = self.appended_bytes.load(Ordering::Relaxed);
@@ -158,7 +159,8 @@ impl Engine {
     /// this file. The caller holds no lock.
     ///
     /// # Errors
-    /// If the database is closed or poisoned during the wait.
+    /// The errors of [`Engine::check_writable`] if the database is closed or poisoned during the
+    /// wait.
     #[inline]
     pub(crate) fn wait_for_space(&self, bytes: usize) -> Result<()> {
         // Without background work, the user decides when to compact, so commits do not wait.
@@ -191,7 +193,7 @@ impl Engine {
             }
             self.schedule_housekeeping();
             if end <= hard || seeded("writers-not-held") {
-                // Only this commit sleeps. The others continue until `free` more bytes are
+                // Only this commit sleeps. Other commits continue until `free` more bytes are
                 // appended.
                 let free = bytes + PACE_BYTES.min((hard - end) / 2);
                 self.space.soft_at.store(appended + free, Ordering::Relaxed);
@@ -254,8 +256,8 @@ mod tests {
             let sizes = db.engine.sizes(&super::lock(&db.engine.core));
             let live = db.stats().live_bytes;
             assert!(sizes.soft < sizes.hard, "{sizes:?}");
-            // The bound of four segments leaves one segment for commits that have already passed
-            // the check.
+            // The bound in the header has four segments, but `hard` may use only three of them. The
+            // fourth is room for commits that have already passed the check.
             assert!(sizes.hard <= 2 * live + (3 << 24), "{sizes:?}");
             assert_eq!(sizes.log, db.stats().log_bytes);
         }

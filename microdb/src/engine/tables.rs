@@ -23,7 +23,7 @@ impl Engine {
         ignore_poison(self.catalog.read()).by_name.get(name).cloned()
     }
 
-    /// Returns all named tables, sorted by name.
+    /// Returns all tables that have a name, sorted by name.
     pub(crate) fn named_tables(&self) -> Vec<Arc<TableCore>> {
         ignore_poison(self.catalog.read()).named()
     }

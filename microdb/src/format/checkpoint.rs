@@ -90,14 +90,15 @@ impl Head {
         Ok(found)
     }
 
-    /// Returns the seed for the checksums of directory images. Each database and generation has
-    /// another seed, so that an image of another checkpoint is refused.
+    /// Returns the seed for the checksums of directory images. Each database and generation has a
+    /// different seed, so that an image of another checkpoint is refused.
     pub(crate) fn image_seed(database: DatabaseId, generation: u64) -> u32 {
         checksum::crc_append(checksum::crc(&database.0), &generation.to_le_bytes())
     }
 }
 
-/// A table of the database, and the position of its directory image in the checkpoint.
+/// A table of the database, and the position of the chunk table of its directory image (see
+/// `directory::ImageTable`).
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct TableEntry {
     pub(crate) id: u32,
@@ -113,7 +114,7 @@ pub(crate) struct TableEntry {
 ///
 /// - position, sequence and chain of the log; next segment id; next table id
 /// - number of tables, then for each table: id, length of the name, name, offset and length of the
-///   table of its image
+///   chunk table in its directory image
 /// - number of segments, then for each segment: id, end, tombstone bytes, number of tables with
 ///   live bytes, then for each of these tables: id, live bytes
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -192,7 +193,7 @@ impl Block {
                 let table = u32::try_from(reader.varint()?).ok()?;
                 usage.live.push(Live::saved(table, reader.varint()?));
             }
-            // The ids of segments must ascend and stay inside the permitted span, as in memory.
+            // The ids of segments must ascend, and must not span more than a log may span.
             let first = usages.first().map_or(id, |(first, _)| *first);
             let ascends = usages.last().is_none_or(|(last, _)| *last < id);
             if !ascends || id - first >= SEGMENT_SPAN_MAX {

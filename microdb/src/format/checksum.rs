@@ -2,14 +2,14 @@
 //!
 //! - Content is covered by CRC-32C, which hardware computes. It detects every single flipped bit
 //!   and every burst of up to 32 bits.
-//! - The stored value is the checksum of the content XORed with a *mask* of database id, segment id
-//!   and offset. So a record can be checksummed before its position is known. A copy at another
-//!   position differs only in the mask.
+//! - The stored value is the checksum of the content XORed with a *mask* computed from database id,
+//!   segment id and offset. So a record can be checksummed before its position is known. A copy at
+//!   another position differs only in the mask.
 //! - Stale or misplaced bytes were masked differently, so their checksum does not match. Examples
-//!   are an older use of the disk blocks, a file of another database, or a block written to the
-//!   wrong place. In a segment, two offsets never have the same mask, because multiplication by an
-//!   odd number is a bijection. Across segments and databases, masks are equal with probability
-//!   2^-32.
+//!   are bytes from an older use of the disk blocks, from a file of another database, or from a
+//!   block written to the wrong place. In a segment, two offsets never have the same mask, because
+//!   multiplication by an odd number is a bijection. Across segments and databases, masks are equal
+//!   with probability 2^-32.
 //!
 //! Deliberately absent: protection against forgery.
 
@@ -50,9 +50,9 @@ pub(crate) fn crc_append(crc: u32, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc, bytes)
 }
 
-/// Returns the next link of the chain, which a follower recomputes to prove that it has seen each
-/// commit unchanged and in order. The link depends only on content and order, not on the position
-/// of frames.
+/// Returns the next link of the chain. A reader of the log recomputes the links to prove that it
+/// has seen each commit unchanged and in order. A link depends only on content and order of the
+/// commits, not on the position of frames.
 pub(crate) fn chain(previous: u64, sequence: u64, body_crc: u32, op_count: u32) -> u64 {
     let mut bytes = [0u8; 24];
     bytes[..8].copy_from_slice(&previous.to_le_bytes());

@@ -1,10 +1,11 @@
 //! The header of each frame of the log.
 //!
-//! - The header has its own checksum, so that its lengths are trusted before use.
+//! - The header has its own checksum, so that the lengths in it can be trusted before the body is
+//!   read.
 //! - The body is a sequence of records with a checksum each. The header has a checksum over the
 //!   list of these checksums, so that no byte is hashed twice.
 //! - A commit frame has the next sequence number and the next link of the chain. A relocation frame
-//!   (copies of compaction) repeats the sequence number and the link of the last commit.
+//!   (records copied by compaction) repeats the sequence number and the link of the last commit.
 //!
 //! Deliberately absent: the records, which are in `record`.
 
@@ -33,10 +34,10 @@ pub(crate) const FRAME_MAGIC: [u8; 4] = [0xF7, b'm', b'd', 0xB1];
 /// Kind of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum FrameKind {
-    /// A batch of puts, deletes and clear markers, in the order of the batch.
+    /// The frame has one batch of puts, deletes and clear markers, in the order of the batch.
     Commit,
-    /// Records copied by compaction. Each was the last record of its key when the frame was
-    /// appended.
+    /// The frame has records copied by compaction. Each was the last record of its key when the
+    /// frame was appended.
     Relocation,
 }
 

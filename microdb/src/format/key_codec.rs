@@ -5,8 +5,8 @@
 //!
 //! - Readers that do not know the text ignore it, so the text requires no new version of the
 //!   format.
-//! - The text is for tools and people. Opening a table does not compare it, because the name of a
-//!   type changes when a program is rearranged.
+//! - The text is for tools and people. Opening a table does not compare the text with the type in
+//!   use, because the name of a type changes when a program is rearranged.
 //!
 //! Deliberately absent: types of values, and a schema.
 

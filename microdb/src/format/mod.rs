@@ -2,10 +2,11 @@
 //!
 //! - Functions of this module are pure: they read and write no file.
 //! - Numbers are little-endian, written and read field by field.
-//! - Decoding cannot panic for any input. Fields are taken from the front of a slice that is
-//!   checked for length.
-//! - Each layout is a table beside its constant. An assertion checks at compile time that the sizes
-//!   in the table add up. `docs/format.md` describes the same bytes for people.
+//! - Decoding cannot panic for any input. Each field is read from the front of a slice after a
+//!   check of the slice's length.
+//! - The layout of a structure is a table in the comment of the constant for its size. An assertion
+//!   checks at compile time that the sizes in the table add up. `docs/format.md` describes the same
+//!   bytes for people.
 //!
 //! Deliberately absent: policy, such as the response to a damaged field.
 
@@ -49,8 +50,8 @@ pub const VALUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// The limit exists because a batch is one frame, which must fit into one segment.
 pub const BATCH_BYTES_MAX: usize = SEGMENT_BYTES_LIMIT as usize - 64 * 1024;
 
-/// Maximum length of a table name, in bytes. File systems permit file names of this length, so that
-/// an export can name a file after a table.
+/// Maximum length of a table name, in bytes. File systems permit file names of this length, so an
+/// export can name a file after its table.
 pub const TABLE_NAME_BYTES_MAX: usize = 255;
 
 /// Identity of a database: a random number chosen at creation.
@@ -96,7 +97,8 @@ pub struct LogPosition {
 }
 
 impl LogPosition {
-    /// Returns the position packed as on disk: the segment shifted left by 26, plus the offset.
+    /// Returns the position packed as on disk: the segment id shifted left by 26 bits, plus the
+    /// offset.
     pub(crate) fn to_u64(self) -> u64 {
         debug_assert!(self.offset < SEGMENT_BYTES_LIMIT && self.segment < 1 << (64 - OFFSET_BITS));
         (self.segment << OFFSET_BITS) | u64::from(self.offset)
@@ -123,8 +125,8 @@ impl fmt::Display for LogPosition {
     }
 }
 
-/// Damage found while bytes were decoded. The caller knows the file, and converts the flaw into an
-/// `Error::Corrupt`.
+/// Damage found while bytes were decoded. The caller, which knows the file, converts the flaw into
+/// an `Error::Corrupt`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Flaw {
     /// Offset of the damaged field from the start of the decoded structure, in bytes.

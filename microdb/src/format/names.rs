@@ -1,6 +1,7 @@
 //! Names of the files of a database.
 //!
-//! - Numbers in names are decimal and padded to ten digits, so that a listing sorts like the log.
+//! - Numbers in names are decimal and padded to ten digits, so that sorted names are in the order
+//!   of the log.
 //! - A number has one spelling, so two names never mean the same file.
 //!
 //! Deliberately absent: access to files.

@@ -1,4 +1,4 @@
-//! One record: a put, a delete or a marker, for one key of one table.
+//! One record: a put, a delete or a clear marker, for one key of one table.
 //!
 //! | size | field | meaning |
 //! | --- | --- | --- |
@@ -30,12 +30,14 @@ pub(crate) const RECORD_CRC_BYTES: usize = 4;
 /// Meaning of a record for its key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum RecordKind {
-    /// The key has this value.
+    /// The record sets the value of its key.
     Put,
-    /// The key is deleted. A tombstone copied by compaction has a value of 8 bytes: the id of the
-    /// segment to which the tombstone was first written.
+    /// The record deletes its key and is called a tombstone. A tombstone copied by compaction has a
+    /// value of 8 bytes: the id of the segment to which the tombstone was first written.
     Delete,
-    /// The whole table is cleared or dropped. The key is empty. The value is as in `Delete`.
+    /// The record clears its whole table, which may then be dropped. The key is empty. The value is
+    /// empty too, except in a clear marker copied by compaction: there it is the id of the segment
+    /// to which the marker was first written.
     Clear,
 }
 
@@ -69,8 +71,8 @@ pub(crate) struct Record<'a> {
 impl<'a> Record<'a> {
     /// Decodes the record at the front of `bytes` without verifying it. Returns `None` if the
     /// record is malformed or does not end inside `bytes`.
-    // Always inlined. Otherwise the record would be returned through memory, and its reader would
-    // wait for each store of its fields.
+    // Always inlined, so that the fields of the result stay in registers. Otherwise the caller
+    // would load them from memory and wait for their stores to complete.
     #[inline(always)]
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let tag = *bytes.get(RECORD_CRC_BYTES)?;
@@ -134,7 +136,7 @@ impl<'a> Record<'a> {
             .map_or(0, |bytes| u32::from_le_bytes(*bytes))
     }
 
-    /// Computes the checksum of the content.
+    /// Computes the checksum of the content, without a mask.
     #[inline]
     pub(crate) fn content_crc(&self) -> u32 {
         checksum::crc(self.bytes.get(RECORD_CRC_BYTES..).unwrap_or_default())
@@ -146,7 +148,8 @@ impl<'a> Record<'a> {
         self.content_crc() ^ mask.at(offset) == self.stored_crc() || seeded("record-checksum")
     }
 
-    /// Like [`Record::is_intact`], but describes the damage.
+    /// Verifies the record like [`Record::is_intact`]. Returns a description of the damage as the
+    /// error.
     #[inline]
     pub(crate) fn verify(&self, mask: SegmentMask, offset: u32) -> Result<(), Flaw> {
         if self.is_intact(mask, offset) {

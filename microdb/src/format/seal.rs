@@ -31,7 +31,7 @@ const COVERED_BYTES: usize = 48;
 pub(crate) const SEAL_MAGIC: [u8; 8] = *b"mdb-seal";
 
 /// Size of a chunk in bytes. A chunk is the smallest unit that `heal` can replace. The hash of a
-/// chunk has 1/2,048 of its size.
+/// chunk has 32 bytes, 1/2,048 of the size of the chunk.
 pub(crate) const SEAL_CHUNK_BYTES: u32 = 64 * 1024;
 
 /// Maximum size of a seal, in bytes.
@@ -101,7 +101,7 @@ impl Seal {
         bytes
     }
 
-    /// Decodes a seal. The caller must compare the segment and the database that the seal names.
+    /// Decodes a seal. The caller must check that the seal names the expected segment and database.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, Flaw> {
         let short = || Flaw::short("seal", FIXED_BYTES, bytes.len());
         let mut reader = Reader(bytes);

@@ -1,9 +1,10 @@
 //! The header of each segment.
 //!
-//! - The header ties the segment to its database and to the previous segment: the end of that
-//!   segment, and the sequence and chain there.
-//! - Replay follows these links. So a missing segment is noticed, and bytes behind a torn tail that
-//!   an earlier recovery cut off are never taken for part of the log.
+//! - The header ties the segment to its database and to the previous segment: it contains the
+//!   position at which the previous segment ended, and the sequence and chain there.
+//! - Replay compares these values with the end of the previous segment, so a missing segment is
+//!   noticed. Bytes behind the place at which an earlier recovery cut a torn tail are not read as
+//!   part of the log.
 //!
 //! Deliberately absent: the seal, which is a separate file.
 

@@ -21,10 +21,11 @@ use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, SEGMENT_ID_LI
 use crate::format::checksum;
 use crate::seeded::seeded;
 
-/// Size of a state block: the fixed fields and a bitmap for 65,536 live segments.
+/// Size of a state block in bytes. It has room for the fixed fields and a bitmap of 65,536 segment
+/// ids.
 pub(crate) const STATE_BLOCK_BYTES: usize = 16 * 1024;
-/// Size of a hint block. Each hint has a page of its own, so that a torn write of one hint cannot
-/// damage the other.
+/// Size of a hint block in bytes. Each hint has a page of its own, so that a torn write of one hint
+/// cannot damage the other.
 pub(crate) const HINT_BLOCK_BYTES: usize = 4 * 1024;
 /// Size of the file SUPER, in bytes.
 pub(crate) const SUPER_BYTES: usize = 2 * STATE_BLOCK_BYTES + 2 * HINT_BLOCK_BYTES;
@@ -87,7 +88,7 @@ pub(crate) const HINT_BYTES: usize = 44;
 const _: () = assert!(HINT_BYTES == 4 + 4 + 8 + 8 + 8 + 8 + 4);
 
 /// A position in the log, with the sequence and the chain of the last commit before it. In SUPER,
-/// the log is durable up to this position.
+/// this is the durable frontier: the log is durable up to the position.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Frontier {
     pub(crate) position: LogPosition,
@@ -272,8 +273,8 @@ pub(crate) fn encode_hint(database: DatabaseId, counter: u64, frontier: &Frontie
     bytes
 }
 
-/// Decodes a hint. Returns its counter and frontier, or `None` if there is no hint or the hint is
-/// torn.
+/// Decodes a hint. Returns its counter and frontier, or `None` if the block has no valid hint of
+/// this database.
 pub(crate) fn decode_hint(block: &[u8], database: DatabaseId) -> Option<(u64, Frontier)> {
     let mut reader = Reader(block.get(..HINT_BYTES)?);
     if reader.array::<4>()? != HINT_MAGIC {
@@ -397,7 +398,7 @@ mod tests {
         state.next_segment = 199;
         let flaw = State::decode(&state.encode()).unwrap_err();
         assert_eq!(flaw.field, "live segments");
-        // Two segments that are too far apart for a location.
+        // The ids of the two segments are too far apart for the 16 bits of an id in a location.
         let mut bytes = state_bytes_of_span(SEGMENT_SPAN_MAX);
         let flaw = State::decode(&bytes).unwrap_err();
         assert_eq!(flaw.field, "live segments");
@@ -405,8 +406,8 @@ mod tests {
         assert_eq!(State::decode(&bytes).unwrap().live.len(), 2);
     }
 
-    /// Recomputes the checksum of a changed state block, so that decoding reaches the checks behind
-    /// it.
+    /// Recomputes the checksum of a changed state block, so that decoding passes the check of the
+    /// checksum and reaches the later checks.
     fn seal(bytes: &mut [u8]) {
         let crc = checksum::crc_append(checksum::crc(&bytes[16..]), &bytes[8..12]);
         bytes[12..16].copy_from_slice(&crc.to_le_bytes());

@@ -1,7 +1,7 @@
 //! Live and dead bytes of one segment, as stored in a checkpoint.
 //!
-//! - Counts are hints for compaction. They may be wrong if the length in a damaged record was
-//!   wrong, so additions saturate.
+//! - Byte counts are hints for compaction. They are sums of record lengths, and a damaged record
+//!   may have stated a wrong length. So additions saturate instead of overflowing.
 //!
 //! Deliberately absent: the counts of all segments, which are in `engine::segment_usage`.
 
@@ -10,7 +10,8 @@
 pub(crate) struct Live {
     pub(crate) table: u32,
     pub(crate) bytes: u64,
-    /// Number of records. Not saved, and valid only if [`SegmentUsage::counted`] is `true`.
+    /// Number of live records. Not saved in a checkpoint, and valid only if
+    /// [`SegmentUsage::counted`] is `true`.
     pub(crate) records: u32,
 }
 
@@ -32,15 +33,16 @@ pub(crate) struct SegmentUsage {
     pub(crate) end: u32,
     /// Live records by table, sorted by table id.
     pub(crate) live: Vec<Live>,
-    /// Bytes of tombstones, which are neither live nor dead.
+    /// Bytes of tombstones. They are counted neither as live nor as dead.
     pub(crate) tombstones: u64,
-    /// `true` if no live record is left in the segment, so that the next checkpoint removes it. Not
-    /// saved.
+    /// `true` if no live record is left in the segment, so that the next checkpoint removes the
+    /// segment. Not saved in a checkpoint.
     pub(crate) dying: bool,
-    /// `true` if the segment is dying because of unverified byte counts alone. Not saved.
+    /// `true` if `dying` was set because of byte counts alone, which a damaged record can falsify.
+    /// Not saved in a checkpoint.
     pub(crate) unverified: bool,
     /// `true` if the numbers of records in `live` include every record since the segment was begun.
-    /// Not saved, so it is `false` for a segment loaded from a checkpoint.
+    /// Not saved in a checkpoint, so it is `false` for a segment loaded from a checkpoint.
     pub(crate) counted: bool,
 }
 
@@ -68,8 +70,8 @@ impl SegmentUsage {
         self.counted && self.live.iter().all(|live| live.records == 0)
     }
 
-    /// Finds a table in `live`, or its insertion point. Most segments have records of only one
-    /// table, and need no search.
+    /// Returns the index of a table in `live`, or as the error its insertion point. Most segments
+    /// have records of only one table, so they need no search.
     #[inline]
     pub(crate) fn live_at(&self, table: u32) -> Result<usize, usize> {
         match self.live.as_slice() {

@@ -5,8 +5,8 @@
 //! - Words are little-endian in memory. So a checkpoint stores the bytes of a chunk unchanged.
 //! - Loads are Relaxed, because read-only (mapped) memory permits no other atomic access.
 //!   [`fence_loads`] orders them.
-//! - Mapped words are never stored to. [`Buckets::store`] panics on them; the writer stores into a
-//!   copy.
+//! - Words in a map are never stored to, so [`Buckets::store`] panics on them. The writer stores
+//!   into a copy.
 //!
 //! Deliberately absent: the meaning of the words.
 
@@ -46,7 +46,8 @@ pub(crate) struct Buckets {
 // SAFETY: owned words are only accessed atomically, and mapped words are only read. `Map` itself is
 // Send and Sync.
 unsafe impl Send for Buckets {}
-// SAFETY: as for Send above.
+// SAFETY: owned words are only accessed atomically, and mapped words are only read. `Map` itself is
+// Sync.
 unsafe impl Sync for Buckets {}
 
 impl Buckets {
@@ -199,8 +200,8 @@ impl BucketRef<'_> {
     }
 }
 
-/// Orders loads before this call before loads after it. The later loads see all stores that precede
-/// the stores of the words loaded before.
+/// Orders the loads before this call before the loads after it. If an earlier load has read a word,
+/// the later loads see all stores that the writer made before it stored this word.
 #[inline(always)]
 pub(crate) fn fence_loads() {
     fence(Ordering::Acquire);

@@ -2,15 +2,15 @@
 //! readers nor writers wait.
 //!
 //! [`pin`] announces a reader. An [`ArcCell`] owns one reference count of an `Arc`.
-//! [`ArcCell::load`] follows the pointer without touching the count, because a shared count is a
+//! [`ArcCell::load`] follows the pointer without changing the count, because a shared count is a
 //! cache line for which all readers would compete. [`ArcCell::replace`] retires the old value: its
 //! count is released once every pin that could have seen the value has ended. [`ArcCell::load_arc`]
-//! takes another count, so that its caller can use the value after the pin has ended.
+//! increments the count, so that its caller can use the value after the pin has ended.
 //!
 //! Invariants:
 //!
-//! - A pin covers one operation, or one piece of a long operation, because no retired value can be
-//!   freed while the pin lives. Long-lived views hold `Arc`s instead.
+//! - A pin covers one operation, or one piece of a long operation, because no value that is retired
+//!   during the pin can be freed before the pin ends. Long-lived views hold `Arc`s instead.
 //! - The collector belongs to this crate. Pins that other crates of the process take delay nothing
 //!   here.
 //! - Each process has a collector of its own. The memory of a forked child contains the pins of its
@@ -54,7 +54,8 @@ mod collector {
     static COLLECTOR: PerProcess<Collector> = PerProcess::new();
 
     thread_local! {
-        /// The handle of this thread, and the process in which the handle was registered.
+        /// The handle through which this thread pins the epoch, and the process in which the handle
+        /// was registered.
         static HANDLE: RefCell<Option<(Birth, LocalHandle)>> = const { RefCell::new(None) };
     }
 
@@ -81,13 +82,13 @@ mod collector {
             let guard = new.pin();
             let former = handle.borrow_mut().replace((Birth::now(), new));
             // In a forked child, `former` is the handle of the parent's thread, registered with a
-            // collector that the child never uses. Dropping the handle would only touch that
-            // collector.
+            // collector that the child never uses. It is not dropped, because the drop would access
+            // that collector for no benefit.
             std::mem::forget(former);
             guard
         });
-        // The thread-local handle of a thread that is ending may be gone. Such a thread registers
-        // for this one pin.
+        // The thread-local handle of a thread that is ending may be gone. Such a thread registers a
+        // handle for this one pin.
         registered.unwrap_or_else(|_| register().pin())
     }
 }
@@ -138,7 +139,7 @@ impl Guard {
     }
 }
 
-/// A replaceable `Arc` that pinned readers follow without touching its reference count.
+/// A replaceable `Arc` that pinned readers follow without changing its reference count.
 pub(crate) struct ArcCell<T: Send + Sync + 'static> {
     /// Pointer from `Arc::into_raw`. The cell owns its reference count.
     pointer: AtomicPtr<T>,
@@ -152,7 +153,8 @@ impl<T: Send + Sync + 'static> ArcCell<T> {
         }
     }
 
-    /// Returns the current value. It stays valid as long as the pin, even if the cell is replaced.
+    /// Returns the current value. It stays valid as long as the pin, even if the value of the cell
+    /// is replaced.
     #[inline(always)]
     pub(crate) fn load<'g>(&'g self, _guard: &'g Guard) -> &'g T {
         let order = if seeded("reached-unordered") {
@@ -167,7 +169,8 @@ impl<T: Send + Sync + 'static> ArcCell<T> {
         unsafe { &*self.pointer.load(order) }
     }
 
-    /// Returns the current value with another reference count, so that the value outlives the pin.
+    /// Returns the current value with a reference count of its own, so that the value outlives the
+    /// pin.
     pub(crate) fn load_arc(&self, _guard: &Guard) -> Arc<T> {
         let pointer = self.pointer.load(Ordering::Acquire);
         // SAFETY: as in `load`, the value is alive with a count of at least one during this call,
@@ -178,7 +181,8 @@ impl<T: Send + Sync + 'static> ArcCell<T> {
         }
     }
 
-    /// Replaces the value. The count of the old value is released once no pin can have seen it.
+    /// Replaces the value. The count of the old value is released once every pin that may have seen
+    /// the old value has ended.
     pub(crate) fn replace(&self, value: Arc<T>, guard: &Guard) {
         let old = self
             .pointer

@@ -36,17 +36,17 @@ struct Line([u8; ALIGN]);
 
 /// Memory that holds the bytes of the file.
 enum Memory {
-    /// The pages of the file and their watch. Fields are dropped in order, so the watch ends before
-    /// the pages are unmapped.
+    /// The pages of the file and their SIGBUS watch. Fields are dropped in order, so the watch ends
+    /// before the pages are unmapped.
     Mapped(Watch, memmap2::Mmap),
     Copied(Box<[Line]>),
 }
 
-/// Read-only bytes of a file, aligned to 64.
+/// Read-only bytes of a file. The first byte is aligned to 64 bytes.
 pub(crate) struct Map {
     memory: Memory,
     len: usize,
-    /// The last advice given to the operating system: one of the three constants above.
+    /// The last advice given to the operating system: `NO_ADVICE`, `READ_AHEAD` or `SCATTERED`.
     advice: AtomicU8,
 }
 
@@ -85,7 +85,7 @@ impl Map {
         }
     }
 
-    /// Returns the mapping of a file, without its watch. Returns `None` for a copy.
+    /// Returns the mapping of a file, and ends its SIGBUS watch. Returns `None` for a copy.
     pub(super) fn into_mapping(self) -> Option<memmap2::Mmap> {
         match self.memory {
             Memory::Mapped(_, map) => Some(map),

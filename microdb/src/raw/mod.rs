@@ -1,7 +1,8 @@
 //! Primitives below the engine, and the only folder with `unsafe`. Nothing here depends on keys,
 //! frames or slots.
 //!
-//! - [`epoch`]: pins, and cells with an `Arc` that readers follow without touching its count.
+//! - [`epoch`]: pins, and cells with an `Arc`. Pinned readers use the value without changing its
+//!   reference count.
 //! - [`fork`]: distinguishes a forked child from its parent.
 //! - [`buckets`]: cache-line buckets of atomic words, in own memory or in place in a map.
 //! - [`map`]: read-only bytes of a file, mapped or copied.

@@ -1,10 +1,10 @@
 //! Threads for background work, shared by all databases of the process.
 //!
-//! - Two threads run long work, so that the compaction of one database does not delay all other
-//!   databases. One thread runs short work, which must not wait for long work. One thread frees
-//!   memory.
-//! - Threads start with the first job of their kind, so an idle database has no thread and no
-//!   timer.
+//! - Two threads run long work, which may wait for the disk or a lock repeatedly, so that the
+//!   compaction of one database does not delay all other databases. One thread runs short work,
+//!   which must not wait for long work. One thread frees memory.
+//! - Threads are started when the first job of their kind is submitted, so an idle database has no
+//!   thread and no timer.
 //! - Among the waiting jobs of one kind, the job with the earliest due time runs first.
 //!
 //! Deliberately absent: results of jobs. A job reports through the state of its database.
@@ -61,7 +61,7 @@ struct Pool {
     jobs: Mutex<(BinaryHeap<Reverse<Due>>, u64)>,
     changed: Condvar,
     started: Once,
-    /// Number of threads, at most two: more would compete for processors with the writers.
+    /// Number of threads, at most two. More threads would compete with the writers for processors.
     threads: usize,
     name: &'static str,
 }
@@ -113,7 +113,7 @@ pub(crate) fn submit(lane: Lane, delay: Duration, job: impl FnOnce() + Send + 's
     pool.started.call_once(|| {
         for number in 0..pool.threads {
             // If no thread can be started, background work never runs. Work that a caller requests
-            // directly is still done.
+            // directly, such as `Db::compact`, is done on the caller's thread.
             let _ = std::thread::Builder::new()
                 .name(format!("{}-{number}", pool.name))
                 .spawn(|| work(pool));

@@ -1,8 +1,8 @@
 //! Prefetch: loads a cache line while the processor does other work.
 //!
-//! A load that misses the cache takes 100 to 300 ns. Code that has its addresses early prefetches
-//! several of them, so that the waits overlap. A prefetch never faults, so any address is
-//! permitted. Does nothing on processors without a supported instruction.
+//! A load that misses the cache takes 100 to 300 ns. Code that knows several addresses early
+//! prefetches all of them, so that the waits overlap. A prefetch never faults, so any address is
+//! permitted. On processors without a supported instruction, the function does nothing.
 
 /// Prefetches the cache line of `address`. Never faults, for any address.
 #[inline(always)]

@@ -2,8 +2,8 @@
 //!
 //! - A round frees retired values and returns freed memory to the operating system.
 //! - A retired value ([`crate::raw::epoch`]) is freed by a thread that calls the collector after
-//!   the last pin has ended. The thread that retired the value may never call again. So a job that
-//!   runs rounds is scheduled while any retired value waits.
+//!   the last pin has ended. The thread that retired the value may never call the engine again. So
+//!   a job that runs rounds is scheduled while any retired value waits.
 //! - The job has a thread of its own, because other background threads may be waiting for a disk.
 //!
 //! Deliberately absent: any wait for readers.
@@ -16,9 +16,9 @@ use crate::raw::fork::PerProcess;
 use crate::raw::pool::{self, Lane};
 use crate::raw::{epoch, heap};
 
-/// Time between two rounds if a pin prevented the first. Pins last for microseconds, so the first
-/// round nearly always succeeds. A thread that was preempted while pinned runs again within
-/// milliseconds.
+/// Time until the next round if a pin prevented a round from freeing all values. Pins last for
+/// microseconds, so the first round nearly always succeeds. A thread that was preempted while
+/// pinned runs again within milliseconds.
 const AGAIN_AFTER: Duration = Duration::from_millis(2);
 
 /// Time from a request to the first round. The delay lets a busy writer cause one round for many
@@ -33,7 +33,8 @@ fn scheduled() -> &'static AtomicBool {
     SCHEDULED.get(AtomicBool::default)
 }
 
-/// Bytes of freed directories since memory was last returned to the operating system.
+/// Number of bytes of directories that were freed since memory was last returned to the operating
+/// system.
 static FREED_BYTES: AtomicUsize = AtomicUsize::new(0);
 
 /// Number of freed bytes from which memory is returned to the operating system. Fewer bytes are
@@ -68,7 +69,8 @@ pub(crate) fn note_freed(bytes: usize) {
 }
 
 /// Records that a whole directory was freed, because its table was cleared or dropped or its
-/// database closed.
+/// database closed. From `TRIM_BYTES_AT_END` freed bytes on, memory is then returned to the
+/// operating system, as if `TRIM_BYTES` had been freed.
 pub(crate) fn note_freed_directory() {
     if FREED_BYTES.load(Ordering::Relaxed) >= TRIM_BYTES_AT_END {
         note_freed(TRIM_BYTES);
@@ -97,12 +99,12 @@ pub(crate) fn finish() {
 /// Number of attempts of `finish` to free all values, together about a millisecond.
 const FINISH_ROUNDS: u32 = 1000;
 
-/// Held during a round. A round frees values and returns memory to the operating system, which
-/// locks the allocator.
+/// Lock held during a round. So [`finish`] can wait for the end of a round that another thread has
+/// begun.
 static ROUND: PerProcess<Mutex<()>> = PerProcess::new();
 
-/// Locks the round, after waiting for the round of another thread. Freeing a value never calls this
-/// function, so a round cannot deadlock with itself.
+/// Acquires the lock of the round, after waiting for the round of another thread. Freeing a value
+/// never calls this function, so a round cannot deadlock with itself.
 fn round() -> MutexGuard<'static, ()> {
     let round = ROUND.get(Mutex::default).lock();
     round.unwrap_or_else(PoisonError::into_inner)
@@ -134,8 +136,9 @@ fn work() {
     };
     if is_done {
         scheduled().store(false, Ordering::Release);
-        // A request between the collection and this store found the job scheduled and did nothing.
-        // So the request is repeated here.
+        // A request between the collection and this store found the job still scheduled, so it
+        // scheduled nothing. For such a request, the two calls below schedule the job if it is
+        // needed.
         request();
         note_freed(0);
     } else {

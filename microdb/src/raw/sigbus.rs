@@ -1,8 +1,8 @@
 //! Truncated mapped files: a read is reported as damage, while SIGBUS would otherwise end the
 //! process.
 //!
-//! - A read of a mapped page beyond the end of its file raises SIGBUS, and so does a page that the
-//!   disk cannot read. Only a signal handler can respond.
+//! - A read of a mapped page beyond the end of its file raises SIGBUS, and so does a read of a page
+//!   that the disk cannot deliver. Only a signal handler can respond.
 //! - The first database that maps a file installs the handler, unless its options refuse the
 //!   handler. For an address in a map of this crate, the handler maps a page of zeros there and
 //!   marks the map as cut. The read continues, and its checksum fails, because no checksum accepts
@@ -284,8 +284,8 @@ mod tests {
         }
     }
 
-    /// Environment variable for the child process, with two words: the handler that the process
-    /// installs before ours, and the cause of the signal.
+    /// Environment variable for the child process. Its value has two words: the handler that the
+    /// process installs before ours, and the cause of the signal.
     const PART: &str = "MICRODB_SIGBUS_PART";
     /// Exit codes of child processes that end in an earlier handler, without and with signal
     /// information.
@@ -334,8 +334,8 @@ mod tests {
         super::install();
         let ours = Map::of_file(&file, 8192).unwrap();
         file.set_len(0).unwrap();
-        // The handler repairs our own map, independent of the earlier handler, and the process
-        // continues.
+        // The handler maps zeros into our own map, independent of the earlier handler, and the
+        // process continues.
         assert_eq!(ours.get(5000, 1), Some(&[0][..]));
         if raised == "fault" {
             std::hint::black_box(foreign[5000]);
@@ -363,7 +363,7 @@ mod tests {
             assert_eq!(status.code(), Some(BY_HANDLER_WITH_INFO));
             assert_eq!(ended(&format!("none {raised}")).signal(), Some(libc::SIGBUS));
         }
-        // The kernel does not let a process ignore the fault of an instruction.
+        // The kernel does not let a process ignore a SIGBUS that an instruction raised.
         assert_eq!(ended("ignored fault").signal(), Some(libc::SIGBUS));
         assert_eq!(ended("ignored sent").code(), Some(0));
     }

@@ -33,20 +33,20 @@ pub(crate) fn ignore_poison<G>(taken: Result<G, PoisonError<G>>) -> G {
     taken.unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Takes a lock, even if an earlier holder panicked (see [`ignore_poison`]).
+/// Acquires a lock, even if an earlier holder panicked (see [`ignore_poison`]).
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     ignore_poison(mutex.lock())
 }
 
-/// Number of attempts to take a lock before the thread sleeps, some microseconds in total. Sleeping
-/// and waking takes longer than most commits hold the lock.
+/// Number of attempts to acquire a lock before the thread sleeps, some microseconds in total.
+/// Sleeping and waking takes longer than most commits hold the lock.
 #[cfg(not(loom))]
 const SPIN_TRIES: u32 = 64;
 /// Number of processor pauses between two attempts.
 #[cfg(not(loom))]
 const SPIN_PAUSES: u32 = 16;
 
-/// Takes a lock that is usually held for less than a microsecond. Tries several times before the
+/// Acquires a lock that is usually held for less than a microsecond. Tries several times before the
 /// thread sleeps.
 pub(crate) fn lock_briefly<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // In a loom model, another attempt would only repeat the same race.
@@ -61,8 +61,8 @@ pub(crate) fn lock_briefly<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     lock(mutex)
 }
 
-/// Releases the `held` lock until `condvar` is notified or `bound` has passed, then takes the lock
-/// again. May return early.
+/// Releases the `held` lock until `condvar` is notified or `bound` has passed, then acquires the
+/// lock again. May return early.
 #[cfg(not(loom))]
 pub(crate) fn wait_at_most<'m, T>(
     condvar: &Condvar,
@@ -73,7 +73,7 @@ pub(crate) fn wait_at_most<'m, T>(
     ignore_poison(waited).0
 }
 
-/// Variant for loom, without the bound, because a loom model has no time.
+/// Variant of `wait_at_most` for loom. It ignores the bound, because a loom model has no time.
 #[cfg(loom)]
 pub(crate) fn wait_at_most<'m, T>(
     condvar: &Condvar,
@@ -84,7 +84,7 @@ pub(crate) fn wait_at_most<'m, T>(
 }
 
 /// Releases the `held` lock of `mutex` until `condvar` is notified and `condition` is false, or
-/// `bound` has passed. Then takes the lock again.
+/// `bound` has passed. Then acquires the lock again.
 #[cfg(not(loom))]
 pub(crate) fn wait_while_at_most<'m, T>(
     condvar: &Condvar,
@@ -97,7 +97,8 @@ pub(crate) fn wait_while_at_most<'m, T>(
     ignore_poison(waited).0
 }
 
-/// Variant for loom, where no time passes: other threads may run before the lock is taken again.
+/// Variant of `wait_while_at_most` for loom, where no time passes. It releases the lock once, so
+/// that other threads may run, and acquires it again.
 #[cfg(loom)]
 pub(crate) fn wait_while_at_most<'m, T>(
     _condvar: &Condvar,
@@ -113,7 +114,7 @@ pub(crate) fn wait_while_at_most<'m, T>(
     held
 }
 
-/// A standard `OnceLock` with a flag through which loom sees its accesses.
+/// A standard `OnceLock` with an atomic flag, so that loom observes the accesses.
 #[cfg(loom)]
 pub(crate) struct OnceLock<T> {
     is_set: AtomicBool,
@@ -140,7 +141,8 @@ impl<T> OnceLock<T> {
     }
 }
 
-/// A standard `Arc<()>` with a count that loom sees, with the memory orders of `Arc`.
+/// A replacement for `Arc<()>`. Its count is an atomic of loom, so that loom observes the count,
+/// and has the memory orders of `Arc`.
 #[cfg(loom)]
 pub(crate) struct Token(std::sync::Arc<AtomicUsize>);
 

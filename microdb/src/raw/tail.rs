@@ -17,8 +17,8 @@
 //!
 //! - `published <= filled <= capacity`.
 //! - Bytes below `filled` never change again.
-//! - Only the one [`TailWriter`] moves `published` and `filled`, and only forward. Readers
-//!   therefore need no lock and never wait.
+//! - Only the one [`TailWriter`] changes `published` and `filled`, and it only increases them.
+//!   Readers therefore need no lock and never wait.
 //!
 //! Deliberately absent: growth.
 
@@ -41,9 +41,11 @@ use super::sync::ignore_poison;
 #[derive(Debug, Default)]
 pub(crate) struct Spare(Mutex<Option<MmapMut>>);
 
-/// Minimum size in bytes of a buffer that is kept. Keeping a smaller buffer saves too little.
+/// Minimum size in bytes of a buffer that is kept. Keeping a smaller buffer saves too few page
+/// faults.
 const SPARE_BYTES_MIN: usize = 4 << 20;
-/// Maximum size in bytes of a buffer that is kept, because an idle database keeps this memory.
+/// Maximum size in bytes of a buffer that is kept. The limit exists because an idle database keeps
+/// this memory.
 const SPARE_BYTES_MAX: usize = 16 << 20;
 
 impl Spare {
@@ -66,14 +68,16 @@ pub(crate) struct TailBuffer {
     /// The first byte of the buffer, in `map`. The writer writes through this pointer and never
     /// through `map`.
     memory: NonNull<u8>,
-    /// Owner of the memory, unmapped or kept as spare on drop.
+    /// The map that owns the memory. On drop of the buffer, the map is unmapped or kept as spare
+    /// memory.
     map: ManuallyDrop<MmapMut>,
     /// Receives the memory when the buffer is dropped, unless the database is closed by then.
     spare: Weak<Spare>,
     capacity: usize,
     /// `true` once the writer is dropped. No byte is written after that.
     finished: AtomicBool,
-    /// Watch of the file's pages, set once they have replaced the memory.
+    /// SIGBUS watch of the file's pages that replace the memory. Set immediately before the
+    /// replacement.
     file: OnceLock<Watch>,
     /// Number of bytes visible to readers. Stored with Release after the bytes are written, loaded
     /// with Acquire before they are read.
@@ -84,7 +88,8 @@ pub(crate) struct TailBuffer {
 // and were written before the Release store that a reader's Acquire load has seen. Only the single
 // `TailWriter`, which cannot be cloned, accesses bytes above `published`, through `&mut self`.
 unsafe impl Send for TailBuffer {}
-// SAFETY: as for Send above.
+// SAFETY: readers access only bytes below `published`, which are immutable. The single `TailWriter`
+// accesses the other bytes, through `&mut self`.
 unsafe impl Sync for TailBuffer {}
 
 impl TailBuffer {
@@ -134,8 +139,9 @@ impl TailBuffer {
     }
 
     /// Replaces the memory by the pages of `file`, to which the bytes were written at offset
-    /// `base`. Returns `false` and does nothing if the buffer covers no whole page or the writer
-    /// still exists. The same holds if `file` is a copy or has another owner.
+    /// `base`. Returns `false` and does nothing if the buffer covers no whole page, was replaced
+    /// before, or still has a writer. The same holds if `file` is not mapped or has another owner.
+    /// If the kernel refuses the replacement, the memory stays in use.
     pub(crate) fn lay_over(&self, file: Arc<Map>, base: usize) -> bool {
         let page = page_bytes();
         let end = base + self.published();
@@ -170,8 +176,8 @@ impl TailBuffer {
     /// Returns the bytes of `range`.
     ///
     /// # Safety
-    /// The range must be below the writer's `filled` mark, as seen by a thread that synchronised
-    /// with the writer.
+    /// The range must be below `TailWriter::filled`, as seen by a thread that synchronised with the
+    /// writer.
     unsafe fn bytes(&self, range: Range<usize>) -> &[u8] {
         // SAFETY: the caller promises that `range` is inside the allocation and has been written.
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr().add(range.start), range.len()) }
@@ -182,7 +188,7 @@ impl Drop for TailBuffer {
     fn drop(&mut self) {
         // SAFETY: `map` is taken only here, and not used afterwards.
         let map = unsafe { ManuallyDrop::take(&mut self.map) };
-        // `take` drops the watch before the pages, because a watch must not outlive its pages.
+        // `file.take` drops the watch before the pages, because a watch must not outlive its pages.
         if self.file.take().is_none()
             && (SPARE_BYTES_MIN..=SPARE_BYTES_MAX).contains(&self.capacity)
             && let Some(spare) = self.spare.upgrade()
@@ -206,9 +212,9 @@ pub(crate) struct TailWriter {
 }
 
 impl TailWriter {
-    /// Returns a new, empty buffer of `capacity` bytes. Uses the memory of `spare` if its size
-    /// fits. Fresh memory is not touched before it is written. `base` is the offset in the file at
-    /// which the bytes will begin.
+    /// Returns a writer of a new, empty buffer of `capacity` bytes. Uses the memory of `spare` if
+    /// its size fits. Fresh memory is not touched before it is written, so unused pages cost
+    /// nothing. `base` is the offset in the file at which the bytes will begin.
     ///
     /// # Errors
     /// Errors of `mmap` if there is no memory.
@@ -435,8 +441,8 @@ mod tests {
             assert_eq!(seen, bytes, "a slice from before shows the same bytes");
             assert_eq!(reader.get(10_000, 40_000).unwrap(), &bytes[10_000..]);
             assert!(!reader.is_cut());
-            // The write of this byte to the file shows that the buffer consists of the pages of the
-            // file.
+            // This byte is written only to the file. The buffer shows it, so the buffer consists of
+            // the pages of the file.
             file.write_all_at(&[255], u64::from(base) + 20_000).unwrap();
             assert_eq!(reader.get(20_000, 1).unwrap(), [255]);
         }

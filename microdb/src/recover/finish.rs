@@ -1,4 +1,4 @@
-//! The last step of an open: takes the result of replay into the engine and brings the files into
+//! The last step of an open: applies the result of replay to the engine and brings the files into
 //! agreement with it.
 //!
 //! - Everything that replay made visible is durable before the open returns.
@@ -23,7 +23,7 @@ use crate::recover::log_reader::{Scan, SegmentFile};
 use crate::seeded::seeded;
 use crate::storage::{OpenMode, StorageFile};
 
-/// Continues the log in memory, from the end that replay found. Changes no file.
+/// Prepares the engine to continue the log at the end that replay found. Changes no file.
 pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
     let mut core = lock(&engine.core);
     core.end = cut.end;
@@ -59,12 +59,12 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
         file: file.clone(),
         written: end,
         sealed_end: None,
-        // `settle` syncs the bytes found in the segment before the open returns.
+        // Not dirty, because `settle` syncs the bytes found in the segment before the open returns.
         dirty: false,
         cut: false,
     });
-    // The segment is active again. The end 0 excludes it from compaction, which takes only complete
-    // segments.
+    // The segment is active again. The end 0 excludes it from compaction, which works only on
+    // complete segments.
     core.usages.set_end(segment.id, 0);
     core.active = Some(Active {
         segment,
@@ -86,8 +86,8 @@ fn open_to_write(engine: &Engine, path: &Path) -> Result<Arc<dyn StorageFile>> {
 fn remove_other_checkpoints(engine: &Engine, report: &RecoveryReport) -> Result<()> {
     let (storage, folder) = (engine.options.storage.as_ref(), engine.paths.directory());
     for name in storage.list(&folder).map_err(Error::io("cannot list", &folder))? {
-        // If the checkpoint was unusable, all checkpoints are kept for inspection until the next
-        // one replaces them.
+        // If the checkpoint named by SUPER was unusable, all checkpoints are kept for inspection
+        // until the next checkpoint replaces them.
         let named = names::parse_checkpoint(&name)
             .is_some_and(|generation| generation == report.checkpoint || report.checkpoint_unusable);
         if !named && (names::parse_checkpoint(&name).is_some() || name.ends_with(names::TEMPORARY)) {
@@ -112,7 +112,8 @@ pub(super) fn settle(
 ) -> Result<()> {
     let storage = engine.options.storage.as_ref();
     let frontier = lock(&engine.writer).frontier;
-    // Bytes beyond the frontier become visible by this open, so they must be made durable.
+    // Bytes found beyond the frontier become visible by this open, so they must be made durable
+    // first.
     for segment in &scan.segments {
         let path = &segment.segment.path;
         let is_torn = segment.id() == cut.end.position.segment && cut.torn;
@@ -150,8 +151,9 @@ pub(super) fn settle(
         .store(cut.end.position.to_u64(), Ordering::Release);
     let doomed = scan.to_remove(cut.end.position.segment);
     if damaged || cut.torn || !doomed.is_empty() {
-        // The process that wrote the current state of SUPER may have failed to sync it. Files named
-        // by an older state must be kept until a further state is durable.
+        // The process that wrote the current state of SUPER may have died before it synced the
+        // state. After a power cut, the older state would be valid again. So files that it names
+        // are kept until the state written here is durable.
         engine.write_state(&[])?;
     }
     for path in doomed {
@@ -167,9 +169,10 @@ pub(super) fn settle(
     remove_other_checkpoints(engine, report)
 }
 
-/// Writes the found bytes between the positions `from` and `to` once more, so that the next sync
-/// covers them. Their first sync may have failed. In that case the operating system shows the bytes
-/// but considers them written, and would not write them again.
+/// Writes the bytes that replay found between the positions `from` and `to` once more, so that the
+/// next sync covers them. The reason is that their first sync may have failed. In that case the
+/// operating system still shows the bytes but considers them written, and a sync alone would not
+/// write them again.
 fn write_again(
     segment: &SegmentFile,
     file: &dyn StorageFile,

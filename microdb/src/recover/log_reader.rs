@@ -30,8 +30,8 @@ use crate::storage::{OpenMode, read_up_to};
 pub(crate) struct SegmentFile {
     pub(crate) segment: Arc<Segment>,
     pub(crate) header: SegmentHeader,
-    /// Offset of the end of the frames, if known from a later segment or from the length of the
-    /// file.
+    /// Offset of the end of the segment's frames, if known from a later segment or from the length
+    /// of the file.
     pub(crate) sealed_end: Option<u32>,
 }
 
@@ -56,7 +56,7 @@ impl SegmentFile {
     /// Compares `end`, the end of the log before this segment, with the end that the segment's
     /// header states. Fails if the positions are equal and sequence or chain differ. In that case
     /// files of two histories were mixed, for example of a database and of a copy that was written
-    /// to. The checksums of such files are all valid.
+    /// to. No checksum notices the mixture, because all checksums of such files are valid.
     pub(crate) fn check_follows(&self, end: Frontier) -> Result<()> {
         let start = self.start();
         let (found, expected) = ((start.sequence, start.chain), (end.sequence, end.chain));
@@ -78,21 +78,22 @@ impl SegmentFile {
 pub(crate) struct Scan {
     pub(crate) segments: Vec<SegmentFile>,
     /// Lower bound for the id of the next segment: no segment of this database had this id or a
-    /// higher one. Files without a valid segment header do not count, because their ids may be far
-    /// beyond the span of a log.
+    /// higher one. Files without a valid segment header are ignored here, because their ids may be
+    /// far beyond the span of a log.
     pub(crate) next_segment: u64,
     /// Durable frontier according to SUPER.
     pub(crate) frontier: Frontier,
-    /// Files with ids above the frontier's segment that are no part of the log: their header is
-    /// damaged, or does not follow the previous segment.
+    /// Files with ids above that of the frontier's segment that are no part of the log: their
+    /// header is damaged, or states another end of the previous segment.
     unreadable: Vec<(u64, PathBuf)>,
     /// Number of bytes, without trailing zeros, in the files with a damaged header.
     pub(crate) unreadable_bytes: u64,
-    /// All segments of the log. Those behind the end found by replay are removed.
+    /// All segments of the log. The segments behind the end that replay finds are removed.
     all: Vec<(u64, PathBuf)>,
     leftovers: Vec<PathBuf>,
-    /// Files with ids up to the frontier's segment that have no header of this log. They are
-    /// damage, unless the log skips their ids. The writer skips the id of a name that is taken.
+    /// Files with ids up to that of the frontier's segment that have no header of this log. They
+    /// are damage, unless the header of a later segment shows that the log skipped their ids: the
+    /// writer skips the id of a name that is taken.
     suspects: Vec<(u64, Error)>,
     /// Seal files without a segment.
     pub(crate) orphans: Vec<PathBuf>,
@@ -184,10 +185,10 @@ impl Scan {
             file => file.map_err(Error::io("cannot open", &path))?,
         };
         let len = file.len().map_err(Error::io("cannot read", &path))?;
-        // Frames end within this limit, so bytes behind it do not matter.
+        // Frames end below `SEGMENT_BYTES_LIMIT`, so bytes behind this limit are never read.
         let len = len.min(u64::from(SEGMENT_BYTES_LIMIT));
-        // A writer may still truncate the blocks allocated behind the durable frontier. A read-only
-        // open copies the bytes there, because reading them through a map could raise SIGBUS.
+        // In a read-only open, a writer may still truncate the blocks allocated behind the durable
+        // frontier. Bytes there are copied, because reading them through a map could raise SIGBUS.
         let final_bytes = match self.frontier.position {
             LogPosition { segment, offset } if segment == id => len.min(offset.into()),
             LogPosition { segment, .. } if segment < id => 0,
@@ -275,8 +276,8 @@ impl Scan {
         Ok(())
     }
 
-    /// Called if `flaw` ends the log at position `at`. Fails if the log was provably durable beyond
-    /// `at`.
+    /// Called if `flaw` ends the log at position `at`. Fails if a durable frontier beyond `at` is
+    /// known, so that the log was durable there, or if the disk cannot read the bytes at `at`.
     pub(crate) fn check_not_durable(&self, at: LogPosition, flaw: &Flaw) -> Result<()> {
         let mut frontier = self.frontier.position;
         for file in self.segments.iter().filter(|file| file.id() >= at.segment) {
@@ -333,8 +334,8 @@ impl Scan {
     }
 }
 
-/// Returns the length of `bytes` without trailing zeros. Compares page by page, which is fast for
-/// many zeros.
+/// Returns the length of `bytes` without trailing zeros. Tests whole pages for zeros, which is fast
+/// for many zeros.
 fn significant(bytes: &[u8]) -> u64 {
     let mut len = bytes.len();
     for page in bytes.rchunks(4096) {
@@ -363,7 +364,7 @@ pub(crate) fn highest_frontier(segment: &Segment, from: u32) -> LogPosition {
     highest
 }
 
-/// A frame with valid header and records that is linked to the previous frame.
+/// A frame with valid header and records, which is linked to the previous frame.
 pub(crate) struct Frame<'a> {
     pub(crate) header: FrameHeader,
     /// End of the log behind the frame.
@@ -476,7 +477,8 @@ mod tests {
             for last in [0, 1, 4094, 4095, 4096, 4097, 8191, 8192, 12_287] {
                 let mut bytes = vec![0; len];
                 assert_eq!(significant(&bytes), 0);
-                // Two equal bytes, which would cancel each other if they were combined by XOR.
+                // Two bytes get the same value, so they cancel each other in an XOR. A test of
+                // pages by XOR instead of OR would fail here.
                 for at in [last, last / 2] {
                     if let Some(byte) = bytes.get_mut(at) {
                         *byte = 5;

@@ -2,9 +2,10 @@
 //! end of the log as a torn tail or as rot.
 //!
 //! - The log is replayed frame by frame until the first incomplete frame.
-//! - The bytes behind the last complete frame are rot if anything proves that they were once
-//!   durable. The proof is in SUPER (the state or a hint), or in the frontier of a valid frame
-//!   behind them. Then the open fails with `Error::Corrupt` and changes no byte.
+//! - The bytes behind the last complete frame are rot if the log was provably durable beyond that
+//!   frame. The proof is a durable frontier stated in SUPER (by the state or a hint), or by a later
+//!   segment header or a valid frame header behind that frame. Then the open fails with
+//!   `Error::Corrupt` and changes no byte.
 //! - Otherwise these bytes are the torn tail of commits that were never acknowledged as durable.
 //!   The tail is cut off and reported. The log continues in a new segment, so that no later open
 //!   can take bytes of the tail for frames.
@@ -79,7 +80,8 @@ pub(crate) fn open(root: &Path, options: Options) -> Result<Engine> {
     } else {
         Some(take_lock(&paths, storage.as_ref())?)
     };
-    // SUPER is searched again, because the search without the lock may be outdated.
+    // SUPER is searched again, because another process may have created it before the lock was
+    // acquired.
     let found = if options.read_only {
         found
     } else {
@@ -207,8 +209,9 @@ fn sync_root(paths: &Paths, storage: &dyn Storage) -> Result<()> {
     synced.map_err(Error::io("cannot sync", paths.root()))
 }
 
-/// Makes the names of the database's folder and of the folders above it durable. This process may
-/// have created any of them, or an earlier process that died before it synced them.
+/// Makes the names of the database's folder and of the folders above it durable. Each of these
+/// folders may have been created by this process, or by an earlier process that died before it
+/// synced the name.
 pub(crate) fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()> {
     use std::io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem};
     for folder in paths.root().ancestors().skip(1) {
@@ -220,7 +223,8 @@ pub(crate) fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()>
         };
         match storage.sync_folder(folder) {
             Ok(()) => {}
-            // This process did not create a folder that it may not open.
+            // The process may not open this folder, or its file system is read-only or cannot sync
+            // folders. The names in the folder cannot be synced here, so the error is ignored.
             Err(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | InvalidInput) => {}
             Err(error) => return Err(Error::io("cannot sync", folder)(error)),
         }
@@ -302,7 +306,8 @@ pub(crate) struct Super {
     /// The highest durable frontier stated by the state and the hints.
     pub(crate) frontier: Frontier,
     hint_counter: u64,
-    /// `true` if the two state blocks are not equal and whole, so that they must be rewritten.
+    /// `true` if the two state blocks differ or one of them is invalid, so that both must be
+    /// rewritten.
     damaged: bool,
 }
 
@@ -363,7 +368,7 @@ pub(crate) fn read_super(path: &Path, file: &dyn StorageFile) -> Result<Super> {
 }
 
 /// Maximum number of attempts of a read-only open beside a writer. An attempt is repeated only if
-/// the writer changed SUPER during it, because the attempt may have seen half of that change.
+/// the writer changed SUPER during the attempt, which may then have seen half of that change.
 const READ_TRIES: u32 = 8;
 
 fn reopen(paths: Paths, options: Options, lock: Option<Locks>, file: Arc<dyn StorageFile>) -> Result<Engine> {
@@ -381,8 +386,8 @@ fn reopen(paths: Paths, options: Options, lock: Option<Locks>, file: Arc<dyn Sto
             Ok(engine) => break engine,
             Err(error) => error,
         };
-        // Without the lock, a writer may remove files during the attempt. SUPER has changed in that
-        // case.
+        // A read-only open holds no lock, so a writer may remove files during the attempt. In that
+        // case SUPER has changed.
         let again = read_super(&path, file.as_ref())?;
         tries += 1;
         let unchanged = |one: &Super, two: &Super| {
@@ -412,7 +417,7 @@ fn replayed(paths: &Paths, options: &Options, found: &Super, file: &Arc<dyn Stor
             return Err(error);
         }
         // A writer may have replaced the checkpoint during this open. Then the caller reads SUPER
-        // again and uses the newer checkpoint, which is faster than the whole log.
+        // again and uses the newer checkpoint, which is faster than a replay of the whole log.
         let newest = || read_super(&paths.super_file(), file.as_ref()).map(|found| found.state.checkpoint);
         if options.read_only && newest()? != found.state.checkpoint {
             return Err(error);
@@ -471,8 +476,8 @@ fn replayed_from(
         settle(&engine, &scan, &cut, &report, found.damaged)?;
     }
     report.sequence = Sequence(cut.end.sequence);
-    // The replayed part of the log is not in a checkpoint yet, so its size brings the next
-    // checkpoint closer.
+    // The replayed part of the log is not in a checkpoint yet. Its size is set here, because the
+    // next checkpoint is made once enough of the log is in no checkpoint.
     lock(&engine.core).published_size = LogSize {
         bytes: report.bytes_replayed,
         records: report.records_replayed,

@@ -1,8 +1,9 @@
 //! Replay: applies the records of the log, frame by frame, up to the last complete frame.
 //!
-//! - One rule: the later record of a key wins.
-//! - One exception: a clear marker (the record of a cleared table) that compaction has copied. Such
-//!   a marker clears only records in segments older than the one to which it was first written.
+//! - Of all records of a key, the latest record in the log wins.
+//! - The only exception is a clear marker (the record of a cleared table) that compaction has
+//!   copied. Such a marker clears only records in segments older than the segment to which it was
+//!   first written.
 //! - If bytes follow the last complete frame, they are rot if anything proves that they were once
 //!   durable, and a torn tail otherwise.
 //!
@@ -34,8 +35,8 @@ pub(super) struct Cut {
     pub(super) end: Frontier,
     /// Index in the scan of the segment in which the log ends, or `None` for an empty log.
     pub(super) segment: Option<usize>,
-    /// `true` if bytes or files behind the end are dropped. Then nothing is appended to the
-    /// segment.
+    /// `true` if bytes or files behind the end are dropped. Then nothing is appended to the segment
+    /// in which the log ends.
     pub(super) torn: bool,
 }
 
@@ -129,7 +130,7 @@ pub(super) fn replay(
     Ok(cut)
 }
 
-/// Fails if `end` is at the position of `known`, the frontier in SUPER, with another sequence or
+/// Fails if `end` is at the position of `known`, the frontier in SUPER, but has another sequence or
 /// chain.
 fn check_frontier(segment: &SegmentFile, end: Frontier, known: Frontier) -> Result<()> {
     if end.position != known.position || end == known {
@@ -147,8 +148,8 @@ fn check_frontier(segment: &SegmentFile, end: Frontier, known: Frontier) -> Resu
     ))
 }
 
-/// Checks a segment before the checkpoint. Fails if the checkpoint does not list the segment, or
-/// recorded a greater length.
+/// Checks a segment that precedes the position of the checkpoint. Fails if the checkpoint does not
+/// list the segment, or recorded a greater length.
 fn check_complete(segment: &SegmentFile, core: &Core) -> Result<()> {
     let (found, path) = (segment.segment.end(), &segment.segment.path);
     match core.usages.get(segment.id()) {
@@ -206,8 +207,8 @@ impl Rules {
         } = replayed;
         let bytes = record.bytes.len();
         if replayed.frame == FrameKind::Relocation && record.head.kind == RecordKind::Clear {
-            // A copied marker must not clear records put after its first position. `clear_old`
-            // clears the older records at the end of replay.
+            // A copied marker must not clear records that were put after the marker was first
+            // written. `clear_old` clears the older records at the end of replay.
             core.usages.add_tombstone(*at, bytes);
             if let Some(origin) = record.value().first_chunk().filter(|_| self.rebuild) {
                 self.clears.push((table.id, u64::from_le_bytes(*origin)));
@@ -225,8 +226,8 @@ impl Rules {
     }
 
     /// Removes the records that copied clear markers clear: those in segments older than the
-    /// marker's first segment. The clear had removed these records from the directory before
-    /// compaction copied the marker.
+    /// segment to which the marker was first written. Replay has added these records to the
+    /// directory again, because compaction may have removed the original marker.
     pub(crate) fn clear_old(&self, engine: &Engine, core: &mut Core) -> Result<()> {
         let guard = pin();
         let damaged = |damage| engine.directory_damage(damage);
@@ -357,18 +358,19 @@ fn replay_segment(
     Ok((end, stopped))
 }
 
-/// Minimum number of remaining bytes for which a second thread reads ahead of the thread that
-/// applies.
+/// Minimum number of remaining bytes for which a second thread reads and verifies frames ahead of
+/// the thread that applies them.
 const READ_AHEAD_BYTES: usize = 1 << 20;
 
-/// Maximum number of frames in a piece, which one thread hands to the other.
+/// Maximum number of frames in a piece. The reading thread hands the frames to the applying thread
+/// in pieces.
 const PIECE_FRAMES: usize = 4096;
 /// Number of bytes of frames from which a piece is complete and handed over.
 const PIECE_BYTES: u32 = 1 << 20;
 
 /// Passes the complete frames behind `end` to `apply`, in order. Returns `None` at the end of the
 /// segment, or the flaw of the first incomplete frame. If much remains to be read, a second thread
-/// reads and verifies ahead.
+/// reads and verifies frames ahead of `apply`.
 fn read_frames<'a>(
     segment: &'a SegmentFile,
     end: Frontier,
@@ -399,8 +401,8 @@ fn read_frames<'a>(
     })
 }
 
-/// A piece of a segment: some frames. The second field is set in the last piece of the segment, and
-/// tells why reading stopped.
+/// A piece of a segment: some frames. The second field is set only in the last piece of the
+/// segment. It is the flaw at which reading stopped, or `None` at the end of the segment.
 type Piece<'a> = (Vec<Frame<'a>>, Option<Stopped>);
 
 /// Reads the frames of a segment in pieces, from `end` on.

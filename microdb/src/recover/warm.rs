@@ -1,11 +1,13 @@
 //! The second thread of a replay: copies chunks of the directory before the first thread changes
 //! them.
 //!
+//! - The first thread of a replay applies records to the directory. The second thread reads and
+//!   verifies frames, and hands them over in pieces.
 //! - The first change of a chunk verifies the chunk in the checkpoint and copies it into fresh
-//!   memory. These copies take a quarter of the time of a replay. The thread that reads and
-//!   verifies frames has time to spare. It makes the copies for each piece of frames that it has
-//!   handed over.
-//! - The copies only save time. Without this module a replay gives the same result, later.
+//!   memory. These copies take a quarter of the time of a replay. The second thread has time to
+//!   spare, so it makes the copies for each piece that it has handed over.
+//! - The copies only save time. Without this module, a replay takes longer and gives the same
+//!   result.
 //!
 //! Deliberately absent: prefetching of the replaced records. In a trial it doubled the page table
 //! misses instead of sharing them between the threads.
@@ -26,7 +28,7 @@ const STEP_KEYS: usize = 64;
 /// Id of the table and hash of a key.
 type Key = (u32, KeyHash);
 
-/// Copies chunks in the tables that existed before the replayed segment.
+/// Copies chunks of the tables that existed before the replayed segment.
 pub(super) struct Warmer<'a> {
     engine: &'a Engine,
     tables: HashMap<u32, Arc<TableCore>>,

@@ -36,7 +36,7 @@ pub enum OpenMode {
     Read,
     /// The file must exist. The handle can also write.
     ReadWrite,
-    /// The file must not exist. Readable and writable by its owner only (0600).
+    /// The file must not exist. It is created, readable and writable by its owner only (0600).
     CreateNew,
 }
 
@@ -99,8 +99,9 @@ pub trait Storage: Debug + Send + Sync {
     /// Errors of the operating system.
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
 
-    /// Returns `true` if `inner` is the folder `outer` or is inside it, even by another path.
-    /// `inner` need not exist. A storage with symbolic links or mounts must resolve them.
+    /// Returns `true` if `inner` is the folder `outer` or is inside it, even if one path leads
+    /// through a symbolic link or a mount. `inner` need not exist. A storage with symbolic links or
+    /// mounts must resolve them.
     ///
     /// # Errors
     /// Errors of the operating system.
@@ -108,10 +109,10 @@ pub trait Storage: Debug + Send + Sync {
         Ok(inner.starts_with(outer))
     }
 
-    /// Takes the exclusive lock on the file at `path`, and creates the file if necessary. The lock
-    /// is held as long as the returned value lives. Returns `Ok(Err(holder))` if another process,
-    /// or another caller in this process, has the lock. `holder` is the process id of the holder,
-    /// if known.
+    /// Acquires the exclusive lock on the file at `path`, and creates the file if necessary. The
+    /// lock is held as long as the returned value lives. Returns `Ok(Err(holder))` if another
+    /// process, or another caller in this process, has the lock. `holder` is the process id of the
+    /// holder, if known.
     ///
     /// # Errors
     /// Errors of the operating system.
@@ -143,8 +144,8 @@ pub trait Storage: Debug + Send + Sync {
 /// # }
 /// ```
 pub trait StorageLock: Debug + Send + Sync {
-    /// Fails if the lock protects nothing any more. Then its file was removed or replaced, or the
-    /// current process is a forked child of the process that took the lock. The default never
+    /// Fails if the lock no longer protects anything: its file was removed or replaced, or the
+    /// current process is a forked child of the process that acquired the lock. The default never
     /// fails.
     ///
     /// # Errors
@@ -181,7 +182,7 @@ pub trait StorageFile: Debug + Send + Sync {
     /// Errors of the operating system. An unknown part of the bytes may have been written.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
-    /// Makes written data durable, and the length of the file if it changed.
+    /// Makes written data durable, and also the length of the file if it changed.
     ///
     /// # Errors
     /// Errors of the operating system. The call must not be repeated after an error, because data

@@ -47,7 +47,8 @@ pub struct OsStorage;
 #[derive(Debug)]
 struct OsFile {
     file: File,
-    /// Last known length of the file in bytes. Saves a system call per map.
+    /// Last known length of the file in bytes, or 0. While it is large enough, a map needs no
+    /// system call for the length.
     len: AtomicU64,
 }
 
@@ -146,7 +147,8 @@ impl StorageFile for OsFile {
         });
         match allocated {
             Ok(()) => Ok(()),
-            // On a file system without fallocate, zeros reserve the blocks as well, only slower.
+            // On a file system without fallocate, written zeros reserve the blocks too, but more
+            // slowly.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
                 let zeros = vec![0; 1 << 20];
                 let (mut at, end) = (offset.max(self.len()?), offset + len);

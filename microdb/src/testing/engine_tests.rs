@@ -12,7 +12,8 @@ use crate::format::super_block::{
 use crate::raw::epoch::pin;
 use crate::{Db, Durability, Error, Options};
 
-/// Returns a database with a complete first segment that is written to its file.
+/// Returns a database with 300 records in several segments, all of them synced. All segments but
+/// the last are complete.
 fn shop(folder: &Path) -> Db {
     let options = Options::new().segment_bytes_first(4096).segment_bytes_max(4096);
     let db = options
@@ -28,7 +29,7 @@ fn shop(folder: &Path) -> Db {
     db
 }
 
-/// Overwrites one byte of the record of `key` in its file.
+/// Overwrites one byte of the record of `key` in the file of its segment.
 fn rot(db: &Db, key: &str) {
     let table = db.table("t").unwrap();
     let guard = pin();
@@ -152,7 +153,9 @@ fn change_super(folder: &Path, change: impl FnOnce(State) -> State) -> State {
     state
 }
 
-/// No crash leaves a checkpoint without the log behind it, but a manual copy of files may.
+/// A crash never leaves a checkpoint without the segment that contains the checkpoint's position in
+/// the log. An incomplete copy of the files may leave such a checkpoint, and opening the copy must
+/// report damage.
 #[test]
 fn a_checkpoint_without_the_log_behind_it_is_damage() {
     let folder = tempfile::tempdir().unwrap();
@@ -165,7 +168,7 @@ fn a_checkpoint_without_the_log_behind_it_is_damage() {
         .position
         .segment;
     for kept in [last, 1] {
-        // SUPER and the log lose all segments from `kept` on.
+        // SUPER and the log lose all segments with ids from `kept` on.
         for entry in std::fs::read_dir(&log).unwrap().map(Result::unwrap) {
             let name = entry.file_name().into_string().unwrap();
             if name.as_str() >= format!("{kept:010}").as_str() {
@@ -228,8 +231,8 @@ fn ids_of_segments_may_be_large_and_not_too_far_apart() {
     }
 }
 
-/// A read copies somewhat more bytes than a value has. If these included a mapped page beyond the
-/// end of the file, the process would end.
+/// A get of a short value copies a fixed number of bytes, so it may read beyond the value. A read
+/// from a mapped page beyond the end of the file would end the process by the signal SIGBUS.
 #[test]
 fn a_tail_cut_off_by_an_open_is_not_mapped() {
     let folder = tempfile::tempdir().unwrap();
@@ -254,8 +257,9 @@ fn a_tail_cut_off_by_an_open_is_not_mapped() {
     }
 }
 
-/// Compaction copies a clear marker as long as the log has a segment older than the marker. Records
-/// behind the marker's first position must stay.
+/// Compaction copies a clear marker as long as the log has a segment older than the marker. The
+/// copy is behind records that were put after the clear, and replay of the copy must not remove
+/// them.
 #[test]
 fn replay_of_a_copied_clear_marker_clears_records_before_its_first_position() {
     let folder = tempfile::tempdir().unwrap();
@@ -312,8 +316,9 @@ fn replay_of_a_copied_clear_marker_clears_records_before_its_first_position() {
     check(&Db::open(&saved).unwrap());
 }
 
-/// Compaction copies step by step. Suppose a crash between two steps. The copied marker is then in
-/// the log behind records that were put later in its original segment and are not copied yet.
+/// Compaction copies a segment in several steps, and this test simulates a crash between two steps.
+/// The log then has the clear marker in segment 2, `new` behind it, and at the end the copy of the
+/// marker. Replay of the copy must not remove `new`, which is not copied yet.
 #[test]
 fn replay_of_a_copied_clear_marker_keeps_later_records_of_its_segment() {
     let folder = tempfile::tempdir().unwrap();
@@ -332,7 +337,8 @@ fn replay_of_a_copied_clear_marker_keeps_later_records_of_its_segment() {
         kept += 1;
     }
     table("cleared").clear().unwrap();
-    // One step of compaction collects fewer records than these.
+    // One step of compaction covers fewer than 400 records, so the marker and `new` are copied in
+    // different steps.
     (0..400).for_each(|_| table("overwritten").put("key", "value").unwrap());
     table("cleared").put("new", "value").unwrap();
     assert_eq!(table("cleared").location("new").unwrap().unwrap().segment, 2);

@@ -4,9 +4,9 @@
 //! - Compiled only with the feature `fuzzing`, and not part of the interface.
 //! - A parser may refuse bytes. It must not panic, allocate without bound, or accept bytes that the
 //!   encoder would write differently.
-//! - Hardly any random bytes have a valid checksum. So each parser gets its bytes twice: unchanged,
-//!   and with corrected checksums ([`repair_super`], [`repair_segment`]), as a forger would write
-//!   them.
+//! - Hardly any random bytes have a valid checksum. So most parsers get their bytes twice:
+//!   unchanged, and with corrected checksums ([`repair_super`], [`repair_segment`]), as a forger
+//!   would write them.
 
 use std::sync::Arc;
 
@@ -35,9 +35,9 @@ pub fn wait(child: i32) -> bool {
     crate::raw::fork::wait(child)
 }
 
-/// Database id for bytes that contain none.
+/// Database id that the parsers expect in the bytes.
 const DATABASE: DatabaseId = DatabaseId([7; 16]);
-/// Offset in the segment for a frame or record that is parsed alone.
+/// Offset in the segment that is assumed for a frame or record without a segment.
 const OFFSET: u32 = 4096;
 
 /// Parses a state block and a hint of SUPER.
@@ -257,7 +257,7 @@ fn repair_segment_header(bytes: &mut [u8], database: DatabaseId, id: u64) {
     }
 }
 
-/// Corrects all checksums of a SUPER file. Returns the database id in a valid state.
+/// Corrects all checksums of a SUPER file. Returns the database id of its first valid state.
 pub fn repair_super(bytes: &mut [u8]) -> Option<[u8; 16]> {
     let mut database = None;
     for offset in STATE_OFFSETS {

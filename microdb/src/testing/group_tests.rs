@@ -1,5 +1,9 @@
 //! Tests of commits in one group: conflicts with clears and drops, turns, and lost turns.
 //!
+//! A transaction that fails its checks runs again in a *turn*: inside its group, before the sync,
+//! while nothing else is committed. A run that takes too long loses its turn, and another thread
+//! continues the group.
+//!
 //! A test holds the writer lock of the log, so that the group of a first commit waits. During this
 //! wait, the test starts the other commits one by one, and they join the next group.
 
@@ -28,8 +32,8 @@ fn open(path: &std::path::Path) -> Db {
 
 type Step<'a> = Box<dyn FnOnce() + Send + 'a>;
 
-/// Runs the steps, each of which makes one commit, so that these commits form one group in this
-/// order.
+/// Runs each of `steps` in a thread. Each step makes one commit. These commits form one group, in
+/// the order of `steps`, behind the group of a put to `other`.
 fn in_one_group(db: &Db, other: &Table, steps: Vec<Step<'_>>) {
     std::thread::scope(|scope| {
         let writer = lock(&db.engine.writer);
@@ -188,8 +192,9 @@ fn conflicting_transactions_commit_in_order_with_one_sync() {
     results.sort_unstable();
     assert_eq!(results, [1, 2, 3, 4, 5, 6, 7, 8]);
     assert_eq!(table.get("count").unwrap().as_deref(), Some(&[8][..]));
-    // The first put and the transactions form two groups. There may be more: a body that the
-    // scheduler delays for more than 1 ms gets no turn and commits in a later group.
+    // The first put and the transactions form two groups. There may be more groups: if the
+    // scheduler delays a transaction's body for more than 1 ms, the transaction gets no turn and
+    // commits in a later group.
     assert!(groups() - before >= 2);
     assert!(
         runs.load(Ordering::Relaxed) >= 15,
@@ -268,8 +273,8 @@ fn an_open_counts_bytes_of_unnamed_tables_as_dead() {
         other,
     } = fixture();
     let segment = lock(&db.engine.core).published.position.segment;
-    // The usage counts get live bytes of a table that does not exist. An earlier version left such
-    // counts, because it acknowledged commits after the drop of their table.
+    // The usage counts get live bytes of table 77, which does not exist. Databases of an earlier
+    // version may have such counts, because that version acknowledged commits to a dropped table.
     let at = Location::new(segment, 4096);
     lock(&db.engine.core).usages.add_live(at, 77, 1 << 20);
     db.checkpoint().unwrap();
@@ -292,7 +297,7 @@ fn a_body_that_waits_for_a_writer_loses_its_turn_and_commits_afterwards() {
     std::thread::scope(|scope| {
         let (other_table, another) = (&other, other.clone());
         scope.spawn(move || {
-            // The transaction has its turn now, and this commit waits for the end of the turn.
+            // The transaction has its turn now, so this commit waits until the turn ends.
             asked.recv_timeout(PATIENCE).unwrap();
             another.put("asked", "for").unwrap();
             done.send(()).unwrap();
@@ -367,16 +372,17 @@ fn a_run_in_a_lost_turn_is_acknowledged_after_the_commits_that_it_read() {
         let (db, table, other) = (&db, &table, &other);
         let runs = AtomicU32::new(0);
         let put: Step<'_> = Box::new(|| table.put("k", "changed").unwrap());
-        // The transaction only reads in its last run. Its first run writes, so that it joins the
-        // group.
+        // The transaction only reads in its last run. Its first run writes, because a transaction
+        // without writes would not join the group.
         let reader: Step<'_> = Box::new(move || {
             let seen = db.transaction(|tx| {
                 let value = tx.get(table, "k")?.map(|value| value.to_vec());
                 match runs.fetch_add(1, Ordering::Relaxed) {
                     0 => tx.put(other, "joins", "the group")?,
                     1 => {
-                        // This run is in the turn. From here on the writer of the log is held, so
-                        // nothing becomes durable.
+                        // This run is in the turn. When `may_write` receives, the other thread
+                        // holds the writer lock of the log, so nothing becomes durable from here
+                        // on.
                         ran.send(()).unwrap();
                         may_write.recv_timeout(PATIENCE).unwrap();
                     }
@@ -394,8 +400,8 @@ fn a_run_in_a_lost_turn_is_acknowledged_after_the_commits_that_it_read() {
         scope.spawn(move || {
             has_run.recv_timeout(PATIENCE).unwrap();
             let writer = lock(&db.engine.writer);
-            // The turn is lost once another thread has taken over the group and waits for the
-            // writer.
+            // The turn is lost once another thread has taken over the group. That thread then waits
+            // for the writer lock.
             wait_for("the loss of the turn", || !lock(&db.engine.queue).is_paused());
             write.send(()).unwrap();
             // Gives the transaction time to return, which it must not do before the commits are

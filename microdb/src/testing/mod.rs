@@ -3,7 +3,7 @@
 //! - [`fuzzing`] and [`bench_format`] exist only with the features `fuzzing` and `bench`.
 //! - [`loom_tests`] exist only in a build for the model checker loom.
 //!
-//! Deliberately absent: anything that a release build contains.
+//! No module of this folder is compiled into a release build without these features.
 
 #[cfg(feature = "bench")]
 pub(crate) mod bench_format;

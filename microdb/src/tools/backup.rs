@@ -4,8 +4,8 @@
 //!   them, at no cost in space or time. Only the active segment and the checkpoint are copied.
 //! - A link and the original share their bytes, so they share damage too. To protect from failing
 //!   disks, a backup must be on another disk, where everything is copied.
-//! - A read-only database is copied as its reader sees it, from the maps. Maps stay readable even
-//!   if a writer removes the files.
+//! - A read-only database is copied as its reader sees it, from the memory maps of its segments.
+//!   Maps stay readable even if a writer removes the files.
 //! - No record of the original is changed. The original only gets a new checkpoint and missing
 //!   seals.
 //!
@@ -72,7 +72,7 @@ impl Engine {
             return self.backup_of_view(storage.as_ref(), &to);
         }
         self.check_writable()?;
-        // While this hold exists, commits do not wait for free log space, because a backup may take
+        // While `_hold` exists, commits do not wait for free log space, because a backup may take
         // long.
         let _hold = self.space.hold();
         let _no_compaction = lock(&self.compacting);
@@ -274,7 +274,7 @@ impl Engine {
 }
 
 /// Fails if one of two folders contains the other. Otherwise a backup would copy itself, and a
-/// repair would read its own output.
+/// salvage would read its own output.
 pub(crate) fn check_apart(
     storage: &dyn Storage,
     source: &Path,

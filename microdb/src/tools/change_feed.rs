@@ -155,8 +155,8 @@ pub struct Changes {
     /// Segments that are not read completely, each with the end of its visible frames.
     left: VecDeque<(SegmentFile, u32)>,
     at: Option<Frontier>,
-    /// End of the last segment that was read completely, for an extension that continues in this
-    /// segment.
+    /// End of the last segment that was read completely. An extension continues here if the segment
+    /// has more frames by then.
     stopped: Option<Frontier>,
     /// Sequence of the last returned change, or the requested sequence. Only later changes are
     /// returned.

@@ -5,15 +5,16 @@
 //!   (XXH3) divide the keys of a table into 4,096 prefixes, equally in every database. The digest
 //!   of a prefix is BLAKE3 over its leaves in ascending order. The digest of a table covers its
 //!   prefixes. The digest of the database covers names and digests of its tables.
-//! - Leaves are sorted and hashed, not added up. A sum or XOR could be updated without the other
-//!   leaves. But an author of records can make such values collide with modest work: by linear
-//!   algebra for XOR, by Wagner's lists for sums of less than kilobytes. A sequence of sorted
-//!   leaves under BLAKE3 is as strong as BLAKE3.
+//! - Leaves are sorted and hashed, not added up. A sum or XOR could be updated without reading the
+//!   other leaves. But a user who chooses the records can construct sets of leaves with equal XOR
+//!   (by linear algebra) or equal sum (by Wagner's generalized birthday algorithm, unless the sum
+//!   has kilobytes). A sequence of sorted leaves under BLAKE3 is as strong as BLAKE3.
 //! - Digests are computed on request and kept in memory, so a database without such requests pays
 //!   nothing. For a later request, the log shows which prefixes were written since, and only these
 //!   are hashed again. One pass over each written table finds the records with these prefixes.
-//!   - The pass reads and verifies every record of the table, because only a verified key tells its
-//!     prefix. The directory cannot select them: it is divided by a hash with a secret seed.
+//! - The pass reads and verifies every record of the table, because only a verified key tells its
+//!   prefix. The directory cannot select the records of a prefix, because it is divided by another
+//!   hash, with a secret seed.
 //!
 //! Deliberately absent: digests on disk.
 
@@ -205,8 +206,8 @@ impl Handle {
         let written = cache
             .as_ref()
             .map(|cache| self.written_since(cache.sequence, &snapshot));
-        // After an error below, this cache would not match the log. It is taken out first, so that
-        // the next call then digests everything.
+        // The cache is taken out first. If an error follows, it stays empty, and the next call
+        // digests everything.
         let old = cache.take().map(|cache| cache.tables).unwrap_or_default();
         let mut tables = HashMap::new();
         for (_, id) in &names {
@@ -345,7 +346,7 @@ fn compose(sequence: Sequence, names: &[(String, u32)], tables: &HashMap<u32, Pr
 }
 
 /// Calls `each` for the records of a table with a key prefix in `wanted`, until `each` returns
-/// `false`. Records are verified. The order follows the log for some records at a time.
+/// `false`. Records are verified. They are read in batches, each in the order of the log.
 ///
 /// # Errors
 /// The first damage, and the errors of `each`.

@@ -4,8 +4,8 @@
 //! - The database's own seal decides. A chunk is written only if its bytes are exactly those that
 //!   were sealed.
 //! - A segment without a seal (the active segment, or a segment that lost its seal) is judged by
-//!   its frames. Damaged chunks are taken from the backup if all frames are complete afterwards and
-//!   linked to each other.
+//!   its frames. Damaged chunks are taken from the backup if afterwards all frames are complete and
+//!   the chain links them to each other.
 //! - After an interrupted write the chunk is still damaged, and the next run heals it.
 //! - The database must be closed. Its lock is held during the whole operation.
 //!
@@ -310,9 +310,9 @@ impl Healing<'_> {
         Ok(())
     }
 
-    /// Returns the seal by which the chunks of the segment are judged. Without a stored seal, also
-    /// returns the damaged chunks, which the frames have shown. Returns `None` if nothing can be
-    /// judged.
+    /// Returns the seal with which the chunks of segment `id` are compared. Without a stored seal,
+    /// returns a computed seal and the indices of the damaged chunks, which the frames have shown.
+    /// Returns `None` if neither the frames nor the backup prove the original bytes.
     fn reference(&self, id: u64, file: Option<&dyn StorageFile>) -> Option<(Seal, Option<BTreeSet<usize>>)> {
         if let Some(seal) = self.seal(self.paths, id) {
             return Some((seal, None));
@@ -346,10 +346,10 @@ impl Healing<'_> {
         Some((backup, end))
     }
 
-    /// Judges a segment without a seal. Returns the chunks to replace, so that all frames up to the
-    /// backup's end are complete, and a seal of the result. Returns `None` if no damage is found.
-    /// Also returns `None` if nothing proves that the backup has equal frames: a backup that was
-    /// written to has a history of its own.
+    /// Judges a segment without a seal. Returns the indices of the chunks to replace, so that all
+    /// frames up to the backup's end are complete, and a seal of the result. Returns `None` if no
+    /// damage is found. Also returns `None` if nothing proves that the backup has equal frames:
+    /// commits made in an opened backup give it a history of its own.
     fn by_frames(&self, id: u64, file: &dyn StorageFile) -> Option<(Seal, BTreeSet<usize>)> {
         let (backup, backup_end) = self.whole_backup(id)?;
         let len = file.len().ok()?.min(u64::from(SEGMENT_BYTES_LIMIT)) as u32;

@@ -4,8 +4,8 @@
 //! - Damage is reported with its position.
 //! - [`inspect`] and [`salvage`] work on the files of a database that cannot be opened.
 //!
-//! Deliberately absent: changes of records. Only [`heal`] and [`seal`] write to a database:
-//! original bytes of segments, and seals.
+//! Deliberately absent: changes of records. In the database itself, [`heal`] restores original
+//! bytes of segments, [`seal`] writes seals, and [`backup`] writes a checkpoint and missing seals.
 
 pub(crate) mod backup;
 pub(crate) mod change_feed;

@@ -4,8 +4,8 @@
 //! - Seals are made in the background, after a segment is complete and durable. No commit waits for
 //!   a hash.
 //! - A segment is verified frame by frame before it is sealed, so that a seal never covers damage.
-//! - Seals are derived from segments and need not be durable. A segment without a seal is complete
-//!   too, and the next housekeeping seals it.
+//! - Seals are derived from segments and need not be durable. A segment is valid without a seal,
+//!   and the next housekeeping creates the seal.
 //!
 //! Deliberately absent: the layout, which is in `format::seal`.
 

@@ -96,7 +96,8 @@ impl VerifyReport {
             }
             _ => &mut self.damage,
         };
-        // A chunk that the directory in use has in common with its checkpoint is found twice.
+        // Damage of a chunk that the directory in use shares with its checkpoint is found twice,
+        // but listed once.
         let text = error.to_string();
         if !list.contains(&text) {
             list.push(text);
@@ -280,7 +281,7 @@ impl Snapshot {
     fn verify_slots(&self, report: &mut VerifyReport) {
         let (engine, segments) = (self.engine(), self.segments());
         for (table, view) in self.views() {
-            // A part may have been damaged since its first verification.
+            // A part of the directory may have been damaged since its first verification.
             view.verify_again();
             let mut walk = Walk::new(Some(view));
             while let Some(location) = walk.next(segments) {

@@ -2,8 +2,9 @@
 //! commits.
 //!
 //! - A run with an outdated read is repeated, up to the maximum number of runs in the options.
-//! - After a conflict the transaction gets a turn: at once for a short durable body, otherwise
-//!   after several conflicts.
+//! - A turn is a run inside a commit group, during which no other commit is made (see
+//!   [`crate::engine::group`]). A transaction with a short body and [`Durability::Sync`] gets a
+//!   turn at its first conflict, any other transaction after several conflicts.
 //! - If the body panics in a turn, the panic is resumed after the group has ended.
 //!
 //! Deliberately absent: reads and writes of a run, which are in `transaction`.
@@ -29,8 +30,8 @@ const SHORT_BODY: Duration = Duration::from_millis(1);
 /// than [`SHORT_BODY`], or that of a transaction with [`Durability::Buffered`].
 const TRIES_BEFORE_TURN: u32 = 8;
 
-/// Time limit of a transaction's first turn. Each further turn has twice the limit. The limit is
-/// long for a body that only reads and computes, and short for the writers that wait.
+/// Time limit of a transaction's first turn. Each further turn has twice the limit. A body that
+/// only reads and computes needs less time, and the writers that wait are not delayed for long.
 const TURN_LIMIT: Duration = Duration::from_millis(50);
 
 /// Maximum time limit of a turn.
@@ -176,8 +177,8 @@ impl<'a, T, E: From<Error>> Attempts<'a, '_, T, E> {
         let turn = request.turn;
         let mut turned: Option<std::thread::Result<Result<Run<'a, T, E>>>> = None;
         let mut runner = |group| -> Ran {
-            // A panic must not end the group. After the group, the thread that runs the transaction
-            // resumes the panic.
+            // A panic must not end the group. After the group has ended, the thread that runs the
+            // transaction resumes the panic.
             let run = catch_unwind(AssertUnwindSafe(|| self.run(Some(group))));
             let (run, encoded) = match run {
                 Ok(Ok(mut run)) => match run.writes() {

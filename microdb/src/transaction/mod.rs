@@ -8,8 +8,8 @@
 //! - A run with an outdated read gets [`Error::Conflict`] from its next read. The run is repeated
 //!   even if the body ignores that error.
 //! - A transaction with conflicts gets a turn in the commit group (see [`crate::engine::group`]),
-//!   in which no other commit can interfere. A short durable body gets its turn at the first
-//!   conflict.
+//!   in which no other commit can interfere. A short body with [`Durability::Sync`] gets its turn
+//!   at the first conflict.
 //! - The body must not write through the database itself (see [`crate::engine::nesting`]).
 //! - A transaction that the caller commits has one run and no turn. The caller's thread may make
 //!   other commits while that transaction is open.
@@ -52,7 +52,7 @@ const ENTRY_BYTES: usize = 192;
 const CHECKS_MAX: usize = 64;
 
 /// Maximum number of attempts of a read. An attempt fails if a commit is published during it. After
-/// the last, the run continues in a snapshot.
+/// the last attempt, the run continues in a snapshot.
 const READ_TRIES: u32 = 16;
 
 /// Table id and key.
@@ -76,7 +76,8 @@ type KeyName = (u32, Vec<u8>);
 /// ```
 pub struct Transaction<'a> {
     db: &'a Db,
-    /// Reads of this run, by table and key, each with the check at commit and the value.
+    /// Reads of this run, by table and key, each with the check that the commit makes and the value
+    /// that was read.
     reads: HashMap<KeyName, (Check, Option<Value>)>,
     /// Writes of this run, by table and key. `None` as the value stands for a deletion.
     writes: HashMap<KeyName, (Table, Option<Vec<u8>>)>,
@@ -253,8 +254,8 @@ impl Transaction<'_> {
         Ok((check, value))
     }
 
-    /// Moves all reads to the moment of a new snapshot. Fails if one of the reads is outdated
-    /// there.
+    /// Moves all reads to the moment of a new snapshot. Fails if one of the reads is outdated at
+    /// that moment.
     fn go_on_in_snapshot(&mut self) -> Result<()> {
         let snapshot = self.db.snapshot();
         for (check, _) in self.reads.values() {
@@ -389,8 +390,8 @@ impl Transaction<'_> {
 
     fn checks(&self) -> Checks {
         Checks {
-            // Reads in a snapshot may be older than `version`. With this value, the commit looks up
-            // all of them again.
+            // Reads in a snapshot may be older than `version`. With `u64::MAX`, which is never the
+            // current version, the commit looks up all of them again.
             version: if self.snapshot.is_some() {
                 u64::MAX
             } else {
@@ -528,10 +529,10 @@ impl Db {
     /// read, the run gets [`Error::Conflict`] from its next read or at its end. Then the run is
     /// repeated.
     ///
-    /// A body that conflicts is repeated while other writers wait. It succeeds if it ends within
-    /// the time limit of its turn: 50 ms at first, twice as much in each further turn, 10 s at
-    /// most. A body should not wait for a thread that writes to the same database, because the time
-    /// limit would delay that thread.
+    /// After one or more conflicts, the body gets a *turn*: it is repeated while other writers
+    /// wait. The turn succeeds if the body ends within a time limit: 50 ms at first, twice as much
+    /// in each further turn, 10 s at most. A body should not wait for a thread that writes to the
+    /// same database, because the time limit would delay that thread.
     ///
     /// The body must not write through the database itself, nor create tables. Only writes through
     /// [`Transaction`] are part of the transaction.

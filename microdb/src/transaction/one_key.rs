@@ -1,7 +1,8 @@
 //! Changes of one key that depend on its value: `update` and `take`.
 //!
-//! - Each change is a transaction of one key. After a conflict its function runs in a turn of the
-//!   commit group, so many threads can change a key at once.
+//! - Each change is a transaction of one key. After a conflict its function runs again inside a
+//!   commit group, while no other commit is made. So each of many threads that change one key makes
+//!   progress.
 //!
 //! Deliberately absent: changes of several keys, for which the caller writes a transaction.
 
@@ -57,7 +58,7 @@ impl Table {
             let new = change(current);
             match &new {
                 Some(new) => tx.put(self, key, new)?,
-                // A tombstone for an absent key would only take space.
+                // A tombstone for an absent key would only take space, so none is written.
                 None if is_absent => {}
                 None => tx.delete(self, key)?,
             }
@@ -131,7 +132,7 @@ where
             let new = change(current.transpose()?);
             match &new {
                 Some(new) => tx.put(self.raw(), &key, self.encode_value(new)?)?,
-                // A tombstone for an absent key would only take space.
+                // A tombstone for an absent key would only take space, so none is written.
                 None if is_absent => {}
                 None => tx.delete(self.raw(), &key)?,
             }

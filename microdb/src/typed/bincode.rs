@@ -15,13 +15,15 @@ use serde::de::DeserializeOwned;
 use super::codec::{Bincode, Codec, CodecError};
 use crate::format::VALUE_BYTES_MAX;
 
-/// Maximum number of decoded bytes per encoded byte, reached by a `u128` below 251.
+/// Maximum number of decoded bytes per encoded byte, reached by a `u128` below 251, which is
+/// encoded as one byte.
 const GROWTH_MAX: usize = 16;
 /// Maximum number of decoded bytes for encoded values of up to [`SMALL_BYTES`].
 const SMALL_DECODE_BYTES_MAX: usize = GROWTH_MAX * SMALL_BYTES;
-/// Maximum size in bytes of an encoded value with the small limit. Most records are smaller.
+/// Maximum size in bytes of an encoded value to which [`SMALL_DECODE_BYTES_MAX`] applies. Most
+/// records are smaller.
 const SMALL_BYTES: usize = 64 * 1024;
-/// Maximum number of decoded bytes for larger encoded values.
+/// Maximum number of decoded bytes for encoded values larger than [`SMALL_BYTES`].
 const DECODE_BYTES_MAX: usize = GROWTH_MAX * VALUE_BYTES_MAX;
 
 impl Codec for Bincode {

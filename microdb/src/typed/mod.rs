@@ -4,8 +4,8 @@
 //! - A put checks that the value can be read back. Otherwise it returns an error with the reason.
 //! - The table can also be read as bytes.
 //!
-//! Deliberately absent: a schema on disk, and scans by prefix, because encoded keys have no useful
-//! order.
+//! Deliberately absent: a schema on disk. Scans by prefix are absent too, because a prefix of an
+//! encoded key has no useful meaning.
 
 #[cfg(feature = "bincode")]
 mod bincode;
@@ -52,9 +52,10 @@ use crate::value::Value;
 /// Values of up to [`crate::VALUE_BYTES_MAX`] encoded bytes can be written and read.
 ///
 /// A table handle and its clones read back each new shape of a value once. A shape is the set of
-/// variants, of `Some` and `None`, and of the kinds of the value's fields. Keep a handle instead of
-/// requesting a new one before each put. The check may miss a `Deserialize` that refuses a value of
-/// its own `Serialize` because of its content. [`TypedTable::get`] then returns [`Error::Decode`].
+/// the choices in a value: its enum variants, `Some` or `None`, and the kinds of its fields. Keep a
+/// handle instead of requesting a new one before each put. The check may miss a `Deserialize` that
+/// refuses a value of its own `Serialize` because of the value's content. [`TypedTable::get`] then
+/// returns [`Error::Decode`].
 ///
 /// # Changing types
 ///
@@ -89,7 +90,8 @@ pub struct TypedTable<K, V, C = Bincode> {
     types: PhantomData<Types<K, V, C>>,
 }
 
-/// Initial capacity in bytes of the buffer for an encoded key or value. Most need no more.
+/// Initial capacity in bytes of the buffer for an encoded key or value. Most keys and values need
+/// no more.
 const ENCODED_BYTES_USUAL: usize = 64;
 
 /// A type that names `K`, `V` and `C` without owning values of them. So a table is `Send` and
@@ -118,8 +120,8 @@ where
     V: Serialize + DeserializeOwned,
     C: Codec,
 {
-    /// Returns the typed form of a table of bytes. Its keys and values must be encoded from these
-    /// types.
+    /// Returns the typed form of a table of bytes. The stored keys and values must be encodings of
+    /// `K` and `V`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -254,7 +256,7 @@ where
     /// Deletes a key. Returns `true` if the key existed.
     ///
     /// # Errors
-    /// The errors of [`Table::delete`], and [`Error::Encode`].
+    /// The errors of [`Table::delete`], and [`Error::Encode`] if the key cannot be encoded.
     pub fn delete<Q>(&self, key: &Q) -> Result<bool>
     where
         K: Borrow<Q>,
@@ -309,8 +311,8 @@ where
             if decoded.transpose()?.as_ref() != expected {
                 return Ok(false);
             }
-            // Another commit may change the value after this read. Then the comparison is repeated,
-            // and that commit made progress.
+            // Another commit may change the value after this read. Then the comparison is repeated.
+            // The repetition cannot block all threads, because the other commit succeeded.
             if self
                 .raw
                 .compare_and_swap(&key, current.as_deref(), new.as_deref())?

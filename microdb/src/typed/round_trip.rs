@@ -46,8 +46,8 @@ impl KnownShapes {
 
     #[inline]
     fn contains(&self, path: u64) -> bool {
-        // Relaxed suffices: a path is a single number, and a path that a thread does not see yet is
-        // only checked again.
+        // Relaxed ordering suffices: a path is a single number, and a path that a thread does not
+        // see yet is only checked again.
         let slots = self.bucket(path);
         slots.iter().any(|slot| slot.load(Ordering::Relaxed) == path)
     }
@@ -55,14 +55,15 @@ impl KnownShapes {
     fn insert(&self, path: u64) {
         let slots = self.bucket(path);
         let free = slots.iter().find(|slot| slot.load(Ordering::Relaxed) == 0);
-        // If the bucket is full, the new path replaces another. The replaced path is checked again
-        // when it occurs.
+        // If the bucket is full, the new path replaces another path. The replaced path is checked
+        // again when it occurs.
         let slot = free.unwrap_or(&slots[(path >> 48) as usize % BUCKET_SLOTS]);
         slot.store(path, Ordering::Relaxed);
     }
 }
 
-/// Part of a record. Keys and values of a table have different paths.
+/// Part of a record. The path of a choice begins with this number, so keys and values have
+/// different paths.
 #[derive(Clone, Copy)]
 pub(super) enum Part {
     Key = 1,
@@ -133,8 +134,8 @@ fn encoded_again<C: Codec, T: Serialize + DeserializeOwned>(
     Ok((again, trace.fields.get()))
 }
 
-/// Returns `true` if both slices contain equal bytes in any order, because hash maps encode their
-/// elements in any order.
+/// Returns `true` if the slices are equal except for the order of their bytes. The order is
+/// ignored, because hash maps encode their elements in any order.
 fn is_permutation(one: &[u8], two: &[u8]) -> bool {
     let counts = |bytes: &[u8]| {
         let mut counts = [0_u64; 256];

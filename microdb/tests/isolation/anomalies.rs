@@ -56,8 +56,8 @@ fn checker_accepts_a_serial_history_with_clears_and_absent_keys() {
         op("absent", (0, 1)).reads(X, Seen::Absent),
         op("put", (2, 3)).writes(X, Some(1)),
         op("clear", (4, 6)).writes(X, None).writes(Y, None),
-        // The two operations overlap with the clear in time. The first one precedes it in the
-        // order, and the second one follows it.
+        // The next two operations overlap with the clear in time. The first one sees the state
+        // before the clear, and the second one the state after it.
         op("beside", (5, 9)).reads(X, Seen::Value(1)),
         op("beside too", (5, 9))
             .reads(X, Seen::Absent)
@@ -199,7 +199,8 @@ fn checker_finds_commits_out_of_real_time_and_lost_and_unwanted_ones() {
     assert!(unwanted.contains("was refused, and is committed"), "{unwanted}");
 }
 
-/// A batch of two keys that takes long, and a read that saw it.
+/// A start, a batch of two keys that takes long, and a point read that sees one of the keys before
+/// the batch has ended.
 fn a_batch_seen_early() -> Vec<Op> {
     vec![
         start(),

@@ -288,8 +288,8 @@ fn snapshot(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Rando
     recorder.push("snapshot", (begin, end), effects, true);
 }
 
-/// Deletes a key that no other thread deletes. So the deletions of a key are in the order of one
-/// thread.
+/// Deletes a key that no other thread deletes. So `order` can match the deletions of a key with its
+/// commits in the order of that one thread.
 fn delete(recorder: &mut Recorder<'_>, handle: &Handle, how: Durability) {
     let number = recorder.thread as u8 % KEYS;
     if recorder.thread >= KEYS.into() {
@@ -382,8 +382,8 @@ fn transaction(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Ra
         gate.get_or_insert_with(|| shared.gate.read().unwrap());
         Ok(())
     };
-    // After `begin`, there is one run, which this caller commits. Otherwise the engine commits, and
-    // repeats the body after a conflict.
+    // A transaction of `Db::begin` has one run, and this caller commits it. `Db::transaction`
+    // commits by itself, and repeats the body after a conflict.
     let result = if is_begun {
         let mut tx = shared.db.begin();
         body(&mut tx).and_then(|()| tx.commit().map(drop))
@@ -409,8 +409,9 @@ fn transaction(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Ra
 }
 
 /// Finds the recorded operation of each commit. The value of a put identifies its operation.
-/// Commits without a put are deletions and clears. For each key or table, one thread makes them, so
-/// they are matched in its order. A deletion of an absent key has no effect and is skipped.
+/// Commits without a put are deletions and clears. All deletions of a key, and all clears of a
+/// table, are made by one thread, so they are matched in the order of that thread. A deletion of an
+/// absent key has no effect and is skipped.
 fn order(ops: &[Op], commits: &[Vec<Operation>]) -> Result<Vec<usize>, String> {
     let (mut by_value, mut removals) = (HashMap::new(), HashMap::<_, Vec<usize>>::new());
     for (index, op) in ops.iter().enumerate() {

@@ -16,9 +16,9 @@
 //! A value is written once in a history, so a read of a value identifies its version. A read of an
 //! absent key does not. The version of such a read is chosen by the time of the operation.
 //!
-//! A batch becomes visible to point reads key by key. So a point read that saw a batch of several
-//! keys is not ordered before a later point read of another key. The later read may miss this
-//! batch, but no commit before this batch.
+//! A batch becomes visible to point reads key by key. So a point read may see a batch of several
+//! keys *early*: a later point read of another key may miss this batch, but no commit before it.
+//! The checker does not order these two reads.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -97,8 +97,8 @@ struct Checker<'a> {
     /// Edges by node. The first nodes are the operations. The other nodes are extra nodes for ends
     /// of operations.
     edges: Vec<Vec<(usize, Why)>>,
-    /// The key of each point read that saw a batch of several keys, by operation. Other point reads
-    /// may see this batch later.
+    /// The key of each point read that saw a batch of several keys, by operation. Point reads of
+    /// other keys may see this batch later.
     early: Vec<Option<Key>>,
     faults: Vec<String>,
 }
@@ -544,9 +544,10 @@ impl Checker<'_> {
 struct Floors {
     /// Minimum number of commits that a point read of any key must see.
     point_reads: usize,
-    /// Minimum number of commits that a point read of this key must see, if above `point_reads`.
+    /// Minimum number of commits that a point read of the given key must see, if above
+    /// `point_reads`.
     by_key: HashMap<Key, usize>,
-    /// Minimum number of commits that every other operation must see.
+    /// Minimum number of commits that an operation must see if it is no point read.
     others: usize,
 }
 

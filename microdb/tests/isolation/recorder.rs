@@ -160,7 +160,8 @@ impl Recorder<'_> {
         let end = self.clock.now();
         match result {
             Ok(true) => self.push(name, (begin, end), effects, true),
-            // The value had changed since the read for this swap, so the read is not recorded.
+            // The swap was refused, because its key had changed since the caller read it. So that
+            // read is not recorded.
             Ok(false) => {
                 self.push(name, (begin, end), effects.without_reads(), false);
             }

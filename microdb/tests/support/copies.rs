@@ -1,8 +1,9 @@
 //! Copies of a database during a run: backups, and a follower of the change feed.
 //!
-//! - A complete backup opens in the state at its beginning, independent of later changes to the
-//!   disk and the original. An incomplete backup opens in that state or is no database.
-//! - A follower applies the change feed and must have the state of the database. The chained links
+//! - A complete backup opens with the content that the database had when the backup began,
+//!   independent of later changes to the disk and the original. An incomplete backup opens with
+//!   that content or is no database.
+//! - A follower applies the change feed and must have the content of the database. The chain values
 //!   of the changes prove that none of them is missing.
 
 use std::collections::BTreeMap;

@@ -28,7 +28,7 @@ enum Fate {
     Sectors(u64),
     /// Only this range of a write's bytes reached the disk, relative to its start.
     Bytes(u64, u64),
-    /// Each sector has the content of a different time, as during the writeback of a page cache.
+    /// Each sector shows the file at a different moment, as during the writeback of a page cache.
     /// All pending events of a disk have the same seed.
     Moment(u64),
     /// Only the new length of the file, after a write or a reservation of space, reached the disk.
@@ -68,7 +68,7 @@ impl<'a> Cuts<'a> {
         self.at
     }
 
-    /// Applies the next event. Returns `false` if there is none.
+    /// Applies the next event. Returns `false` if there is no further event.
     pub(crate) fn step(&mut self) -> bool {
         let Some(event) = self.events.get(self.at) else {
             return false;
@@ -279,7 +279,7 @@ fn apply(image: &mut Image, event: &Event, fate: Fate, place: (u64, u64)) {
 }
 
 /// Returns `true` if an event that cannot be torn reaches the disk. Events of one folder or file
-/// reach it in order.
+/// reach the disk in their order.
 fn arrives(fate: Fate, node: NodeId, place: (u64, u64)) -> bool {
     match fate {
         Fate::Lost => false,
@@ -338,7 +338,7 @@ fn grow(image: &mut Image, file: NodeId, end: u64, fate: Fate, place: (u64, u64)
         let mut stale = vec![0; step as usize];
         match random.below(3) {
             // The worst case is content from the same offset of another file, for example another
-            // segment or an older checkpoint.
+            // segment or an older checkpoint, because it may look valid.
             0 => _ = image.file(files[random.index(files.len())]).read(at, &mut stale),
             1 => stale = random.bytes(step as usize),
             _ => {}

@@ -150,7 +150,8 @@ pub(crate) struct Fault {
     pub(crate) times: u64,
 }
 
-/// Syncs that are reported as done and never happen, like those of an engine that forgot a sync.
+/// Syncs that report success and do nothing. A test that sets them must find lost commits, as with
+/// an engine that forgot a sync.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lie {
     pub(crate) name: &'static str,
@@ -163,9 +164,9 @@ pub(crate) struct Lie {
 /// All events of a disk, from which the result of a power cut can be built.
 #[derive(Clone, Default)]
 pub(crate) struct Record {
-    /// Durable content at the start.
+    /// Durable content when the recording began.
     pub(crate) base: Image,
-    /// Unsynced events of a crashed process, from before the start.
+    /// Unsynced events of a crashed process, from before the recording.
     pub(crate) before: Vec<Event>,
     pub(crate) events: Vec<Event>,
 }
@@ -212,8 +213,8 @@ impl Disk {
         Self::with_unsynced(image.clone(), Vec::new(), image)
     }
 
-    /// Returns a disk with the visible content `live`. Of it, `base` is durable, and the events
-    /// `before` are not.
+    /// Returns a disk with the visible content `live`. Its content `base` is durable, and the
+    /// events `before` are unsynced.
     pub(crate) fn with_unsynced(base: Image, before: Vec<Event>, live: Image) -> Self {
         let state = State {
             record: Record {
@@ -261,12 +262,12 @@ impl Disk {
         self.guard().record.events.len()
     }
 
-    /// Returns the recorded events, with the durable content at the start.
+    /// Returns the recorded events, with the durable content when the recording began.
     pub(crate) fn record(&self) -> Record {
         self.guard().record.clone()
     }
 
-    /// Returns `true` if the disk had no unsynced events at the start.
+    /// Returns `true` if the disk had no unsynced events when the recording began.
     pub(crate) fn began_settled(&self) -> bool {
         self.guard().record.before.is_empty()
     }

@@ -1,9 +1,9 @@
 //! A storage that stops one thread at a chosen call to the disk until the test releases it.
 //!
 //! The test arms the gate for a thread and the number of a call. The thread stops before that call,
-//! while it holds all locks that the engine has acquired. Meanwhile the test acts. Calls that
-//! create a segment are not counted: the engine makes them under the commit lock, so no commit
-//! could happen during the stop.
+//! while it holds all locks that the engine has acquired. During the stop, the test commits or
+//! closes the database. Calls that create a segment are not counted: the engine makes them under
+//! the commit lock, so no commit could happen during the stop.
 
 use std::io;
 use std::path::Path;

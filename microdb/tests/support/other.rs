@@ -1,5 +1,5 @@
-//! Runs the test binary as a second process. The environment selects its part, and a pipe carries
-//! its output.
+//! Runs the test binary as a second process. Environment variables select its part and its folder,
+//! and a pipe carries its output.
 //!
 //! The pipe outlives the process, so output from before a kill can still be read.
 
@@ -10,7 +10,8 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 const PART: &str = "MICRODB_TEST_PART";
 const FOLDER: &str = "MICRODB_TEST_FOLDER";
 
-/// Returns the part and the folder of this process; `None` if it is not a second process.
+/// Returns the work that this process was started to do, and its folder; `None` if this process is
+/// not a second process.
 pub(crate) fn part() -> Option<(String, PathBuf)> {
     Some((std::env::var(PART).ok()?, std::env::var_os(FOLDER)?.into()))
 }
@@ -22,8 +23,8 @@ pub(crate) struct Other {
 }
 
 impl Other {
-    /// Starts the test with the path `entry` as a second process, with the part `part` and a
-    /// folder.
+    /// Starts this test binary as a second process, which runs only the test with the module path
+    /// `entry`. `part` selects the work of that process, and `folder` is its folder.
     pub(crate) fn start(entry: &str, part: &str, folder: &Path) -> Self {
         let (_crate, test) = entry.split_once("::").unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())

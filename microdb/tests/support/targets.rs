@@ -32,7 +32,7 @@ pub(crate) const TARGETS: [(&str, Target); 10] = [
 /// Maximum number of operations in a run. Longer inputs are slower and find nothing more.
 const OPS_MAX: u64 = 60;
 
-/// Returns a closed database as the base of changes, and its state.
+/// Returns a closed database, to which `changed` applies its changes, and its state.
 fn base() -> &'static (Image, Point) {
     static BASE: OnceLock<(Image, Point)> = OnceLock::new();
     BASE.get_or_init(|| {

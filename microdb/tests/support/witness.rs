@@ -11,7 +11,7 @@ use microdb::{Db, Durability};
 
 /// Number of concurrent writers.
 pub(crate) const WRITERS: u64 = 3;
-/// Number of keys per writer. A small number, so that segments fill up with dead records.
+/// Number of keys per writer. The number is small, so that segments fill up with dead records.
 const KEYS: u64 = 50;
 
 /// Commits until a commit fails. Calls `promise` with the number of each commit that is known to be
@@ -27,8 +27,8 @@ pub(crate) fn work(db: &Db, writer: u64, mut promise: impl FnMut(u64)) -> microd
                 batch.put(&table, key.to_string(), value);
             }
             batch.put(&table, "last", number.to_string());
-            // Each commit of the first writer is durable. The other writers make theirs durable
-            // with an occasional sync.
+            // Each commit of the first writer is durable. The other writers make their commits
+            // durable with an occasional sync.
             if writer == 0 {
                 batch.commit()?;
                 promise(number);

@@ -20,7 +20,7 @@ use super::random::Random;
 
 /// Folder of the database. Neither this folder nor its parent exists at first.
 pub(crate) const ROOT: &str = "/data/shop";
-/// Number of keys. A small number, so that keys are often overwritten and deleted.
+/// Number of keys. The number is small, so that keys are often overwritten and deleted.
 pub(crate) const KEYS: u64 = 10;
 const TABLES: [&str; 3] = ["orders", "stocks", "stats"];
 
@@ -491,8 +491,8 @@ impl Run {
             }
             Op::Backup => {
                 let number = self.backups.len();
-                // No folder is used twice in this process, because a crash may leave a backup of
-                // another run.
+                // No folder is used twice in this process, because the disk may still have a backup
+                // of an earlier run that a crash has ended.
                 static BACKUPS: AtomicU64 = AtomicU64::new(0);
                 let path = format!("/copies/{}", BACKUPS.fetch_add(1, Ordering::Relaxed));
                 self.backups
@@ -509,8 +509,8 @@ impl Run {
         Ok(())
     }
 
-    /// Executes and records a commit. From its beginning on, it may survive a crash. If `durable`,
-    /// it must survive once it is acknowledged.
+    /// Executes and records a commit. From its beginning on, the commit may survive a crash. If
+    /// `durable` is `true`, it must survive once it is acknowledged.
     fn commit(
         &mut self,
         durable: bool,

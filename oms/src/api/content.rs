@@ -2,7 +2,7 @@
 //!
 //! All routes read bodies through this module, so `Content-Encoding` has the same meaning
 //! everywhere (RFC 9110, section 8.4). Coding names are case-insensitive, `x-gzip` means `gzip`,
-//! and `identity` and lists are accepted. An unknown coding is answered with 415.
+//! and `identity` and lists of codings are accepted. An unknown coding is answered with 415.
 //!
 //! **Invariants**
 //! - A body is rejected if no byte arrives for `SILENCE_MAX`, or if its average rate is below
@@ -29,7 +29,7 @@ const SILENCE_MAX: Duration = Duration::from_secs(15);
 /// Time during which a body may arrive at any rate. The minimum average rate applies afterwards.
 const GRACE: Duration = Duration::from_secs(20);
 /// Minimum average rate of a body after `GRACE`, in bytes per second. At this rate a typical stock
-/// snapshot of 22 MB takes eleven minutes, and the largest one an hour.
+/// snapshot of 22 MB takes eleven minutes, and a snapshot of the maximum size takes almost an hour.
 const BYTES_PER_SECOND_MIN: u32 = 32 * 1_024;
 /// Maximum number of gzip layers around one body.
 const LAYERS_MAX: usize = 2;
@@ -51,7 +51,7 @@ impl<B> RequestBody for B where
 {
 }
 
-/// Rejects a body by its `Content-Length`, before any byte is read.
+/// Rejects a body that is larger than `limit` by its `Content-Length`, before any byte is read.
 pub(super) fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Problem> {
     let length = headers
         .get(CONTENT_LENGTH)
@@ -317,7 +317,7 @@ mod tests {
         assert!(bomb.len() < limit);
         assert_eq!(content(&["gzip"], bomb.clone(), limit).await, Err(413));
         assert_eq!(content(&["gzip,gzip"], gzip(&bomb), limit).await, Err(413));
-        // The inner layer decodes to nothing, and the outer one to more than the limit.
+        // The inner layer decodes to nothing, and the outer layer decodes to more than the limit.
         let many = gzip(b"").repeat(100_000);
         assert_eq!(content(&["gzip,gzip"], gzip(&many), limit).await, Err(413));
         assert_eq!(content(&["gzip"], many, limit).await, Err(413));

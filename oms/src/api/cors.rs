@@ -1,4 +1,4 @@
-//! Cross-origin requests of browsers (CORS). Off by default.
+//! Cross-origin requests of browsers (CORS). They are refused by default.
 //!
 //! The API has no authentication. So a page of an allowed origin can place and cancel orders at any
 //! node that the user's browser can reach.
@@ -23,7 +23,8 @@ use crate::error::NodeError;
 
 /// Time for which a browser may cache the answer to a preflight request.
 const PREFLIGHT_KEPT: Duration = Duration::from_secs(60 * 60);
-/// Request headers that a page may send, in addition to `Content-Type` and `Content-Encoding`.
+/// A request header that a page may send. The others are `REQUEST_ID`, `STOCK_AS_OF`,
+/// `Content-Type` and `Content-Encoding`.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const STOCK_AS_OF: HeaderName = HeaderName::from_static("x-stock-as-of");

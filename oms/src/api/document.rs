@@ -2,7 +2,8 @@
 //! the kinds of problems and the schemas of the types.
 //!
 //! **Invariants**
-//! - Each row of `routes` refers to one description, and every description belongs to a route.
+//! - Each row of the table in `routes` refers to one description, and every description belongs to
+//!   a route.
 //! - Schemas are derived from the Rust types of request and response bodies.
 //! - Responses that every route may give (unknown query parameters, internal faults, overload) are
 //!   added here. Descriptions do not list them.
@@ -55,10 +56,11 @@ pub(crate) struct Description {
 /// The nodes that take part in a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Scope {
-    /// The node that receives the request. It also responds while too many requests are in
+    /// Only the node that receives the request. It responds even while too many requests are in
     /// progress.
     Probe,
-    /// The node that receives the request. It responds 503 while too many requests are in progress.
+    /// Only the node that receives the request. It responds 503 while too many requests are in
+    /// progress.
     Node,
     /// The node that serves one volume, or the nodes of all volumes.
     Volumes,
@@ -332,8 +334,9 @@ fn kinds(route: &Route) -> Vec<Kind> {
         Scope::Volumes => kinds.extend([Kind::Busy, Kind::NotServedHere]),
     }
     if about.body.is_some() || *route.method() == Method::POST {
-        // Every POST route accepts an idempotency key, and requests with equal keys are compared by
-        // path and body. So a body is read even for a command that needs none.
+        // Every POST route accepts an idempotency key, and two requests with the same key are
+        // compared by path and body. So the body is read even if the command needs no body, and
+        // these problems can occur.
         kinds.extend([Kind::SlowBody, Kind::TooLarge, Kind::Encoding]);
     }
     if *route.method() == Method::POST {
@@ -514,7 +517,8 @@ mod tests {
         let documented: BTreeSet<Kind> = routes::all().iter().flat_map(kinds).collect();
         let expected = Kind::ALL
             .into_iter()
-            // 405 is the response to methods that a path lacks, so no documented route gives it.
+            // The status 405 is the response to a method that a path does not have. So no
+            // documented route responds with it.
             .filter(|kind| !kind.is_between_nodes() && *kind != Kind::Method);
         assert_eq!(documented, expected.collect());
     }

@@ -1,10 +1,11 @@
-//! Lists over all volumes: this node requests a page from each volume and merges the pages.
+//! Lists of entries of all volumes: this node requests a page from each volume and merges the
+//! pages.
 //!
 //! **Invariants**
 //! - A cluster of one node merges the page of its one volume with the same code. So its responses
 //!   have the same fields in the same order as those of several nodes.
-//! - A page has a `next` if the volumes returned more entries than fit into the page, or if a
-//!   volume has unread orders. Otherwise it has none.
+//! - The field `next` of a page is the cursor of the next page. It is set if the volumes returned
+//!   more entries than fit into the page, or if a volume has unread orders. Otherwise it is null.
 //!
 //! Deliberately absent: a consistent view over volumes. While slots migrate, a list may miss or
 //! repeat entries of these slots. After the migration the list is complete again.
@@ -56,7 +57,7 @@ pub(super) fn raw(value: &impl Serialize) -> Result<Box<RawValue>, Problem> {
     serde_json::value::to_raw_value(value).map_err(|error| Problem::internal(error.to_string()))
 }
 
-/// Selects the first `limit` entries after a key.
+/// The selection of the first `limit` entries after the key `after`.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct AskEntries {
     pub(crate) limit: usize,
@@ -116,8 +117,8 @@ impl VolumeQuestion for AskOrders {
     type Answer = OrdersPage;
 }
 
-/// Handles a client's request for a list. If a volume leaves the ring meanwhile, all volumes are
-/// asked again, until the deadline `until`.
+/// Handles a client's request for a list. If a volume leaves the ring in the meantime, all volumes
+/// of the new ring are asked. This is repeated until the deadline `until`.
 pub(crate) async fn list(
     cluster: &Arc<ClusterHandle>,
     list: &List,
@@ -164,10 +165,10 @@ async fn list_once(cluster: &Arc<ClusterHandle>, list: &List, until: Instant) ->
 /// A page of messages to the warehouse.
 #[derive(Serialize, ToSchema)]
 pub(super) struct MessagePage {
-    /// The messages, by order id and kind.
+    /// The messages, sorted by order id and kind.
     #[schema(value_type = Vec<ListedMessage>)]
     messages: Vec<Box<RawValue>>,
-    /// The cursor of the next page; null if there is none.
+    /// The cursor of the next page; null if there is no next page.
     #[schema(required = true)]
     next: Option<String>,
 }
@@ -175,10 +176,10 @@ pub(super) struct MessagePage {
 /// A page of reservations.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ReservationPage {
-    /// The reservations, by order id.
+    /// The reservations, sorted by order id.
     #[schema(value_type = Vec<ListedReservation>)]
     reservations: Vec<Box<RawValue>>,
-    /// The cursor of the next page; null if there is none.
+    /// The cursor of the next page; null if there is no next page.
     #[schema(required = true)]
     next: Option<String>,
 }
@@ -186,10 +187,10 @@ pub(super) struct ReservationPage {
 /// A page of orders.
 #[derive(Serialize, ToSchema)]
 pub(super) struct OrderPage {
-    /// The orders, by time of arrival.
+    /// The orders, sorted by time of arrival.
     #[schema(value_type = Vec<Current<'static>>)]
     orders: Vec<Box<RawValue>>,
-    /// The cursor of the next page; null if there is none.
+    /// The cursor of the next page; null if there is no next page.
     #[schema(required = true)]
     next: Option<String>,
 }
@@ -214,16 +215,17 @@ async fn list_reservations(
 /// One page of a list, merged from pages of all volumes. `C` is the type of the cursor.
 struct Merged<C> {
     entries: Vec<Box<RawValue>>,
-    /// The cursor of the next page; `None` if this page is the last one.
+    /// The cursor of the next page; `None` if this page is the last page.
     next: Option<C>,
 }
 
-/// Returns the `limit` entries with the lowest keys. The cursor is the key of the last returned
-/// entry.
+/// Returns the `limit` entries with the lowest keys. If there are further entries, the cursor is
+/// the key of the last returned entry.
 fn merge<K: Ord>(pages: Vec<(NodeName, Vec<Entry<K>>)>, limit: usize) -> Merged<K> {
     let mut entries: Vec<Entry<K>> = pages.into_iter().flat_map(|(_, page)| page).collect();
     entries.sort_by(|one, other| one.key.cmp(&other.key));
-    // The reservation of an order with borrowed units may be in two volumes for a moment.
+    // For a moment, the volume of an order with borrowed units and the volume of the store may both
+    // list the order's reservation. It is returned once.
     entries.dedup_by(|one, other| one.key == other.key && one.value.get() == other.value.get());
     let has_next = entries.len() > limit;
     entries.truncate(limit);
@@ -328,9 +330,9 @@ fn merge_orders(pages: Vec<(NodeName, Position, OrdersPage)>, limit: usize) -> M
         .collect();
     let mut orders = Vec::new();
     let has_next = loop {
-        // All entries of this volume's page are merged, but the volume has unread orders. Its next
-        // order may be older than the remaining entries of other volumes, so the merged page ends
-        // here.
+        // The merged page ends if all entries of a volume's page are merged and the volume has
+        // unread orders. The next of these orders may be older than the remaining entries of other
+        // volumes.
         let is_unknown = |source: &mut Source| source.more && source.entries.peek().is_none();
         if sources.iter_mut().any(is_unknown) {
             break true;
@@ -431,8 +433,8 @@ mod tests {
         let two: [(&[u64], bool); 2] = [(&[1, 4, 5], false), (&[2, 3, 9], false)];
         assert_eq!(merged(&two, 10), (vec![1, 2, 3, 4, 5, 9], None));
         assert_eq!(merged(&two, 6), (vec![1, 2, 3, 4, 5, 9], None));
-        // The merged page contains all orders of volume a. So the cursor has the end of its page,
-        // not the position after its last order.
+        // The merged page contains all orders of volume a. So the cursor has the end of volume a's
+        // page (8), not the position after its last order (3).
         assert_eq!(merged(&two, 5).1.as_deref(), Some("a~0.8,b~0.2"));
         assert_eq!(merged(&two, 3), (vec![1, 2, 3], Some("a~0.1,b~0.2".to_owned())));
         assert_eq!(merged(&[(&[], false), (&[], false)], 3), (vec![], None));

@@ -1,7 +1,8 @@
 //! Executes operations that concern one volume, without a general HTTP router.
 //!
-//! Nearly all of the load is placing orders, paying them and reading the sales of a product. Their
-//! responses have a body of one piece, so they avoid the boxed bodies and handlers of a router.
+//! Nearly all of the load is placing orders, paying them and reading the sales of a product. The
+//! body of their responses is one buffer, so these operations need no boxed bodies and no boxed
+//! handlers, as a router would.
 //!
 //! **Invariants**
 //! - A response is sent only if this process still serves the volume after the operation.
@@ -93,7 +94,8 @@ impl Json {
         }
     }
 
-    /// Sets whether this response repeats the response to an earlier request.
+    /// Marks the response as a repetition of the response to an earlier request, if `replayed` is
+    /// `true`.
     pub(super) fn replayed(mut self, replayed: bool) -> Json {
         self.replayed = replayed;
         self
@@ -128,7 +130,7 @@ impl<'a> Entrance<'a> {
     }
 
     /// Executes an operation. Responds "moved" (421) if the process lost the volume in the
-    /// meantime, because data that was read may be outdated.
+    /// meantime, because the operation may have read outdated data.
     pub(crate) async fn answer(
         &self,
         operation: VolumeOperation,
@@ -139,15 +141,15 @@ impl<'a> Entrance<'a> {
         self.unless_moved(answered)
     }
 
-    /// Executes a command that another node has parsed. Responds "moved" (421) if the process lost
-    /// the volume in the meantime.
+    /// Executes a command with an already parsed body, from this node or another node. Responds
+    /// "moved" (421) if the process lost the volume in the meantime.
     pub(crate) async fn carry_out_command(&self, commanded: &Commanded) -> Response<AnswerBody> {
         let answered = commanded.answer(self.app).await;
         self.unless_moved(answered)
     }
 
-    /// Executes a read that another node has parsed. Responds "moved" (421) if the process lost the
-    /// volume in the meantime.
+    /// Executes an already parsed read, from this node or another node. Responds "moved" (421) if
+    /// the process lost the volume in the meantime.
     pub(crate) fn carry_out_read(&self, read: &Read) -> Response<AnswerBody> {
         self.unless_moved(self.execute_read(read).map(Json::into_short))
     }

@@ -1,16 +1,16 @@
-//! Routes every public request to the volume that owns its data, on this node or another one.
+//! Routes every public request to the volume that owns its data, on this node or another node.
 //!
 //! A request is parsed first (`routes`), so a malformed request gets the same response with any
 //! number of nodes. While this node serves the only volume, the operation reads the body as it
-//! arrives. With several volumes, the body is read completely first, and stock is split by
-//! `stock_fan_out`. So the call can be repeated within `ROUTING_TIMEOUT` while a volume changes its
-//! process or a slot moves.
+//! arrives. With several volumes, the body is read completely first. So the call can be repeated
+//! within `ROUTING_TIMEOUT` while another process takes over the volume or a slot moves. A stock
+//! upload is split by `stock_fan_out`.
 //!
 //! **Invariants**
 //! - Commands and reads for another node are sent over the channel, built from the parsed
 //!   operation. Of a client's headers they contain only a checked `Idempotency-Key`.
-//! - Responses that are too long for the channel use HTTP/2. Stock uploads and lists always use
-//!   HTTP/2.
+//! - A response that is too long for the channel is requested again over HTTP/2. Stock uploads and
+//!   lists always use HTTP/2.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -47,7 +47,8 @@ use crate::volume::server::VolumeServer;
 /// request. Clients may send later requests for the same key directly to that address.
 pub(crate) const OWNER: HeaderName = HeaderName::from_static("x-imt-owner");
 
-/// Headers of an owner's response over HTTP/2 that are copied into the response to the client.
+/// Headers that are copied from the response of another node (over HTTP/2) into the response of
+/// this node.
 const ANSWERED: [HeaderName; 4] = [CONTENT_TYPE, RETRY_AFTER, REPLAYED, EPOCH];
 
 /// The HTTP API of a node.
@@ -343,8 +344,8 @@ impl Errand for VolumeErrand {
 }
 
 /// Classifies a response as the result of an attempt. Status 421 means that the slot or its volume
-/// moved. The epoch of the refusal is taken from its headers, or else is `epoch`, by which the call
-/// was routed.
+/// moved. The epoch of the refusal is the epoch in the response's headers. Without such a header it
+/// is `epoch`, the epoch of the ring by which the call was routed.
 fn attempt(response: Response<Body>, epoch: u64) -> Attempt<Response<Body>> {
     if response.status() == StatusCode::MISDIRECTED_REQUEST {
         let epoch = epoch_of(response.headers()).unwrap_or(epoch);
@@ -353,8 +354,8 @@ fn attempt(response: Response<Body>, epoch: u64) -> Attempt<Response<Body>> {
     Attempt::Done(response)
 }
 
-/// Sends a call to a volume, on this node or another one, and repeats it until the deadline `until`
-/// while the volume moves.
+/// Sends a call to a volume, on this node or another node. Repeats it while the volume moves or
+/// does not answer, at most until the deadline `until`.
 pub(crate) async fn call_volume(
     cluster: &Arc<ClusterHandle>,
     volume: impl Fn(&Topology) -> Option<NodeName>,

@@ -183,15 +183,16 @@ pub fn log_entry(bytes: &[u8]) {
     });
     if read.is_ok() {
         let (again, _) = again.seal(&Position::default(), 1);
-        // The result may differ from the input. A writer encodes lengths in the shortest form, and
-        // the hash chain depends on the position in the log.
+        // The result may differ from the input: the writer encodes lengths in the shortest form,
+        // and the entry is written at another position, on which its hash chain depends.
         assert!(again.len() <= bytes.len());
         assert!(Body::parse(&again).is_ok_and(|body| body.follows(&Position::default(), 1)));
     }
 }
 
-/// Returns `true` if the bytes are a JSON object in UTF-8. Only the grammar is checked, because
-/// unknown fields may be nested to any depth and contain numbers of any size.
+/// Returns `true` if the bytes are a JSON object in UTF-8. Only the grammar is checked. The values
+/// are not built, because unknown fields may be nested to any depth and contain numbers of any
+/// size.
 fn is_object(bytes: &[u8]) -> bool {
     let is_json = |text: &str| serde_json::from_str::<IgnoredAny>(text).is_ok();
     bytes.trim_ascii_start().starts_with(b"{") && std::str::from_utf8(bytes).is_ok_and(is_json)

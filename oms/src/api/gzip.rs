@@ -4,7 +4,7 @@
 //! into one packet anyway, and compressing it would cost more than processing an order.
 //!
 //! **Invariants**
-//! - Only bodies of known length are compressed. They are complete in memory.
+//! - Only bodies of known length are compressed, because they are complete in memory.
 //! - A long body is compressed on a blocking thread, not on a thread of the async runtime.
 
 use std::io::Write;

@@ -1,8 +1,8 @@
 //! The response to `GET /health`.
 //!
 //! **Invariants**
-//! - The health of a cluster is the sum of the health of its volumes. Each volume reports only
-//!   itself.
+//! - The health of a cluster is the sum of the health of its volumes. Each volume reports only its
+//!   own health.
 //! - A volume that is missing or does not answer makes the status "degraded", and its name is
 //!   listed.
 //!
@@ -169,7 +169,7 @@ pub(crate) struct Health {
     transactors: usize,
     /// Number of transactors that ended in a panic.
     transactor_panics: u64,
-    /// Start of this node's process in UTC milliseconds.
+    /// Time at which this node's process started, in UTC milliseconds since 1970.
     up_since_ms: u64,
     /// The ring: its epoch and the slots of its members.
     ring: RingHealth,

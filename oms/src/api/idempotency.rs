@@ -8,9 +8,9 @@
 //! **Invariants**
 //! - Only final responses are stored: successes and conflicts (409). After any other error the
 //!   client may correct or repeat the request under the same key.
-//! - A response is stored after the effects of its request are durable. A crash in between loses
-//!   only the stored response: the repeated request finds its effects done and gets an equal
-//!   response.
+//! - A response is stored after the effects of its request are durable. A crash between these two
+//!   commits loses only the stored response. The repeated request then finds that its effects are
+//!   durable, and gets an equal response.
 //! - Two requests with one key are never in progress at one volume at the same time.
 
 use axum::http::header::CONTENT_TYPE;
@@ -55,7 +55,8 @@ impl Commanded {
         } else {
             Bytes::new()
         };
-        // The path is stored only with a key, to recognize another request under the same key.
+        // The path is needed only with a key: it is stored, to recognize another request under the
+        // same key.
         let path = key.as_ref().map(|_| command.path());
         let (order, work) = match command {
             Command::Place => {
@@ -173,7 +174,7 @@ async fn keep(app: &App, key: &str, order: &OrderId, kept: &KeptAnswer) {
     };
     if let Err(error) = outcome.await {
         // The command is already durable. So a repeated request gets an equal response even without
-        // the stored one.
+        // the stored response.
         tracing::warn!(?error, "answer of an idempotency key not stored");
     }
 }

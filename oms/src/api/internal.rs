@@ -53,7 +53,7 @@ const REFUSAL_CHARS_MAX: usize = 300;
 pub struct CopyProgress {
     /// Number of rows copied so far.
     pub rows: u64,
-    /// Estimated number of rows of the whole migration; 0 if none is in progress.
+    /// Estimated number of rows of the whole migration; 0 if no migration is in progress.
     pub rows_expected: u64,
 }
 
@@ -81,7 +81,7 @@ impl std::iter::Sum for CopyProgress {
 pub struct NodeReport {
     /// The volumes that the node serves, with the number of slots of each.
     pub volumes: BTreeMap<String, usize>,
-    /// Number of orders in these volumes.
+    /// Number of orders in the volumes that the node serves.
     pub orders: u64,
     /// Number of requests that the node answered since its start.
     pub requests: u64,
@@ -120,7 +120,8 @@ pub(crate) enum Origin {
     Exposed,
 }
 
-/// Handles a call of another node, or refuses it if the cluster's secret is missing.
+/// Handles a call of another node, or refuses it if it does not prove that it knows the cluster's
+/// secret.
 pub(crate) async fn answer(api: &Api, head: &Parts, body: Body) -> Response<Body> {
     let answered = match check_secret(&api.cluster, head) {
         Ok(()) => answer_node(api, head, body).await,
@@ -277,7 +278,7 @@ pub(crate) async fn inner(
 ) -> Response<Body> {
     let answered = operate(cluster, server, call, query, body).await;
     if !server.app.state().storage.is_ours() {
-        // The volume was lost during the call, so data that was read may be outdated.
+        // This process lost the volume during the call, so data that was read may be outdated.
         return Problem::moved().into_response();
     }
     answered.unwrap_or_else(IntoResponse::into_response)
@@ -347,8 +348,9 @@ async fn export(
     request: &ExportRequest,
 ) -> Result<Response<Body>, Problem> {
     if request.seal {
-        // Requests that began while this volume was the only one read their body as it arrives.
-        // They cannot be repeated at another node, so they must finish before the slots are sealed.
+        // Requests that began while this volume was the only volume of the cluster read their body
+        // as it arrives. They cannot be repeated at another node, so they must finish before the
+        // slots are sealed.
         cluster.earlier_requests().await;
         server.seal(&cluster.authority, request).await?;
     }
@@ -359,8 +361,8 @@ async fn export(
     }
 }
 
-/// Sends a question to a volume, on this node or another one, and repeats it until the volume
-/// answers or the deadline `until` passes.
+/// Sends a question to a volume, on this node or another node. Repeats it while the volume moves or
+/// does not answer, at most until the deadline `until`.
 pub(crate) async fn ask_volume<Q: VolumeQuestion>(
     cluster: &Arc<ClusterHandle>,
     volume: impl Fn(&Topology) -> Option<NodeName>,

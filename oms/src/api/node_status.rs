@@ -3,8 +3,8 @@
 //! **Invariants**
 //! - A health probe or a scrape of metrics is answered by the node that receives it and never
 //!   forwarded.
-//! - Each time series of a volume has the label `volume`. So serving a further volume adds series
-//!   and does not change existing ones.
+//! - Each time series of a volume has the label `volume`. So serving a further volume adds time
+//!   series and does not change the existing series.
 //! - Counters count from the start of the process and never decrease (`metrics::VolumeCounters`).
 //!
 //! The state of other nodes is not reported here. It is part of `GET /health`.
@@ -70,7 +70,7 @@ pub(crate) fn ready(cluster: &ClusterHandle) -> Result<Response, Problem> {
     }
 }
 
-/// Returns the reason why a volume does not accept orders now, or `None` if it does.
+/// Returns the reason why a volume does not accept orders now, or `None` if it accepts orders.
 pub(crate) fn fault_of(server: &VolumeServer) -> Option<String> {
     let storage = &server.app.state().storage;
     if storage.has_failed() {
@@ -97,8 +97,8 @@ struct Sample {
     commit_queue: u64,
     transactors: u64,
     is_ready: bool,
-    /// `true` if this volume scans for statistics files, or did so since the process started. The
-    /// metrics of the scan are reported only then.
+    /// `true` if this volume scans for statistics files, or did so since the process started.
+    /// Otherwise the metrics of the scan are left out.
     scans_files: bool,
     counters: Arc<VolumeCounters>,
 }

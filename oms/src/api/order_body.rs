@@ -1,11 +1,13 @@
 //! Parses the JSON bodies of orders and payments.
 //!
-//! A valid body is parsed in one typed pass. Only a rejected body is parsed a second time, with the
-//! path of each value. So the problem can name the invalid field, such as `products[1].quantity`.
+//! A valid body is parsed in one typed pass. A rejected body is parsed a second time by a parser
+//! that tracks the path of each value. So the problem can name the invalid field, such as
+//! `products[1].quantity`.
 //!
 //! **Invariants**
 //! - Every rejected body gets a 400 that names the field or states why the body is not JSON.
-//! - Whole numbers are exact: a number that a JSON reader with doubles would round is rejected.
+//! - Numbers that are not whole are rejected, and numbers that a JSON reader with `f64` numbers
+//!   would round.
 //!
 //! Schema validation by a library is absent, because parsing is on the hot path of orders.
 
@@ -219,8 +221,7 @@ pub(super) fn parse_order(body: &[u8]) -> Result<NewOrder, Problem> {
 /// Parses the body of a payment, such as `{"transaction_id":4711}`, and returns the id.
 pub(super) fn parse_payment(body: &[u8]) -> Result<u64, Problem> {
     let WirePayment { transaction_id } = object(body)?;
-    // A client that reads JSON numbers as doubles would round the id and refund another
-    // transaction.
+    // A client that reads JSON numbers as `f64` would round the id and refund another transaction.
     if transaction_id.0 > EXACT_MAX {
         let detail = format!("must be a whole number, 0 to {EXACT_MAX}");
         return Err(Problem::field("transaction_id", detail));
@@ -255,7 +256,7 @@ fn diagnose<'a, T: Deserialize<'a>>(text: &'a str) -> Problem {
     let mut json = serde_json::Deserializer::from_str(text);
     let error = match serde_path_to_error::deserialize::<_, T>(&mut json) {
         Err(error) => error,
-        // The object is valid, so the fault is text after the object.
+        // The object itself is valid, so the body was rejected because of text after the object.
         Ok(_) => return Problem::body("the body is not JSON: there is more after the object"),
     };
     let path = error.path().to_string();

@@ -1,9 +1,9 @@
 //! The operations on orders: place, pay, cancel, show, list.
 //!
 //! **Invariants**
-//! - A repeated order or payment gets the response to the first one, even if the state of the order
-//!   has changed since.
-//! - A page of a list reads at most `ORDERS_PER_PAGE_READ_MAX` orders.
+//! - A repeated order or payment gets the same response as the first request, even if the state of
+//!   the order has changed since.
+//! - For one page of a list, a volume reads at most `ORDERS_PER_PAGE_READ_MAX` orders.
 //!
 //! The rules for state changes of an order are in `domain::order`.
 
@@ -24,8 +24,8 @@ use crate::volume::app::App;
 use crate::volume::state::Outcome;
 use crate::volume::transactor::Ask;
 
-/// Maximum number of orders read for one page of a list. With a filter that few orders match, a
-/// request thus returns a short page early instead of a full page late.
+/// Maximum number of orders that a volume reads for one page of a list. If few orders match the
+/// filter, the client gets a short page early instead of a full page late.
 const ORDERS_PER_PAGE_READ_MAX: usize = 50_000;
 
 /// The answer to a placed order or a payment. It does not depend on later events of the order.
@@ -45,7 +45,7 @@ pub(super) struct Accepted<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = 4_711)]
     transaction_id: Option<u64>,
-    /// Time of arrival in UTC milliseconds.
+    /// Time at which the order arrived, in UTC milliseconds since 1970.
     #[schema(example = 1_795_893_049_896_u64)]
     created_at_ms: u64,
 }
@@ -71,10 +71,10 @@ pub(super) struct Current<'a> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     refund_transaction_ids: Vec<u64>,
-    /// Time of arrival in UTC milliseconds.
+    /// Time at which the order arrived, in UTC milliseconds since 1970.
     #[schema(example = 1_795_893_049_896_u64)]
     created_at_ms: u64,
-    /// Time of the last event in UTC milliseconds.
+    /// Time of the last event of the order, in UTC milliseconds since 1970.
     #[schema(example = 1_795_893_050_112_u64)]
     updated_at_ms: u64,
 }
@@ -110,7 +110,8 @@ fn accepted(order: &Order, state: OrderState, transaction_id: Option<u64>) -> Re
     })
 }
 
-/// Sends a request to the transactor (the actor) of an order, and returns its outcome.
+/// Sends a request to the transactor (the actor) of an order, and returns the outcome of the
+/// request.
 async fn ask(app: &App, id: &OrderId, ask: Ask) -> Result<Outcome, Problem> {
     Ok(app.transactors.ask(id, ask).await?)
 }
@@ -183,7 +184,7 @@ pub(super) fn show(app: &App, id: &OrderId) -> Result<Json, Problem> {
 #[derive(Serialize, ToSchema)]
 #[schema(as = OrderEvent)]
 struct HistoryEntry<'a> {
-    /// Time of the event in UTC milliseconds.
+    /// Time of the event, in UTC milliseconds since 1970.
     at_ms: u64,
     /// The event: the name of a new state, or of a step that keeps the state.
     #[schema(example = "reserved")]
@@ -196,7 +197,8 @@ struct HistoryEntry<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     transaction_id: Option<u64>,
-    /// The warehouse's number of the delivery, for the event of a delivery. May exceed 2^53.
+    /// The warehouse's number of the delivery, for the event of a delivery. The number may exceed
+    /// 2^53.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     stock_sequence: Option<u64>,

@@ -1,7 +1,7 @@
 //! Parses and checks the query parameters of a request.
 //!
 //! **Invariants**
-//! - The problem for a rejected value names its parameter.
+//! - The problem for a rejected value names the query parameter.
 //! - The same functions check a cursor from a client and a cursor that another node sends.
 //! - Each number has a minimum and a maximum.
 //!
@@ -166,7 +166,8 @@ impl Cursor {
         Some(Cursor(positions))
     }
 
-    /// Returns the position in a volume's list, by default its beginning.
+    /// Returns the position in a volume's list, or the beginning of the list if the cursor does not
+    /// name the volume.
     pub(crate) fn of(&self, volume: &NodeName) -> Position {
         self.0.get(volume).copied().unwrap_or_default()
     }

@@ -1,14 +1,14 @@
 //! Handles the requests that other nodes send on the channel.
 //!
-//! A frame of the channel carries one or more requests. Its reservations at one volume are made in
-//! one pass over the stock and one write batch. A confirmation of a reservation is applied at once.
-//! Each other request runs in a separate task. Group commit lets these tasks share a sync, as it
-//! does for client requests.
+//! A frame of the channel carries one or more requests. All reservations of a frame at one volume
+//! are made in one pass over the stock and in one write batch. Confirmations of reservations and
+//! recalls of lent units are applied at once. Every other request runs in a separate task. Group
+//! commit lets these tasks share a sync, as it does for client requests.
 //!
 //! **Invariants**
 //! - A request about a volume that this node does not serve gets `Moved` with the epoch of this
 //!   node's topology.
-//! - If the process loses the volume during a request, the reply is also `Moved`, and no data of
+//! - If this process loses the volume during a request, the reply is `Moved` too, and no data of
 //!   the volume is sent.
 
 use std::collections::BTreeMap;
@@ -41,8 +41,8 @@ const BODY_BYTES_MAX: usize = 256 << 10;
 struct Reserves {
     server: Arc<VolumeServer>,
     asked: Vec<Reserve>,
-    /// The caller of each reservation, and the trace context of the client's request if it is
-    /// traced.
+    /// The caller of each reservation in `asked`, and the trace context of the client's request if
+    /// that request is traced.
     callers: Vec<(Caller, Option<TraceContext>)>,
 }
 
@@ -88,8 +88,9 @@ impl Service for ClusterHandle {
                     let asked_by = Epoch(asked.epoch);
                     runtime::spawn(async move {
                         if Instant::now() >= until && !matches!(question, Question::Settle { .. }) {
-                            // The deadline has passed, so the sender no longer waits. Only
-                            // settlements are still executed.
+                            // The deadline has passed, so the sender no longer waits. Only a
+                            // settlement is still executed. It must be executed at some time, and
+                            // executing it again later changes nothing.
                             return caller.answer(epoch, Reply::Moved);
                         }
                         let answered = match trace {

@@ -20,7 +20,7 @@ use crate::error::{StorageError, with_causes};
 use crate::volume::server::MigrationError;
 use crate::volume::state::OrderError;
 
-/// An error response. The content is boxed, so that the `Result` of handlers stays small.
+/// An error response. The content is boxed, so that a `Result` with a problem stays small.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub(crate) struct Problem(Box<Report>);
@@ -185,8 +185,8 @@ impl Problem {
         Problem::new(Kind::NotServedHere, detail)
     }
 
-    /// Returns the problem 500: a fault of this node. Logs the cause, because the text of this kind
-    /// refers the client to the node's log.
+    /// Returns the problem 500: a fault of this node. Logs the cause, because the description of
+    /// this kind of problem refers the client to the node's log.
     pub(crate) fn internal(cause: impl Into<String>) -> Problem {
         let cause = cause.into();
         tracing::error!(error = cause, "request failed");
@@ -203,7 +203,8 @@ impl Problem {
         &self.0.detail
     }
 
-    /// Sets whether this response repeats the response to an earlier request.
+    /// Marks the problem as a repetition of the response to an earlier request, if `replayed` is
+    /// `true`.
     pub(crate) fn replayed(mut self, replayed: bool) -> Problem {
         self.0.replayed = replayed;
         self
@@ -258,8 +259,8 @@ impl From<OrderError> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        // The report contains only texts and numbers, so serialization cannot fail. If it did, the
-        // response would have its status and an empty body.
+        // The report contains only texts and numbers, so serialization cannot fail. If it failed,
+        // the response would have an empty body.
         let body = serde_json::to_vec(&self).unwrap_or_default();
         let mut response = (status, body).into_response();
         let headers = response.headers_mut();

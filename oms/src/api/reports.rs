@@ -2,7 +2,7 @@
 //!
 //! **Invariants**
 //! - Only the volume that owns the statistics reports sales.
-//! - The entries of a page are sorted by the key that its cursor contains.
+//! - The entries of a page are sorted by the key that the cursor of the page contains.
 
 use std::sync::Arc;
 
@@ -83,7 +83,8 @@ pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entr
     let after = ask.after.as_deref().map(OrderId::parse).transpose();
     let after = after.map_err(|reason| Problem::field("cursor", reason))?;
     let state = Arc::clone(app.state());
-    // An order with borrowed units is listed here until the store's volume has its reservation.
+    // `spent` returns the reservations of orders that took borrowed units. Such a reservation is
+    // listed by the order's volume until the store's volume has it.
     let all = runtime::blocking(move || {
         let mut all = state.storage.reservations(&state.slots)?;
         all.extend(state.storage.spent()?);
@@ -135,11 +136,11 @@ pub(super) struct Retried<'a> {
     order: &'a OrderId,
     /// The kind of the message: `announce` or `deliver`.
     kind: Kind,
-    /// The state of the message: `waiting`.
+    /// The state of the message, which is always `waiting`.
     state: MessageState,
 }
 
-/// Puts a dead letter back into the outbox, where it is sent again.
+/// Retries a dead letter: the message waits for its next try again.
 pub(super) async fn retry(app: &App, order: &OrderId, kind: Kind) -> Result<Json, Problem> {
     app.transactors
         .ask(order, Ask::Retry(kind))

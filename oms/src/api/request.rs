@@ -1,12 +1,11 @@
 //! The operations of the public API, and the parsers of their values.
 //!
 //! Every public request is parsed to an operation at the node where it arrives, before its body is
-//! read (`routes`). The parsed values decide which volume executes the operation. So the receiving
-//! node routes by the same values that the owner uses.
+//! read (`routes`). The parsed values decide which volume executes the operation. The owner of the
+//! data gets these parsed values. So both nodes interpret a request alike.
 //!
 //! **Invariants**
-//! - An operation contains nothing of the client's headers. Calls between nodes are built from
-//!   operations.
+//! - An operation contains no header of the client. Calls between nodes are built from operations.
 //! - Requests are checked in a fixed order: path, method, query names, path values, query values.
 
 use std::borrow::Cow;
@@ -29,8 +28,8 @@ const REPEATED_CHARS_MAX: usize = 60;
 /// An operation that a client can request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
-    /// An operation that one volume executes. For a stock upload, each volume applies the part with
-    /// its stores.
+    /// An operation that one volume executes. A stock upload is split: each volume applies the part
+    /// with its stores.
     Volume(VolumeOperation),
     /// A read that merges the responses of all volumes.
     List(List),
@@ -45,41 +44,41 @@ pub(crate) enum VolumeOperation {
     Command(Command),
     /// A read of an order, a store or the statistics.
     Read(Read),
-    /// Replace the whole stock.
+    /// Replaces the whole stock.
     ReplaceStock,
-    /// Replace some quantities of the stock.
+    /// Replaces some quantities of the stock.
     ChangeStock,
 }
 
 /// An operation that is executed by the node that receives the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NodeOperation {
-    /// Read the ring document.
+    /// Reads the ring document.
     Ring,
     /// Liveness probe: succeeds while the process runs.
     Live,
     /// Readiness probe: succeeds if the node accepts orders.
     Ready,
-    /// Read the metrics for Prometheus.
+    /// Reads the metrics for Prometheus.
     Metrics,
-    /// Read the OpenAPI document.
+    /// Reads the OpenAPI document.
     OpenApi,
-    /// Read the current state of the cluster, for the web console.
+    /// Reads the current state of the cluster, for the web console.
     ConsoleState,
-    /// Follow the state of the cluster as server-sent events, for the web console.
+    /// Follows the state of the cluster as server-sent events, for the web console.
     ConsoleEvents,
 }
 
 /// A command that changes one order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// Place the order that the request's body contains.
+    /// Places the order that the request's body contains.
     Place,
-    /// Record the payment of an order.
+    /// Records the payment of an order.
     Pay(OrderId),
-    /// Cancel an order.
+    /// Cancels an order.
     Cancel(OrderId),
-    /// Retry a dead letter of an order.
+    /// Retries a dead letter of an order.
     Retry(OrderId, Kind),
 }
 

@@ -8,7 +8,7 @@
 //! **Invariants**
 //! - Document and `ETag` are built from one topology. Nodes with equal topologies return equal
 //!   documents and tags.
-//! - The tag changes whenever the document changes, even if only the serving node of a volume
+//! - The tag changes whenever the document changes, also if only the node that serves a volume
 //!   changes.
 //!
 //! Nodes that serve no volume and moves that are not committed are not part of the document.
@@ -76,7 +76,7 @@ fn tag(ring: &Ring, owners: &BTreeMap<&NodeName, Owner<'_>>) -> String {
     let mut hash = Xxh3::new();
     hash.update(&ring.digest().0.to_le_bytes());
     for (volume, owner) in owners {
-        // Names contain no spaces, so different lists of owners give different texts.
+        // Names contain no spaces, so different owners give different texts to be hashed.
         let line = format!("{volume} {} {}\n", owner.node, owner.address);
         hash.update(line.as_bytes());
     }
@@ -131,7 +131,7 @@ mod tests {
         HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::try_from(tag).unwrap())])
     }
 
-    /// The ring document as a client reads it, as `docs/clients.md` shows.
+    /// The ring document in the form in which a client reads it (`docs/clients.md`).
     #[derive(Deserialize)]
     struct Known {
         #[serde(flatten)]

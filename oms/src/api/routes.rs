@@ -6,7 +6,7 @@
 //! **Invariants**
 //! - `ROUTES` is the only list of public paths, methods and query parameters.
 //! - Metrics count requests by row, so ids in paths create no new time series.
-//! - Parsing the path that `Command::path` returns gives the same command.
+//! - Parsing the path that `Command::path` returns for a command gives an equal command.
 //!
 //! The console's page at `/` is not in the table, because it is not part of the API. Paths of calls
 //! between nodes are in `cluster::peer_call`.
@@ -43,24 +43,25 @@ pub(crate) struct Route {
 /// The metric that counts the requests of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Counted {
-    /// A time series with the route's name.
+    /// Requests of the route are counted in a time series with the route's name.
     Itself,
-    /// The time series `other`, which the totals of client requests exclude.
+    /// Requests of the route are counted in the time series `other`, which the totals of client
+    /// requests exclude.
     Other,
-    /// The time series `other`. The request is answered even while too many requests are in
-    /// progress, because probes matter most under overload.
+    /// Requests of the route are counted in the time series `other`. They are answered even while
+    /// too many requests are in progress, because probes matter most under overload.
     Probe,
 }
 
 /// The place where an operation is executed, and the parser of its values.
 #[derive(Clone, Copy)]
 enum Handler {
-    /// Executed at one volume. A stock upload is executed at each volume, for the part with its
-    /// stores.
+    /// Parses an operation that is executed at one volume. A stock upload is split: each volume
+    /// executes the part with its stores.
     Volume(fn(&Parsed<'_>) -> Result<VolumeOperation, Problem>),
-    /// Executed at all volumes, with the responses merged.
+    /// Parses an operation that is executed at all volumes. Their responses are merged.
     List(fn(&Parsed<'_>) -> Result<List, Problem>),
-    /// Executed at the node that receives the request.
+    /// An operation that is executed at the node that receives the request.
     Node(NodeOperation),
 }
 
@@ -303,8 +304,8 @@ impl Route {
         parameters.filter_map(|segment| segment.strip_suffix('}'))
     }
 
-    /// Returns `true` if a path, without its leading slash, matches the route. A parameter must not
-    /// be empty.
+    /// Returns `true` if a path, without its leading slash, matches the route. A segment for a path
+    /// parameter must not be empty.
     fn fits(&self, path: &str) -> bool {
         let mut found = path.split('/');
         let fits_all = self.path.iter().all(|known| {
@@ -320,7 +321,7 @@ impl Route {
     }
 }
 
-/// The destination of a request by its method and path.
+/// The destination of a request, which depends on its method and path.
 #[derive(Clone, Debug)]
 pub(crate) enum Target {
     /// A route of the API, as an index into `ROUTES`.
@@ -382,7 +383,8 @@ pub(crate) fn parse(at: usize, uri: &Uri) -> Result<Operation, Problem> {
     })
 }
 
-/// Returns the index of the route that matches a method and an undecoded path.
+/// Returns the index of the route that matches a method and a path. The path must not be
+/// percent-decoded yet.
 fn find(method: &Method, path: &str) -> Result<usize, Problem> {
     let no_such_path = || Problem::not_found("there is no such path");
     let path = path.strip_prefix('/').ok_or_else(no_such_path)?;

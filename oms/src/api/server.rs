@@ -48,34 +48,36 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time without progress of a write after which the connection is closed, because the client does
 /// not read its response.
 const WRITE_PAUSE_MAX: Duration = Duration::from_secs(30);
-/// Pause after a failed accept. Usually the process has used up its file descriptors, and an
-/// immediate retry would only use up a core.
+/// Pause after a failed accept. Usually the process has used up its file descriptors. Without the
+/// pause, the loop would retry at once and occupy a processor core.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Maximum size of an HTTP/2 request head in bytes. A typical head has a few hundred bytes. A
 /// connection can have hundreds of streams, each with a head, so this limit bounds its memory.
 const HTTP2_HEAD_BYTES_MAX: u32 = 16 * 1_024;
-/// Maximum size of the read buffer of an HTTP/1.1 connection in bytes. Hyper has only this one
-/// limit for the head and for each read of a body. The limit of HTTP/2 would cost an upload of
-/// stock four times as many reads. A connection has one head at a time, so the larger limit is no
-/// danger.
+/// Maximum size of the read buffer of an HTTP/1.1 connection in bytes. The buffer limits both the
+/// request head and each read of a body. With a limit as low as `HTTP2_HEAD_BYTES_MAX`, a stock
+/// upload would need four times as many reads. A connection has only one head at a time, so the
+/// higher limit is no danger.
 const HTTP1_BUFFER_BYTES_MAX: usize = 64 * 1_024;
 /// Time without requests in progress after which a stop treats all responses as sent.
 const LAST_ANSWERS_TIME: Duration = Duration::from_millis(200);
 /// Interval at which a stop checks for requests in progress.
 const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(5);
-/// First bytes of HTTP/2 without TLS. No HTTP/1.1 method begins with these three bytes.
+/// First bytes of a connection that uses HTTP/2 without TLS. No HTTP/1.1 method begins with these
+/// three bytes.
 const HTTP2_BEGINS: &[u8] = b"PRI";
-/// Number of leading bytes that distinguish the protocols.
+/// Number of first bytes of a connection by which the protocols are distinguished.
 const BEGIN_BYTES: usize = HTTP2_BEGINS.len();
 
 /// Header with the id of a request, copied to the response. The server keeps the id that a client
 /// sends, and generates one for all other requests.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The `tracing` target of the access log. At debug level every request is logged. At info level
-/// one in `ACCESS_SAMPLE` requests is logged, and every slow or failed one.
+/// The `tracing` target of the access log. At debug level every request is logged. At info level,
+/// the log has one client request in `ACCESS_SAMPLE`, every slow client request, and every client
+/// request that failed with a 5xx status other than 503.
 const ACCESS: &str = "imt_oms::access";
-/// At info level, one in this number of requests is logged. At full load, a log line for each
-/// request would cost more than the request.
+/// At info level, one request out of this number of requests is logged. At full load, a log line
+/// for each request would cost more than the request.
 const ACCESS_SAMPLE: u64 = 1_000;
 /// Duration from which a request is logged as slow. The duration includes the time in which the
 /// client sends the body.
@@ -288,7 +290,7 @@ pub(crate) async fn serve(
 }
 
 /// Waits until no request has been in progress for `LAST_ANSWERS_TIME`, so that the last responses
-/// are sent. Connections without a complete request do not delay the return. The check takes no
+/// are sent. Connections without a complete request do not extend the wait. The check takes no
 /// permit, so requests that arrive in the meantime are still answered.
 async fn idle(requests: &Semaphore, requests_max: usize) {
     let is_idle = || requests.available_permits() == requests_max;

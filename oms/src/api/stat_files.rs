@@ -1,13 +1,14 @@
-//! Imports statistics files where each node has a separate folder. Every node scans its folder and
-//! sends the files to the volume that owns the statistics.
+//! Imports statistics files in a cluster on an engine, where each node has a separate data folder.
+//! Every node scans its folder and sends the files to the volume that owns the statistics.
 //!
 //! **Invariants**
 //! - A file is identified by the id of its folder and its name. So files with one name in the
 //!   folders of two nodes are both counted, and a file that is sent twice is counted once.
-//! - A node deletes a file only after the volume has confirmed that the sums are durable.
+//! - A node deletes a file only after the volume has confirmed that the sums of the file are
+//!   durable.
 //! - An import that has begun is finished, even if the sending node no longer waits.
 //!
-//! The decision when a file is complete is in `volume::jobs::stat_import`.
+//! The module `volume::jobs::stat_import` decides when a file is complete.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -37,7 +38,7 @@ use crate::volume::jobs::stat_import::{FileTarget, Scanner, Unadded};
 
 /// Longest time for the import of one file, which has at most 64 MiB.
 const ADD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Maximum number of bytes that are read from another node's response.
+/// Maximum number of bytes that are read from the response of the volume that owns the statistics.
 const REFUSAL_BYTES_MAX: usize = 4_096;
 
 /// Scans the statistics folder of this node at intervals of `every` until `stop` becomes true.
@@ -92,7 +93,7 @@ async fn claim(
     }
 }
 
-/// The volume that owns the statistics, on this node or another one.
+/// The volume that owns the statistics, on this node or another node.
 struct StatisticsOwner {
     cluster: Arc<ClusterHandle>,
     id: FolderId,

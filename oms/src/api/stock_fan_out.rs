@@ -1,5 +1,5 @@
-//! Stock uploads for several volumes: the body is read once, split by store, and each volume
-//! applies its part.
+//! Stock uploads for several volumes: the receiving node reads the body once and splits it by
+//! store. Each volume applies its part.
 //!
 //! **Invariants**
 //! - No part is sent before every line is read and every volume has accepted the upload.
@@ -8,8 +8,8 @@
 //! - A failed part is sent again for up to `APPLY_TIMEOUT`, unless it was rejected or its node is
 //!   silent (answers neither calls nor pings). If other parts were applied, the problem
 //!   `partly-applied` lists the changed stores and the unconfirmed stores.
-//! - Each part names all products of the upload, because a volume's stock has a cell for each pair
-//!   of product and store.
+//! - Each part names all products of the upload, also products without a line for the part's
+//!   stores, because a volume's stock has a cell for each pair of product and store.
 //!
 //! Deliberately absent: atomicity across volumes.
 
@@ -40,8 +40,8 @@ use crate::domain::routing_key::RoutingKey;
 use crate::domain::stock_snapshot::StockSnapshot;
 use crate::runtime;
 
-/// Longest time for all volumes to apply an upload after its body was read. The warehouse waits
-/// longer than that for the response.
+/// Longest time for all volumes to apply an upload after its body was read. The simulated warehouse
+/// waits longer for the response (60 s).
 const APPLY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest pause before failed parts are sent again. A change of the topology ends the pause early.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
@@ -99,7 +99,8 @@ pub(crate) async fn change(
 }
 
 /// Asks every volume whether it accepts a snapshot. Returns a token of each volume that marks the
-/// present moment. The snapshot does not count deliveries that a volume confirms after its token.
+/// present moment at that volume. Deliveries that the volume confirms afterwards are not counted by
+/// the snapshot.
 async fn begin(
     cluster: &Arc<ClusterHandle>,
     as_of: Option<u64>,
@@ -125,8 +126,9 @@ async fn begin(
             Ok(Begun::Implausible { largest }) => {
                 bound = Some(bound.map_or(largest, |bound: u64| bound.min(largest)));
             }
-            // The volume has left the ring, so it needs no token. Deliveries that migrate with its
-            // stores after the new owners' tokens are treated as not counted by the snapshot.
+            // The volume has left the ring, so it needs no token. Its deliveries migrate with its
+            // stores to other volumes. A delivery that migrates to another volume after that volume
+            // has created its token is treated as not counted by the snapshot.
             Err(problem) if problem.is_moved() => {}
             Err(problem) => return Err(problem),
         }
@@ -137,7 +139,7 @@ async fn begin(
     }
 }
 
-/// A stock upload to be applied by several volumes.
+/// The content of a stock upload that several volumes apply.
 enum Stock {
     Whole(StockSnapshot),
     Cells(Vec<[u32; 3]>),
@@ -196,7 +198,7 @@ impl StockFanOut {
     }
 
     /// Sends every volume its part and retries failed parts. If a volume rejects its part and no
-    /// other volume has applied one, returns that rejection.
+    /// other volume has applied a part, returns the rejecting response.
     async fn apply(&self) -> Result<Option<Response>, Problem> {
         let mut confirmed = Confirmed::default();
         let mut is_unknown = false;
@@ -360,8 +362,8 @@ fn split(stock: &Stock, topology: &Topology, confirmed: &Confirmed) -> Vec<Volum
         }),
         Stock::Cells(cells) => {
             for [product, store, quantity] in cells {
-                // The store may have been confirmed under an earlier ring. Applying the quantity
-                // again would undo later deliveries.
+                // The store may have been confirmed under an earlier ring. Deliveries since then
+                // may have lowered its quantity, and applying the line again would undo that.
                 if !confirmed.stores.contains(store) {
                     add(*store, &mut std::iter::once((*product, *quantity)));
                 }

@@ -19,12 +19,12 @@ use crate::volume::app::App;
 /// The quantities of one product in one store.
 #[derive(Serialize, ToSchema)]
 struct Quantities {
-    /// Units in the store, including the reserved ones.
+    /// Units in the store, including reserved units.
     on_hand: i64,
     /// Units reserved for orders.
     reserved: u32,
-    /// Units that orders can still reserve. Negative if a new stock has fewer units than are
-    /// reserved.
+    /// Units that orders can still reserve. The number is negative if a new stock has fewer units
+    /// than are reserved.
     available: i32,
 }
 

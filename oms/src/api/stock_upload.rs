@@ -3,8 +3,8 @@
 //!
 //! **Invariants**
 //! - Nothing is applied before the whole body has been read and checked.
-//! - One upload is applied at a time. Memory and rows are changed under the lock of the stock, so
-//!   both see uploads in the same order.
+//! - One upload is applied at a time. The stock in memory is changed, and its rows are queued for
+//!   commit, under the lock of the stock. So memory and rows get all uploads in the same order.
 //! - If a commit fails, the stock in memory is set back to the stock in the volume's rows.
 //! - If the volume's set of slots changed since the upload was split or its reading began, the
 //!   response is "moved" (421).
@@ -42,8 +42,8 @@ pub(super) const PATCH_LINES_MAX: usize = 100_000;
 /// Maximum size of a `PATCH` in bytes.
 pub(super) const PATCH_BYTES_MAX: usize = 4 * 1_024 * 1_024;
 
-/// Maximum size in bytes of one volume's part of an upload: a whole snapshot and one line for each
-/// product.
+/// Maximum size in bytes of one volume's part of an upload: a whole snapshot and one additional
+/// line for each product.
 const PART_BYTES_MAX: usize = STOCK_BYTES_MAX + 16 * PRODUCT_MAX as usize;
 
 /// Asks a volume whether it accepts a snapshot.
@@ -65,15 +65,16 @@ pub(crate) enum Begun {
         /// Token that marks the present moment in the volume's sequence of deliveries.
         token: String,
     },
-    /// A snapshot with a higher delivery number was applied before.
+    /// The volume rejects the snapshot, because it has applied a snapshot with a higher delivery
+    /// number.
     Stale { as_of: u64, newest: u64 },
-    /// The snapshot's delivery number is above the largest number that the volume considers
-    /// possible now.
+    /// The volume rejects the snapshot, because its delivery number is above the largest number
+    /// that the volume considers possible now.
     Implausible { largest: u64 },
 }
 
-/// The parameters of one volume's part of an upload. The part is sent as CSV. In it, a line with
-/// store 0 only names a product.
+/// The parameters of one volume's part of an upload. The part itself is the CSV body of the call.
+/// In this body, a line with store 0 only names a product.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Part {
     /// `true` if the part replaces the whole stock of the volume.
@@ -116,8 +117,8 @@ impl App {
         format!("{}.{ordinal}", self.incarnation)
     }
 
-    /// Checks that the warehouse can have made as many deliveries as the snapshot's `X-Stock-As-Of`
-    /// claims. The error is the largest plausible number.
+    /// Checks that the delivery number in the snapshot's `X-Stock-As-Of` is plausible. The error is
+    /// the largest plausible number.
     fn check_as_of(&self, as_of: Option<u64>) -> Result<(), u64> {
         let state = self.state();
         let largest = state.stock().largest_plausible(state.clock.now_ms());
@@ -128,10 +129,10 @@ impl App {
     }
 
     /// Returns the moment at which an upload began, as marked by the token of its part. A part has
-    /// no token of this server if the volume joined the ring, or got another server, after the
-    /// upload began. Then the moment is unknown, and the result is the moment before all known
-    /// deliveries. So these deliveries are subtracted from the snapshot: until the next snapshot,
-    /// too few units may be sold, but never too many.
+    /// no token of this volume server if the volume joined the ring, or got a new volume server,
+    /// after the upload began. Then the moment is unknown, and the result is the moment before all
+    /// known deliveries. So these deliveries are subtracted from the snapshot: until the next
+    /// snapshot, too few units may be sold, but never too many.
     fn arrival_of(&self, token: Option<&str>) -> Arrival {
         let of_this_server = token
             .and_then(|token| token.split_once('.'))
@@ -205,8 +206,8 @@ pub(super) fn as_of(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
         .ok_or_else(|| Problem::field("X-Stock-As-Of", "must be a whole number"))
 }
 
-/// Returns the problem 400: the snapshot claims to count more deliveries than the warehouse can
-/// have made.
+/// Returns the problem 400: the delivery number in the snapshot's `X-Stock-As-Of` is above
+/// `largest`, the largest plausible number.
 pub(super) fn implausible(largest: u64) -> Problem {
     Problem::field(
         "X-Stock-As-Of",
@@ -233,7 +234,7 @@ pub(super) fn no_lines() -> Problem {
     Problem::body("the body has no lines; to empty a stock, send its lines with quantity 0")
 }
 
-/// Handles `PUT /stocks` at the only volume.
+/// Handles `PUT /stocks` in a cluster with only one volume.
 pub(super) async fn put(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Json, Problem> {
     content::check_length(headers, STOCK_BYTES_MAX)?;
     check_content_type(headers)?;
@@ -293,8 +294,8 @@ pub(super) async fn read_cells(headers: &HeaderMap, body: Body) -> Result<Change
             return Err(FieldFault { field: 0, reason });
         }
         cells.push(fields);
-        // Each line is checked here, because the error can name the line and column. The stored
-        // snapshot to which the lines apply is read later.
+        // Each line is checked while it is read, because only now the error can name the line and
+        // column. The stored stock that the lines change is read later.
         StockSnapshot::check(fields)
     });
     let lines = lines.await?;
@@ -362,8 +363,8 @@ async fn run_to_completion<T: Send + 'static>(
     done.map_err(|error| Problem::internal(error.to_string()))?
 }
 
-/// Handles `PATCH /stocks` at the only volume. Each line replaces the quantity on hand of a product
-/// in a store, as of the present moment.
+/// Handles `PATCH /stocks` in a cluster with only one volume. Each line replaces the quantity on
+/// hand of a product in a store, as of the present moment.
 pub(super) async fn patch(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Json, Problem> {
     content::check_length(headers, PATCH_BYTES_MAX)?;
     check_content_type(headers)?;

@@ -3,7 +3,7 @@
 //! | path | content |
 //! | --- | --- |
 //! | `nodes/NAME.lock` | held by the process that runs the node NAME |
-//! | `nodes/NAME.json` | the description of that process |
+//! | `nodes/NAME.json` | the description of the process that runs the node NAME |
 //! | `coordinator.lock` | held by the process that may replace the cluster's state |
 //! | `ring.json` | the cluster's state; written to a temporary file, synced, and renamed |
 //! | `secret` | authenticates nodes to each other; only the file's owner can read it |
@@ -229,14 +229,15 @@ impl Membership for LocalCluster {
             match regular_file::open_with(OpenOptions::new().read(true), &path)
                 .and_then(|file| file.lock_shared())
             {
-                // If the lock file is missing, the node does not exist.
+                // If the lock file is missing, the node does not exist and is reported as gone.
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     tracing::error!(%error, path = %path.display(), "cannot watch a node");
                     return;
                 }
                 _ => {}
             }
-            // The send fails if the coordinator's task on this node has stopped.
+            // The send fails if the coordinator's task on this node has stopped. Then the event is
+            // not needed.
             let _ = events.send(Event::Gone(node));
         });
         if let Err(error) = started {
@@ -316,8 +317,8 @@ impl LocalCluster {
             reason,
         };
         // If somebody deletes the coordinator's lock file, two processes can be coordinators. The
-        // lock of the folder then lets only one of them replace the state at a time, and the
-        // version check rejects the slower one.
+        // lock of the folder then lets only one of them replace the state at a time, and the check
+        // of the version rejects the later replacement.
         let folder = &self.folder;
         let _one = FolderLock::take(&folder.path)?;
         let held = self.held();

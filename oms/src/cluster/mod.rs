@@ -17,12 +17,12 @@
 //! emptied and the ring stays unchanged.
 //!
 //! **Crash at any step.**
-//! - Before the commit, the copied rows belong to slots that the target does not own, so no process
-//!   reads them. Staged stock is in the table `arriving`. The next coordinator removes `moving`,
-//!   the source unseals its slots, and the target deletes the copy.
-//! - After the commit, the target activates the copy and the source deletes its rows. After a crash
-//!   each of them does so when its volume is opened. No second move begins before all volumes have
-//!   finished.
+//! - Before the move is committed, the copied rows belong to slots that the target does not own, so
+//!   no process reads them. Stock rows are staged in the table `arriving`. The next coordinator
+//!   removes `moving`, the source unseals its slots, and the target deletes the copy.
+//! - After the move is committed, the target activates the copied rows and the source deletes its
+//!   rows. If its process crashes first, the next process that opens the volume does this work. No
+//!   second move begins before all volumes have finished.
 //!
 //! Callers of the traits `Membership`, `Authority` and `Volumes` assume neither a shared disk nor
 //! file locks.
@@ -96,7 +96,8 @@ impl NodeInfo {
     }
 }
 
-/// An event for the coordinator's task, which runs on every node.
+/// An event for the coordinator's task. Every node runs this task, but the task makes decisions
+/// only while its process is the coordinator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
     /// This process has become the coordinator.
@@ -109,7 +110,7 @@ pub(crate) enum Event {
     Leave(NodeName),
     /// An operator sets another warehouse for the cluster.
     Warehouse(WarehouseUrl),
-    /// An operator adds a further engine for volumes, with this name and URL.
+    /// An operator adds another engine that may store volumes, with this name and URL.
     Engine(String, String),
     /// Another process has become the coordinator, so this process no longer is.
     Deposed,
@@ -119,7 +120,8 @@ pub(crate) enum Event {
     Changed,
 }
 
-/// Returns the URL of the cluster's warehouse. Fails if the node's setting names another URL.
+/// Returns `known`, the URL of the cluster's warehouse. Fails if `asked`, the setting of this node,
+/// is another URL.
 fn agreed_warehouse(asked: Option<&WarehouseUrl>, known: String) -> Result<String, NodeError> {
     match asked {
         Some(asked) if asked.to_string() != known => Err(NodeError::OtherWarehouse {
@@ -148,7 +150,7 @@ pub(crate) trait Membership: Send + Sync {
     /// runs.
     fn forget(&self, node: &NodeName) -> Result<(), NodeError>;
 
-    /// Sends `Event::Gone` once, when the process of that node ends.
+    /// Sends `Event::Gone` once, when the process of `node` has ended.
     fn watch(&self, node: &NodeName, events: tokio::sync::mpsc::UnboundedSender<Event>);
 
     /// Stands for election as the coordinator. Sends `Event::Elected` when this process becomes the
@@ -188,8 +190,8 @@ pub(crate) trait Authority: Send + Sync {
 /// Tells if a volume that is to be opened must exist already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
-    /// The ring names the volume, so it must exist. Creating an empty volume in its place would
-    /// hide the loss of its orders.
+    /// The ring assigns slots to the volume, so the volume was created earlier and must exist.
+    /// Creating an empty volume in its place would hide the loss of its orders.
     Existing,
     /// The volume has no slots yet, so it is created if it does not exist.
     MaybeNew,
@@ -198,8 +200,8 @@ pub(crate) enum Expected {
 /// The identity of a volume's log in an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct VolumeLog {
-    /// The version of the cluster's state that created the volume. It distinguishes volumes of the
-    /// same name.
+    /// The version of the cluster's state in which the volume was created. It distinguishes the
+    /// volume from an earlier volume of the same name, which was removed.
     pub(crate) born: u64,
     /// The URL of the engine that stores the log; `None` for the engine with the cluster's state.
     pub(crate) engine: Option<String>,
@@ -213,7 +215,8 @@ pub(crate) trait Volumes: Send + Sync {
     /// with `NodeError::VolumeMissing` if an existing volume was expected and is not found.
     fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>>;
 
-    /// Tells the next server of a volume that this process has closed it. Call it after the close.
+    /// Tells the next server of a volume that this process has closed the volume. Must be called
+    /// after the volume was closed.
     fn release(self: Arc<Self>, _volume: NodeName) -> Soon<'static, ()> {
         Box::pin(std::future::ready(Ok(())))
     }
@@ -221,8 +224,8 @@ pub(crate) trait Volumes: Send + Sync {
     /// Removes a volume that no longer has slots.
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()>;
 
-    /// Follows these volumes, which other nodes serve, and no others. This node then keeps a local
-    /// copy of each of them close to the end of the volume's log.
+    /// Makes this node follow these volumes, which other nodes serve, and no others. To follow a
+    /// volume, the node applies each new entry of the volume's log to a local copy.
     fn follow(self: Arc<Self>, _volumes: BTreeMap<NodeName, VolumeLog>) -> Soon<'static, ()> {
         Box::pin(std::future::ready(Ok(())))
     }

@@ -8,9 +8,9 @@
 //! | `/peer/leave/NODE` | asks the coordinator to let a node leave permanently |
 //! | `/peer/warehouse?URL` | asks the coordinator to set the cluster's warehouse |
 //! | `/peer/engine/NAME?URL` | tells the coordinator that this engine may store volumes too |
-//! | `/peer/node` | returns the node's report |
+//! | `/peer/node` | returns the state of the node for commands of operators |
 //! | `/peer/stop` | stops the node |
-//! | `/peer/console` | returns the node's figures for the console |
+//! | `/peer/console` | returns the node's figures for the console, a page in the browser |
 //! | `/peer/volume/V/OPERATION` | executes an operation at volume V (`VolumeCall`) |
 //!
 //! **Invariants**
@@ -32,7 +32,7 @@ const PREFIX: &str = "/peer/";
 /// The path of `PeerCall::Ping`.
 pub(crate) const PING: &str = "/peer/ping";
 
-/// A call between nodes, as its path expresses it.
+/// A call between nodes. Each variant has a path of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum PeerCall {
     /// Check that the node responds.
@@ -50,9 +50,9 @@ pub(crate) enum PeerCall {
     Engine(NodeName),
     /// Stop the called node.
     Stop,
-    /// Read the report on the called node.
+    /// Read the state of the called node, for commands of operators.
     Node,
-    /// Read the called node's figures for the console.
+    /// Read the called node's figures for the console, a page in the browser.
     Console,
     /// Execute an operation at a volume.
     Volume(NodeName, VolumeCall),
@@ -63,7 +63,7 @@ pub(crate) enum PeerCall {
 pub(crate) enum VolumeCall {
     /// Execute a client's read with a response that is too long for the channel.
     Read,
-    /// Ask if the volume accepts a stock snapshot.
+    /// Ask if the volume accepts a stock snapshot, before its rows are sent.
     BeginStock,
     /// Apply the volume's part of a stock upload.
     Stock,
@@ -75,9 +75,10 @@ pub(crate) enum VolumeCall {
     Messages,
     /// Read the stock of a product in the volume's stores.
     Product,
-    /// Read the volume's counts and states.
+    /// Read the volume's health: counts of orders and messages, and flags for faults.
     Health,
-    /// Read the epoch of the ring that the volume follows.
+    /// Read the epoch of the ring that the volume follows. The response is empty while the volume
+    /// takes part in a migration or removes rows of an earlier one.
     Epoch,
     /// Read a page of rows of slots that leave the volume.
     Export,

@@ -1,5 +1,6 @@
-//! The client for calls to other nodes. Typed requests use the channel. Large transfers and cluster
-//! operations use HTTP/2 with the cluster's secret. Connections between machines are encrypted.
+//! The client for calls to other nodes. Requests with typed messages use the channel. Large
+//! transfers and cluster operations use HTTP/2 and prove the cluster's secret. Connections between
+//! machines are encrypted.
 //!
 //! All calls to a node share one connection of each kind. A failed call returns its reason, and the
 //! caller decides whether to retry.
@@ -7,8 +8,8 @@
 //! **Silent nodes.** A node is *silent* if neither a call nor a ping to it was answered in time.
 //! Its process is paused or hangs, but the cluster still treats the node as running.
 //! - For one second after the failed ping, calls to the node fail at once.
-//! - The next call sends another ping first. So a silent node delays a request by half a second
-//!   instead of the caller's whole timeout.
+//! - After that second, a call to the node is preceded by another ping. So a silent node delays a
+//!   request by half a second instead of the caller's whole timeout.
 //! - A ping stays open for 30 s. When the process continues, it answers the open ping. Then calls
 //!   are sent to the node again without a further delay.
 //!
@@ -256,8 +257,8 @@ impl Peers {
         is_answered
     }
 
-    /// Fails at once within a second after a failed ping to the node. Later calls to a silent node
-    /// ping it again first, and fail if that ping fails too.
+    /// Fails at once during `SILENCE_DURATION` after a failed ping to the node. After that time, a
+    /// silent node is pinged again, and the check fails if this ping fails too.
     async fn check(&self, address: SocketAddr) -> Result<(), NoAnswer> {
         let known = self.silent.nodes().get(&address).copied();
         let may_answer = match known {

@@ -1,6 +1,6 @@
 //! The cluster's state: the ring, the server of each volume, and the move in progress.
 //!
-//! Every transition is a pure function that returns the next state, or `None` if nothing changes.
+//! Every change is a pure function that returns the next state, or `None` if nothing changes.
 //!
 //! **Invariants**
 //! - The version grows by one with every change.
@@ -51,12 +51,13 @@ pub(crate) struct ClusterState {
     pub(crate) moving: Option<Moving>,
     /// The id of the committed move that led to the current ring; 0 before the first move.
     pub(crate) committed: u64,
-    /// The further engines by name, with their URLs without passwords. The first engine, which
-    /// stores this state, is not listed.
+    /// The URLs, without passwords, of the further engines by name. A further engine is an engine
+    /// other than the first one, which stores this state.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) engines: BTreeMap<String, String>,
-    /// The further engine of each volume that is not on the first engine. The entry of a removed
-    /// volume is kept, so that volumes of one name never have logs on two further engines.
+    /// The name of the further engine that stores a volume's log, for each volume that is not on
+    /// the first engine. The entry of a removed volume is kept, so that volumes of one name never
+    /// have logs on two further engines.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) placed: BTreeMap<NodeName, String>,
     /// URL of the warehouse that every node calls; `None` until a node has stored one.
@@ -112,7 +113,8 @@ impl ClusterState {
         Ok(state)
     }
 
-    /// Creates the state for a data folder of the first layout, which contains only a ring.
+    /// Creates the state for a data folder of the first layout, in which `ring.json` contains only
+    /// a ring.
     pub(crate) fn of_ring(ring: Ring) -> ClusterState {
         ClusterState {
             format: FORMAT,
@@ -148,8 +150,8 @@ impl ClusterState {
         self.since.get(volume).copied().unwrap_or(0)
     }
 
-    /// Returns the identity of a volume's log. `born` is 0 if the state has no version for the
-    /// volume.
+    /// Returns the identity of a volume's log. In the result, `born` is 0 if the state does not
+    /// contain the version in which the volume was created.
     pub(crate) fn log_of(&self, volume: &NodeName) -> VolumeLog {
         VolumeLog {
             born: self.born.get(volume).copied().unwrap_or(0),
@@ -160,9 +162,9 @@ impl ClusterState {
         }
     }
 
-    /// Assigns every volume to a running node. Preferred is the volume's own node, then its present
-    /// server, then its follower, then the node with the fewest volumes. A move is undone if one of
-    /// its volumes gets another server, and continues otherwise.
+    /// Assigns every volume to a running node. The first choice is the volume's own node, then the
+    /// node that serves it now, then its follower, then the node with the fewest volumes. A move is
+    /// undone if one of its volumes gets another server, and continues otherwise.
     pub(crate) fn with_nodes(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
         let mut next = self.clone();
         // A node that is no longer a member is removed from `leaving` once its process has ended.
@@ -241,8 +243,8 @@ impl ClusterState {
         }
     }
 
-    /// Returns the state with a further engine, or with a new URL for a known one. Returns `None`
-    /// if the state has this name with this URL already.
+    /// Returns the state in which the engine `name` has this URL. The engine may be new or known.
+    /// Returns `None` if the state has this name with this URL already.
     pub(crate) fn with_engine(&self, name: &str, url: &str) -> Option<ClusterState> {
         if self.engines.get(name).is_some_and(|known| known == url) {
             return None;
@@ -252,8 +254,9 @@ impl ClusterState {
         Some(state)
     }
 
-    /// Assigns every volume a follower, a running node that is not its server. Preferred is the
-    /// present follower, then the volume's own node, then the node that follows the fewest volumes.
+    /// Assigns every volume a follower, a running node that is not its server. The first choice is
+    /// the present follower, then the volume's own node, then the node that follows the fewest
+    /// volumes.
     pub(crate) fn with_followers(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
         let mut next = self.clone();
         next.following.clear();
@@ -281,7 +284,7 @@ impl ClusterState {
         (next != *self).then(|| next.changed())
     }
 
-    /// Returns the unchanged state with the next version. A new coordinator writes it to become the
+    /// Returns the unchanged state with the next version. A process writes this state to become the
     /// coordinator.
     pub(crate) fn renewed(&self) -> ClusterState {
         self.clone().changed()
@@ -307,7 +310,8 @@ impl ClusterState {
         Ok(Some(state))
     }
 
-    /// Returns the state after the commit of the move, with the next ring as its ring.
+    /// Returns the state after the commit of the move, with `moving.next` as its ring, or `None` if
+    /// there is no move.
     pub(crate) fn commit_move(&self) -> Option<ClusterState> {
         let mut state = self.clone().changed();
         let moving = state.moving.take()?;
@@ -324,8 +328,8 @@ impl ClusterState {
         Some(state)
     }
 
-    /// Marks a node as leaving. The node is a member of the ring, or serves a volume and is about
-    /// to become a member. Fails if the node cannot leave or is leaving already.
+    /// Marks a node as leaving. The node must be a member of the ring, or have a volume and be
+    /// about to become a member. Fails if the node cannot leave or is leaving already.
     pub(crate) fn with_leaving(&self, node: &NodeName) -> Result<ClusterState, Unleavable> {
         let takes_slots = |member: &Member| {
             member.name() != node && member.weight() > 0 && !self.leaving.contains(member.name())
@@ -377,8 +381,7 @@ impl ClusterState {
         ))
     }
 
-    /// Returns the transfers of slots of the move in progress, one for each pair of source and
-    /// target.
+    /// Returns the slots that the move in progress transfers, grouped by source and target.
     pub(crate) fn handovers(&self) -> Vec<Handover> {
         let Some(moving) = &self.moving else {
             return Vec::new();
@@ -396,8 +399,8 @@ impl ClusterState {
     }
 }
 
-/// Converts ascending slots to runs of first and last slot, which is their form in messages between
-/// nodes.
+/// Converts ascending slots to runs of consecutive slots. A run is a pair of its first and its last
+/// slot. Messages between nodes contain slots in this form.
 pub(crate) fn ranges(slots: &[u32]) -> Vec<(u32, u32)> {
     let mut runs: Vec<(u32, u32)> = Vec::new();
     for &slot in slots {
@@ -409,7 +412,7 @@ pub(crate) fn ranges(slots: &[u32]) -> Vec<(u32, u32)> {
     runs
 }
 
-/// Returns the slots that runs of first and last slot contain.
+/// Returns the slots in these runs. A run is a pair of its first and its last slot.
 pub(crate) fn slots_in(ranges: &[(u32, u32)]) -> impl Iterator<Item = u32> {
     ranges.iter().flat_map(|(first, last)| *first..=*last)
 }
@@ -419,11 +422,12 @@ pub(crate) fn slots_in(ranges: &[(u32, u32)]) -> impl Iterator<Item = u32> {
 pub(crate) struct SlotSet(Vec<bool>);
 
 impl SlotSet {
-    /// Creates a set from runs of first and last slot. `slots` is the number of slots of the ring.
+    /// Creates a set from runs, which are pairs of first and last slot. `slots` is the number of
+    /// slots of the ring.
     pub(crate) fn of(ranges: &[(u32, u32)], slots: u32) -> SlotSet {
         let mut set = vec![false; slots as usize];
-        // Runs may come from the network, so they may exceed the ring. Slots outside the ring are
-        // ignored.
+        // Another node may have sent these runs, so they may contain numbers that are no slots of
+        // the ring. Such numbers are ignored.
         for (first, last) in ranges {
             (*first..=*last.min(&slots)).for_each(|slot| {
                 if let Some(is_in) = set.get_mut(slot as usize) {

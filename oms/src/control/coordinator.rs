@@ -40,18 +40,18 @@ use crate::runtime::watch;
 use crate::volume::migration::target::{AskProgress, ImportRequest, Imported, Progress};
 use crate::volume::server::VolumeServer;
 
-/// Timeout of a message to one node that the cluster's state has changed, and of a request for the
+/// Timeout of the message that tells a node of a new state of the cluster, and of a request for the
 /// progress of a copy. A node that misses the message reads the state within a second, because
 /// every node reads the state periodically.
 const NOTIFY_TIMEOUT: Duration = Duration::from_millis(500);
-/// Longest time that a migration waits until all volumes have removed the rows of earlier
-/// migrations.
+/// Longest time that a migration waits, before it begins, for all volumes to remove the rows that
+/// earlier migrations have moved to other volumes.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(600);
 /// Timeout of one request that asks a volume if the rows of earlier migrations are removed. Shorter
-/// than `CLEANUP_TIMEOUT`, so that the reason of the wait is published early.
+/// than `CLEANUP_TIMEOUT`, so that the node's status soon shows why the migration waits.
 const CLEANUP_QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
-/// Timeout of a copy round between a source and a target. The source serves the slots during the
-/// round.
+/// Timeout of a copy round between a source and a target. It may be this long, because the source
+/// serves the slots during the round.
 const COPY_TIMEOUT: Duration = Duration::from_secs(6 * 3_600);
 /// Timeout of the last copy round, in which the slots are sealed. Requests for these slots wait
 /// during the round.
@@ -64,15 +64,16 @@ const SHORT_ROUND: Duration = Duration::from_millis(100);
 const COPY_ROUNDS_MAX: u32 = 20;
 /// Interval at which the coordinator asks the targets for the progress of a migration.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
-/// Number of progress reads after which the coordinator logs the progress once.
+/// Number of progress reads from one log line about the progress to the next.
 const PROGRESS_READS_PER_LOG: u32 = 5;
-/// Maximum number of consecutive progress reads that a target may leave unanswered. After more, the
-/// migration fails: the target's process is stalled, because its end would have been reported.
+/// Maximum number of consecutive progress reads in which a target does not answer. After more, the
+/// migration fails: the target's process is assumed to hang, because its end would have been
+/// reported as `Event::Gone`.
 const SILENT_READS_MAX: u32 = 10;
 /// Number of consecutive progress reads that find a target idle, after which the coordinator treats
 /// the copy request to this target as lost.
 const IDLE_READS_MAX: u32 = 3;
-/// Pause after a failed round or migration before the coordinator tries again.
+/// Pause after a failed round of the coordinator, or a failed migration, before the next round.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Pause between two requests that ask a volume if the rows of earlier migrations are removed.
 const CLEANUP_QUESTION_PAUSE: Duration = Duration::from_millis(20);
@@ -80,8 +81,8 @@ const CLEANUP_QUESTION_PAUSE: Duration = Duration::from_millis(20);
 struct Coordinator {
     cluster: Arc<ClusterHandle>,
     /// Other nodes that were seen alive and have not ended since. A stopping node stays in the map
-    /// after it has withdrawn its description. It must learn at once that other nodes have taken
-    /// its volumes.
+    /// after it has withdrawn its description, so that it is notified as soon as the state assigns
+    /// its volumes to other nodes.
     watched: BTreeMap<NodeName, NodeInfo>,
     leaving: Vec<NodeName>,
     /// Warehouse that an operator has set and that is not yet in the cluster's state.
@@ -329,6 +330,7 @@ impl Coordinator {
     }
 
     /// Migrates slots until they are moved, a step fails, or an event interrupts the migration.
+    /// Returns `true` if another step may follow at once.
     async fn move_slots(
         &mut self,
         state: &ClusterState,
@@ -370,8 +372,8 @@ impl Coordinator {
                 _ => None,
             };
             self.handle_event(event);
-            // A node that is neither source nor target of the migration may join or end during the
-            // migration.
+            // If a node joins or ends that is neither source nor target, the new assignment of
+            // volumes is written and the migration continues.
             let node_infos = self.alive()?;
             if let Some(next) = now.with_nodes(&node_infos.keys().cloned().collect()) {
                 announce_serving(&now, &next);
@@ -497,7 +499,8 @@ async fn all_cleaned_up(cluster: &Arc<ClusterHandle>, state: &ClusterState) -> R
 /// The result of a copy that is complete: the slots are sealed and all rows are at the targets.
 struct Moved {
     rows: u64,
-    /// The moment just before the first slot was sealed. The pause in service begins here.
+    /// The moment just before the first slot was sealed. From then on, commands to the slots wait
+    /// until the migration is committed.
     sealed_at: Instant,
 }
 
@@ -511,7 +514,8 @@ struct Copying {
 
 /// Makes every target copy its slots. The first round copies all rows, and each further round
 /// copies the changes since the round before. The sources serve the slots during these rounds.
-/// After a short round, the slots are sealed and the last changes are copied.
+/// After a round of at most `SHORT_ROUND`, or after `COPY_ROUNDS_MAX` rounds, the slots are sealed
+/// and the last changes are copied.
 async fn copy_all(
     cluster: &Arc<ClusterHandle>,
     state: &ClusterState,

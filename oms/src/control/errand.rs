@@ -76,8 +76,8 @@ impl Destination<'_> {
 /// The result of one try of an errand.
 pub(crate) enum Attempt<T> {
     Done(T),
-    /// The errand was refused: by the ring of this epoch, another volume has the slot or another
-    /// node has the volume.
+    /// The errand was refused. Under the ring of `epoch`, another volume has the slot, or another
+    /// node serves the volume.
     Moved {
         epoch: u64,
     },
@@ -96,7 +96,7 @@ impl Attempt<Reply> {
 pub(crate) struct Unanswered {
     pub(crate) reason: String,
     /// `true` if the node answers neither calls nor pings, or if the volume's database is missing.
-    /// Waiting is useless then.
+    /// Then the errand fails at once instead of being repeated.
     pub(crate) is_silent: bool,
     /// `true` if the errand may have been performed.
     pub(crate) was_sent: bool,
@@ -195,7 +195,7 @@ impl ClusterHandle {
         }
     }
 
-    /// Tries an errand once, at the node that serves the volume by this topology.
+    /// Tries an errand once, at the node that serves the volume according to `topology`.
     pub(crate) async fn try_errand<E: Errand>(
         self: &Arc<Self>,
         topology: &Topology,

@@ -1,9 +1,10 @@
 //! The handle of the cluster: this node's view of the other nodes, and the clients to reach them.
 //!
 //! **Invariants**
-//! - A request keeps the topology by which it was routed until it ends.
-//! - Requests that began while the cluster had only one volume can be waited for
-//!   (`earlier_requests`), because they cannot be repeated at another volume.
+//! - Until a request ends, it keeps the topology by which it was routed.
+//! - While the cluster has only one volume, requests go directly to its server, which consumes
+//!   their bodies. Such requests cannot be repeated at another volume, so `earlier_requests` waits
+//!   until they have ended.
 //!
 //! Deliberately absent: delivery of a request to its volume (`errand`), and HTTP (`api`).
 
@@ -46,7 +47,8 @@ pub(crate) struct ClusterHandle {
     pub(crate) look: Notify,
     /// `true` once this node was asked to stop.
     pub(crate) asked_to_stop: watch::Sender<bool>,
-    /// Reason why this process, as the coordinator, cannot run a needed migration now.
+    /// Reason why this process, as the coordinator, cannot take the next step now. Most often, a
+    /// migration waits or has failed.
     trouble: Mutex<Option<String>>,
     /// Volumes that are assigned to this node but have no database, each with an error text.
     missing: Mutex<BTreeMap<NodeName, String>>,
@@ -97,15 +99,15 @@ impl ClusterHandle {
         self.progress.lock()
     }
 
-    /// Returns the reason why a needed migration cannot run now. `None` if there is no such reason,
-    /// or if this process is not the coordinator.
+    /// Returns the reason why the coordinator cannot take its next step now, such as a failed
+    /// migration. `None` if there is no such reason, or if this process is not the coordinator.
     pub(crate) fn trouble(&self) -> Option<String> {
         let trouble = self.trouble.lock();
         trouble.clone()
     }
 
-    /// Sets the reason why a needed migration cannot run now. Returns `true` if the reason has
-    /// changed.
+    /// Sets the reason why the coordinator cannot take its next step now. Returns `true` if the
+    /// reason has changed.
     pub(crate) fn set_trouble(&self, reason: Option<String>) -> bool {
         let mut trouble = self.trouble.lock();
         let is_new = *trouble != reason;
@@ -145,8 +147,8 @@ impl ClusterHandle {
         self.changed.notified()
     }
 
-    /// Waits until the requests end that were routed to the only volume of an earlier topology.
-    /// Such requests cannot be repeated at another volume. Gives up after
+    /// Waits until all requests have ended that went directly to the only volume of an earlier
+    /// topology, because they cannot be repeated at another volume. Gives up after
     /// `EARLIER_REQUESTS_TIMEOUT`.
     pub(crate) async fn earlier_requests(&self) {
         let until = Instant::now() + EARLIER_REQUESTS_TIMEOUT;

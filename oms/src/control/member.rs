@@ -31,8 +31,8 @@ use crate::runtime::watch;
 
 /// Longest time until a starting node serves its own volume. Afterwards the start fails.
 const ADMISSION_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest time for other nodes to take over the volumes of a stopping node. Afterwards the
-/// stopping node closes its remaining volumes, and other nodes can open them.
+/// Longest time that a stopping node waits for other nodes to take over its volumes. Afterwards it
+/// closes its remaining volumes, which other nodes can then open.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Interval at which a node contacts the other nodes while it waits for its admission, or for its
 /// volumes to be taken over.

@@ -2,8 +2,9 @@
 //! request is sent.
 //!
 //! **Invariants**
-//! - Only the coordinator writes the ring, and that write is the commit point of each change.
-//! - A request keeps the topology by which it was routed until it ends.
+//! - Only the coordinator replaces the cluster's state, which contains the ring. Each change of
+//!   ownership takes effect with such a replacement.
+//! - Until a request ends, it keeps the topology by which it was routed.
 //! - A node opens and closes volumes only to match the cluster's state.
 //!
 //! Deliberately absent: locks and files, which the traits of `cluster` hide.

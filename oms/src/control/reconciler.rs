@@ -198,8 +198,8 @@ impl Reconciler {
         }
         let (mut has_opened_all, mut lost) = (true, None);
         self.cluster.missing().retain(|volume, _| wanted.contains(volume));
-        // Volumes that the last pass could not open are tried last. Their engine may be
-        // unreachable, and an attempt takes long then.
+        // Volumes that the last pass could not open are tried last, because an attempt takes long
+        // if the engine of the volume is unreachable.
         let (again, first): (Vec<&NodeName>, Vec<&NodeName>) =
             wanted.iter().partition(|volume| self.unopened.contains(*volume));
         for (at, volume) in first.iter().chain(&again).copied().enumerate() {
@@ -272,9 +272,9 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Lets the volume servers follow the ring. New slots are activated before other slots are
-    /// released, so that new slots are served at once. If a migration was undone, its staged rows
-    /// and seals are removed.
+    /// Applies the ring to the volume servers that still use an earlier ring. Slots that a volume
+    /// gained are activated in all servers before lost slots are released, so that gained slots are
+    /// served at once. If a migration was undone, its staged rows and seals are removed.
     async fn follow_ring(&mut self, state: &ClusterState, wanted: &[NodeName]) -> Result<(), NodeError> {
         let is_behind = |server: &VolumeServer, ring: &Arc<Ring>| !Arc::ptr_eq(&server.ring(), ring);
         let ring = Arc::clone(&self.ring);
@@ -321,9 +321,10 @@ impl Reconciler {
         }
         let storage = Arc::new(storage);
         let is_mine = now.serving.get(volume) == Some(&self.cluster.me);
-        // Staged rows may be neither removed nor served while their migration is neither committed
-        // nor undone. A coordinator that does not know of this restart may still commit the
-        // migration. So a volume with such rows is closed again until the migration has ended.
+        // The volume may contain staged rows of a migration that is neither committed nor undone.
+        // Such rows may be neither served nor removed, because a coordinator that does not know of
+        // this restart may still commit the migration. So the volume is closed again until the
+        // migration has ended.
         let under_way = now.moving.as_ref().map(|moving| moving.id);
         let is_decided = under_way.is_none() || staged_migration(&storage).await? != under_way;
         if !is_mine || !is_decided {

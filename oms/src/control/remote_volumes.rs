@@ -1,8 +1,9 @@
 //! A volume's client for all other volumes, which this process or another one serves.
 //!
-//! `volume::remote_stock` explains the questions and why they may be repeated. The search for the
-//! store with the lowest id that has an order's units uses the copies of `stock_copies`. It asks
-//! only the volumes without a usable copy.
+//! `volume::remote_stock` lists the questions to other volumes, and says why a question may be
+//! repeated. The search for the store with the lowest id that has an order's units uses the copies
+//! of `stock_copies`, and asks the volumes without a usable copy. Before the search ends without a
+//! store, it asks all volumes.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -25,11 +26,12 @@ use crate::runtime::seeded::seeded;
 use crate::volume::remote_stock::{Answer, RemoteVolumes};
 use crate::volume::state::OrderError;
 
-/// Timeout of a question to another volume. Shorter than the timeout of the client's request that
-/// created the order, so that the client still gets a response.
+/// Timeout of a question to another volume. Shorter than `ROUTING_TIMEOUT`, the timeout of the
+/// client's request that created the order, so that the client still gets a response.
 const REMOTE_CALL_TIMEOUT: Duration = Duration::from_millis(4_500);
 
-/// How long an owner is waited for that is asked for units. The request is repeated anyway.
+/// Timeout of a request to a store's owner for a loan of units. It may be short, because the
+/// borrower repeats each request until it is answered.
 const ALLOT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The client through which one volume reaches all other volumes.
@@ -41,7 +43,7 @@ pub(crate) struct RemoteVolumeClient {
 }
 
 impl RemoteVolumeClient {
-    /// Returns the client of this volume for all other volumes.
+    /// Returns the client through which `volume` reaches all other volumes.
     pub(crate) fn of(cluster: &Arc<ClusterHandle>, volume: &NodeName) -> Arc<dyn RemoteVolumes> {
         Arc::new(RemoteVolumeClient {
             cluster: Arc::downgrade(cluster),
@@ -88,7 +90,7 @@ impl RemoteVolumeClient {
     }
 }
 
-/// Fails if the epoch of this node's topology differs from the epoch of a search.
+/// Fails if the epoch of this node's topology differs from `epoch`, under which the search began.
 fn check_epoch(topology: &Topology, epoch: Epoch) -> Result<(), OrderError> {
     if topology.ring.epoch() == epoch || seeded("epochs-mixed") {
         Ok(())

@@ -1,16 +1,17 @@
 //! Copies of the available quantities of volumes that other nodes serve. With a copy, the search
 //! for the store with the lowest id that has an order's units needs no message.
 //!
-//! The first search in a volume begins a copy, and `KEPT_FOR` without a search ends the copy. The
-//! task of a copy reads the layout and all quantities. Then it requests changes from the volume's
-//! owner, one request at a time. If the incarnation or generation of the volume's stock changes,
-//! the task reads everything again. The owner of a volume is the node that serves it. In that node,
-//! `volume::followers` answers the requests and defines the maximum age of a copy.
+//! The first search in a volume begins a copy. After `KEPT_FOR` without a search, the copy is
+//! dropped. The task of a copy reads the layout (the lists of stores and products) and all
+//! quantities. Then it requests changes from the volume's owner, one request at a time. If the
+//! incarnation or generation of the volume's stock changes, the task reads everything again. The
+//! owner of a volume is the node that serves it. In that node, `volume::followers` answers the
+//! requests and defines the maximum age of a copy.
 //!
 //! **Invariants**
 //! - A copy only suggests a store. The owner decides when it reserves the units.
-//! - A copy is used only under the epoch of the ring that its owner followed. So all copies of one
-//!   search have the same epoch, even while stores migrate.
+//! - A search uses a copy only if the owner followed the ring of the search's epoch at its newest
+//!   answer. So all copies in one search have the same epoch, even while stores migrate.
 //! - A copy uses 4 bytes of memory for each cell, which is one product in one store. `CELLS_MAX`
 //!   limits the number of cells.
 
@@ -65,7 +66,8 @@ struct Content {
     position: Option<StockPosition>,
     /// Epoch of the owner's ring at the newest answer.
     epoch: u64,
-    /// Time at which the request of the newest answer was sent. `None` while the copy is unusable.
+    /// Time at which the request was sent that the newest answer belongs to. `None` while the copy
+    /// is unusable.
     as_of: Option<Instant>,
     looked_at: Instant,
 }
@@ -252,7 +254,8 @@ impl Following {
         let mut quantities = Vec::new();
         let mut first_row = 0;
         // At least one request is sent, even for a stock without cells. It tells the owner that
-        // this node no longer uses the content that the copy had before this read.
+        // this node no longer uses the copy's earlier content, so the owner need not wait for this
+        // copy before it confirms an uploaded stock.
         loop {
             let read = ReadStock {
                 follower: self.copy.follower,

@@ -3,7 +3,7 @@
 //!
 //! **Invariants**
 //! - A topology never changes. `handle` publishes a new topology instead.
-//! - A request keeps the topology by which it was routed until it ends.
+//! - Until a request ends, it keeps the topology by which it was routed.
 //!
 //! Deliberately absent: calls to volumes (`errand`).
 
@@ -26,8 +26,8 @@ pub(crate) enum VolumeLocation<'a> {
         node: &'a NodeName,
         address: SocketAddr,
     },
-    /// No node is assigned to the volume, the assigned node has no known address, or this node has
-    /// not opened the volume yet.
+    /// The volume cannot be reached: no node is assigned to it, the address of the assigned node is
+    /// unknown, or this node is assigned and has not opened it yet. Contains the assigned node.
     Nowhere(Option<&'a NodeName>),
 }
 

@@ -1,14 +1,16 @@
 //! Units of other volumes' stores that this volume has borrowed, and the orders that took them.
 //!
 //! **Invariants**
-//! - Usable units are in memory only. A new server of the volume has none, and its first request
-//!   gives the units of the earlier one back.
-//! - Units become unusable before a request gives them back, and usable after the owner has
-//!   answered.
+//! - Usable units are in memory only. A new server of the volume starts with none. Its first
+//!   requests enter the orders of the earlier server and return all other units of that server.
+//! - Units become unusable before a request returns them. Granted units become usable only when the
+//!   owner's answer arrives.
 //! - A request is repeated unchanged until the owner answers it.
-//! - An order's units stay in `spent` until the owner has entered its reservation and the row here
-//!   is gone. Until then nothing else about the reservation reaches the owner.
-//! - Bounded: `STORES_MAX` stores with `CELLS_MAX` products each.
+//! - An order that took units stays in `spent` until the owner has entered it, and its row in this
+//!   volume's table `spent` is removed. Until then no settlement of the order is sent to the owner.
+//! - A volume borrows from at most `STORES_MAX` stores, and at most `CELLS_MAX` products of each.
+//!
+//! To *enter* an order, the owner takes its units out of the loan and writes a usual reservation.
 //!
 //! Deliberately absent: rows, messages and clocks (`volume::borrowing`). Times are monotonic
 //! milliseconds.
@@ -23,32 +25,40 @@ use crate::domain::order::{Line, OrderId};
 use crate::domain::stock::{Reservation, summed};
 use crate::runtime::seeded::seeded;
 
-/// Reservations in a store within `WINDOW_MS` that make it a hot one. Below this rate messages cost
-/// little, and the loan would be returned unused.
+/// Number of reservations in a store within `WINDOW_MS` from which on its units are borrowed. At a
+/// lower rate, reservations by message cost little, and most borrowed units would be returned
+/// unused.
 const HOT_AFTER: u32 = if cfg!(test) { 2 } else { 64 };
-/// Time in which reservations of a store are counted.
+/// Time in which the reservations of a store are counted, in milliseconds. If the owner grants no
+/// units of a product, they are not requested again for this time.
 const WINDOW_MS: u64 = if cfg!(test) { 4_000 } else { 1_000 };
-/// Units of a product that are asked for first. Doubled each time they run out.
+/// Number of units of a product that the first request asks for. It doubles each time the units run
+/// out.
 pub(crate) const TARGET_FIRST: u32 = if cfg!(test) { 2 } else { 32 };
-/// Largest number of units of a product that is asked for.
+/// Maximum number of units of a product that one request asks for.
 const TARGET_MAX: u32 = 1 << 16;
-/// Hot stores at a time.
+/// Maximum number of stores that a volume borrows from at a time.
 const STORES_MAX: usize = 16;
-/// Products of one loan. Its row is written with each request, and has at most 128 KiB then.
+/// Maximum number of products in one loan. Every request writes the row of the loan, which has 128
+/// KiB with this many products.
 pub(crate) const CELLS_MAX: usize = 16 << 10;
-/// Products that one request asks for.
+/// Maximum number of products in the list of wanted units of one request.
 const WANTED_MAX: usize = 4_096;
-/// Orders that one request enters.
+/// Maximum number of orders that one request enters.
 const SPENT_MAX: usize = if cfg!(test) { 3 } else { 1_024 };
-/// Lines of the orders after which a request enters no further one, so that it fits into a frame.
+/// Number of order lines in a request after which no further order is added to it, so that the
+/// request fits into a frame.
 const SPENT_LINES_MAX: usize = 64 << 10;
-/// Spent orders after which a request is sent at once.
+/// Number of orders to be entered at which a request is sent at once, instead of after
+/// `ENTER_WITHIN_MS`.
 const SPENT_SOON: usize = 256;
-/// Longest time in which an order is entered at the owner, if the owner answers.
+/// Interval of the requests that enter orders at the owner, in milliseconds. It is shorter if many
+/// orders are to be entered, and longer if the owner does not answer.
 const ENTER_WITHIN_MS: u64 = 100;
-/// Time without an order after which the units of a store are returned.
+/// Time without an order that uses a store, after which all borrowed units of the store are
+/// returned, in milliseconds.
 const IDLE_MS: u64 = 1_000;
-/// Time after a recall in which nothing is borrowed from the store.
+/// Time after a recall in which the recalled units are not borrowed again, in milliseconds.
 const PAUSE_MS: u64 = 2_000;
 
 /// Borrowed units of one product.
@@ -56,39 +66,43 @@ const PAUSE_MS: u64 = 2_000;
 struct Cell {
     usable: u32,
     target: u32,
-    /// The owner granted nothing, or has recalled the units. It is not asked before this time.
+    /// Time before which no units of this product are requested, because the owner has granted none
+    /// or has recalled them.
     paused_until_ms: u64,
 }
 
-/// The allotment of one store.
+/// The borrowed units of one store, and the state of the requests to its owner.
 #[derive(Debug, Default)]
 struct Allotment {
     cells: BTreeMap<u32, Cell>,
     /// Recalled units, which the next request returns.
     recalled: BTreeMap<u32, u32>,
-    /// Products of which more units are wanted.
+    /// Products of which the next request asks for more units.
     low: BTreeSet<u32>,
-    /// Orders with units of this store that are not durable yet.
+    /// Number of orders that took units of this store and are not durable yet.
     queued: usize,
-    /// Durable orders that no request has entered.
+    /// Durable orders that took units of this store and were in no request yet.
     unsent: BTreeSet<OrderId>,
     in_flight: Option<Arc<AllotRequest>>,
-    /// Nothing is borrowed or used before this time, and everything is returned.
+    /// Time before which no units of this store are borrowed or used, and all are returned, because
+    /// the owner has recalled all of them.
     recalled_until_ms: u64,
-    /// The owner must be asked even if there is nothing to tell: it has recalled units.
+    /// `true` if a request must be sent even without an order or a unit in it. After a recall, the
+    /// owner repeats the recall until a request arrives. A new incarnation must clear the loan.
     must_ask: bool,
-    /// `true` once the owner has confirmed that the loan has no units of earlier servers or
-    /// incarnations (`AllotRequest::clears`). Before that nothing is usable here.
+    /// `true` once the owner has answered a request with `AllotRequest::clears`, so that the loan
+    /// has no units of earlier incarnations. Before that, no unit of the store is usable.
     is_clear: bool,
-    /// The next request asks for some units of every product.
+    /// `true` if the next request asks for some units of every product.
     asks_all: bool,
     used_ms: u64,
     asked_ms: u64,
 }
 
 impl Allotment {
-    /// Returns `true` if no request may be made now. A request that clears the loan returns all
-    /// units but those of its orders, so no other order may hold some.
+    /// Returns `true` if no request may be made now. The request that clears the loan returns all
+    /// units except for those of the orders in it. So it must wait for the orders with units that
+    /// are not durable yet.
     fn is_blocked(&self) -> bool {
         !self.is_clear && self.queued > 0
     }
@@ -97,13 +111,14 @@ impl Allotment {
 /// The progress of an order that took borrowed units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Progress {
-    /// The order's rows are queued.
+    /// The rows of the order are queued for commit.
     Queued,
-    /// The order is durable.
+    /// The order is durable, and no request has it yet.
     Durable,
-    /// A request with the order is being answered.
+    /// A request with the order was sent, and its answer has not arrived.
     Sent,
-    /// The owner has entered the reservation. The row here is to be removed.
+    /// The owner has entered the order. The order's row in this volume's table `spent` is to be
+    /// removed.
     Entered,
 }
 
@@ -115,7 +130,8 @@ struct Spent {
     progress: Progress,
 }
 
-/// Reservations of a store by messages, counted to find hot stores.
+/// Number of reservations in a store that were made by messages to its owner since `since_ms`, to
+/// find hot stores.
 #[derive(Debug, Default)]
 struct Demand {
     since_ms: u64,
@@ -126,21 +142,22 @@ struct Demand {
 #[derive(Debug)]
 pub(crate) struct Allotments {
     volume: NodeName,
-    /// Number of the last incarnation that is durable in this volume.
+    /// Highest incarnation that is durable in this volume.
     durable_incarnation: u64,
-    /// The incarnation of this server. It must be durable before the first request.
+    /// Incarnation in the requests of this server. It is higher than those of earlier servers of
+    /// the volume, and must be durable before the first request.
     incarnation: u64,
     sequence: u64,
     stores: BTreeMap<u32, Allotment>,
     spent: BTreeMap<OrderId, Spent>,
     demand: BTreeMap<u32, Demand>,
     is_on: bool,
-    /// Nothing is borrowed or used before this time, because slots of this volume migrate.
+    /// Time before which no units are borrowed or used, because slots of this volume migrate.
     suspended_until_ms: u64,
 }
 
 impl Allotments {
-    /// Creates the allotments of a new server from the rows of its volume.
+    /// Creates the allotments of a new server from the rows in its volume's table `spent`.
     pub(crate) fn new(volume: NodeName, durable_incarnation: u64, rows: Vec<Reservation>) -> Allotments {
         let mut allotments = Allotments {
             volume,
@@ -167,13 +184,13 @@ impl Allotments {
         allotments
     }
 
-    /// Turns borrowing on or off. Units that are borrowed already are returned.
+    /// Turns borrowing on or off. While it is off, borrowed units are returned.
     pub(crate) fn set_on(&mut self, is_on: bool) {
         self.is_on = is_on;
     }
 
-    /// Counts a reservation that a message made. A store with many of them is borrowed from.
-    /// Returns `true` if there is an allotment of the store.
+    /// Counts a reservation that was made by a message to the store's owner. After `HOT_AFTER` such
+    /// reservations, an allotment of the store begins. Returns `true` if there is an allotment.
     pub(crate) fn note_reserved(&mut self, store: u32, lines: &[Line], now_ms: u64) -> bool {
         if !self.is_on {
             return false;
@@ -202,15 +219,16 @@ impl Allotments {
             self.demand.remove(&store);
             let allotment = self.stores.entry(store).or_default();
             allotment.used_ms = now_ms;
-            // The orders of a store spread over its products, so most cells are too rare to be
-            // found one by one.
+            // Each order names few of the store's products, so it would take long until every
+            // product was missing once. The first request asks for some units of all products.
             allotment.asks_all = true;
             self.note_missing(store, lines, now_ms);
         }
         is_hot
     }
 
-    /// Notes that an order found too few borrowed units.
+    /// Records that the borrowed units did not suffice for an order, so that the next request asks
+    /// for more.
     fn note_missing(&mut self, store: u32, lines: &[Line], now_ms: u64) {
         let is_paused = self.is_paused(now_ms);
         let Some(allotment) = self.stores.get_mut(&store) else {
@@ -290,8 +308,8 @@ impl Allotments {
         true
     }
 
-    /// Ends a step that took borrowed units: the order is durable, or the units are usable again.
-    /// Returns `true` if a request should be sent at once.
+    /// Records the end of the commit of an order that took borrowed units. If the commit failed,
+    /// the units are usable again. Returns `true` if the borrower's task must be woken.
     pub(crate) fn end_spending(&mut self, order: &OrderId, is_durable: bool) -> bool {
         let Some(spent) = self.spent.get_mut(order) else {
             return false;
@@ -310,22 +328,23 @@ impl Allotments {
         false
     }
 
-    /// Returns `true` if the owner does not know of the reservation of an order yet.
+    /// Returns `true` if an order took borrowed units and its row in the table `spent` still
+    /// exists. Until the row is removed, no settlement of the order may be sent.
     pub(crate) fn is_unsettled(&self, order: &OrderId) -> bool {
         self.spent.contains_key(order)
     }
 
-    /// Returns `true` if the owner does not know of the reservation of some order yet.
+    /// Returns `true` if `is_unsettled` holds for any order that `is_asked` selects.
     pub(crate) fn any_unsettled(&self, is_asked: impl FnMut(&OrderId) -> bool) -> bool {
         self.spent.keys().any(is_asked)
     }
 
-    /// Stops borrowing until a time, and has everything returned.
+    /// Stops borrowing until the time `until_ms`. Until then, requests return all borrowed units.
     pub(crate) fn suspend(&mut self, until_ms: u64) {
         self.suspended_until_ms = self.suspended_until_ms.max(until_ms);
     }
 
-    /// Makes units unusable that their owner needs. The next request returns them.
+    /// Makes units unusable that their owner has recalled. The next request returns them.
     pub(crate) fn recall(&mut self, recall: &Recall, now_ms: u64) {
         let known = self.stores.get(&recall.store);
         if known.is_none() && self.stores.len() >= 2 * STORES_MAX {
@@ -352,12 +371,12 @@ impl Allotments {
         }
     }
 
-    /// Returns `true` if there is nothing to tell to an owner, and no row to remove.
+    /// Returns `true` if no request is to be sent and no row in the table `spent` is to be removed.
     pub(crate) fn is_idle(&self) -> bool {
         self.stores.is_empty() && self.spent.is_empty()
     }
 
-    /// Returns the orders that their owners have entered, with their stores.
+    /// Returns the orders that the owners of their stores have entered, each with its store.
     pub(crate) fn entered(&self) -> Vec<(OrderId, u32)> {
         let entered = self.spent.iter();
         let entered = entered.filter(|(_, spent)| spent.progress == Progress::Entered);
@@ -366,25 +385,26 @@ impl Allotments {
             .collect()
     }
 
-    /// Forgets orders that have no rows any more.
+    /// Forgets orders after their rows in the table `spent` were removed.
     pub(crate) fn forget(&mut self, orders: &[(OrderId, u32)]) {
         for (order, _) in orders {
             self.spent.remove(order);
         }
     }
 
-    /// Returns the incarnation to be made durable before the next request. `None` if it is.
+    /// Returns the incarnation that must be made durable before the next request. `None` if it is
+    /// durable already.
     pub(crate) fn new_incarnation(&self) -> Option<u64> {
         (self.durable_incarnation < self.incarnation).then_some(self.incarnation)
     }
 
-    /// Notes that an incarnation is durable.
+    /// Records that an incarnation is durable.
     pub(crate) fn incarnation_is_durable(&mut self, incarnation: u64) {
         self.durable_incarnation = self.durable_incarnation.max(incarnation);
     }
 
-    /// Begins an incarnation after one that an owner knows. All usable units are given up: the
-    /// first request to each owner returns them.
+    /// Begins an incarnation that is higher than `known`, an incarnation that an owner has
+    /// recorded. All usable units become unusable, and the next requests return them.
     pub(crate) fn restart_after(&mut self, known: u64) {
         if known < self.incarnation {
             return;
@@ -408,8 +428,9 @@ impl Allotments {
         }
     }
 
-    /// Returns the stores with an owner that must be asked now. Forgets allotments without content.
-    /// `is_here` says that a store has come to this volume.
+    /// Returns the stores for which a request must be sent to the owner now. Forgets allotments
+    /// without content. `is_here` returns `true` for a store that has migrated to this volume,
+    /// which then returns its units.
     pub(crate) fn due(&mut self, now_ms: u64, is_here: impl Fn(u32) -> bool) -> Vec<u32> {
         let is_paused = self.is_paused(now_ms);
         let mut due = Vec::new();
@@ -435,8 +456,9 @@ impl Allotments {
         due
     }
 
-    /// Returns the request to a store's owner, which is kept until it is answered. `None` if there
-    /// is none now.
+    /// Returns the request to send to a store's owner: the last request while it is not answered,
+    /// otherwise a new request. `None` if no request may be sent now. `is_here` is `true` if the
+    /// store has migrated to this volume.
     pub(crate) fn request(&mut self, store: u32, now_ms: u64, is_here: bool) -> Option<Arc<AllotRequest>> {
         if self.new_incarnation().is_some() {
             return None;
@@ -525,7 +547,8 @@ impl Allotments {
         Some(request)
     }
 
-    /// Takes the answer to a request. An answer to an earlier request changes nothing.
+    /// Applies the owner's answer to the last request. An answer to an earlier request changes
+    /// nothing.
     pub(crate) fn answered(&mut self, request: &AllotRequest, granted: &[Line], now_ms: u64) {
         let Some(allotment) = self.stores.get_mut(&request.store) else {
             return;
@@ -598,13 +621,14 @@ impl Allotments {
     }
 }
 
-/// Units of one store that a volume holds.
+/// Units of one store that a volume has borrowed and not returned.
 #[cfg(test)]
 pub(crate) struct Claims {
     pub(crate) incarnation: u64,
     /// Usable and recalled units by product.
     pub(crate) usable: BTreeMap<u32, u32>,
-    /// Orders with units that no request has entered. An earlier server may have entered them.
+    /// Orders that took units and were in no request of this server. The owner may have entered
+    /// them by a request of an earlier server.
     pub(crate) orders: Vec<SpentUnits>,
 }
 

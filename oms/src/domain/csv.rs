@@ -138,8 +138,8 @@ impl LineReader {
 
     fn keep(&mut self, bytes: &[u8]) -> Result<(), CsvError> {
         if self.unfinished.len() + bytes.len() > LINE_BYTES_MAX {
-            // A fault within the first bytes of the line is more helpful to the client than the
-            // line's length.
+            // If the first bytes of the line have a fault, it is reported instead of the excessive
+            // length, because it is more helpful to the client.
             self.unfinished
                 .extend_from_slice(&bytes[..bytes.len().min(LINE_BYTES_MAX)]);
             let (column, reason) = match scan(&self.unfinished) {

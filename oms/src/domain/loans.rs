@@ -1,13 +1,15 @@
 //! Loans of a store's units to other volumes, as the store's owner knows them.
 //!
-//! A volume borrows units of a hot store in advance and reserves them for its orders without a
-//! message (escrow: O'Neil 1986, "The Escrow Transactional Method"; bounded counters: Balegas et
-//! al. 2015). `docs/cluster.md` lists the invariants of both sides.
+//! A volume borrows units of a store with many orders in advance, and reserves them for its orders
+//! without a message (escrow: O'Neil 1986, "The Escrow Transactional Method"; bounded counters:
+//! Balegas et al. 2015). `docs/cluster.md` lists the invariants of both sides.
 //!
 //! **Invariants**
-//! - A lent unit is available to nobody but its borrower.
-//! - A loan has one change under way at a time. It changes in memory when its row is queued, and
-//!   the units that leave it stay lent until the row is durable.
+//! - Only orders of the borrower may take a lent unit.
+//! - A loan has one change under way at a time. The loan changes in memory when the row of the
+//!   change is queued. Units that leave the loan count as lent until that row is durable.
+//!
+//! To *enter* an order is to take its units out of the loan and to write a reservation for it.
 //!
 //! Deliberately absent: rows and messages (`volume::lending`), and the borrower's side
 //! (`allotments`).
@@ -22,13 +24,15 @@ use crate::domain::reserved_units::ReservedUnits;
 /// The durable state of one loan: a row of the store's volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Loan {
-    /// The borrower's incarnation of the last request.
+    /// Incarnation of the borrower in its last request. Each server of the borrowing volume has a
+    /// higher incarnation than the servers before.
     pub(crate) incarnation: u64,
     /// Number of the last request of that incarnation.
     pub(crate) sequence: u64,
     /// Lent units by product.
     pub(crate) units: BTreeMap<u32, u32>,
-    /// Units that the last request was granted. A repeated request is answered by them.
+    /// Units that were granted to the last request. If the borrower repeats that request, the
+    /// answer names these units again.
     pub(crate) granted: Box<[Line]>,
 }
 
@@ -40,14 +44,15 @@ pub(crate) struct OpenLoan {
     pub(crate) is_changing: bool,
     /// Time of the last request, in monotonic milliseconds.
     pub(crate) heard_ms: u64,
-    /// The products that are recalled until the borrower's next request. All if there are none.
+    /// Products that are recalled until the borrower's next request. An empty set recalls all
+    /// products, and `None` recalls nothing.
     pub(crate) recalled: Option<BTreeSet<u32>>,
-    /// Time of the next recall, if units are recalled.
+    /// Time at which the recall is sent again, in monotonic milliseconds.
     pub(crate) recall_at_ms: u64,
 }
 
 impl OpenLoan {
-    /// Creates a loan as its row describes it.
+    /// Creates a loan in memory from the content of its row.
     pub(crate) fn of(loan: Loan, now_ms: u64) -> OpenLoan {
         OpenLoan {
             loan,
@@ -59,18 +64,18 @@ impl OpenLoan {
     }
 }
 
-/// Products to be recalled, by store.
+/// Products with lent units that are to be recalled, by store.
 pub(crate) type Recalled = BTreeMap<u32, BTreeSet<u32>>;
 
 /// All loans of a volume's stores.
 #[derive(Debug, Default)]
 pub(crate) struct Loans {
     open: BTreeMap<(u32, NodeName), OpenLoan>,
-    /// Lent units of all borrowers.
+    /// Lent units by store and product, summed over all borrowers.
     sum: ReservedUnits,
     /// Number of loans with units.
     with_units: usize,
-    /// Products that stores have few free units of. They are recalled.
+    /// Lent products of which a store has few free units, until `take_recalled`.
     recalled: Recalled,
 }
 
@@ -99,27 +104,27 @@ impl Loans {
         self.open.get(&(store, borrower.clone()))
     }
 
-    /// Returns the loan of a store to a volume, to change its flags.
+    /// Returns the loan of a store to a volume, for changes of flags such as `is_changing`.
     pub(crate) fn get_mut(&mut self, store: u32, borrower: &NodeName) -> Option<&mut OpenLoan> {
         self.open.get_mut(&(store, borrower.clone()))
     }
 
-    /// Returns all loans, to change their flags.
+    /// Returns all loans, for changes of flags such as `recalled`.
     pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (&(u32, NodeName), &mut OpenLoan)> {
         self.open.iter_mut()
     }
 
-    /// Removes units from the lent ones of a store.
+    /// Subtracts returned or entered units from the sum of a store's lent units.
     fn put_back(&mut self, store: u32, lines: &[Line]) {
         for line in lines {
             self.sum.take(store, *line);
         }
     }
 
-    /// Begins the change of a loan by a request, which must be a newer one than the last. `entered`
-    /// are the units of orders that leave the loan. The granted units are lent at once, the others
-    /// stay lent until `end`. Returns `None` and changes nothing if more units are used than are
-    /// lent.
+    /// Begins the change of a loan by a request, which must be newer than the last request.
+    /// `entered` are the units of the orders that the request enters. Granted units count as lent
+    /// at once. Entered and returned units count as lent until `end`. Returns `None` and changes
+    /// nothing if the loan has fewer units than are entered and returned.
     pub(crate) fn begin(
         &mut self,
         request: &AllotRequest,
@@ -159,7 +164,7 @@ impl Loans {
         Some(change)
     }
 
-    /// Ends a change after its commit succeeded or failed.
+    /// Ends a change after its commit. If the commit failed, restores the loan.
     pub(crate) fn end(&mut self, change: Change, is_durable: bool, now_ms: u64) {
         let store = change.store;
         let Some(open) = self.open.get_mut(&(store, change.borrower)) else {
@@ -206,17 +211,17 @@ impl Loans {
         self.count();
     }
 
-    /// Notes that the lent units of a product in a store must be recalled.
+    /// Records that the lent units of a product in a store must be recalled.
     pub(crate) fn recall(&mut self, store: u32, product: u32) {
         self.recalled.entry(store).or_default().insert(product);
     }
 
-    /// Returns the products to be recalled since the last call.
+    /// Returns the products for which `recall` was called since the last call of this function.
     pub(crate) fn take_recalled(&mut self) -> Recalled {
         std::mem::take(&mut self.recalled)
     }
 
-    /// Returns the stores of loans with units.
+    /// Returns the stores with lent units.
     pub(crate) fn stores(&self) -> BTreeSet<u32> {
         let lent = self.open.iter().filter(|(_, open)| !open.loan.units.is_empty());
         lent.map(|((store, _), _)| *store).collect()
@@ -245,15 +250,15 @@ pub(crate) fn lines_of(loan: &Loan) -> Vec<Line> {
     loan.units.iter().map(line).collect()
 }
 
-/// A change of a loan while its row is committed.
+/// A change of a loan, from the queueing of its row until the end of the commit.
 #[derive(Debug)]
 pub(crate) struct Change {
     pub(crate) borrower: NodeName,
     pub(crate) store: u32,
-    /// Incarnation and number of the request before.
+    /// Incarnation and number of the last request before the change.
     before: (u64, u64),
     granted_before: Box<[Line]>,
-    /// Units that leave the loan.
+    /// Units that leave the loan, because they were entered or returned.
     left: Vec<Line>,
 }
 
@@ -262,30 +267,32 @@ pub(crate) struct Change {
 pub(crate) struct AllotRequest {
     /// The volume that borrows.
     pub(crate) borrower: NodeName,
-    /// Grows with every server of that volume. A newer one uses no units of earlier ones but those
-    /// of their orders.
+    /// Incarnation of the borrower: a number that grows with every server of its volume. A server
+    /// uses no units that were granted to an earlier incarnation. It only enters the orders that
+    /// took some of them.
     pub(crate) incarnation: u64,
-    /// Number of the request among those of the incarnation.
+    /// Number of the request. It grows with every request of the incarnation.
     pub(crate) sequence: u64,
     pub(crate) store: u32,
-    /// No other units of the loan are in use but those of the orders in this request, so the others
-    /// are returned. Set once for each incarnation, before it borrows.
+    /// `true` if the request returns all units of the loan, except for those of the orders in
+    /// `spent`. Each incarnation sends such a request before it borrows, because an earlier server
+    /// may have borrowed units.
     pub(crate) clears: bool,
-    /// Orders that took lent units. Their reservations are entered at the owner.
+    /// Orders that took units of the loan, to be entered by the owner.
     pub(crate) spent: Vec<SpentUnits>,
-    /// Units that are given back.
+    /// Units that the borrower returns to the owner.
     pub(crate) returned: Vec<Line>,
-    /// Units that are asked for.
+    /// Units that the borrower asks for.
     pub(crate) wanted: Vec<Line>,
-    /// Some units of every other product are asked for, too.
+    /// `true` if the borrower also asks for some units of every product that is not in `wanted`.
     pub(crate) wants_all: bool,
 }
 
-/// A request of a store's owner for lent units.
+/// A message by which the owner of a store demands lent units back from a borrower.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Recall {
     pub(crate) store: u32,
-    /// The products to be returned. All units of the store if there are none.
+    /// The products to be returned. An empty list means all lent units of the store.
     pub(crate) products: Vec<u32>,
 }
 
@@ -297,14 +304,14 @@ pub(crate) struct SpentUnits {
     pub(crate) lines: Box<[Line]>,
 }
 
-/// The place of a request among those that the loan has seen.
+/// The age of a request, compared with the last request that changed the loan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
-    /// The request is the last one again.
+    /// The request is a repetition of the last request.
     Repeated,
-    /// The request is older than the last one.
+    /// The request is older than the last request.
     Outdated,
-    /// The request is a newer one.
+    /// The request is newer than the last request.
     Newer,
 }
 
@@ -313,7 +320,7 @@ impl Loan {
         *self.units.entry(line.id).or_default() += line.quantity;
     }
 
-    /// Removes units. Returns `false` if the loan has fewer.
+    /// Removes units from the loan. Returns `false` and changes nothing if the loan has fewer.
     fn take(&mut self, line: Line) -> bool {
         let Some(units) = self.units.get_mut(&line.id) else {
             return line.quantity == 0;
@@ -328,7 +335,7 @@ impl Loan {
         true
     }
 
-    /// Returns the place of a request.
+    /// Compares a request with the last request that changed this loan.
     pub(crate) fn turn(&self, request: &AllotRequest) -> Turn {
         let last = (self.incarnation, self.sequence);
         match (request.incarnation, request.sequence).cmp(&last) {
@@ -413,7 +420,8 @@ mod tests {
         let (mut loans, mut restart) = (Loans::default(), request(4, 1, &[]));
         loans.set(1, &restart.borrower, lent, 0);
         assert!(loans.begin(&restart, &[line(7, 6)], Box::default(), 0).is_none());
-        // The first part of the orders keeps the units of the others.
+        // The new server enters the earlier orders in two requests. The first request does not
+        // clear the loan, because the orders of the second request still need their units.
         let change = loans.begin(&restart, &[line(7, 2)], Box::default(), 0).unwrap();
         loans.end(change, true, 0);
         assert_eq!(units(&loans), [(7, 3), (8, 1)].into());

@@ -22,8 +22,8 @@ use utoipa::ToSchema;
 
 use crate::runtime::seeded::seeded;
 
-/// Maximum length of an order id in bytes. The keys of an order's rows contain its id, and the id
-/// stays in memory while a message of the order waits.
+/// Maximum length of an order id in bytes. It limits the keys of the order's rows, which contain
+/// the id, and the memory of messages that wait for the warehouse.
 pub const ORDER_ID_BYTES_MAX: usize = 64;
 
 /// Maximum number of payments stored in addition to the payment that paid the order. Each stored
@@ -36,7 +36,8 @@ pub const EXTRA_PAYMENTS_MAX: usize = 32;
 pub struct OrderId(Arc<str>);
 
 impl OrderId {
-    /// Checks the text of an id. The error completes a sentence that begins with the field's name.
+    /// Checks the text of an id. The error is a predicate, such as `is empty`. The caller puts the
+    /// name of the field before it.
     pub fn parse(text: &str) -> Result<OrderId, &'static str> {
         if text.is_empty() {
             return Err("is empty");
@@ -106,27 +107,28 @@ pub struct Line {
 #[serde(rename_all = "snake_case")]
 #[schema(as = OrderState)]
 pub enum State {
-    /// Accepted; the search for a store is not decided.
+    /// The order is accepted, and its store is not chosen yet.
     Received,
     /// A store has every product, and the units are reserved.
     Reserved,
     /// The warehouse confirmed that it prepares the order.
     Announced,
-    /// Paid before the warehouse confirmed the announcement. Delivery starts with the confirmation.
+    /// The order was paid before the warehouse confirmed the announcement. Delivery starts with
+    /// that confirmation.
     Paid,
-    /// Paid and announced: the delivery request is on its way to the warehouse.
+    /// The order is paid and announced. The outbox has the delivery request for the warehouse.
     Delivering,
-    /// The warehouse delivered.
+    /// The warehouse delivered the order.
     Delivered,
-    /// No store had every product.
+    /// No store had every product of the order.
     Rejected,
-    /// Cancelled by the customer before it was paid.
+    /// The customer cancelled the order before it was paid.
     Cancelled,
-    /// Never paid within the payment timeout.
+    /// The order was not paid within the payment timeout, and ended.
     Expired,
-    /// The warehouse refused the order permanently.
+    /// The warehouse refused the order permanently before it was paid.
     Failed,
-    /// Paid, but not deliverable: the customer needs a refund.
+    /// The order was paid and will not be delivered, so the customer needs a refund.
     RefundWanted,
 }
 

@@ -1,6 +1,7 @@
 //! Reserved units by store and product.
 //!
-//! The outer map is by store, because a store migrates between volumes with all its reservations.
+//! The outer map has the stores as keys, so that a store that migrates to another volume is removed
+//! with all its reserved units in one step.
 
 use std::collections::{BTreeMap, HashMap};
 

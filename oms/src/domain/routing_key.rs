@@ -1,7 +1,7 @@
 //! The key that decides which volume answers a request: an order, a store, or the statistics.
 //!
-//! The stored response of an idempotency key migrates with the slot of its order. So this module
-//! also finds the order in a stored request.
+//! The row of an idempotency key has a request and its response, and migrates with the slot of the
+//! order that the request is about. So this module also finds the order in a stored request.
 //!
 //! Deliberately absent: the slot of a key (`storage::owned_slots`) and the node of a slot
 //! (`control::topology`).

@@ -3,7 +3,8 @@
 //! A file `stat_TTTTTTTTTTTTTTT.csv` has lines `PRODUCT,UNITS_SOLD,UNIT_PRICE`. This module
 //! computes the sums of one file and of all files.
 //!
-//! **Invariant**: sums are 128 bits wide, so no number of 32-bit lines overflows them.
+//! **Invariant**: a line adds at most 64 bits (units times price, 32 bits each). So sums of 128
+//! bits do not overflow for any number of lines that files can have.
 //!
 //! Deliberately absent: the rule that each file counts exactly once (see `stat_import` and
 //! `storage`).
@@ -98,8 +99,8 @@ impl Statistics {
         Statistics { by_product }
     }
 
-    /// Returns the new sums of every product in a file. The caller writes the new sums to the
-    /// volume before it calls `replace`.
+    /// Returns the sums of every product in `file`, after the addition of the file. The caller
+    /// writes these sums to the volume before it calls `replace`.
     pub(crate) fn with(&self, file: &SumsByProduct) -> SumsByProduct {
         let sum = |(product, added): (&u32, &Sums)| {
             let mut sums = self.by_product.get(product).copied().unwrap_or_default();

@@ -1,18 +1,21 @@
 //! The stock of one volume in memory: quantities on hand, reservations and uncounted deliveries.
 //!
 //! Available = on hand - reserved. On hand = last snapshot - deliveries that the snapshot does not
-//! count. The warehouse numbers its deliveries, and the header `X-Stock-As-Of` names the last
-//! number that a snapshot counts. A snapshot without this header counts the deliveries confirmed
-//! before its upload began. A delivery without a number is counted by the first snapshot that is
-//! uploaded after its confirmation.
+//! count. A snapshot *counts* a delivery if the warehouse has already subtracted the delivered
+//! units from the snapshot's quantities.
+//!
+//! The warehouse numbers its deliveries, and the header `X-Stock-As-Of` names the last number that
+//! a snapshot counts. A snapshot without this header counts the deliveries confirmed before its
+//! upload began. A delivery without a number is counted by the first snapshot that is uploaded
+//! after its confirmation.
 //!
 //! **Invariants**
 //! - Each delivery is subtracted exactly once: by the warehouse in the snapshot, or by this module.
 //! - Units are reserved only in a store that has every product of the order available. So no unit
 //!   is sold twice.
 //! - A snapshot never changes reservations or loans.
-//! - Units lent to other volumes (`loans`) are on hand and not free. The search for a store counts
-//!   them as available, because they can be recalled. A reservation never takes them.
+//! - Units lent to other volumes (`loans`) are on hand and available, but not free. The search for
+//!   a store includes them, because they can be recalled. A reservation takes only free units.
 //! - Memory mirrors the volume: callers change both under one lock, in the same order.
 //!
 //! Deliberately absent: disk, clock and locks (see `storage` and `volume`).
@@ -56,9 +59,9 @@ pub(crate) struct Delivery {
     pub(crate) lines: Box<[Line]>,
     /// Number that the warehouse gave to the delivery, if it sent one.
     pub(crate) sequence: Option<u64>,
-    /// Number of this delivery, from 1, in the order in which `Stock` recorded deliveries. The ones
-    /// read when the volume was opened come first. A snapshot without `X-Stock-As-Of` counts the
-    /// deliveries with a number up to that of its [`Arrival`].
+    /// Number of this delivery among all deliveries that `Stock` has recorded, counted from 1.
+    /// Deliveries that were read when the volume was opened have the lowest numbers. A snapshot
+    /// without `X-Stock-As-Of` counts the deliveries with an ordinal up to its [`Arrival`].
     pub(crate) ordinal: u64,
 }
 
@@ -67,7 +70,8 @@ pub(crate) struct Delivery {
 pub(crate) struct StockHead {
     /// Highest `X-Stock-As-Of` of any applied snapshot. Snapshots with a lower number are rejected.
     pub(crate) newest_as_of: Option<u64>,
-    /// Number of the last delivery that the current snapshot counts.
+    /// Number of the last delivery that the current snapshot counts. `None` if the snapshot had no
+    /// `X-Stock-As-Of`.
     pub(crate) counted_to: Option<u64>,
     /// Number of snapshots applied since the volume was created.
     pub(crate) snapshots: u64,
@@ -85,7 +89,8 @@ impl StockHead {
     }
 }
 
-/// The last delivery that the quantities of a store count, as given in the store's row.
+/// The last delivery that is already subtracted from the quantities of a store, as given in the
+/// store's row.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum CountedTo {
     /// The row of the store names no delivery, because an earlier version of this program wrote it.
@@ -107,18 +112,19 @@ impl CountedTo {
     }
 }
 
-/// The last delivery that the quantities count. `head` names it for the whole volume, and
-/// `overrides` for the stores that differ from the volume.
+/// The last delivery that is already subtracted from the quantities. `head` names it for the whole
+/// volume, and `overrides` for the stores that differ from the volume.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Counting {
     pub(crate) head: StockHead,
     /// Stores that count deliveries up to another number than `head.counted_to`. Such a store came
-    /// from another volume, or a crash interrupted the write of the next snapshot.
+    /// from another volume, or its row was written for a newer snapshot, and a crash interrupted
+    /// the write of the other rows.
     pub(crate) overrides: BTreeMap<u32, Option<u64>>,
 }
 
-/// The moment at which the upload of a snapshot began, as the number of deliveries confirmed
-/// before.
+/// The moment at which the upload of a snapshot began, as the number of deliveries that were
+/// confirmed before that moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Arrival(pub(crate) u64);
 
@@ -154,10 +160,11 @@ pub(crate) struct Stock {
     counted: Vec<(OrderId, Delivery)>,
     head: StockHead,
     /// Stores that count deliveries up to another number than `head.counted_to`. Such a store came
-    /// from another volume, or a crash or failed commit interrupted the write of the next snapshot.
+    /// from another volume, or its row was written for a newer snapshot, and a crash or failed
+    /// commit interrupted the write of the other rows.
     counted_to_overrides: BTreeMap<u32, Option<u64>>,
     confirmed: u64,
-    /// Highest number that the warehouse gave to a delivery, over all that this value recorded.
+    /// Highest number that the warehouse gave to any delivery that this `Stock` has recorded.
     newest_sequence: Option<u64>,
     demands: Vec<Line>,
 }
@@ -215,7 +222,8 @@ impl Stock {
     }
 
     /// Adds stores of another volume with their reservations and deliveries. `products` names the
-    /// product of each row: first the known products in their present order, then the new products.
+    /// product of each row of the matrix: first the known products in their present order, then the
+    /// new products.
     pub(crate) fn arrive(
         &mut self,
         products: &[u32],
@@ -341,7 +349,7 @@ impl Stock {
         }
     }
 
-    /// Returns the present moment, at which the upload of a snapshot begins.
+    /// Returns the present moment. Call this when the upload of a snapshot begins.
     pub(crate) fn arrival(&self) -> Arrival {
         Arrival(self.confirmed)
     }
@@ -359,7 +367,7 @@ impl Stock {
 
     /// Rejects a snapshot that counts fewer deliveries than an applied snapshot, or than the
     /// quantities of a store. Counted deliveries are no longer stored, so they could not be
-    /// subtracted from the rejected snapshot.
+    /// subtracted from the quantities of such a snapshot.
     pub(crate) fn accepts(&self, as_of: Option<u64>) -> Result<(), StaleSnapshot> {
         let newest_override = self.counted_to_overrides.values().copied().max().flatten();
         match (as_of, self.head.newest_as_of.max(newest_override)) {
@@ -378,8 +386,8 @@ impl Stock {
     ) -> Result<Applied, StaleSnapshot> {
         self.accepts(as_of)?;
         let head_before = self.head;
-        // The replaced quantities counted these deliveries. Now the new snapshot decides which
-        // deliveries are counted.
+        // The quantities that are being replaced count these deliveries. The new snapshot may not
+        // count them, so they are checked again below.
         for (order, delivery) in std::mem::take(&mut self.counted) {
             self.subtract(order, delivery);
         }
@@ -423,7 +431,7 @@ impl Stock {
         drop(self.replace_quantities(matrix, counted_to_overrides));
     }
 
-    /// Replaces the quantities by those that the volume has stored, and keeps `head`. Returns the
+    /// Replaces the quantities by those in the rows of the volume, and keeps `head`. Returns the
     /// former matrix, so that the caller can free its memory after the lock is released.
     pub(crate) fn replace_quantities(
         &mut self,
@@ -483,7 +491,8 @@ impl Stock {
         before
     }
 
-    /// Starts recording changed cells for the copies of other nodes. Returns the present moment.
+    /// Starts recording changed cells for the copies that other nodes keep. Returns the present
+    /// moment.
     pub(crate) fn follow(&mut self) -> StockMoment {
         let journal = self.matrix.journal();
         journal.follow();

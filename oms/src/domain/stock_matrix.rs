@@ -95,8 +95,8 @@ impl StockMatrix {
             std::mem::swap(&mut self.deducted, &mut before.deducted);
         } else {
             // Write the zeros now. The kernel maps untouched zeros to one shared page, and the
-            // first write to each page interrupts the other processors. These interrupts would
-            // slow down the first orders after the snapshot.
+            // first write to each page interrupts the other processors to flush their TLB. These
+            // interrupts would slow down the first orders after the snapshot.
             std::hint::black_box(&mut self.deducted).fill(0);
         }
         (before, same)
@@ -212,8 +212,8 @@ impl StockMatrix {
             (None, Err(_)) => Origin::Nowhere,
         };
         let from: Vec<Origin<'_>> = stores.iter().map(from).collect();
-        // The loop goes row by row, so that sixteen rows of all new columns fit into the
-        // first-level cache.
+        // The loop goes row by row. For sixteen rows it reads one cache line of each new column,
+        // and these lines fit into the first-level cache together.
         let rearranged = |known: &[i32], filling: i32, takes_quantities: bool| {
             let mut cells = vec![0; rows * width];
             let mut known = known.chunks_exact(before.width.max(1));
@@ -250,7 +250,8 @@ impl StockMatrix {
     /// product once.
     pub(crate) fn first_store(&self, demands: &[Line]) -> Option<u32> {
         let mut rows: [Row<'_>; 4] = [Row::default(); 4];
-        // Most orders have few products. Their rows are found once and stay in registers.
+        // Most orders have few products. An array on the stack holds the rows of up to four
+        // products without an allocation.
         if demands.len() <= rows.len() {
             for (slot, line) in rows.iter_mut().zip(demands) {
                 *slot = self.row(line)?;
@@ -340,8 +341,9 @@ impl StockMatrix {
 
     fn scan(&self, rows: &[Row<'_>]) -> Option<u32> {
         for block in (0..self.layout.width).step_by(LANES) {
-            // A store lacks units if any difference is negative, so the sign bits are combined.
-            // Deducted units are far below the range of a cell, so no difference wraps.
+            // A store lacks units if the difference is negative for any product, so the sign bits
+            // are combined. On hand, deducted and wanted units are each at most about
+            // `QUANTITY_MAX`, half of the range of a cell, so no difference wraps.
             let mut lacking = [0i32; LANES];
             for row in rows {
                 let on_hand = &row.on_hand[block..block + LANES];

@@ -1,8 +1,11 @@
 //! A stock snapshot while it is uploaded: quantities by product and store.
 //!
 //! Lines are written into one row of cells per product, with one cell for each store. The warehouse
-//! sorts its lines this way, and the search for a store needs the same layout (`stock_matrix`). So
-//! two million lines are stored in sequence and become the current stock without another copy.
+//! sorts its lines by product and store, and the search for a store needs the same layout
+//! (`stock_matrix`). So two million lines are stored in sequence and become the current stock
+//! without another copy.
+//!
+//! A snapshot *counts* a delivery if its quantities are already without the delivered units.
 //!
 //! **Invariants**
 //! - Rows and columns are numbered by first appearance. So the number of cells depends on the
@@ -30,10 +33,10 @@ pub(crate) const STORE_MAX: u32 = 10_000;
 pub(crate) const QUANTITY_MAX: u32 = 1_000_000_000;
 /// Maximum number of cells (product in store) of a snapshot: seven times the size of a typical
 /// stock. A snapshot with new products or stores is one atomic batch, and a batch of the volume has
-/// at most 64 MiB.
+/// at most 64 MiB: 15 million cells of 4 bytes fit.
 pub(crate) const CELLS_MAX: usize = 15_000_000;
 
-/// Row or column of an id that has none.
+/// Value for an id without a row or column, in a table from ids to rows or columns.
 pub(crate) const NOWHERE: u32 = u32::MAX;
 
 /// The quantities of one store, by row.
@@ -55,9 +58,9 @@ pub(crate) struct StockSnapshot {
     /// Number of cells of a row: a multiple of `LANES`, with room for further stores.
     width: usize,
     cells: Vec<i32>,
-    /// Last counted delivery by store, for stores with a row that names this delivery.
+    /// Last delivery that a store's quantities count, for the stores with a row that names it.
     counted_to: BTreeMap<u32, CountedTo>,
-    /// Last counted delivery of all other stores.
+    /// Last delivery that the quantities of the stores not in `counted_to` count.
     counted_to_default: CountedTo,
 }
 
@@ -270,7 +273,8 @@ impl StockSnapshot {
         }
     }
 
-    /// Returns `true` if the snapshot has the products and stores of this layout in the same rows.
+    /// Returns `true` if the snapshot has the products and stores of this layout in the same rows
+    /// and columns.
     pub(crate) fn has_layout(&self, layout: &Layout) -> bool {
         self.row_of == layout.row_of && self.stores == layout.stores
     }

@@ -2,9 +2,9 @@
 //! the other nodes, and the cluster's secret.
 //!
 //! **Invariants**
-//! - A node never publishes an address that the other nodes cannot reach. An address that means
-//!   "any interface" is always refused. A loopback address is refused if the engine is on another
-//!   machine.
+//! - A node never publishes an address that the other nodes cannot reach. An address that stands
+//!   for every interface (`0.0.0.0` or `::`) is always refused. A loopback address is refused if
+//!   the engine is on another machine.
 //!
 //! Deliberately absent: the joining itself (`cluster::engine`).
 
@@ -56,8 +56,8 @@ pub(super) async fn join(
 /// Reads the file with the cluster's secret, by which nodes prove that they belong together.
 ///
 /// # Errors
-/// Returns an error if the file cannot be read, or if its secret is too short or has a forbidden
-/// character.
+/// Returns an error if the file cannot be read, or if the secret is too short or has a character
+/// that is not visible ASCII.
 pub fn read_secret_file(path: &Path) -> Result<String, NodeError> {
     let bytes = regular_file::read(path, SECRET_BYTES_MAX).map_err(|source| NodeError::Folder {
         action: "read the secret file",

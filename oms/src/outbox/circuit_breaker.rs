@@ -13,8 +13,8 @@
 
 use crate::outbox::{Failure, FailureKind, OutboxLimits};
 
-/// Maximum number of probes in flight. With this number, 150 failing messages are tried as probes
-/// within a few seconds.
+/// Maximum number of probes in flight. With this number, even 150 failing messages are all tried as
+/// probes within a few seconds, so a message that succeeds is found soon.
 const PROBES_MAX: u32 = 16;
 
 /// The state of a breaker.
@@ -28,7 +28,7 @@ pub(super) enum CircuitBreaker {
         until_ms: u64,
         /// Current pause between two probes.
         wait_ms: u64,
-        /// Probes in flight.
+        /// Number of probes in flight.
         out: u32,
         /// Maximum number of probes in flight.
         room: u32,

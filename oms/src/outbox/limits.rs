@@ -41,13 +41,14 @@ impl Default for OutboxLimits {
             tries_max: 8,
             backoff_first_ms: 1_000,
             backoff_max_ms: 60_000,
-            // Enough for a thousand orders per second at four seconds per call, with some room to
-            // catch up.
+            // A thousand orders per second at four seconds per call have 4,000 calls in flight. The
+            // rest is room to catch up after an outage.
             in_flight_max: 6_400,
             // A message takes about 150 bytes. A million messages cover an outage of an hour at 250
             // orders per second.
             messages_max: 1_000_000,
-            // A healthy warehouse needs seven retries per hundred first tries.
+            // A healthy warehouse answers one call in fifteen with a 504, so it needs about seven
+            // retries per hundred first tries.
             retry_percent: 20,
             retries_per_second: 20,
             // A healthy warehouse answers one call in fifteen with a 504. So sixteen failures in a

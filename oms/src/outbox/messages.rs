@@ -27,8 +27,8 @@ pub(crate) struct Slot {
     /// Number of final answers of the warehouse (`MessageQueue::answers`) at the last failure of
     /// this message.
     pub(super) answers_before: u32,
-    /// Number of the migration that brought the message. The message is ignored until this
-    /// migration is activated.
+    /// Number of the migration that brought the message to this volume. The message is ignored
+    /// until this migration is activated.
     pub(super) migration: u64,
 }
 
@@ -48,7 +48,8 @@ impl Default for Messages {
 }
 
 fn part_of(order: &OrderId) -> usize {
-    // This hash needs no secret seed, because each map hashes its keys with a random seed.
+    // This hash needs no secret seed. A client that chooses ids of one part only makes this part
+    // large, and inside a part the map hashes its keys with a random seed.
     xxh3_64(order.as_bytes()) as usize % PARTS
 }
 

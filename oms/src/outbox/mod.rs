@@ -1,18 +1,20 @@
 //! The outbox: the messages to the warehouse and the time of each next try.
 //!
 //! A message is a row that is committed with the change of the order that requires the message. The
-//! change that records the warehouse's answer removes the row. This module is the schedule of these
+//! commit that records the warehouse's answer removes the row. This module is the schedule of these
 //! rows in memory. The module has no IO and gets the time from its caller. Each kind of message has
 //! a separate queue, limit of calls in flight and circuit breaker, so that slow announcements do
 //! not delay deliveries.
 //!
 //! **Invariants**
-//! - Waits follow the monotonic clock. Rows and lists show the time of day (`clock`).
+//! - Waits follow the monotonic clock. Rows on disk and lists for operators have the time of day
+//!   (`clock`).
 //! - After a failed try, a message waits for a random share of a doubling backoff (full jitter),
 //!   at most `OutboxLimits::backoff_max_ms`. The breaker and the limits of calls may delay the next
 //!   try further.
-//! - After its last permitted try, a message is a dead letter and stays for an operator.
-//! - A message that fails repeatedly never delays other messages (`queue`).
+//! - After its last permitted try, a message is a dead letter. It stays in the outbox until an
+//!   operator retries it.
+//! - A message that fails repeatedly never blocks other messages (`queue`).
 //!
 //! Deliberately absent: tasks (`volume::jobs::dispatcher`), rows (`storage`), and the sequence of
 //! the messages of one order (`domain::order`).
@@ -35,14 +37,14 @@ use crate::outbox::messages::Slot;
 use crate::outbox::queue::MessageQueue;
 use crate::runtime::clock::Moment;
 
-/// The request that a message makes.
+/// The kind of a message: the request that it makes to the warehouse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 #[schema(as = MessageKind)]
 pub(crate) enum Kind {
-    /// Prepare this order.
+    /// The message asks the warehouse to prepare the order.
     Announce,
-    /// Deliver this order.
+    /// The message asks the warehouse to deliver the order.
     Deliver,
 }
 
@@ -68,9 +70,9 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum MessageState {
-    /// Sent until the warehouse gives a final answer.
+    /// The message is sent repeatedly until the warehouse gives a final answer.
     Waiting,
-    /// Given up: a dead letter. An operator can retry it.
+    /// The message is a dead letter: it is not sent again until an operator retries it.
     Dead,
 }
 
@@ -103,9 +105,9 @@ impl Message {
 /// message is tried again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FailureKind {
-    /// No answer, or an answer that means "not available now".
+    /// The warehouse gave no answer, or an answer that means "not available now".
     Unreachable,
-    /// An answer that reports an error of the warehouse, such as status 500.
+    /// The warehouse answered with an error of its own, such as status 500.
     Error,
     /// The warehouse still processes an earlier try of the same message.
     InProgress,
@@ -139,7 +141,7 @@ impl Failure {
 pub(crate) struct Job {
     pub(crate) order: OrderId,
     pub(crate) kind: Kind,
-    /// `true` if the try is a probe of an open breaker.
+    /// `true` if the try is a probe while the breaker is open.
     pub(crate) probe: bool,
     /// `true` if the message failed before.
     pub(crate) again: bool,
@@ -218,7 +220,7 @@ impl Outbox {
         }
     }
 
-    /// Adds, replaces or (with `None`) removes a message of slots that are migrating to this
+    /// Adds, replaces or (with `None`) removes a message of an order that is migrating to this
     /// volume. The message is invisible until `activate_parked`.
     pub(crate) fn park(&mut self, order: OrderId, kind: Kind, message: Option<&Message>, now: Moment) {
         let limits = self.limits;
@@ -241,14 +243,16 @@ impl Outbox {
         }
     }
 
-    /// Makes parked messages eligible for sending, in constant time.
+    /// Makes parked messages eligible for sending, after the migration of their orders is
+    /// committed. Takes constant time.
     pub(crate) fn activate_parked(&mut self) {
         self.queues.iter_mut().for_each(MessageQueue::activate_parked);
     }
 
     /// Removes the messages of orders that have migrated to another volume, for which `stays`
-    /// returns `false`. One call handles the part with the index `at` of the messages. Calls in
-    /// flight end as usual. Returns `false` if no part has this index.
+    /// returns `false`. The messages are divided in parts (`messages`), and one call handles the
+    /// part with the index `at`. Calls in flight end as usual. Returns `false` if no part has this
+    /// index.
     pub(crate) fn forget(&mut self, at: usize, stays: impl Fn(&OrderId) -> bool) -> bool {
         let mut is_part = false;
         for queue in &mut self.queues {
@@ -325,8 +329,8 @@ impl Outbox {
         }
     }
 
-    /// Returns `true` if the outbox has the maximum number of messages, dead letters included. New
-    /// orders are rejected then.
+    /// Returns `true` if the outbox has the maximum number of messages, dead letters included. In
+    /// that case the caller rejects new orders.
     pub(crate) fn is_full(&self) -> bool {
         self.len() >= self.limits.messages_max
     }

@@ -179,13 +179,14 @@ fn messages_that_time_out_delay_no_healthy_one() {
         Reaction::Fails(_) => 10_000,
     };
     let mut model = Model::new(reaction, latency_ms);
-    // After the busy minute a healthy message arrives every ten seconds. Only successes show that
-    // the failing messages are at fault instead of the warehouse.
+    // After the busy minute a healthy message arrives every ten seconds. Without a success in
+    // between, the outbox would take the failures for an outage and would give up no message.
     let mut arrivals = poison_first();
     arrivals.extend((0..170u32).map(|number| (70_000 + u64::from(number) * 10_000, 10_000 + number)));
     model.run(&arrivals, 1_800_000);
     let longest_ms = model.longest_wait_ms(is_poisoned);
-    // The longest wait consists of a probe that times out, the pause after the probe, and the call.
+    // The longest wait is a probe that times out (10 s), the pause after it (at most 2 s), and the
+    // call of the healthy message (0.2 s).
     assert!(longest_ms <= 13_000, "a healthy message waited {longest_ms} ms");
     assert_eq!(model.died.len(), 150, "each poisoned message is given up");
 }

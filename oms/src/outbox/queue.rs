@@ -1,7 +1,7 @@
 //! The messages of one kind: the choice of the next message, and the consequences of a failure.
 //!
-//! Fresh messages (never tried) and failed messages have separate schedules, so that neither class
-//! can block the other.
+//! Fresh messages (never tried) and failed messages are two classes with separate schedules, so
+//! that neither class can block the other.
 //!
 //! **Invariants**
 //! - If both classes have a message that is due, the classes take turns, for probes too.
@@ -21,7 +21,7 @@ use crate::outbox::schedule::Schedule;
 use crate::outbox::slow_start::SlowStart;
 use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState, OutboxLimits};
 
-/// The class of a message. Each class has a schedule.
+/// The class of a message: fresh or failed. Each class has a schedule of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum RetryClass {
     /// Messages that were never tried.
@@ -53,12 +53,13 @@ impl RetryClass {
 #[derive(Debug, Default)]
 pub(super) struct MessageQueue {
     pub(super) messages: Messages,
-    /// Times of the next tries, by class. An entry is outdated and skipped if its time differs from
-    /// the `due_ms` of its message.
+    /// Times of the next tries, by class. An entry is outdated, and is skipped, if its message is
+    /// no longer waiting or has another `due_ms`.
     due: [Schedule; 2],
     /// Number of parked messages, which belong to slots that are migrating to this volume.
     pub(super) parked: Parked,
-    /// Number of activated migrations that brought messages.
+    /// Number of migrations to this volume that were activated. A message with a higher
+    /// `Slot::migration` is parked.
     pub(super) migrations: u64,
     pub(super) in_flight: usize,
     /// Number of calls in flight for messages that failed before.
@@ -103,8 +104,9 @@ impl MessageQueue {
             }
             queue.messages.insert(order, slot);
         }
-        // Each heap is built in one step, which is fast. Orders wait for this step while a volume
-        // changes its process.
+        // Each heap is built in one step, which takes less time than pushing the entries one by
+        // one. This time matters, because the volume's orders wait while a process opens the
+        // volume.
         queue.due = due.map(Schedule::of);
         queue
     }
@@ -247,7 +249,8 @@ impl MessageQueue {
                 Pass::At(at_ms) => return Err(Some(at_ms)),
                 Pass::AfterProbe => return Err(None),
             };
-            // A single probe needs no budget: only a probe can detect the end of an outage.
+            // If no other probe is in flight, this probe may retry a message without a budget,
+            // because only a probe can detect the end of an outage.
             let is_free = probe && self.breaker.has_one_probe();
             self.budget.fill(limits, now_ms);
             if class == RetryClass::Fresh {
@@ -271,8 +274,8 @@ impl MessageQueue {
         }
     }
 
-    /// Removes the first message of a class from its schedule and counts it as in flight. A probe
-    /// of a fresh message takes the newest message instead.
+    /// Removes the first message of a class from its schedule and counts it as in flight. For a
+    /// probe with a fresh message, chooses the newest fresh message instead of the first.
     fn take(&mut self, class: RetryClass, probe: bool) -> Option<OrderId> {
         let latest = self.latest.take_if(|_| probe && class == RetryClass::Fresh);
         let is_fresh =
@@ -322,7 +325,7 @@ impl MessageQueue {
             .get(&job.order)
             .is_some_and(|slot| slot.attempts > 0 && slot.answers_before != answers);
         match failure.kind {
-            // The warehouse has examined the message, so the warehouse is reachable.
+            // These answers show that the warehouse has examined the message, so it is reachable.
             FailureKind::InProgress | FailureKind::Malformed => self.answered(limits),
             FailureKind::Unreachable | FailureKind::Error => {
                 if job.probe || !is_own {

@@ -46,5 +46,5 @@ impl RetryBudget {
     }
 }
 
-/// Pause of all failed messages after the budget was used up, in milliseconds.
+/// Pause of the failed messages of one kind after their budget was used up, in milliseconds.
 pub(super) const BUDGET_WAIT_MS: u64 = 500;

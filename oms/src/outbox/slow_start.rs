@@ -1,6 +1,6 @@
 //! The bound of calls in flight of one kind: low at first, higher with each answer.
 //!
-//! A volume that is opened with a long outbox has no information whether the warehouse is
+//! A process that opens a volume with a long outbox does not know yet if the warehouse is
 //! reachable. If the warehouse is unreachable, thousands of calls would fail together and take
 //! processor time from orders until the breaker opens. A warehouse that has just restarted would
 //! receive all these calls in its first moment. So each queue starts slowly, as in RFC 5681, 3.1:

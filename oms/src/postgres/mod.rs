@@ -1,7 +1,7 @@
 //! Connections to a PostgreSQL server, or to another server that speaks its protocol.
 //!
 //! **Invariants**
-//! - Only `session` names `tokio_postgres`, and only `tls` names rustls.
+//! - Only `session` uses the crate `tokio_postgres`, and only `tls` uses rustls.
 //! - The result of a statement is *done*, *refused* (no effect) or *unknown*. The result is unknown
 //!   if no answer arrives, or if the answer contains a warning.
 //! - A statement is never cancelled. If a commit is cancelled while it waits for the standbys,

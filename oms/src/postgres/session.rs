@@ -205,7 +205,7 @@ struct Open {
     client: Client,
     connection: JoinHandle<()>,
     warnings: Arc<Warnings>,
-    /// Number of warnings before the present call, to detect new ones.
+    /// Number of warnings on this connection before the present call, to detect new warnings.
     warned: u64,
     /// `true` while a call is in flight, so that an answer is expected.
     is_busy: bool,
@@ -221,7 +221,7 @@ impl Drop for Open {
     }
 }
 
-/// The reason why a call returned no rows.
+/// The reason why a call returned no result.
 enum ReadFault {
     Postgres(tokio_postgres::Error),
     Ours(SessionError),
@@ -446,8 +446,8 @@ impl Session {
         result
     }
 
-    /// Takes the open connection out of the session, or opens a new one. While a call runs, its
-    /// future owns the connection.
+    /// Takes the open connection out of the session, or opens a new connection. While a call runs,
+    /// its future owns the connection, so dropping the future closes the connection.
     async fn begin(&mut self, deadline: Instant) -> Result<Open, SessionError> {
         let open = self.open.take().filter(|open| !open.client.is_closed());
         let mut open = match open {
@@ -476,7 +476,8 @@ impl Session {
             }
             Ok(Ok(_)) => {
                 let last = open.warnings.last.lock();
-                // The host is not changed, because it responds and accepts writes.
+                // The next connection uses the same host, because this host responds and accepts
+                // writes.
                 return Err(SessionError::Unknown {
                     reason: format!("{host} warned: {last}"),
                 });
@@ -586,7 +587,7 @@ fn judged(error: &tokio_postgres::Error, host: &str) -> SessionError {
         };
     }
     let is_error = answer.parsed_severity() == Some(Severity::Error);
-    // 08: connection faults. 57P: intervention by the operator. 58: system faults. XX: internal
+    // 08: connection faults. 57P: shutdown or crash of the server. 58: system faults. XX: internal
     // faults. 40003: unknown completion. None of these codes shows that the transaction was rolled
     // back.
     let classes = ["08", "57P", "58", "XX", "40003"];

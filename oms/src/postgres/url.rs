@@ -305,7 +305,8 @@ impl EngineUrl {
         }
     }
 
-    /// Returns the URL with the password of `other` for each host that has no password.
+    /// Returns the URL in which each host without a password has the password of the first host of
+    /// `other`.
     #[must_use]
     pub(crate) fn or_password_of(mut self, other: &EngineUrl) -> EngineUrl {
         let password = other.hosts.first().and_then(|host| host.password.clone());

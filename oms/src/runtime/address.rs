@@ -1,5 +1,5 @@
-//! The classification of IP addresses. It decides which connections are encrypted and which
-//! addresses other machines can reach.
+//! Classification of IP addresses. The class of an address decides if connections are encrypted,
+//! and if other machines can reach the address.
 //!
 //! **Invariants**
 //! - An IPv4 address has the same class in its IPv6 form, as in `::ffff:127.0.0.1`.

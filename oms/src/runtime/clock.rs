@@ -2,12 +2,12 @@
 //!
 //! **Invariants**
 //! - Rows and responses show wall clock times. The wall clock can step at any moment, and it
-//!   differs between machines. So no wait and no limit of a running process depends on the wall
-//!   clock.
+//!   differs between machines. So no wait and no time limit of a running process depends on the
+//!   wall clock.
 //! - Waits follow the monotonic clock.
 //! - A wall clock time from a row becomes a monotonic time once, when the row is loaded. The
-//!   monotonic time is never further in the future than the longest wait for such a row
-//!   (`Moment::due_ms`).
+//!   monotonic time is never further in the future than the longest time for which such a row may
+//!   have to wait (`Moment::due_ms`).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -34,8 +34,8 @@ impl Clock {
     /// Returns the wall clock time in UTC milliseconds since 1970.
     pub(crate) fn now_ms(&self) -> u64 {
         match self {
-            // A time before 1970 is replaced by 1970. The events of an order stay in sequence even
-            // then (`Order::apply`).
+            // A time before 1970 is replaced by 1970. Even then, no event of an order gets a time
+            // before that of an earlier event (`Order::apply`).
             Clock::System => SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_millis() as u64),
@@ -57,8 +57,8 @@ pub(crate) struct Moment {
 
 impl Moment {
     /// Converts the wall clock time `wall_ms` of a row into a monotonic time. `wait_max_ms` is the
-    /// longest wait for such a row. A time further in the future was written by a fast clock, and
-    /// becomes `wait_max_ms` from now.
+    /// longest time for which such a row may have to wait. A time further in the future was written
+    /// by a clock that was ahead, and is replaced by `wait_max_ms` from now.
     pub(crate) fn due_ms(&self, wall_ms: u64, wait_max_ms: u64) -> u64 {
         let wait_ms = wall_ms.saturating_sub(self.wall_ms);
         self.monotonic_ms.saturating_add(wait_ms.min(wait_max_ms))
@@ -80,7 +80,7 @@ const STEP_MIN_MS: u64 = 1_000;
 /// reliable only if no step happened since the row was written.
 #[derive(Debug)]
 pub(crate) struct StepWatch {
-    /// Age at which a step is forgotten.
+    /// Age at which a step of the wall clock is removed from `steps`.
     window: Duration,
     began: Instant,
     last: (u64, Instant),
@@ -94,7 +94,7 @@ pub(crate) struct StepWatch {
 pub(crate) struct Watched {
     /// UTC milliseconds since 1970.
     pub(crate) wall_ms: u64,
-    /// Sum of the forward steps in the window.
+    /// Sum of the forward steps in the window of the `StepWatch`, in milliseconds.
     pub(crate) forward_ms: u64,
     /// `true` if the clock was watched for the whole window and made no backward step.
     pub(crate) is_steady: bool,

@@ -1,7 +1,7 @@
 //! The metrics of one scrape by Prometheus, and their text in its exposition format (0.0.4).
 //!
 //! Values are read from the node's own counters at each scrape. `prometheus-client` only renders
-//! the values, so a request never touches the locks of that library.
+//! the values, so counting a request acquires no lock of that library.
 
 use std::fmt;
 
@@ -17,8 +17,8 @@ pub(crate) const TEXT_TYPE: &str = CONTENT_TYPE;
 /// Labels of one sample, as pairs of name and value.
 pub(crate) type Labels = Vec<(&'static str, String)>;
 
-/// An empty label set for the value of an info metric. The labels of the sample are the
-/// information, so the value adds none.
+/// The empty label set in the value of an info metric. The information is in the labels of the
+/// sample, so the value has no labels of its own.
 const NO_LABELS: [(&str, &str); 0] = [];
 
 /// The value of one sample.

@@ -94,7 +94,8 @@ pub(crate) struct VolumeCounters {
     pub(crate) stat_scan_ended_ms: AtomicU64,
 }
 
-/// Number of samples for the recent rate. With one sample per second the rate covers ten seconds.
+/// Number of intervals between the samples for the recent rate. With one sample per second the rate
+/// covers ten seconds.
 const SAMPLES: usize = 10;
 
 /// Samples of the number of answered requests, oldest first: time and count.

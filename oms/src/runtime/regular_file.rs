@@ -5,7 +5,8 @@
 //!
 //! **Invariants**
 //! - Every file of the data folder is opened with `O_NONBLOCK`.
-//! - The type is checked on the open descriptor, so that the path cannot change in between.
+//! - The type of a file is checked on the open descriptor, because the path could lead to another
+//!   file at the next moment.
 //! - Reads are bounded.
 
 use std::fs::{File, FileType, Metadata, OpenOptions};

@@ -4,11 +4,11 @@
 //! **Invariants**
 //! - A request without a `traceparent` costs nothing, unless spans are exported.
 //! - A header that is not exactly of the standard's form is ignored, as the standard requires.
-//! - Context is bound to a task. Work that another task does for a request is not part of the
-//!   request's trace, unless that task takes over the context.
+//! - Context is bound to a task. Work that another task does for a request is part of the request's
+//!   trace only if that task runs within the context (`TraceContext::scope`).
 //!
-//! Deliberately absent: `tracestate`, which is for vendors' own data, and the export protocol
-//! (`SpanSink`).
+//! Deliberately absent: `tracestate`, which is for vendors' own data, and a protocol for the export
+//! of spans, which an implementation of `SpanSink` provides.
 
 use std::fmt;
 use std::sync::OnceLock;
@@ -127,11 +127,11 @@ pub enum SpanKind {
 /// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpanOutcome {
-    /// An answer with this HTTP status.
+    /// The request got a response with this HTTP status.
     Status(u16),
-    /// An answer between nodes, which has no status.
+    /// Another node answered the request. Answers between nodes have no status.
     Answered,
-    /// No answer arrived.
+    /// No answer to the request arrived.
     Unanswered,
 }
 
@@ -206,7 +206,8 @@ pub(crate) struct RequestSpan {
 }
 
 /// Returns the span of a request, which is a child of the span in the header. Without a header, a
-/// share of the requests begins a new trace while spans are exported.
+/// share of the requests begins a new trace while spans are exported. All other requests have no
+/// span.
 pub(crate) fn begin(header: Option<&[u8]>) -> Option<RequestSpan> {
     let given = header.and_then(|header| TraceContext::parse(std::str::from_utf8(header).ok()?));
     if let Some(parent) = given {

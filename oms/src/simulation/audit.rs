@@ -23,7 +23,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Longest time from the end of the faults to the delivery of every healthy paid order. The time is
 /// enough for a few waits of the longest backoff. A message that keeps failing becomes a dead
-/// letter much later.
+/// letter much later, so healthy orders that wait for such a message are detected.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(300);
 
 /// Waits until every healthy paid order is delivered. An order is healthy if the warehouse neither
@@ -63,8 +63,8 @@ pub(super) async fn cure(world: &Arc<World>, warehouse: &WarehouseModel) {
     if !warehouse.cure() {
         return;
     }
-    // A request may get no answer in time, so the retries are repeated until no dead letter is
-    // left.
+    // A retry request may get no answer in time, so the retries are repeated until no dead letter
+    // is left.
     for _ in 0..CHECKS_MAX {
         if !retry_dead_messages(world).await {
             return;

@@ -1,7 +1,7 @@
 //! The simulated disk: files in memory, which the real database engine uses.
 //!
 //! **Invariants**
-//! - Written bytes outlive their process, like those in a page cache.
+//! - Written bytes outlive the process that wrote them, like bytes in a page cache.
 //! - A lock ends when its process dies. On a disk that all nodes share, a lock also ends when its
 //!   process loses its lease. After the end of its lock, a process can write nothing.
 //! - While the disk is full, no file grows.

@@ -31,9 +31,9 @@ use crate::storage::log::{Entry, Head, LastWords};
 
 /// Longest time for which a statement waits for a row that another statement has locked.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest time from the begin of a statement to its write, as with the setting
-/// `statement_timeout`. It includes the wait for a row and excludes the wait for a standby, because
-/// a commit is not cancelled.
+/// Longest time from the start of a statement to its write, as with the setting
+/// `statement_timeout`. The time includes the wait for a locked row. The time excludes the wait for
+/// a standby, because a commit that waits for a standby is not cancelled.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest random stall of a statement, in milliseconds. Some statements are written just before
 /// `STATEMENT_TIMEOUT`, and some are cancelled.
@@ -128,7 +128,7 @@ impl Data {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     Primary,
-    /// A copy of the server with this index. `None` while the standby is cut off.
+    /// The server is a copy of the server with this index. `None` while the standby is cut off.
     Standby(Option<usize>),
 }
 
@@ -260,7 +260,7 @@ pub(super) struct Inside {
     is_failing_over: bool,
     /// Number of lost messages per thousand.
     loss: u64,
-    /// Number of statements per thousand that are stalled for 100 ms to 4 s.
+    /// Number of statements per thousand that are stalled for 100 ms to `STALL_MAX_MS`.
     stalls: u64,
     /// Time for which the next write is stalled, if set.
     stalls_next: Option<Duration>,
@@ -340,7 +340,7 @@ impl SimEngine {
         Duration::from_millis(self.dice.between(0, 2))
     }
 
-    /// Pauses the standbys, so that commits wait. `false` ends the pause.
+    /// Pauses the standbys, so that commits wait for them. Ends the pause if `paused` is `false`.
     pub(crate) fn pause_standbys(self: &Arc<Self>, paused: bool) {
         let primary = {
             let mut inside = self.inside();
@@ -415,8 +415,8 @@ impl SimEngine {
         }
     }
 
-    /// Promotes the standby with the most changes. The old primary is killed. With `keeps_two` it
-    /// continues without standbys for a while instead.
+    /// Promotes the standby with the most changes, and kills the old primary. With `keeps_two`, the
+    /// old primary continues without standbys for a while instead.
     pub(crate) async fn fail_over(self: &Arc<Self>, keeps_two: bool) {
         let old = {
             let mut inside = self.inside();

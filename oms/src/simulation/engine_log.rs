@@ -38,7 +38,7 @@ impl SimLog {
         }
     }
 
-    /// Chooses a server that takes writes, beginning with the present host.
+    /// Chooses a server that accepts writes, beginning with the present host.
     async fn connect(&mut self) -> Result<usize, LogError> {
         for _ in 0..SERVERS {
             let takes_writes = {

@@ -122,7 +122,8 @@ fn ids_of(cache: &Cache) -> BTreeSet<u64> {
         .collect()
 }
 
-/// Detects the mistake `engine-warning-is-success`.
+/// Detects the mistake `engine-warning-is-success`: the writer treats an entry as durable although
+/// the wait for a standby was cancelled.
 #[test]
 fn an_entry_with_a_cancelled_wait_counts_only_once_a_standby_has_it() {
     simulated(|engine| async move {
@@ -136,7 +137,8 @@ fn an_entry_with_a_cancelled_wait_counts_only_once_a_standby_has_it() {
     });
 }
 
-/// Detects the mistake `engine-found-is-durable`.
+/// Detects the mistake `engine-found-is-durable`: the writer treats its entry as durable because it
+/// found the entry in the log, although no standby has it.
 #[test]
 fn a_found_entry_counts_only_with_an_acknowledged_one_behind_it() {
     simulated(|engine| async move {
@@ -170,7 +172,8 @@ fn a_found_entry_and_the_one_behind_it_are_confirmed_together() {
     });
 }
 
-/// Detects the mistake `engine-looks-only`.
+/// Detects the mistake `engine-looks-only`: after an append without an answer, the writer looks for
+/// the entry in the log, and does not append it again.
 #[test]
 fn an_unanswered_entry_is_repeated_until_it_is_known() {
     simulated(|engine| async move {
@@ -187,7 +190,8 @@ fn an_unanswered_entry_is_repeated_until_it_is_known() {
     });
 }
 
-/// Detects the mistake `engine-unknown-is-done`.
+/// Detects the mistake `engine-unknown-is-done`: the writer treats an append without an answer as a
+/// success.
 #[test]
 fn an_entry_that_died_with_the_primary_is_appended_again() {
     simulated(|engine| async move {
@@ -199,7 +203,7 @@ fn an_entry_that_died_with_the_primary_is_appended_again() {
     });
 }
 
-/// Detects the mistake `engine-no-fence`.
+/// Detects the mistake `engine-no-fence`: the engine accepts entries of a former owner.
 #[test]
 fn a_former_owner_appends_nothing() {
     simulated(|engine| async move {
@@ -215,7 +219,8 @@ fn a_former_owner_appends_nothing() {
     });
 }
 
-/// Detects the mistake `engine-no-own-entry`.
+/// Detects the mistake `engine-no-own-entry`: a takeover appends no own entry, so an append of the
+/// former owner in flight can still get the next number in the log.
 #[test]
 fn a_commit_in_flight_is_refused_or_known_to_the_takeover() {
     simulated(|engine| async move {
@@ -235,7 +240,8 @@ fn a_commit_in_flight_is_refused_or_known_to_the_takeover() {
     });
 }
 
-/// Detects the mistake `engine-trims-at-once`.
+/// Detects the mistake `engine-trims-at-once`: a checkpoint removes entries at once, so a former
+/// owner can append at the number of a removed entry.
 #[test]
 fn the_place_of_a_young_entry_is_not_freed_for_a_former_owner() {
     simulated(|engine| async move {
@@ -278,7 +284,7 @@ fn a_statement_that_is_not_written_at_its_timeout_is_cancelled() {
         let (written, _) = raise(4_900).await.unwrap();
         assert!(matches!(written, Reply::Rows(1..)), "{written:?}");
         assert_eq!(raise(5_100).await.unwrap(), (Reply::Cancelled, 5_000));
-        // The wait for a row that another statement has locked counts too.
+        // The timeout includes the wait for a row that another statement has locked.
         engine.pause_standbys(true);
         let holder = raise(0);
         wait_ms(10).await;
@@ -317,7 +323,8 @@ fn old_entries_are_trimmed_and_a_new_copy_begins_with_the_rows() {
     });
 }
 
-/// Detects the mistake `engine-chain-not-compared`.
+/// Detects the mistake `engine-chain-not-compared`: a copy is continued without a comparison with
+/// the log of the engine.
 #[test]
 fn a_copy_of_entries_that_a_restored_engine_does_not_have_is_dropped() {
     simulated(|engine| async move {
@@ -377,7 +384,8 @@ fn a_newer_takeover_is_not_undone_by_an_older_state() {
     });
 }
 
-/// Detects the mistake `engine-published-first`.
+/// Detects the mistake `engine-published-first`: the rows are visible to readers before the engine
+/// has acknowledged the entry.
 #[test]
 fn readers_see_a_row_once_the_engine_has_acknowledged_it() {
     simulated(|engine| async move {

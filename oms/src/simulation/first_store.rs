@@ -7,8 +7,8 @@
 //! first store, cancels the order and orders again.
 //!
 //! During a takeover, other orders take units too, so the first store of an order is not known
-//! exactly. A store certainly had units for an order if it had more units than all orders that may
-//! have taken some.
+//! exactly. Each order takes one unit. A store certainly had a unit for an order if it had more
+//! units than there were orders that may have taken a unit of it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,7 +27,8 @@ use crate::volume::followers::COPY_AGE_MAX;
 
 const ROUNDS: u64 = 4;
 const TAKEOVERS: u64 = 2;
-/// Time after which an order without an answer has certainly ended.
+/// Time after which an order without an answer is certainly placed or refused, and reserves no more
+/// units.
 const ENDED_WITHIN: Duration = Duration::from_secs(10);
 /// Maximum number of orders placed during a takeover.
 const ORDERS_MAX: i64 = 16;
@@ -42,8 +43,8 @@ const READ_INTERVAL: Duration = Duration::from_millis(100);
 /// Available units of one product, by store.
 type Available = BTreeMap<u64, i64>;
 
-/// Places orders in a cluster at rest, and reports each order that skipped a store. Returns `true`
-/// if each of these orders has certainly ended.
+/// Places orders in a cluster at rest, and reports each order that skipped a store. Returns `false`
+/// if an order got no answer, because such an order may still reserve units.
 pub(super) async fn first_stores_are_taken(world: &Arc<World>) -> bool {
     for round in 0..ROUNDS {
         let product = world.dice.between(1, u64::from(PRODUCTS));
@@ -57,8 +58,8 @@ pub(super) async fn first_stores_are_taken(world: &Arc<World>) -> bool {
     true
 }
 
-/// Kills a node, or asks it to leave for good, and places orders at the same time. Reports each
-/// order that skipped a store. Returns `true` if each of these orders has certainly ended.
+/// Kills a node, or asks it to leave for good, and places orders at the same time. Reports an order
+/// that skipped a store. Returns `false` after such a report, or if an order got no answer.
 pub(super) async fn first_stores_are_taken_beside_takeovers(
     world: &Arc<World>,
     warehouse: &Arc<WarehouseModel>,
@@ -96,9 +97,9 @@ async fn order_beside_takeover(
     let Some((_, units)) = before.iter().find(|(_, units)| **units > 0) else {
         return Ok(());
     };
-    // A takeover after a kill is short, so the orders take more units than the first store has. A
-    // migration takes longer. There the orders leave a unit in the first store, so that no order
-    // may skip it.
+    // After a kill, there are more orders than units in the first store, so some orders must take
+    // the next store. During a migration, the orders leave a unit in the first store, so that no
+    // order may skip it.
     let count = if is_kill { units + 3 } else { (units - 1).max(1) };
     let ids: Vec<String> = (0..count.min(ORDERS_MAX))
         .map(|number| format!("takeover-{round}-{number}"))
@@ -115,7 +116,8 @@ async fn order_beside_takeover(
         let (world, wait_ms) = (Arc::clone(world), world.dice.between(0, arrival_ms));
         placing.spawn(async move {
             tokio::time::sleep(Duration::from_millis(wait_ms)).await;
-            // An order without an answer may have reserved units in any store.
+            // The result is `None` for an order without an answer, which may have reserved units in
+            // any store.
             place(&world, &id, product, 1).await.ok()
         });
     }
@@ -159,8 +161,8 @@ async fn probe(world: &Arc<World>, round: u64, product: u64) -> Result<(), Ended
     tokio::time::sleep(COPY_AGE_MAX * 2).await;
     let name = |step: &str| format!("rest-{round}-{step}");
     check(*first, place(world, &name("all"), product, *units).await?)?;
-    // The search for this order finds the first store empty. If a copy of the stock then misses the
-    // release of the units, the last order skips that store.
+    // The search for the order "other" finds no unit in the first store. If a copy of the stock
+    // then misses the release of the units, the order "again" skips that store.
     place(world, &name("other"), product, 1).await?;
     for step in ["all", "other"] {
         cancel(world, &name(step)).await?;
@@ -221,7 +223,8 @@ async fn available(world: &Arc<World>, product: u64) -> Result<Available, Ended>
     Err(Ended::Unanswered)
 }
 
-/// Waits until no slots migrate. Lists may lack entries of migrating slots.
+/// Waits until no slots migrate. Until then, the list of available units may lack stores of
+/// migrating slots.
 async fn until_settled(world: &Arc<World>) -> Result<(), Ended> {
     for _ in 0..READS_MAX {
         if invariants::is_settled(world) {

@@ -1,19 +1,19 @@
 //! Checks that the histories of clients are linearizable, order by order.
 //!
-//! A history has the invocation and the response of every operation, in the sequence in which the
+//! A history has the invocation and the response of every operation, in the order in which the
 //! clients saw them. The search looks for a sequential execution of the operations that respects
 //! real time and that the specification allows. The algorithm is that of Wing and Gong, with Lowe's
-//! memory of visited states ("Testing for linearizability", 2017). A test compares its verdicts
-//! with those of `stateright`, which has no such memory and takes hours for some histories of 13
-//! operations.
+//! memory of visited states ("Testing for linearizability", 2017). A test compares the
+//! verdicts of the search with those of `stateright`, which has no such memory and takes hours for
+//! some histories of 13 operations.
 //!
 //! **Invariants**
 //! - The specification is written from the promises to clients (docs/operations.md). It shares no
 //!   code with the order's state machine.
 //! - An operation without a response may have been executed at any time after its invocation, or
 //!   never.
-//! - The state of the specification is the set of all possible states of the order. The choice of
-//!   the store and the steps of the warehouse are not visible to clients.
+//! - The state of the specification is the set of all possible states of the order, because the
+//!   choice of the store and the steps of the warehouse are not visible to clients.
 //!
 //! Deliberately absent: expiry, and refusals by the warehouse. The runs have neither.
 
@@ -396,7 +396,7 @@ impl Possible {
 struct Search<'a> {
     operations: Vec<&'a Operation>,
     /// Visited pairs: a set of executed operations, and the states that were possible after them.
-    /// From none of these pairs can the search execute all remaining operations.
+    /// The search does not continue again from a visited pair.
     seen: BTreeSet<(u64, Possible)>,
 }
 
@@ -413,7 +413,8 @@ impl Search<'_> {
             answered.map(|(ended, _)| *ended)
         });
         // An operation that has ended comes before all operations that were invoked after its end.
-        // So only operations invoked before the first end of a remaining operation can be next.
+        // So the next operation must have been invoked before the earliest end of all remaining
+        // operations.
         let Some(first_end) = ends.min() else {
             return true;
         };
@@ -497,7 +498,7 @@ impl History {
 
     /// Returns the operations that the check needs. A read without a response is left out, because
     /// it proves nothing. A read is also left out if another read with the same response began
-    /// later and ended earlier: both may have been executed at the same moment.
+    /// later and ended earlier, because both may have been executed at the same moment.
     fn essential(&self) -> Vec<&Operation> {
         let needed = |one: &&Operation| {
             let Some((ended, answer)) = &one.answered else {

@@ -213,8 +213,8 @@ impl SequentialSpec for Possible {
     }
 }
 
-/// Returns the verdict of stateright. Each operation has a separate thread there, because a thread
-/// cannot continue after an operation without a response.
+/// Returns the verdict of stateright. The tester of stateright gets a separate thread for each
+/// operation, because a thread cannot continue after an operation without a response.
 fn is_linearizable_by_stateright(history: &History) -> bool {
     let mut events = Vec::new();
     for (number, operation) in history.operations.iter().enumerate() {
@@ -267,7 +267,7 @@ fn answer_of(effect: &Effect) -> Answer {
 }
 
 /// Returns a history of up to seven overlapping operations. Each operation is executed when it
-/// ends. Some responses are lost, and some are replaced by wrong ones.
+/// ends. Some responses are lost, and some are replaced by wrong responses.
 fn random_history(dice: &mut Dice) -> History {
     let (mut history, mut order) = (History::default(), None::<Order>);
     let (mut open, mut answers): (Vec<usize>, Vec<Answer>) = (Vec::new(), Vec::new());

@@ -3,6 +3,9 @@
 //! Answers to customers rarely show a fault of this kind. A counter that is too low, or a message
 //! that is never sent, does harm only later.
 //!
+//! A volume is *settled* if it has exactly the slots of its ring: received slots are active, and
+//! stale rows are removed. A cluster is *at rest* if it has no faults and no requests.
+//!
 //! **Invariants**
 //! - A settled volume has no row of a slot that it does not own, and no staged row.
 //! - The counters of a settled volume equal the numbers of its orders by state.
@@ -93,7 +96,8 @@ fn faults(server: &VolumeServer, is_at_rest: bool) -> Vec<String> {
     // While slots migrate, a volume may have rows of other volumes. So only a settled volume is
     // compared.
     if server.settled_epoch().is_some() {
-        // A volume that was closed after `servers` returned its server cannot be read.
+        // A volume that was closed after `servers` returned its server cannot be read. Such an
+        // error is ignored.
         let _ = compare(state, is_at_rest, &mut faults);
     }
     let name = |fault: String| format!("volume {}: {fault}", server.volume);

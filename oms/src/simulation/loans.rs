@@ -1,7 +1,8 @@
 //! Watches the loans of units between volumes in each run.
 //!
-//! **Violation**: a volume holds more units of a store, usable or taken by orders that the store's
-//! owner has not entered, than the owner has lent to it.
+//! **Violation**: a volume holds more units of a store than the store's owner has lent to it. A
+//! volume holds its usable units, and the units of its orders for which the owner has no
+//! reservation yet.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,10 +12,10 @@ use crate::simulation::warehouse::STORES;
 use crate::simulation::world::World;
 use crate::volume::server::VolumeServer;
 
-/// Pause between two looks.
+/// Pause between two checks of all loans.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
-/// Looks at all loans until the run ends.
+/// Checks all loans repeatedly. The caller aborts this task at the end of the run.
 pub(super) async fn watch(world: Arc<World>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -51,7 +52,8 @@ fn look(world: &World) {
                 let claims = borrower.app.state().allotments().claims(store);
                 let loan = stock.loans().get(store, &borrower.volume);
                 if loan.is_some_and(|open| open.loan.incarnation > claims.incarnation) {
-                    // This server has lost its volume to a newer one, and does not know it yet.
+                    // The borrowing volume has a newer server. The server `borrower` has lost the
+                    // volume and does not know it yet.
                     continue;
                 }
                 counts[0] |= loan.is_some_and(|open| !open.loan.units.is_empty());
@@ -84,7 +86,8 @@ fn look(world: &World) {
     }
 }
 
-/// Counts the orders that took borrowed units from the running nodes.
+/// Adds up the orders that took borrowed units, as counted by the volume servers of the running
+/// nodes.
 pub(super) fn count_orders(world: &World) {
     for server in servers(world) {
         for _ in 0..server

@@ -109,7 +109,7 @@ fn run_behind_two_engines(seed: u64, keeps_lines: bool) -> Outcome {
 fn run_on(seed: u64, keeps_lines: bool, engines: usize) -> Outcome {
     in_virtual_time(async {
         let world = World::new(seed, &NAMES, keeps_lines, engines);
-        // Some runs have many orders and plenty of units: stores are hot, and units are lent.
+        // Some runs have many orders and plenty of units, so that nodes borrow units in advance.
         let is_busy = world.has_allotments && seed.is_multiple_of(3);
         let warehouse = WarehouseModel::new(&world, is_busy);
         let watching = tokio::spawn(loans::watch(Arc::clone(&world)));

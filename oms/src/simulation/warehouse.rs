@@ -1,7 +1,7 @@
 //! The simulated warehouse, which keeps the real stock and checks every message.
 //!
-//! Like those of a real warehouse, some calls fail before they have an effect, and some fail after
-//! their effect. A repeated message has no second effect.
+//! Like calls to a real warehouse, some calls fail before they have an effect, and some calls fail
+//! after their effect. A repeated message has no second effect.
 //!
 //! **Violations**
 //! - a delivery without units on hand
@@ -70,7 +70,7 @@ pub(super) struct WarehouseModel {
 }
 
 impl WarehouseModel {
-    /// Creates a warehouse. A busy one has ten times the usual stock.
+    /// Creates a warehouse. A busy warehouse has ten times the usual stock.
     pub(super) fn new(world: &Arc<World>, is_busy: bool) -> Arc<WarehouseModel> {
         WarehouseModel::with(world, if is_busy { 120 } else { 12 }, |dice| {
             match dice.between(0, 3) {
@@ -130,7 +130,8 @@ impl WarehouseModel {
         self.behaviour == Behaviour::Fails
     }
 
-    /// Returns the whole stock as CSV, and the number of the last delivery that this stock counts.
+    /// Returns the whole stock as CSV, and the number of the last delivery that this stock
+    /// reflects.
     pub(super) fn snapshot(&self) -> (String, u64) {
         let inside = self.inside();
         let mut csv = String::new();

@@ -83,7 +83,7 @@ struct Trace {
     violations: Vec<String>,
 }
 
-/// URL of the second engine, which the cluster's state has as a further engine.
+/// URL of the second engine. The cluster's state names this engine `further`.
 const FURTHER_ENGINE: &str = "postgres://imt@further/shop";
 
 /// The shared environment of all nodes.
@@ -91,15 +91,16 @@ pub(crate) struct World {
     inside: Mutex<Inside>,
     pub(super) dice: Dice,
     pub(super) disk: Disk,
-    /// The engines with the logs of the volumes: none, one or two. The second one is a further
-    /// engine.
+    /// The engines with the logs of the volumes: none, one or two. The second engine is the engine
+    /// at `FURTHER_ENGINE`.
     pub(super) engines: Vec<Arc<SimEngine>>,
     began: Instant,
     skew_ms: BTreeMap<&'static str, AtomicI64>,
     /// `true` if a process that is stopped for too long loses its name and volumes, as with leases.
     /// `false` if a process keeps both until it dies, as with locks.
     pub(super) has_leases: bool,
-    /// Nodes borrow units of hot stores in advance. They do so in three runs of four.
+    /// `true` if nodes borrow units in advance from stores with many orders, as in three runs of
+    /// four.
     pub(super) has_allotments: bool,
     /// Number of lost messages per thousand.
     pub(super) loss: std::sync::atomic::AtomicU64,

@@ -1,9 +1,9 @@
 //! Reads a volume's rows for a copy: all rows of one moment, and the commits after that moment.
 //!
 //! **Invariants**
-//! - A walk sees all tables as of one commit.
-//! - A feed starts after the last commit of a walk and returns the later commits in order. The part
-//!   of the database's log that a feed has not read is not removed.
+//! - A walk (`Walk`) sees all tables as of one commit.
+//! - A feed (`Feed`) starts after the last commit of a walk and returns the later commits in order.
+//!   The part of the database's log that a feed has not read is not removed.
 //! - Every call of this module reads the disk, so it belongs on a thread that may block.
 //!
 //! Deliberately absent: the choice of the rows to copy (`volume::migration`).
@@ -50,7 +50,7 @@ pub(crate) struct Feed {
 #[derive(Debug)]
 pub(crate) struct Changed {
     pub(crate) rows: Vec<RawRow>,
-    /// `true` if the feed has no further changes.
+    /// `true` if the feed has no further changes. `Feed::extend` may add some.
     pub(crate) at_end: bool,
 }
 
@@ -87,7 +87,8 @@ impl Volume {
         Ok(row.map(|value| value.to_vec()))
     }
 
-    /// Returns the number of rows in the tables with rows that move with slots (`Table::moves`).
+    /// Returns the total number of rows in the tables for which `Table::moves` returns `true`. Only
+    /// the rows of these tables move with slots.
     pub(crate) fn rows(&self) -> u64 {
         let moving = TABLES.iter().filter(|(table, _)| table.moves());
         moving.map(|(table, _)| self.volume.table(*table).len()).sum()
@@ -131,8 +132,8 @@ impl Feed {
         self.changes.extend().map_err(reading("log"))
     }
 
-    /// Reads changes until `rows_max` rows that `wants` accepts were found, `16 * rows_max` changes
-    /// were examined, or no change is left.
+    /// Reads changes until `rows_max` rows that `wants` accepts were found, or no change is left.
+    /// Also ends after `16 * rows_max` changes, so that one call takes a bounded time.
     pub(crate) fn read(
         &mut self,
         rows_max: usize,

@@ -1,5 +1,5 @@
-//! Checkpoints of a volume's log: copy the last value of each row from log entries into the
-//! engine's table of rows, and remove old entries.
+//! Checkpoints of a volume's log. A checkpoint copies the last value of each row from log entries
+//! into the engine's table of rows, and removes old entries.
 //!
 //! **Invariants**
 //! - The engine's rows are the result of all log entries before `kept_from`. A checkpoint changes
@@ -32,7 +32,8 @@ pub(crate) const KEPT_FOR: Duration = Duration::from_secs(60);
 /// Interval between two checkpoints if fewer than `ENTRIES_MAX` entries are appended.
 const INTERVAL: Duration = Duration::from_secs(30);
 /// Number of new entries that causes a checkpoint before `INTERVAL` has passed. The rows of an
-/// order change several times, so a checkpoint of many entries writes fewer rows for each entry.
+/// order change several times, and a checkpoint writes only the last value of a row. So a
+/// checkpoint of many entries writes fewer rows for each entry.
 const ENTRIES_MAX: u64 = 4_096;
 /// Interval between two checks whether a checkpoint is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);

@@ -1,7 +1,7 @@
 //! The fence: the check at commit that the volume owns the slots of a batch.
 //!
-//! The volume's slot ownership is a row of the volume (`meta`, `slots`). The batches that activate,
-//! seal or give up slots also replace this row.
+//! The volume's slot ownership is a row of the volume (table `meta`, key `slots`). The batches that
+//! activate, seal or give up slots also replace this row.
 //!
 //! **Invariants**
 //! - The committer checks every batch against the ownership, in commit order.

@@ -2,10 +2,10 @@
 //! volume's log to the copy. A takeover then only has to read the last entries.
 //!
 //! **Invariants**
-//! - A follower applies an entry only after it sees a later entry. The writer appends the next
-//!   entry only after the earlier one was acknowledged or found in the log. So no entry is applied
-//!   that a fail-over of the engine may still lose.
-//! - A follower that is stopped hands its open copy to the takeover.
+//! - A follower applies an entry only after it sees a later entry, because a fail-over of the
+//!   engine may lose the newest entry in the log. If the engine still loses an applied entry, the
+//!   next comparison of the copy with the log detects the loss.
+//! - A follower that is stopped returns its open copy, so that a takeover can use this copy.
 //!
 //! Deliberately absent: the choice of the volumes to follow, which the cluster's state makes.
 
@@ -26,7 +26,7 @@ use crate::storage::log::cache::{Cache, CatchUpError, catch_up};
 /// Interval between two reads of the newest log entry.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Number of successive reads that must contradict the local copy before the copy is dropped. Fewer
-/// contradictions may come from an old primary.
+/// contradictions may come from an old primary, a server that a fail-over left behind.
 const DIFFERS_MAX: u32 = 20;
 /// Pause after an error of the engine or of the local database.
 const FAULT_PAUSE: Duration = Duration::from_secs(1);

@@ -321,7 +321,7 @@ impl Committer {
                 continue;
             }
             // The flag `has_ended` was read before the queue. So all batches that were queued
-            // before the end are returned first.
+            // before `Bell::end` was called are returned first.
             match self.waiting.try_recv() {
                 Ok(submission) => {
                     self.has_more = true;
@@ -441,7 +441,8 @@ impl Committer {
     }
 }
 
-/// Sends each batch its outcome. The fence may have rejected some batches of a successful commit.
+/// Sends each caller the outcome of its batch. The fence may have rejected some batches of a
+/// successful commit.
 fn answer_each(answers: Vec<Waiting>, outcome: &Result<Committed, StorageError>) {
     for (at, answer) in answers.into_iter().enumerate() {
         let outcome = match outcome {

@@ -61,8 +61,8 @@ pub fn row_as_json(table: &str, key: &[u8], value: &[u8]) -> Option<Result<Value
     Some(row)
 }
 
-/// Returns the key of a store, a product or a page of arrivals as a decimal number. Returns `None`
-/// for all other keys.
+/// Returns the key of a store, a product or a page of arrivals (a row in `arrivals`) as a decimal
+/// number, and the key of a loan as `STORE/BORROWER`. Returns `None` for all other keys.
 pub fn key_as_text(table: &str, key: &[u8]) -> Option<String> {
     match table {
         "stock" if key != CATALOGUE => Some(u32::from_be_bytes(key.try_into().ok()?).to_string()),

@@ -2,11 +2,11 @@
 //!
 //! **Invariants**
 //! - Rows of one `WriteBatch` become durable together or not at all.
-//! - A commit is rejected unless the volume owns each slot that the commit writes for.
+//! - A write batch is rejected unless the volume owns each slot for which the batch writes.
 //! - Readers see durable rows only, and no rows of slots that another volume owns.
 //!
 //! Deliberately absent: decisions about orders and stock, which `domain` makes. Outside this
-//! folder, only `error` and the simulation name microdb.
+//! folder, only `error` and the simulation refer to microdb.
 
 pub(crate) mod change_feed;
 pub(crate) mod checkpoint;

@@ -1,9 +1,9 @@
 //! The slots of a volume and the state of each: here, sealed for a move, or elsewhere.
 //!
 //! **Invariants**
-//! - A command checks the state and queues its rows under the lock of the stock, and a state is
-//!   changed under this lock. So the rows of a command are queued before the seal and copied with
-//!   the slot, or the command is rejected.
+//! - A command checks the state of its slot and queues its rows under the lock of the stock. A
+//!   state is changed under the same lock. So either the rows of a command are queued before the
+//!   seal and copied with the slot, or the command is rejected.
 //! - Rows of slots that are elsewhere are not visible. The cleanup removes them later.
 //!
 //! Deliberately absent: the durable record of the slots (`fence`) and the copying
@@ -63,11 +63,12 @@ pub(crate) fn of_statistics(ring: &Ring) -> Slot {
 pub(crate) enum Home {
     /// The row belongs to this slot and moves with it.
     Slot(Slot),
-    /// Every volume has a row with this key. Any move of slots copies it to the target.
+    /// Every volume has a row with this key. Any move of slots copies the row to the target.
     Copied,
-    /// The row stays in its volume.
+    /// The row stays in its volume when slots move.
     Volume,
-    /// The row was removed. Only its former value, which is lost, named its slot.
+    /// The slot of the row is unknown, because the row was removed and only its former value named
+    /// the slot.
     Unknown,
 }
 
@@ -164,7 +165,8 @@ impl Slots {
     }
 
     /// Applies a ring: the volume then has exactly the slots that the ring assigns to it, and none
-    /// is sealed. Call this while the stock is locked, which also locks the queueing of rows.
+    /// is sealed. Call this while the stock is locked, because the same lock protects the queueing
+    /// of rows.
     pub(crate) fn follow(&self, ring: &Arc<Ring>) {
         let mut count = 0;
         for ((slot, state), since) in (0..).zip(&self.states).zip(&self.epochs) {
@@ -347,8 +349,8 @@ impl Slots {
         Some(self.sealed_for.load(Ordering::Acquire)).filter(|id| *id > 0)
     }
 
-    /// Seals slots for a move. Call this while the stock is locked, which also locks the queueing
-    /// of rows.
+    /// Seals slots for a move. Call this while the stock is locked, because the same lock protects
+    /// the queueing of rows.
     pub(crate) fn seal(&self, slots: impl Iterator<Item = u32>, id: u64) {
         self.sealed_for.store(id, Ordering::Release);
         self.all_here.store(false, Ordering::Release);

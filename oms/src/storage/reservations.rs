@@ -25,7 +25,7 @@ impl<'a> Reservations<'a> {
     /// remove does not exist.
     pub(crate) fn follow(&mut self, key: &'a [u8], is_put: bool) -> bool {
         let before = self.changed.insert(key, is_put);
-        // If the row cannot be read, it is treated as existing, so that its removal is written.
+        // If the row cannot be read, it is treated as existing, so that its units are released.
         is_put || before.unwrap_or_else(|| self.table.get(key).map_or(true, |row| row.is_some()))
     }
 }

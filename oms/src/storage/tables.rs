@@ -7,7 +7,8 @@
 //!
 //! **Invariants**
 //! - Readers see a row only after it is durable.
-//! - Without an engine, no row is copied and nothing is allocated for a log.
+//! - Without an engine, rows are not copied for the volume's log, and no memory is allocated for
+//!   it.
 //!
 //! Deliberately absent: the interpretation of the rows (`volume`).
 
@@ -41,8 +42,7 @@ pub(super) struct VolumeTables {
     pub(super) db: Db,
     handles: Vec<microdb::Table>,
     counters: Mutex<Counters>,
-    /// The slot ownership of the last commit that changed it. While it is `None`, every fence is
-    /// admitted.
+    /// Slot ownership as of the last commit that changed the ownership. `None` admits every fence.
     record: Mutex<Option<SlotOwnership>>,
     pub(super) failed: AtomicBool,
     /// Counters of the volume's commits. Not set before the volume is served.
@@ -276,7 +276,8 @@ impl CopyBatch<'_> {
         })
     }
 
-    /// Writes the rows without a sync, together with the log position that they reach.
+    /// Writes the rows without a sync, together with `position`, the last log entry that the
+    /// database then contains.
     pub(super) fn commit_at(mut self, position: &Position) -> Result<(), StorageError> {
         self.tables.put_position(&mut self.rows, position);
         self.commit()

@@ -4,23 +4,27 @@
 //! | --- | --- | --- |
 //! | `orders` | order id | lines and history of the order |
 //! | `arrivals` | page, u64 big-endian | ids of the new orders of one commit |
-//! | `reservations` | order id `/` store | lines; a nonce if another volume reserved the units |
+//! | `reservations` | order id `/` store | lines; a nonce if another volume requested the units |
 //! | `outbox` | order id `/` kind | state and tries of a message |
-//! | `deliveries` | order id `/` store | units that left and are not counted by the snapshot |
+//! | `deliveries` | order id `/` store | delivered units that no stock snapshot reflects yet |
 //! | `stock` | `catalogue` | product ids, in the order of the rows of the stock matrix |
-//! | `stock` | store, u32 big-endian | quantities in that order, and the last delivery they count |
+//! | `stock` | store, u32 big-endian | quantities in that order; the last delivery they reflect |
 //! | `stats` | product, u32 big-endian | units sold and revenue of the product |
 //! | `stat_files` | file name | time of the import; kept for a week to detect repeated files |
 //! | `answers` | idempotency key | the request and its response, kept for a day |
 //! | `settlements` | order id | the end of a reservation in a store of another volume |
 //! | `loans` | store, u32 big-endian, borrower | units of the store lent to another volume |
-//! | `spent` | order id `/` store | units that an order took from an allotment, not yet entered |
+//! | `spent` | order id `/` store | units of an allotment that an order took; see below |
 //! | `arriving` | source, table, key | staged stock of a migration (`volume::migration`) |
 //! | `meta` | see `write_batch` | counters, slot ownership, snapshot head, migration state |
 //!
+//! A nonce is the random number of the request of another volume. A row in `spent` is removed after
+//! the owner of the store has written a reservation for the order.
+//!
 //! **Invariants**
 //! - A reservation without a nonce exists while its order is open. A reservation with a nonce
-//!   exists until its order ends it, or until the order's volume answers that no order needs it.
+//!   exists until the settlement of its order removes it, or until the order's volume answers that
+//!   no order needs it.
 //! - A message exists while the warehouse must still receive it. A settlement exists until the
 //!   volume of the store has confirmed it.
 //! - Pages of arrivals list all orders by time of arrival.
@@ -65,9 +69,10 @@ pub(crate) struct Loaded {
     pub(crate) settlements: Vec<(OrderId, Settlement)>,
     /// Units of the volume's stores lent to other volumes.
     pub(crate) loans: BTreeMap<(u32, NodeName), Loan>,
-    /// Units that orders took from allotments, and that the owners may not know of.
+    /// Units that orders took from allotments, and that the owners of the stores may not know of.
     pub(crate) spent: Vec<Reservation>,
-    /// The last incarnation of the volume as a borrower.
+    /// The last incarnation of the volume as a borrower: a number that grows with each server of
+    /// the volume that borrows units.
     pub(crate) borrower: u64,
     pub(crate) sums: SumsByProduct,
 }
@@ -246,8 +251,8 @@ impl Volume {
         Ok(names.into_iter().flatten().collect())
     }
 
-    /// Returns the mark: the name of a statistics file with the latest time among all names that
-    /// retention has removed (`stat_import::name`). `None` if no name was removed yet.
+    /// Returns the mark: of all names of statistics files that the retention job has removed, the
+    /// name with the latest time in it (`stat_import::name`). `None` if no name was removed yet.
     pub(crate) fn stat_files_forgotten(&self) -> Result<Option<String>, StorageError> {
         let row = self.volume.table(Table::Meta).get(STATS_FORGOTTEN);
         let row = row.map_err(reading("meta"))?;
@@ -368,8 +373,8 @@ impl Volume {
         ))
     }
 
-    /// Returns the facts about the current stock snapshot, such as the last delivery that it
-    /// counts.
+    /// Returns the facts about the current stock snapshot, such as the number of the last delivery
+    /// that it reflects.
     pub(crate) fn stock_head(&self) -> Result<StockHead, StorageError> {
         match self.note(STOCK_HEAD)? {
             None => Ok(StockHead::default()),

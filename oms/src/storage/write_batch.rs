@@ -1,7 +1,7 @@
 //! A write batch: rows that become durable together or not at all, with their fence.
 //!
 //! Methods are named by the meaning of the rows that they add. All keys and values share one
-//! buffer, because every order creates a batch, and each allocation would delay it.
+//! buffer, because every order creates a batch, and each allocation would delay the order.
 //!
 //! Deliberately absent: the layout of the values (`codec`) and the commit (`group_commit`).
 
@@ -82,18 +82,19 @@ pub(crate) const CATALOGUE: &[u8] = b"catalogue";
 pub(crate) const COUNTERS: &[u8] = b"book";
 /// Key, in the table `meta`, of the facts about the current stock snapshot (`StockHead`).
 pub(crate) const STOCK_HEAD: &[u8] = b"stock";
-/// Key, in the table `meta`, of the note about staged rows: their migration and the counts of its
-/// orders (`volume::migration`).
+/// Key, in the table `meta`, of the note about staged rows. The note names their migration, and has
+/// the counts of the staged orders (`volume::migration`).
 pub(crate) const ARRIVING: &[u8] = b"arriving";
 /// Key, in the table `meta`, of the volume's slot ownership.
 pub(crate) const SLOTS: &[u8] = b"slots";
 /// Key, in the table `meta`, that exists while the volume may still have rows of slots that it does
 /// not own.
 pub(crate) const CLEANUP: &[u8] = b"purge";
-/// Key, in the table `meta`, of the volume's incarnation as a borrower of units.
+/// Key, in the table `meta`, of the volume's incarnation as a borrower: a number that grows with
+/// each server of the volume that borrows units.
 pub(crate) const BORROWER: &[u8] = b"borrower";
-/// Key, in the table `meta`, of the mark: the name of a statistics file with the latest time among
-/// all names that retention has removed (`stat_import::name`).
+/// Key, in the table `meta`, of the mark: of all names of statistics files that the retention job
+/// has removed, the name with the latest time in it (`stat_import::name`).
 pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 
 /// Size in bytes at which a part of a stock snapshot is complete. A disk writes such a part in
@@ -106,8 +107,8 @@ const PART_BYTES: usize = if cfg!(test) { 16 } else { 128 * 1_024 };
 pub(crate) struct OrderCounts {
     /// For each state in the order of `State::ALL`, the change of the number of orders.
     pub(crate) by_state: [i64; State::ALL.len()],
-    /// Change of the number of payments to refund, without those of orders in the state
-    /// `refund_wanted`.
+    /// Change of the number of payments that came after the first payment of their order. Each of
+    /// them needs a refund.
     pub(crate) extra_payments: i64,
 }
 
@@ -149,7 +150,7 @@ pub(crate) struct Row<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct WriteBatch {
     rows: Vec<Span>,
-    /// Keys and values of all rows in sequence. So a batch of any number of rows needs two
+    /// Keys and values of all rows, one after the other in one buffer, so that a batch needs few
     /// allocations.
     bytes: Vec<u8>,
     arrived: Option<OrderId>,
@@ -168,10 +169,11 @@ struct Rare {
     fences: Vec<Fence>,
     /// The slot ownership after this batch.
     record: Option<SlotOwnership>,
-    /// Ids of orders that came from another volume, for the page of arrivals of this commit. The
-    /// counters include these orders only after activation.
+    /// Ids of orders that came from another volume, for the page of arrivals (a row in `arrivals`)
+    /// of this commit. The counters include these orders only after activation.
     migrated_in: Vec<OrderId>,
-    /// Change of the volume's counters by orders that came from other volumes or moved there.
+    /// Change of the volume's counters by orders that came from other volumes or moved to other
+    /// volumes.
     counts: OrderCounts,
 }
 
@@ -199,7 +201,7 @@ impl WriteBatch {
         self.bytes.len()
     }
 
-    /// Returns the ids to list on the page of arrivals of this commit.
+    /// Returns the ids for the page of arrivals (a row in `arrivals`) that this commit writes.
     pub(crate) fn arrived(&self) -> impl Iterator<Item = &OrderId> {
         let migrated_in = self.rare.iter().flat_map(|rare| &rare.migrated_in);
         self.arrived.iter().chain(migrated_in)
@@ -286,8 +288,8 @@ impl WriteBatch {
         self.reserve_for(&order.id, store, &order.lines, None);
     }
 
-    /// Adds a reservation. The nonce is that of the request of another volume, or `None` if the
-    /// order is in this volume.
+    /// Adds a reservation. The nonce is the random number in the request of another volume, or
+    /// `None` if the order is in this volume.
     pub(crate) fn reserve_for(&mut self, order: &OrderId, store: u32, lines: &[Line], nonce: Option<u64>) {
         self.row(
             Table::Reservations,
@@ -305,7 +307,8 @@ impl WriteBatch {
         );
     }
 
-    /// Removes such units, because the store's owner has entered their reservation.
+    /// Removes the units of an order from `spent`, because the store's owner has written the
+    /// reservation of the order.
     pub(crate) fn forget_spent(&mut self, order: &OrderId, store: u32) {
         self.row(
             Table::Spent,
@@ -332,7 +335,8 @@ impl WriteBatch {
         );
     }
 
-    /// Writes the incarnation of this volume as a borrower.
+    /// Writes the incarnation of this volume as a borrower: a number that grows with each server of
+    /// the volume that borrows units.
     pub(crate) fn borrower(&mut self, incarnation: u64) {
         self.put(Table::Meta, BORROWER, |row| {
             codec::encode_incarnation(incarnation, row);
@@ -355,8 +359,8 @@ impl WriteBatch {
         self.rare.get_or_insert_default()
     }
 
-    /// Adds an order that came from another volume to the page of arrivals. The caller adds the
-    /// order's own row.
+    /// Adds an order that came from another volume to the page of arrivals (a row in `arrivals`) of
+    /// this commit. The caller adds the order's own row.
     pub(crate) fn add_arrival(&mut self, order: OrderId) {
         self.rare().migrated_in.push(order);
     }
@@ -436,7 +440,7 @@ impl WriteBatch {
         );
     }
 
-    /// Adds a delivery that no stock snapshot counts yet.
+    /// Adds a delivery that no stock snapshot reflects yet.
     pub(crate) fn delivery(&mut self, order: &OrderId, delivery: &Delivery) {
         self.row(
             Table::Deliveries,
@@ -445,7 +449,7 @@ impl WriteBatch {
         );
     }
 
-    /// Removes a delivery that a stock snapshot counts.
+    /// Removes a delivery that a stock snapshot reflects.
     pub(crate) fn forget_delivery(&mut self, order: &OrderId, store: u32) {
         self.row(
             Table::Deliveries,
@@ -530,8 +534,8 @@ impl WriteBatch {
         self.stat_files += 1;
     }
 
-    /// Removes stored names of statistics files. `mark` is the name with the latest time among all
-    /// names removed so far (`stat_import::name`).
+    /// Removes stored names of statistics files. `mark` is, of all names removed so far, the name
+    /// with the latest time in it (`stat_import::name`).
     pub(crate) fn forget_stat_files<'a>(
         &mut self,
         names: impl IntoIterator<Item = &'a str>,
@@ -559,7 +563,8 @@ impl WriteBatch {
         self.remove(Table::Answers, key);
     }
 
-    /// Records that the expiry job has finished all pages of arrivals before `page`.
+    /// Records that the expiry job has finished all pages of arrivals (rows in `arrivals`) before
+    /// `page`.
     pub(crate) fn expired_to(&mut self, page: u64) {
         self.expired_page = Some(page);
     }

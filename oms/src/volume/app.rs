@@ -1,9 +1,9 @@
 //! The part of a volume server that the operations of the API use.
 //!
 //! **Invariants**
-//! - At most `SNAPSHOTS_ARRIVING_MAX` stock snapshots arrive at a time, and one is applied at a
-//!   time.
-//! - Two requests with one idempotency key are never in progress at the same time.
+//! - At most `SNAPSHOTS_ARRIVING_MAX` stock snapshots are received at the same time. They are
+//!   applied one after the other.
+//! - Two requests with the same idempotency key are never in progress at the same time.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -18,9 +18,9 @@ use crate::volume::jobs::stat_import::importer::Importer;
 use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 
-/// Maximum number of stock snapshots that are received at the same time. Each uses some megabytes
-/// of memory. The limit is two, so that a sender may try again while its first upload is still
-/// being read.
+/// Maximum number of stock snapshots that are received at the same time. Each snapshot uses some
+/// megabytes of memory. The limit is two, so that a sender may try again while its first upload is
+/// still being read.
 pub(crate) const SNAPSHOTS_ARRIVING_MAX: usize = 2;
 
 /// The state that all operations on one volume share.
@@ -34,7 +34,7 @@ pub(crate) struct App {
     pub(crate) transactors: Arc<Transactors>,
     pub(crate) statistics: Arc<RwLock<Statistics>>,
     pub(crate) counters: Arc<VolumeCounters>,
-    /// Adds statistics files, if this volume has the slot of the statistics.
+    /// Adds statistics files to `statistics`, if this volume has the slot of the statistics.
     pub(crate) stat_files: Arc<Importer>,
     pub(crate) snapshot_turns: Semaphore,
     /// Locked while a stock upload is being applied.

@@ -1,15 +1,18 @@
-//! The borrower's side of allotments: asks the owners of hot stores for units, and tells them which
-//! orders took some.
+//! The borrower's side of allotments: requests units from the owners of hot stores, and reports to
+//! each owner the orders that took borrowed units. The owner *enters* such an order: it replaces
+//! the lent units by a usual reservation.
 //!
 //! **Invariants**
-//! - An order and its borrowed units are one commit.
-//! - The settlement of such an order is sent once the owner has entered the reservation and the row
-//!   in `spent` is gone (`Allotments::is_unsettled`).
-//! - No slot leaves this volume while an order in it is not entered (`leave_no_order`).
-//! - The incarnation is durable before the first request of a server.
+//! - An order and its borrowed units are committed together.
+//! - The settlement of an order with borrowed units is sent only after the owner has entered the
+//!   order and the order's row in `spent` is removed (`Allotments::is_unsettled`).
+//! - No slot leaves this volume before all its orders with borrowed units are entered
+//!   (`leave_no_order`).
+//! - Each volume server has a new incarnation (a number that grows), which is durable before the
+//!   first request to an owner.
 //!
-//! Behind an engine nothing is borrowed: a commit without an answer may have become durable there,
-//! so the units of its order could be neither used again nor given back.
+//! A node with `--engine` borrows nothing. A commit without an answer from the engine may have
+//! become durable, so the units of its order could be neither used again nor returned.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -28,29 +31,32 @@ use crate::storage::write_batch::WriteBatch;
 use crate::volume::remote_stock::RemoteVolumes;
 use crate::volume::state::{OrderError, VolumeState};
 
-/// Pause between two looks at the allotments while there are any.
+/// Interval at which the allotments are checked, and pause before a failed request is repeated.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Time for which nothing is borrowed after a migration has asked for a page.
+/// Time in milliseconds for which this volume borrows nothing after the target of a migration has
+/// requested a page.
 const SUSPENDED_MS: u64 = 2_000;
-/// Longest wait for the owners to enter orders of slots that are to be sealed. A migration is
-/// undone if sealing takes 3 s.
+/// Longest wait until the owners of stores have entered the orders of slots that are to be sealed.
+/// It is half of the 3 s after which a migration is undone because sealing takes too long.
 const ENTERED_WITHIN: Duration = Duration::from_millis(1_500);
 
 impl VolumeState {
-    /// Returns borrowed units on request of their store's owner.
+    /// Makes borrowed units unusable on request of their store's owner, and wakes `borrow_always`
+    /// to return them.
     pub(crate) fn recall(&self, recall: &Recall) {
         self.allotments().recall(recall, self.now().monotonic_ms);
         self.borrower_called.notify_one();
     }
 
-    /// Stops borrowing for a while, because slots of this volume migrate.
+    /// Stops borrowing for `SUSPENDED_MS`, because slots of this volume migrate.
     pub(crate) fn suspend_borrowing(&self) {
         let until_ms = self.now().monotonic_ms + SUSPENDED_MS;
         self.allotments().suspend(until_ms);
         self.borrower_called.notify_one();
     }
 
-    /// Waits until the owners have entered all orders of some slots that took borrowed units.
+    /// Waits until all orders with borrowed units for which `is_asked` returns `true` are entered
+    /// by the owners of their stores.
     ///
     /// # Errors
     /// `Busy` if an owner does not answer in time.
@@ -71,7 +77,8 @@ impl VolumeState {
         Ok(())
     }
 
-    /// Makes the incarnation durable that the next request names.
+    /// Commits this volume's incarnation as a borrower if it is not durable yet. The next request
+    /// contains it.
     async fn begin_incarnation(&self) -> Result<(), OrderError> {
         let Some(incarnation) = self.allotments().new_incarnation() else {
             return Ok(());
@@ -83,7 +90,8 @@ impl VolumeState {
         Ok(())
     }
 
-    /// Removes the rows of orders that their owners have entered, in one commit.
+    /// Removes the rows in `spent` of all orders that the owners of their stores have entered, in
+    /// one commit.
     async fn forget_entered(&self) -> Result<(), OrderError> {
         let entered = self.allotments().entered();
         if entered.is_empty() {
@@ -108,12 +116,13 @@ impl VolumeState {
     }
 }
 
-/// Sends the next request about a store, and takes its answer.
+/// Sends the next request about a store to the store's owner, and applies the answer.
 async fn ask_owner(state: &VolumeState, remote: &dyn RemoteVolumes, store: u32) {
     let (now_ms, is_here) = (state.now().monotonic_ms, state.slots.has_store(store));
     let request = state.allotments().request(store, now_ms, is_here);
     let Some(request) = request else {
-        // Orders are being committed, or the incarnation is not durable.
+        // No request may be sent yet: the incarnation is not durable, or orders that took units of
+        // this store are still being committed.
         tokio::time::sleep(LOOK_EVERY).await;
         return;
     };
@@ -134,13 +143,14 @@ async fn ask_owner(state: &VolumeState, remote: &dyn RemoteVolumes, store: u32) 
         ),
         Err(fault) => {
             tracing::debug!(store, ?fault, "an owner did not answer a request for units");
-            // The request is repeated, but not at once.
+            // `borrow_always` repeats the request after this task has ended. The pause bounds the
+            // rate of requests to an owner that fails.
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 }
 
-/// Asks owners for units and enters orders until told to stop.
+/// Requests units from owners and has orders entered, until `stop` becomes `true`.
 pub(crate) async fn borrow_always(
     state: Arc<VolumeState>,
     remote: Arc<dyn RemoteVolumes>,
@@ -175,7 +185,8 @@ pub(crate) async fn borrow_always(
                 biased;
                 Some(ended) = asking.join_next() => match ended {
                     Ok(store) => drop(asked.remove(&store)),
-                    // A panic has been logged. Its store is unknown, so all may be asked again.
+                    // The task panicked, which has been logged. The store of that task is unknown,
+                    // so `asked` is cleared if no other task is running.
                     Err(_) if asking.is_empty() => asked.clear(),
                     Err(_) => {}
                 },

@@ -1,14 +1,15 @@
 //! The owner's side of the stock copies that other nodes keep (`control::stock_copies`).
 //!
-//! A copy requests the changes since its position. The owner answers after a group commit that
-//! changed the stock, but not sooner than `ANSWER_SPACING` after its previous answer. Without a
-//! change it answers after `ANSWER_AFTER`. So one answer has the changes of many orders. A copy has
-//! one request open at a time, and an answer is never older than its request.
+//! A copy requests the changes since its position, which identifies the last change of the stock
+//! that the copy has. The owner answers after a group commit that changed the stock, but not sooner
+//! than `ANSWER_SPACING` after its previous answer. So one answer has the changes of many orders.
+//! Without a change the owner answers after `ANSWER_AFTER`. A copy has one request open at a time,
+//! and the stock in an answer is never older than the request.
 //!
 //! **Invariants**
-//! - A copy is used for at most `COPY_AGE_MAX` after it sent the request of its newest answer. The
-//!   copy measures this time alone, so clocks of two nodes are never compared. So no search skips a
-//!   store that has had the units for longer than `COPY_AGE_MAX`.
+//! - A copy is used for at most `COPY_AGE_MAX` after it sent the request of its newest answer. So
+//!   no search for an order's store skips a store that has had the units for longer than that. Only
+//!   the copy's node measures this time, so clocks of two nodes are never compared.
 //! - Units are never oversold, because only the owner reserves them.
 //! - An uploaded stock is visible to the next order. The owner confirms the upload only after every
 //!   copy has applied the stock or is too old to be used (`copies_are_current`).
@@ -28,19 +29,19 @@ use crate::runtime::seeded::seeded;
 use crate::volume::questions::VolumeReply;
 use crate::volume::state::VolumeState;
 
-/// Age from which a copy is not used. Several times `ANSWER_AFTER`, so that a slow node still uses
-/// its copies, but too short for a customer to notice.
+/// Age from which a copy is not used. It is three times `ANSWER_AFTER`, so that a copy stays usable
+/// if some answers are late. It is short enough that no customer notices outdated quantities.
 pub(crate) const COPY_AGE_MAX: Duration = Duration::from_millis(300);
 /// Longest time until a request for changes is answered. The answer is empty if the stock has not
 /// changed.
 const ANSWER_AFTER: Duration = Duration::from_millis(100);
 /// Shortest time between two answers to a copy, unless a new stock was uploaded. With an answer for
-/// each group commit, each node would send nearly as many messages as it takes orders. The value is
-/// a fraction of `COPY_AGE_MAX`, so no copy becomes too old between two answers.
+/// each group commit, each node would send nearly as many answers as it accepts orders. The value
+/// is a sixth of `COPY_AGE_MAX`, so no copy becomes too old between two answers.
 const ANSWER_SPACING: Duration = Duration::from_millis(50);
 /// Time without a request after which the owner forgets a copy.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
-/// Maximum number of quantities in one answer: 256 KiB.
+/// Maximum number of quantities in one answer to `ReadStock`: 256 KiB with four bytes for each.
 const QUANTITIES_AT_A_TIME: usize = 64 << 10;
 
 /// The copies of a volume's stock that other nodes keep, as the owner knows them.
@@ -58,16 +59,17 @@ pub(crate) struct Followers {
     hurried: AtomicUsize,
     /// Notified when a call of `copies_are_current` begins.
     hurry: Notify,
-    /// Notified when a copy has reported its position.
+    /// Notified when a copy has reported its position, or has begun to read the whole stock.
     copy_changed: Notify,
 }
 
 /// The owner's knowledge about one copy.
 struct Follower {
-    /// The oldest state of the stock that the copy may still use. `None` if the copy is unusable.
+    /// The state of the stock that the copy had when it sent its last request. `None` if the copy
+    /// is unusable, because it has not read the whole stock yet.
     has: Option<StockMoment>,
     asked: Instant,
-    /// Number of commits that are included in the newest answer to this copy.
+    /// Value of `Followers::commits` at the time of the newest answer to this copy.
     answered: u64,
     /// Time of the newest answer to this copy.
     answered_at: Option<Instant>,
@@ -97,8 +99,8 @@ impl Followers {
         self.stock_changed.notify_waiters();
     }
 
-    /// Records that a copy has sent a request and which state of the stock it has. Returns the
-    /// number of commits that the newest answer to this copy includes, if there was an answer.
+    /// Records that a copy has sent a request, and the state of the stock that it has. Returns the
+    /// value of `commits` at the newest answer to this copy. `None` if the copy is not known.
     fn note(&self, follower: u64, has: Option<StockMoment>) -> Option<u64> {
         let asked = Instant::now();
         let mut known = self.known();
@@ -161,7 +163,7 @@ impl Followers {
 }
 
 /// While a value of this type exists, answers to copies do not wait for `ANSWER_SPACING`. Each call
-/// of `copies_are_current` holds one.
+/// of `copies_are_current` has such a value until it returns.
 struct Hurried<'a>(&'a Followers);
 
 impl Hurried<'_> {
@@ -187,8 +189,8 @@ impl VolumeState {
         }
     }
 
-    /// Answers a copy's request for changes. The reply always has an epoch, because the ring may
-    /// change while the request waits.
+    /// Answers a copy's request for changes. The reply always contains the epoch of the ring at the
+    /// time of the answer, because the ring may change while the request waits.
     pub(crate) async fn follow_stock(&self, ask: FollowStock) -> VolumeReply {
         let is_ours = |known: &StockPosition| known.incarnation == self.followers.incarnation;
         let then = ask.known.map(|known| match is_ours(&known) {
@@ -196,8 +198,8 @@ impl VolumeState {
                 generation: known.generation,
                 changes: known.changes,
             },
-            // The position was given by an earlier volume server of this volume, so it is older
-            // than all positions of this server.
+            // The position came from an earlier volume server of this volume, so it is older than
+            // all positions of this server.
             false => StockMoment::default(),
         });
         let mut answered = self.followers.note(ask.follower, then);
@@ -218,8 +220,8 @@ impl VolumeState {
                 }
                 answered = Some(commits);
             }
-            // After the yield, the stock also has the changes by the other orders of this group
-            // commit.
+            // The tasks of the other orders of this group commit run during the yield, so the
+            // answer also has the changes by these orders.
             let _ = tokio::time::timeout_at(until, changed).await;
             tokio::task::yield_now().await;
         }
@@ -265,8 +267,8 @@ impl VolumeState {
     }
 
     /// Answers a read of one part of the whole stock. The quantities may be newer than the position
-    /// at which the read began. The copy then requests the changes since that position, which
-    /// repeat the newer quantities, so it becomes consistent.
+    /// at which the copy began to read. After its last read, the copy requests the changes since
+    /// that position. They contain the newer quantities again, so the copy becomes consistent.
     pub(crate) fn read_stock(&self, ask: ReadStock) -> Reply {
         self.followers.note_reading(ask.follower);
         let mut stock = self.stock();
@@ -290,7 +292,7 @@ impl VolumeState {
         }
     }
 
-    /// Stops recording changes of the stock if no copy has sent a request for some time.
+    /// Stops recording changes of the stock if no copy has sent a request for `FORGOTTEN_AFTER`.
     pub(crate) fn forget_followers(&self) {
         if !self.followers.has_any(Instant::now()) {
             self.stock().unfollow();

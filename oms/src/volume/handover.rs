@@ -2,15 +2,16 @@
 //! are released, and migrated slots are activated.
 //!
 //! **Invariants**
-//! - A change runs under the locks of the state, between two steps of orders.
+//! - A release or activation holds the locks of the state, so no step of an order runs at the same
+//!   time.
 //! - Its time depends on the number of stores, not on the number of open orders. `StagedState`
-//!   prepares the state of incoming slots store by store. `Exports` does the same for the
-//!   reservations that remain at the source.
-//! - The batch that activates the rows is queued under the same locks, so every later step is
-//!   committed after it.
+//!   prepares the state of incoming slots store by store, and `Exports` prepares the reservations
+//!   that remain at the source.
+//! - The batch that activates the rows is queued under the same locks, so every later step of an
+//!   order is committed after the activation.
 //!
-//! Deliberately absent: moving rows. The rows of incoming slots are in the volume already, and
-//! `cleanup` removes those of released slots.
+//! Deliberately absent: the transfer of rows. The rows of incoming slots are in the volume already,
+//! and `cleanup` removes the rows of released slots.
 
 use std::sync::Arc;
 
@@ -24,9 +25,10 @@ use crate::volume::remote_reservations::RemoteReservations;
 use crate::volume::state::VolumeState;
 
 impl VolumeState {
-    /// Applies a ring that takes slots away. Removes the state of these slots from memory. Adds
-    /// `left_behind`, the reservations that orders of these slots keep in stores of this volume.
-    /// `left_behind` is `None` if no slot is taken away. Call `forget_messages` afterwards.
+    /// Applies a ring that takes slots away from this volume. Removes the state of these slots from
+    /// memory. Adds `left_behind` to the remote reservations: the reservations that orders of these
+    /// slots keep in stores of this volume. `left_behind` is `None` if no slot is taken away. Call
+    /// `forget_messages` afterwards.
     pub(crate) fn release_slots(&self, ring: &Arc<Ring>, left_behind: Option<RemoteReservations>) {
         let (mut stock, mut remote_reservations) = (self.stock(), self.remote_reservations());
         let mut settlements = self.settlements();
@@ -49,8 +51,9 @@ impl VolumeState {
         }
     }
 
-    /// Applies a ring that adds slots, and activates their staged rows. The caller should drop the
-    /// rest of `staged_state` later in another task, because the drop takes long.
+    /// Applies a ring that gives more slots to this volume, and activates their staged rows. The
+    /// caller should drop the rest of `staged_state` later in another task, because the drop takes
+    /// long.
     pub(crate) fn activate_slots(
         &self,
         ring: &Arc<Ring>,
@@ -75,11 +78,11 @@ impl VolumeState {
         );
         stock.add_loans(std::mem::take(&mut staged_state.loans), self.now().monotonic_ms);
         settlements.append(&mut staged_state.settlements);
-        // Orders of some remote reservations are now in this volume. Such a reservation stays
-        // remote until its order confirms that it still needs the units. The slot alone does not
-        // prove that the order exists.
+        // The orders of some remote reservations are in slots of this volume now. Such a
+        // reservation stays remote until its order confirms that it still needs the units, because
+        // the slot of an order does not prove that the order exists.
         remote_reservations.join(std::mem::take(&mut staged_state.remote_reservations));
-        // The dispatcher is notified at the end of this function, even if no message is due.
+        // The parked messages may be due now, so the end of this function notifies the dispatcher.
         if !seeded("parked-forgotten") {
             outbox.activate_parked();
         }
@@ -160,8 +163,8 @@ mod tests {
         transactors
     }
 
-    /// Copies all slots that a ring takes away. Returns the reservations that orders in these slots
-    /// keep in stores of this volume.
+    /// Seals and copies all slots that a ring gives to volume `b`. Returns the reservations that
+    /// orders in these slots keep in stores of this volume.
     async fn left_behind(state: &Arc<VolumeState>, ring: &Ring) -> RemoteReservations {
         let lost: Vec<u32> = state.slots.lost(ring).map(|slot| slot.0).collect();
         let mut request = ExportRequest {
@@ -226,7 +229,7 @@ mod tests {
             held.len() > 3 && gone > 3,
             "too few of a kind: {held:?} held, {gone} gone"
         );
-        // The order's new volume sends its settlement twice. The second settlement changes nothing.
+        // The order's new volume sends the settlement twice. The repetition must change nothing.
         let store = held[0];
         let settlement = Settlement {
             store,
@@ -249,8 +252,8 @@ mod tests {
         let transactors = full(folder.path(), &alone).await;
         let state = transactors.state();
         let mut waiting = Vec::new();
-        // The batches get their fences while all slots are here, and are committed after the slots
-        // have left. So they resemble batches of a writer that was suspended in between.
+        // The batches get their fences while this volume owns all slots, and are queued after some
+        // slots were released. So they resemble batches of a writer that was suspended in between.
         let stale: Vec<(OrderId, WriteBatch)> = (1..=40)
             .map(|number| {
                 let id = OrderId::parse(&format!("o{number}")).unwrap();
@@ -264,8 +267,8 @@ mod tests {
         state.release_slots(&shared, Some(left_behind));
         let mut seal = WriteBatch::default();
         seal.set_ownership(state.slots.record());
-        // Nearly all batches share one group commit. A rejected batch must not affect the other
-        // batches.
+        // Nearly all batches share one group commit. A batch of a released slot must be rejected
+        // without an effect on the other batches.
         let sealed = state.storage.permit().await.unwrap().send(seal);
         for (id, batch) in stale {
             waiting.push((id, state.storage.permit().await.unwrap().send(batch)));

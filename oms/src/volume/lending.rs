@@ -1,14 +1,17 @@
-//! The owner's side of allotments: lends units of a store to other volumes, enters the orders that
-//! took them, and recalls them.
+//! The owner's side of allotments: lends units of a store to other volumes, *enters* the orders
+//! that took lent units (replaces these units of the loan by a usual reservation), and recalls
+//! units.
 //!
 //! **Invariants**
-//! - A grant is durable before it is answered, and units that come back are free only once their
-//!   return is durable.
-//! - A request changes a loan at most once: its incarnation and number are part of the row.
+//! - A grant is durable before the borrower gets it. Returned units are free only once their return
+//!   is durable.
+//! - A request changes a loan at most once, because the row of the loan contains the incarnation
+//!   and the number of the last request.
 //! - The commit that takes an order's units out of a loan also writes the order's reservation.
-//! - No store is passed over because of lent units. An order that needs them is repeated until they
-//!   are returned, and fails with `Busy` at its deadline.
-//! - Units are lent only while there are plenty.
+//! - A search for an order's store counts lent units as available, so it skips no store because of
+//!   them. The placement of an order that needs lent units is repeated until they are returned, and
+//!   fails with `Busy` at its deadline.
+//! - Only a part of the free units is lent, and never the last `RECALL_BELOW` of a product.
 //!
 //! Deliberately absent: the use of borrowed units (`borrowing`).
 
@@ -34,37 +37,39 @@ use crate::volume::remote_reservations::RemoteReservation;
 use crate::volume::remote_stock::RemoteVolumes;
 use crate::volume::state::{OrderError, VolumeState};
 
-/// Pause between two looks at the loans while there are any.
+/// Interval at which the loans are checked while there are any.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Pause between two recalls of one loan.
+/// Time between two recalls of one loan, in milliseconds.
 const RECALL_EVERY_MS: u64 = 200;
-/// Time without a request after which a loan is recalled. A volume that uses its units asks many
-/// times a second, so the server that borrowed them is gone.
+/// Time without a request of the borrower after which its loan is recalled, in milliseconds. A
+/// volume that uses borrowed units sends requests many times a second. If there are none, the
+/// volume server that borrowed the units has ended or is unreachable.
 const FORGOTTEN_AFTER_MS: u64 = 5_000;
-/// The share of the free units that all other volumes together may get with one request each.
+/// Divisor of the free units of a product. With one request each, all other volumes together may
+/// borrow an eighth of them.
 const SHARE: i64 = if cfg!(test) { 2 } else { 8 };
 
-/// Longest wait for the return of units that a new stock does not cover. A volume returns them
-/// within some milliseconds, unless its node does not answer.
+/// Longest wait for the return of lent units that exceed the quantities of a new stock. A borrower
+/// returns them within some milliseconds, unless its node does not answer.
 const COVERED_WITHIN: Duration = Duration::from_secs(1);
 
 /// The change of a loan while its rows are committed.
 struct Changing {
     change: Change,
     granted: Box<[Line]>,
-    /// Orders with reservations that are entered.
+    /// Orders that this change enters.
     entered: Vec<Entered>,
 }
 
-/// An order with a reservation that is being entered.
+/// An order that took lent units, while its usual reservation is being committed.
 struct Entered {
     spent: SpentUnits,
-    /// The reservation that this one replaces.
+    /// The former reservation of the order in this store, which the new one replaces.
     before: Option<RemoteReservation>,
 }
 
 impl VolumeState {
-    /// Answers a borrower's request.
+    /// Applies a borrower's request to its loan. Returns the answer once the change is durable.
     pub(crate) async fn allot(self: &Arc<Self>, request: AllotRequest) -> Result<Reply, OrderError> {
         let permit = self.storage.permit().await?;
         let store = request.store;
@@ -104,7 +109,8 @@ impl VolumeState {
         Ok(reply)
     }
 
-    /// Begins to change a loan. The inner error is the answer to a request that changes nothing.
+    /// Begins to change a loan. If the request changes nothing, the inner `Err` contains the answer
+    /// to it.
     fn begin_allotting(
         &self,
         stock: &mut Stock,
@@ -138,7 +144,8 @@ impl VolumeState {
             if known.is_some_and(|known| known.is_changing) {
                 return Err(OrderError::Moved);
             }
-            // An earlier server of the borrower has had this order entered.
+            // If the known reservation has the same nonce, an earlier server of the borrower had
+            // the order entered, and it must not be entered again.
             if known.is_none_or(|known| known.nonce != spent.nonce) {
                 entered.push(spent);
             }
@@ -173,7 +180,8 @@ impl VolumeState {
         }))
     }
 
-    /// Returns the units to be lent of those that a borrower wants.
+    /// Returns the units to lend for a request: of each wanted product at most the wanted quantity,
+    /// and at most the borrower's share of the free units (see `SHARE`).
     fn grant(&self, stock: &mut Stock, request: &AllotRequest) -> Box<[Line]> {
         let ring = self.slots.ring();
         if !self.lends() || ring.member(&request.borrower).is_none() {
@@ -210,7 +218,7 @@ impl VolumeState {
         let Changing { change, entered, .. } = changing;
         let store = change.store;
         let mut stock = self.stock();
-        // A store that has gone in the meantime took its loans along.
+        // If the fence differs, the store has migrated in the meantime, and its loans with it.
         if self.slots.fence_of_store(store) != fence {
             return;
         }
@@ -230,7 +238,7 @@ impl VolumeState {
             if let Some(now) = remote_reservations.get_mut(&spent.order, store) {
                 now.is_changing = false;
             }
-            // The order is durable, so only a settlement ends the reservation.
+            // The order is durable at the borrower, so the reservation is confirmed at once.
             remote_reservations.confirm(&spent.order, store, spent.nonce);
             if let Some(before) = before {
                 stock.release(store, before.lines());
@@ -241,8 +249,9 @@ impl VolumeState {
         self.followers.stock_has_changed();
     }
 
-    /// Waits until no volume can use units that a new stock does not have, so that the stock
-    /// decides over the next order. Volumes that do not answer are waited for only for a while.
+    /// Waits until borrowers have returned the lent units that exceed the quantities of a new
+    /// stock. After that, no order takes units that the new stock lacks. The wait ends after
+    /// `COVERED_WITHIN`, because a borrower may not answer.
     pub(crate) async fn loans_are_covered(&self) {
         let until = Instant::now() + COVERED_WITHIN;
         while !self.stock().covers_loans() && Instant::now() < until {
@@ -251,8 +260,8 @@ impl VolumeState {
         }
     }
 
-    /// Removes the loan of a volume that has left the cluster. All its orders had been entered
-    /// before its slots were sealed, so the other units are in use by nobody.
+    /// Removes the loan of a volume that has left the cluster. All orders of that volume were
+    /// entered before its slots were sealed, so no order uses the units that are still lent.
     async fn forget_borrower(self: &Arc<Self>, store: u32, borrower: NodeName) -> Result<(), OrderError> {
         let permit = self.storage.permit().await?;
         let (mut ticket, fence) = {
@@ -293,8 +302,9 @@ impl VolumeState {
         ended.await.unwrap_or(Err(OrderError::Interrupted))
     }
 
-    /// Recalls units of scarce products, and loans that were not used for long. Returns `true`
-    /// while units are lent, and the loans of volumes that have left.
+    /// Recalls the lent units of products with few free units, and loans without a request for
+    /// `FORGOTTEN_AFTER_MS`. Returns `true` if units are lent, together with the loans of volumes
+    /// that have left the cluster.
     fn look_at_loans(&self, remote: &dyn RemoteVolumes) -> (bool, Vec<(u32, NodeName)>) {
         let now_ms = self.now().monotonic_ms;
         let ring = self.slots.ring();
@@ -350,7 +360,7 @@ impl VolumeState {
     }
 }
 
-/// Looks after the loans of a volume until told to stop.
+/// Recalls units, and removes the loans of volumes that have left, until `stop` becomes `true`.
 pub(crate) async fn lend_always(
     state: Arc<VolumeState>,
     remote: Arc<dyn RemoteVolumes>,

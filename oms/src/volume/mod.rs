@@ -2,12 +2,14 @@
 //! periodic tasks.
 //!
 //! **Invariants**
-//! - State in memory and rows on disk change in one order, under one lock.
+//! - Changes of the state in memory and of the rows on disk are made in the same sequence, because
+//!   both are made under one lock (`VolumeState::stock`).
 //! - An order has at most one transactor (actor), and all of its commands pass through it.
 //! - A response is sent only after the rows on which it depends are durable.
 //!
 //! Deliberately absent: routing and the choice of the node that serves a volume, which belong to
-//! `control`. Another volume is reached only through a trait.
+//! `control`. Other volumes are reached only through traits: `RemoteVolumes`, and `Transport` for
+//! the rows of a migration.
 
 pub(crate) mod app;
 pub(crate) mod borrowing;

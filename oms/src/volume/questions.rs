@@ -1,4 +1,4 @@
-//! Answers questions and commands of other volumes to a volume that this process serves.
+//! Answers the questions and commands that other volumes send to a volume of this process.
 //!
 //! **Invariant**: no answer is sent if the right to serve the volume was lost while the question
 //! was answered.
@@ -72,8 +72,8 @@ pub(crate) async fn answer(server: &Arc<VolumeServer>, asked_by: Epoch, question
             followed.reply
         }
         Question::ReadStock(read) => state.read_stock(read),
-        // A question has at most one trace context, which the caller of this function has already
-        // removed.
+        // The caller of this function has already removed the trace context of the question, so
+        // this is a second trace context.
         Question::Traced(..) => {
             Reply::Failed("a request has two trace contexts; run the same version on all nodes".to_owned())
         }

@@ -17,7 +17,7 @@ use crate::volume::state::OrderError;
 pub(crate) struct RemoteReservation {
     pub(crate) lines: Box<[Line]>,
     pub(crate) nonce: u64,
-    /// The next time to ask the order's volume if the order still needs the reservation.
+    /// The time at which the order's volume is asked next if the order still needs the reservation.
     ask_at: Instant,
     ask_after: Duration,
     /// `true` once the order is known to be durable. The order's volume is then no longer asked.
@@ -64,7 +64,8 @@ pub(crate) struct DueReservation {
     pub(crate) order: OrderId,
     pub(crate) store: u32,
     pub(crate) nonce: u64,
-    /// The time of the next question. It tells this reservation from a later one with its nonce.
+    /// The time of the next question about this reservation. A later reservation of the same order
+    /// may have the same nonce, but has another time.
     next_question: Instant,
 }
 
@@ -73,9 +74,10 @@ pub(crate) struct DueReservation {
 #[derive(Debug, Default)]
 pub(crate) struct RemoteReservations {
     by_store: BTreeMap<u32, HashMap<OrderId, RemoteReservation>>,
-    /// The unconfirmed reservations, and some that were confirmed or removed since the last call of
-    /// `due`. The list is short, so `due` needs no scan of all reservations. A confirmed entry
-    /// stays until the next call of `due`, so adding and confirming need no search in the list.
+    /// The unconfirmed reservations, and those that were confirmed or removed since the last call
+    /// of `due`. Most reservations are confirmed soon, so the list is short, and `due` needs no
+    /// scan of all reservations. The other functions leave the entry of a confirmed or removed
+    /// reservation to the next call of `due`, so they need no search in the list.
     unconfirmed: Vec<(u32, OrderId)>,
 }
 
@@ -117,9 +119,9 @@ impl RemoteReservations {
         }
     }
 
-    /// Confirms a reservation after its order's volume was asked. The answer may be late, and be
-    /// about an earlier reservation that a repeated request has made again. Such an answer changes
-    /// nothing, and the question is repeated.
+    /// Confirms a reservation after its order's volume has answered. The answer may be late: since
+    /// the question, the reservation may have ended and a repeated request may have made it again.
+    /// Such an answer changes nothing, and the question is repeated.
     pub(crate) fn confirm_asked(&mut self, asked: &DueReservation) {
         let known = self.get(&asked.order, asked.store);
         if known.is_some_and(|known| known.ask_at == asked.next_question) {
@@ -147,7 +149,7 @@ impl RemoteReservations {
     }
 
     /// Removes and returns the reservation of an order of this volume, so that a step of the order
-    /// can change the row. Returns an error while another commit changes that row.
+    /// can change the reservation's row. Returns an error while another commit changes that row.
     pub(crate) fn take_over(
         &mut self,
         order: &OrderId,
@@ -206,7 +208,7 @@ impl RemoteReservations {
             }
             true
         });
-        // The entries may be in any order, and a simulation needs the same order in each run.
+        // Sorted, because a simulation needs the same sequence in each run.
         due.sort_unstable();
         due
     }

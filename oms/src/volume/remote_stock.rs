@@ -1,10 +1,10 @@
-//! Orders with units in a store of another volume. The units are reserved there, the order is
-//! committed here, and the reservation is settled later.
+//! Orders with units in a store of another volume. That volume reserves the units, the order's
+//! volume commits the order, and a settlement ends the reservation later.
 //!
 //! 1. The order's volume asks the other volumes for their first suitable store, and reserves the
-//!    units in the first store of all. Then it commits the order. All answers of a search must
-//!    follow one ring. If the first store of all is here and other orders take its units during the
-//!    search, the search is repeated.
+//!    units in the first store of all. Then it commits the order. All volumes must answer a search
+//!    under the same ring. If the first store of all is in the order's volume and other orders take
+//!    its units during the search, the search is repeated.
 //! 2. The order's volume confirms the reservation once the order is durable.
 //! 3. When the units are released or delivered, a settlement is committed with the order's change
 //!    and sent to the store's volume until that volume confirms it.
@@ -12,10 +12,10 @@
 //! Every step may be repeated. A repeated reservation has the same order and store and replaces the
 //! earlier one. A settlement of a reservation that does not exist changes nothing.
 //!
-//! A crash between steps 1 and 2 leaves a reservation without an order. So the store's volume asks
-//! the order's volume about each unconfirmed reservation, and releases it if the order does not
-//! exist. The release applies to one nonce only. If the units were requested again, the reservation
-//! has another nonce and stays.
+//! A crash in step 1 may leave a reservation without an order. So the store's volume asks the
+//! order's volume about each unconfirmed reservation, and releases it if the order does not exist.
+//! Each attempt to place an order has its own nonce (a random number), and the release applies to
+//! one nonce only. If another attempt has replaced the reservation, it stays.
 //!
 //! **Invariants**
 //! - A reservation has one row, and is tracked in one place: by the order if the order is in this
@@ -49,7 +49,8 @@ use crate::volume::remote_reservations::{
 };
 use crate::volume::state::{OrderError, VolumeState};
 
-/// Maximum number of searches for a store, if other orders take the units after each search.
+/// Maximum number of searches for the store of an order, if other orders take the units after each
+/// search.
 pub(crate) const PLACE_TRIES: u32 = 16;
 /// Error message for an order that found no store in `PLACE_TRIES` searches.
 pub(crate) const STOCK_CHANGES: &str = "the stock changes faster than a store can be found for the order";
@@ -61,20 +62,21 @@ pub(super) const ASK_AFTER_MAX: Duration = Duration::from_secs(600);
 /// Interval at which unconfirmed reservations are checked and unconfirmed settlements are sent
 /// again.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
-/// Bits that are set in the nonces of orders with lent units. Other nonces lack the lowest bit. A
-/// reservation of an earlier version has them with a probability of 2^-33.
+/// The 33 bits that are set in the nonces of orders with lent units. Other nonces lack the lowest
+/// bit. Earlier releases chose all bits at random, so a reservation of theirs has these 33 bits
+/// with a probability of 2^-33.
 pub(super) const LENT_NONCES: u64 = 0xffff_ffff_0000_0001;
 /// Maximum number of settlements that are sent together and removed in one commit.
 const SETTLEMENTS_AT_A_TIME: usize = 256;
 
-/// The future answer of another volume.
+/// The future that returns the answer of another volume.
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, OrderError>> + Send + 'a>>;
 
 /// Client for the other volumes, in this process or another one.
 pub(crate) trait RemoteVolumes: Send + Sync {
     /// Returns the first store of all other volumes that has these units, if its number is below
-    /// `below`. Returns `Moved` unless all volumes follow the ring of this epoch. Under two rings,
-    /// a store that moves could be in neither volume.
+    /// `below`. Returns `Moved` unless all volumes follow the ring of this epoch. If two volumes
+    /// followed different rings, a migrating store could be missing in the answers of both.
     fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>, epoch: Epoch) -> Answer<'a, Option<u32>>;
 
     /// Reserves units in a store of another volume. Returns `false` if the store lacks some of
@@ -108,13 +110,14 @@ pub(crate) trait RemoteVolumes: Send + Sync {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Searched {
     /// The first store of this volume that had the units. The other volumes were asked only for
-    /// stores before this one.
+    /// stores with lower numbers.
     pub(crate) here: Option<u32>,
-    /// The store of another volume in which the units are now reserved.
+    /// The units for the order in a store of another volume, if that store is the first one.
     pub(crate) elsewhere: Option<ReservedElsewhere>,
 }
 
-/// A reservation in a store of another volume, made for an order that is being placed.
+/// Units in a store of another volume for an order that is being placed. They are reserved in that
+/// volume already, or will be taken from units that this volume has borrowed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReservedElsewhere {
     pub(crate) store: u32,
@@ -125,7 +128,7 @@ pub(crate) struct ReservedElsewhere {
 
 /// A reservation for an order of another volume, with a queued row that may not be durable yet.
 struct Reserving {
-    /// Position of the request among the requests of its batch.
+    /// Index of the request among the requests of its batch.
     at: usize,
     key: ReservationKey,
     fence: Fence,
@@ -133,8 +136,8 @@ struct Reserving {
     before: Option<RemoteReservation>,
 }
 
-/// Returns a nonce for a new reservation. The nonce says which way the reservation takes to the
-/// store's volume.
+/// Returns a nonce for a new reservation. The nonce says if the order takes borrowed units
+/// (`is_lent`) or requests the reservation from the store's volume.
 fn new_nonce(is_lent: bool) -> u64 {
     let random = runtime::random_u64();
     if is_lent {
@@ -144,7 +147,7 @@ fn new_nonce(is_lent: bool) -> u64 {
     }
 }
 
-/// Returns `true` if the reservation with this nonce was entered for an order that took lent units.
+/// Returns `true` if the reservation with this nonce belongs to an order that took lent units.
 fn was_lent(nonce: u64) -> bool {
     nonce & LENT_NONCES == LENT_NONCES
 }
@@ -251,8 +254,9 @@ impl VolumeState {
                 before,
             } in reserving
             {
-                // If the fence differs, the store has migrated since the batch was queued, and its
-                // rows with it.
+                // If the fence differs, the store has migrated since the batch was queued. The
+                // migration has replaced or removed the store's state in memory, which must not be
+                // changed here.
                 if state.slots.fence_of_store(key.store) == fence {
                     state.finish_reserving(&mut stock, key, before, durable.is_ok());
                 }
@@ -303,9 +307,10 @@ impl VolumeState {
             return Err(OrderError::Moved);
         }
         if known.is_some_and(|known| was_lent(known.nonce)) {
-            // The order is durable, so this is a late request of an attempt that has ended. If it
-            // replaced the nonce, a new server of the order's volume would enter the order again,
-            // and the units would leave the loan twice.
+            // The order took lent units and is durable, so this is a late request of an earlier
+            // attempt, which must not replace the nonce. A new server of the order's volume may
+            // report the order again. Only the nonce shows then that the units have left the loan
+            // already.
             return Ok(None);
         }
         let is_known = known.is_some_and(|known| *known.lines == **lines);
@@ -313,7 +318,8 @@ impl VolumeState {
             match stock.reserve_at(*store, lines) {
                 Found::Free => {}
                 Found::Short => return Ok(None),
-                // The units are being recalled from other volumes; the caller asks again.
+                // The store has enough units only with those that are lent to other volumes. They
+                // are being recalled, and the caller asks again.
                 Found::Lent => return Err(OrderError::Moved),
             }
         }
@@ -417,8 +423,9 @@ impl VolumeState {
         let store = settlement.store;
         let (mut ticket, fence, is_held, delivered) = {
             let mut stock = self.stock();
-            // If the order is leaving this volume, its reservation may not be in
-            // `RemoteReservations` yet.
+            // While the slot of the order is sealed, the order is leaving this volume. Its
+            // reservation may not be in `RemoteReservations` until the order has left, so the
+            // settlement is rejected and sent again later.
             if !self.slots.check_store(store)? || self.slots.is_order_sealed(order) {
                 return Err(OrderError::Moved);
             }
@@ -433,7 +440,8 @@ impl VolumeState {
             batch.fence(fence);
             let is_held = known.is_some();
             // A late request may have reserved the units again after the settlement was executed,
-            // and the settlement may be repeated. The units left the store once.
+            // and now the settlement is repeated. The units left the store only once, so they are
+            // released this time, not delivered.
             let delivered = settlement.delivered && !stock.has_delivery(order, store);
             if let Some(known) = known {
                 known.is_changing = true;
@@ -508,12 +516,13 @@ impl VolumeState {
     }
 
     /// Removes a reservation from `RemoteReservations` if its order is in this volume now and has
-    /// no settlement. The order then owns the reservation. Does nothing if the reservation has
-    /// another nonce or is being changed.
+    /// no settlement. From then on only the order tracks the reservation. Does nothing if the
+    /// reservation has another nonce or is being changed.
     fn adopt_reservation(&self, order: &OrderId, store: u32, nonce: u64) {
         let _stock = self.stock();
-        // The row of an order that this volume has not entered yet must stay known, or the order
-        // would be entered twice.
+        // An order with borrowed units may be reported to this volume again until its row in
+        // `spent` is removed. The nonce in `RemoteReservations` shows that the units have left the
+        // loan, so the reservation must stay there until then.
         let is_settled = self.settlements().contains_key(order) || self.allotments().is_unsettled(order);
         let mut remote_reservations = self.remote_reservations();
         let is_it = |known: &RemoteReservation| known.nonce == nonce && !known.is_changing;
@@ -558,7 +567,8 @@ async fn settle_all(state: &VolumeState, remote: &Arc<dyn RemoteVolumes>) {
         let some: Vec<(OrderId, Settlement)> = state
             .settlements()
             .iter()
-            // The store's volume must know of a reservation before it learns of its end.
+            // The store's volume must have written the reservation of an order with borrowed units
+            // before it gets the settlement of the order.
             .filter(|(order, _)| !state.allotments().is_unsettled(order))
             .take(SETTLEMENTS_AT_A_TIME)
             .map(|(order, settlement)| (order.clone(), settlement.clone()))
@@ -598,7 +608,8 @@ async fn send_settlements(remote: &Arc<dyn RemoteVolumes>, some: Vec<(OrderId, S
         }));
     }
     let mut confirmed: Vec<OrderId> = sending.join_all().await.into_iter().flatten().collect();
-    // The tasks end in any order, and a simulation needs the same order in every run.
+    // Sorted, because the tasks end in any sequence, and a simulation needs the same one in each
+    // run.
     confirmed.sort_unstable();
     confirmed
 }
@@ -611,7 +622,8 @@ async fn remove_settlements(state: &VolumeState, confirmed: &[OrderId]) -> Resul
         let _stock = state.stock();
         let mut batch = WriteBatch::default();
         for order in confirmed {
-            // An order that is migrating or has migrated takes the row of its settlement with it.
+            // If the order is migrating or has migrated, the row of its settlement migrates too,
+            // and the order's next volume sends the settlement again and removes the row.
             if state.slots.check_order(order).is_ok() {
                 batch.fence(state.slots.fence_of_order(order));
                 batch.forget_settlement(order);

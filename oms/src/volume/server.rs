@@ -2,7 +2,7 @@
 //!
 //! **Invariants**
 //! - The state in memory is loaded when the server starts. When the ring changes, the server
-//!   applies it (`handover`) and goes on serving all other slots.
+//!   activates and releases slots (`handover`) and continues to serve all its other slots.
 //! - A server first prepares for a migration (`incoming` or a seal), and then checks that the
 //!   migration is still under way. Both steps are finished even if the request is dropped. So no
 //!   preparation for an ended migration remains.
@@ -82,7 +82,7 @@ fn seal_leaving(slots: &Slots, cluster_state: &ClusterState) -> bool {
 pub(crate) struct VolumeServer {
     pub(crate) volume: NodeName,
     pub(crate) app: Arc<App>,
-    /// Slots that are being copied to other volumes.
+    /// The copies of slots to other volumes.
     pub(crate) exports: Exports,
     /// The copy of slots to this volume, if a migration is under way.
     pub(crate) incoming: tokio::sync::Mutex<Option<Incoming>>,
@@ -109,17 +109,17 @@ impl VolumeServer {
         remote: Arc<dyn RemoteVolumes>,
     ) -> Result<Arc<VolumeServer>, NodeError> {
         storage.count_commits(&context.metrics.of_volume(volume.as_str()));
-        // An earlier volume server of this open volume may have limited expiry for a migration that
-        // has ended since.
+        // An earlier volume server of this open volume may have limited expiry (`pause_expiry`) for
+        // a migration that has ended since.
         storage.first_inactive_page.store(u64::MAX, Ordering::Release);
         let record = storage.slot_ownership();
         let slots = Arc::new(Slots::of(Arc::clone(ring), volume, record.as_ref()));
         let mut stale_rows = target::resolve_unfinished(&storage, cluster_state.committed).await?;
         let is_sealed = seal_leaving(&slots, cluster_state);
         if is_sealed {
-            // No migration begins while there are stale rows, so the note about stale rows comes
-            // from the seal. The note must stay until the migration ends. A cleanup would now find
-            // no stale rows and remove the note.
+            // No migration begins while there are stale rows, so the note about stale rows was
+            // written by the seal. The note must stay until the migration ends. A cleanup would
+            // find no stale rows now and would remove the note, so none is started.
             stale_rows = stale_rows.filter(|rows| *rows != StaleRows::Counted);
         }
         if record.is_some_and(|record| record.slots().any(|slot| !slots.has(Slot(slot)))) {
@@ -201,8 +201,8 @@ impl VolumeServer {
             stopped.clone(),
         )));
         working.push(runtime::spawn(retention::run(Arc::clone(state), stopped.clone())));
-        // Behind an engine, each node scans its own folder, independently of the volumes that it
-        // serves.
+        // With an engine, each node has a folder of its own. A task of the node scans it, not the
+        // servers of its volumes.
         let has_shared_folder = context.config.engine.is_none();
         if has_shared_folder && !context.config.stat_scan_every.is_zero() {
             let scanner = Scanner::new(
@@ -336,7 +336,7 @@ impl VolumeServer {
         source::enter_orders(state, request).await?;
         let was_clean = self.is_clean.swap(false, Ordering::AcqRel);
         if !source::seal(state, request).await? {
-            // Nothing was sealed, so `undo` will find nothing to unseal.
+            // Nothing was sealed, so no later `unseal` would restore `is_clean`.
             self.is_clean.store(was_clean, Ordering::Release);
             return Err(StorageError::Busy.into());
         }
@@ -447,8 +447,9 @@ impl VolumeServer {
         let gets_statistics = !state.slots.has_statistics();
         let permit = state.storage.permit().await?;
         let ticket = {
-            // The import of statistics files checks the slots before it adds sums. Under this lock,
-            // slots and sums change together.
+            // The import of a statistics file reads the version of the slots and then the sums.
+            // Under this lock both change together, so the import never adds a file to the sums of
+            // an earlier version.
             let mut statistics = self.app.statistics.write();
             let ticket = state.activate_slots(ring, &mut arrived.state, staged, permit);
             if gets_statistics && state.slots.has_statistics() {
@@ -462,8 +463,9 @@ impl VolumeServer {
         let is_clean = Arc::clone(&self.is_clean);
         let volume = self.volume.clone();
         runtime::spawn(async move {
-            // In memory the rows are already active. This commit adds their counts to the counters
-            // and removes the notes about staged rows. All later commits are queued after it.
+            // In memory the slots are already active. This commit adds the counts of their rows to
+            // the counters and removes the note about staged rows. All later commits are queued
+            // after it.
             match ticket.durable().await {
                 Ok(()) => is_clean.store(true, Ordering::Release),
                 Err(error) => tracing::error!(%volume, %error, "activation of slots not committed"),
@@ -475,7 +477,7 @@ impl VolumeServer {
     }
 
     /// Releases the slots that a committed migration copied from this volume. Returns `false` if
-    /// the new ring takes slots that were not copied from here completely.
+    /// the new ring takes slots from this volume that were not copied completely.
     pub(crate) async fn release_slots(
         &self,
         cluster_state: &ClusterState,
@@ -523,8 +525,8 @@ impl VolumeServer {
     /// the jobs end.
     pub(crate) async fn quiesce(&self) {
         let state = self.app.state();
-        // The stop is signalled before the seal, so that the end of a migration does not remove the
-        // seal.
+        // `stop` is set before the seal, because `unseal` removes seals only while `stop` is not
+        // set. So the end of a migration does not remove this seal.
         let _ = self.stop.send(true);
         {
             let _stock = state.stock();

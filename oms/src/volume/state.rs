@@ -1,16 +1,17 @@
 //! The state of one volume in memory, and the steps that change it.
 //!
-//! A step decides with `order`, changes the stock in memory and queues the rows, all under one
-//! lock. The caller waits until the rows are durable and then calls `finish`. `finish` updates the
-//! outbox and releases units, or reverts the stock if the commit failed.
+//! A step decides with the rules of `domain::order`. Then it changes the stock in memory and queues
+//! the rows, both under the lock of the stock. The caller waits until the rows are durable and then
+//! calls `finish`. `finish` updates the outbox and releases units, or reverts the stock if the
+//! commit failed.
 //!
 //! **Invariants**
-//! - Memory and rows change in the same order.
+//! - Changes of memory and of rows are made in the same sequence.
 //! - No step awaits, so a step is never cancelled halfway.
 //! - Only the transactor of an order runs its steps, so two steps of one order never run at the
 //!   same time.
-//! - The lock of the stock is taken before that of the remote reservations, and that of the
-//!   allotments last.
+//! - The lock of the stock is acquired before the lock of the remote reservations, and the lock of
+//!   the allotments after both.
 //!
 //! Deliberately absent: waiting and retrying, which belong to `transactor`.
 
@@ -54,7 +55,8 @@ pub(crate) enum OrderError {
     /// The state of the order forbids the command.
     #[error(transparent)]
     Refused(Refusal),
-    /// This volume does not own the order, store or statistics. The caller must route again.
+    /// This volume does not own the order, store or statistics, or does not accept the step now.
+    /// The caller must find the owner again and repeat the request.
     #[error("the order or store is being moved to another node; retry")]
     Moved,
     /// The node that owns the order or store does not answer.
@@ -101,27 +103,28 @@ pub(crate) enum Begun {
     Done(Outcome),
     /// The rows are queued. `finish` must be called even if the client has disconnected.
     Pending(Pending),
-    /// Nothing was queued. After the other volumes were asked, other orders took the units of the
-    /// first store here. So a store of another volume may now come first.
+    /// Nothing was queued, and the search for a store must be repeated. After the other volumes
+    /// were asked, other orders took the units of the first store here. So the first suitable store
+    /// may now be in another volume.
     SearchAgain(Box<[Line]>),
 }
 
 /// The results that other volumes contributed to the placement of an order.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RemotePlacement {
-    /// `true` if all other volumes were asked for a store. With no other volume, `false`.
+    /// `true` if all other volumes were asked for a store. `false` if there is no other volume.
     pub(crate) were_asked: bool,
-    /// First store of this volume that had the units before the other volumes were asked. The
-    /// others were asked only for stores before this one. `None` if no store of this volume had the
-    /// units.
+    /// First store of this volume that had the units before the other volumes were asked. The other
+    /// volumes were asked only for stores with lower numbers. `None` if no store of this volume had
+    /// the units.
     pub(crate) asked_below: Option<u32>,
     /// Units in a store of another volume that are reserved or borrowed (see `remote_stock`).
     pub(crate) reserved: Option<ReservedElsewhere>,
 }
 
 impl RemotePlacement {
-    /// Returns `true` if the answers of the other volumes also hold for the store `here`: they were
-    /// asked for all stores before `here`.
+    /// Returns `true` if the answers of the other volumes also hold for the store `here`, because
+    /// these volumes were asked for all stores with lower numbers than `here`.
     fn covers(&self, here: Option<u32>) -> bool {
         let is_earlier = |below| here.is_some_and(|here| here <= below);
         self.asked_below.is_none_or(is_earlier)
@@ -164,11 +167,12 @@ pub(crate) struct VolumeState {
     allotments: Mutex<Allotments>,
     /// `true` if units of this volume's stores may be lent.
     lends: AtomicBool,
-    /// Notified when there is a new loan.
+    /// Notified when a loan was made or changed, or when lent units may have to be recalled.
     pub(crate) lender_called: Notify,
-    /// Notified when an owner should be asked.
+    /// Notified when a request for borrowed units may have to be sent to a store's owner.
     pub(crate) borrower_called: Notify,
-    /// Notified when orders with borrowed units have been entered at their owners.
+    /// Notified when the owners of stores have written reservations for orders with borrowed units,
+    /// and the rows of these orders in `spent` are removed.
     pub(crate) orders_entered: Notify,
     /// Notified when there is a new settlement.
     pub(crate) settler_called: Notify,
@@ -318,8 +322,8 @@ impl VolumeState {
             let mut stock = self.stock();
             self.slots.check_order(id)?;
             if !remote.were_asked && self.remote().is_some() {
-                // Another volume joined after the search. Its stores may come before the stores
-                // here.
+                // Another volume joined after the search. A store of that volume may have a lower
+                // number than the suitable stores here.
                 return Err(OrderError::Moved);
             }
             if remote_store.is_none()
@@ -338,7 +342,8 @@ impl VolumeState {
             if let Some(store) = here
                 && stock.find_free(store, &lines) != Found::Free
             {
-                // The units are being recalled from other volumes.
+                // The store has enough units only with those that are lent to other volumes. They
+                // are being recalled, and the caller tries again.
                 return Err(OrderError::Moved);
             }
             if let Some(store) = here {
@@ -463,7 +468,9 @@ impl VolumeState {
                 settlement = step.settlement(&after);
             } else if let (Units::Release | Units::Deliver { .. }, Some(store)) = (&step.units, after.store) {
                 if self.allotments().is_unsettled(&after.id) {
-                    // The store has come here before its former owner knew of the reservation.
+                    // The order took borrowed units, and the store migrated to this volume before
+                    // its former owner had written the order's reservation. So there is no
+                    // reservation yet that this step could end.
                     return Err(OrderError::Moved);
                 }
                 let fence = self.slots.fence_of_store(store);
@@ -568,8 +575,9 @@ impl VolumeState {
         durable: Option<&Durable>,
     ) {
         let mut stock = self.stock();
-        // If the fence differs, the store has migrated since the step began. Its rows moved with
-        // it, even if the store has returned in the meantime.
+        // If the fence differs, the store has migrated since the step began, even if it has
+        // returned in the meantime. The migration has replaced or removed the store's state in
+        // memory, which this step must not change.
         if self.slots.fence_of_store(store) != fence {
             return;
         }
@@ -607,7 +615,7 @@ enum Units {
     Deliver { sequence: Option<u64> },
 }
 
-/// The effects of a step beside the change of the order's own row.
+/// The effects of a step in addition to the change of the order's own row.
 struct Step {
     units: Units,
     answered: Option<Kind>,

@@ -73,7 +73,7 @@ impl TracedOrders {
         inside.traces.get(order).map(|traced| traced.context)
     }
 
-    /// Removes the trace of an order after its last call.
+    /// Removes the trace of an order after the last call to the warehouse about the order.
     pub(crate) fn forget(&self, order: &OrderId) {
         if self.count.load(Ordering::Relaxed) == 0 {
             return;

@@ -1,12 +1,13 @@
 //! Transactors (actors): each serializes all commands of one order.
 //!
 //! The first request for an idle order runs in the task of its sender. So the usual order needs no
-//! task of its own, and no memory after its answer. Requests that arrive while it runs wait in the
-//! order's mailbox. A task then executes them one by one and ends when the mailbox is empty.
+//! task of its own, and no memory after its answer. Further requests that arrive during that time
+//! wait in the order's mailbox. A new task then executes them one by one and ends when the mailbox
+//! is empty.
 //!
 //! **Invariants**
-//! - An order has at most one transactor. Mailboxes are filled and removed under one lock, so no
-//!   request is lost between the end of one transactor and the start of the next.
+//! - An order has at most one transactor. A mailbox is filled and removed under the same lock, so
+//!   no request is lost between the end of one transactor and the start of the next.
 //! - If the sender disconnects while its rows are being committed, a task finishes the step.
 //! - A panic is caught around each step. The order stays in its last durable state, and the next
 //!   request starts a new transactor.
@@ -32,22 +33,22 @@ use crate::storage::group_commit::Permit;
 use crate::volume::remote_stock::{PLACE_TRIES, STOCK_CHANGES, Searched};
 use crate::volume::state::{Begun, OrderError, Outcome, Pending, RemotePlacement, VolumeState};
 
-/// Maximum number of waiting requests of one order. A normal client never has so many for one
-/// order. More are an attack or a bug.
+/// Maximum number of waiting requests of one order. Clients that work correctly never have so many
+/// requests for one order.
 const MAILBOX_MESSAGES_MAX: usize = 64;
 /// Number of shards of the registry of transactors, each with its own lock, so that requests on
 /// different threads rarely contend.
 const SHARDS: usize = 64;
-/// Number of panics after which requests for an order are rejected for some time. The first panics
-/// may have had a passing cause.
+/// Number of panics after which requests for an order are rejected for some time. After fewer
+/// panics the order is served, because the cause may have passed.
 const PANICS_BEFORE_SUSPENSION: u32 = 3;
 /// Time for which requests for an order are rejected after `PANICS_BEFORE_SUSPENSION` panics. The
 /// time doubles with each further panic.
 const SUSPENSION_FIRST_MS: u64 = 1_000;
 /// Longest time for which requests for an order are rejected.
 const SUSPENSION_MAX_MS: u64 = 60_000;
-/// Maximum number of orders with remembered panics. If more orders panic, the cause is not in the
-/// orders.
+/// Maximum number of orders for which panics are counted. If more orders panic, the cause is not in
+/// single orders, and the suspension of single orders would not help.
 const TROUBLED_MAX: usize = 1_024;
 
 /// A request to an order's transactor.
@@ -59,7 +60,7 @@ pub(crate) enum Ask {
     Command(Command),
     /// Record the failed attempts of a message to the warehouse.
     Note(Kind, Message),
-    /// Put a dead letter (a message that was given up) back into the outbox.
+    /// Put a dead letter (a message that is no longer sent) back into the outbox.
     Retry(Kind),
     /// Remove a message that the order does not need.
     Drop(Kind),
@@ -88,7 +89,7 @@ struct Envelope {
 /// Requests that wait for a running transactor. An empty mailbox allocates no memory.
 type Mailbox = VecDeque<Envelope>;
 
-/// The panics of steps of one order.
+/// The number of panics in steps of one order, and the suspension of the order.
 #[derive(Clone, Copy, Default)]
 struct Trouble {
     panics: u32,

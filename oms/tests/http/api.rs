@@ -394,8 +394,8 @@ async fn a_change_of_stock_changes_only_its_rows_and_no_reservation() {
         (bad.status, &bad.json()["line"], &bad.json()["column"]),
         (400, &json!(2), &json!(3))
     );
-    // The change survives a restart. A later snapshot replaces the quantities. This snapshot does
-    // not count the delivery, so the delivered unit is subtracted from it.
+    // The change must survive a restart. The later snapshot replaces all quantities. It was taken
+    // before the delivery of order a (`X-Stock-As-Of` is 0), so the delivered unit is subtracted.
     world.node.stop().await.unwrap();
     let node = imt_oms::Node::start(crate::common::config(world.data.path(), &world.warehouse.url()))
         .await

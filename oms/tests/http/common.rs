@@ -1,8 +1,8 @@
 //! Fixtures for tests over real HTTP: a node, a simulated warehouse and a client.
 //!
 //! With the environment variable `IMT_TEST_ENGINE`, the nodes of all tests keep their orders in
-//! that engine instead of their data folder. The tests create databases, so they do not use
-//! `IMT_ENGINE`, which is the setting of the program.
+//! that engine instead of their data folder. The tests do not use `IMT_ENGINE`, the setting of the
+//! program, because they create databases and must not do so in an engine with real orders.
 
 #![allow(
     clippy::unwrap_used,
@@ -37,20 +37,20 @@ use crate::documented;
 /// The behaviour of the simulated warehouse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mood {
-    /// Executes the call and answers 200.
+    /// The warehouse executes each call and answers 200.
     Good,
-    /// Answers 504 without executing the call.
+    /// The warehouse answers 504 without executing the call.
     TimesOut,
-    /// Executes the call, and answers 504 nevertheless.
+    /// The warehouse executes the call, and answers 504 nevertheless.
     ActsAndTimesOut,
-    /// Answers 409 with a problem type that means a final refusal.
+    /// The warehouse answers 409 with a problem type that means a final refusal.
     Refuses,
-    /// Answers 409 without a problem type, and does not execute the call.
+    /// The warehouse answers 409 without a problem type, and does not execute the call.
     Conflicts,
-    /// Answers 409 with `Retry-After`: an earlier attempt is still in progress.
+    /// The warehouse answers 409 with `Retry-After`, as if an earlier attempt was in progress.
     IsAtWork,
-    /// Answers 500 to calls about orders with an id that begins with "poison", and executes all
-    /// other calls.
+    /// The warehouse answers 500 to calls about orders with an id that begins with "poison", and
+    /// executes all other calls.
     Poisoned,
 }
 
@@ -84,10 +84,10 @@ fn refusal(mood: Mood, order: &Value) -> Option<Response> {
 #[derive(Default)]
 pub(crate) struct Seen {
     pub announced: HashMap<String, (usize, Value)>,
-    /// Number of calls, content and delivery number of each delivered order.
+    /// Number of calls, content of the first call, and delivery number of each delivered order.
     pub delivered: HashMap<String, (usize, Value, u64)>,
     pub keys: Vec<String>,
-    /// The `traceparent` of each call by its idempotency key.
+    /// The header `traceparent` of each call, by the idempotency key of the call.
     pub traces: HashMap<String, Option<String>>,
     pub calls: usize,
 }
@@ -205,9 +205,11 @@ impl Drop for Warehouse {
     }
 }
 
-/// Serves routes over HTTP/1.1. `axum::serve` would need a further feature of the crate.
+/// Serves routes over HTTP/1.1. The tests do without `axum::serve`, which would need a further
+/// feature of the crate `axum`.
 async fn axum_serve(listener: tokio::net::TcpListener, routes: Router) {
-    // Connections end with the server, like those of a killed process.
+    // When the task of the server is aborted, the set is dropped and closes all connections. So an
+    // aborted server behaves like a killed process.
     let mut connections = tokio::task::JoinSet::new();
     loop {
         let (stream, _) = listener.accept().await.unwrap();

@@ -109,7 +109,8 @@ async fn the_ring_document_has_a_tag_that_changes_with_the_servers() {
         let other = shop.send("GET", "/ring", &[("if-none-match", "\"x\"")], "").await;
         assert_eq!((other.status, &other.body), (200, &current.body));
     }
-    // When beta stops, alpha serves both volumes, and the ring stays unchanged.
+    // When beta stops, alpha serves both volumes. The ring stays unchanged, but the tag must
+    // change, because the document contains the address of each volume's server.
     let before = RingDocument::read(&pair.alpha).await;
     pair.beta_node.stop().await;
     until("alpha to serve both volumes", async || {

@@ -112,7 +112,7 @@ async fn every_documented_header_occurs() {
     }
 }
 
-/// A response with an unread body. The body ends when this value is dropped.
+/// A response with an unread body. Dropping this value closes the connection.
 struct Opened {
     status: u16,
     headers: HeaderMap,

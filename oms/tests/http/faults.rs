@@ -23,7 +23,7 @@ enum Fault {
     AnswerCut,
     /// The warehouse receives the call twice.
     Twice,
-    /// The answer is not HTTP.
+    /// The answer to the call is not HTTP, but the greeting of a mail server.
     NotHttp,
     /// A proxy before the warehouse answers 503.
     Unavailable,
@@ -119,7 +119,8 @@ async fn each_paid_order_is_delivered_once_despite_all_faults_of_the_warehouse_c
     let warehouse = Warehouse::start().await;
     let (url, done) = faulty_proxy(warehouse.address).await;
     let mut settings = config(data.path(), &url);
-    // Five of the seven faults make a call fail, so the circuit breaker is switched off.
+    // Five of the seven faults make a call fail, so the circuit breaker would stay open most of the
+    // time. The test switches it off.
     settings.outbox.breaker_failures = u32::MAX;
     let node = imt_oms::Node::start(settings).await.unwrap();
     let shop = Shop::at(node.address());
@@ -136,7 +137,8 @@ async fn each_paid_order_is_delivered_once_despite_all_faults_of_the_warehouse_c
         assert!(done.lock().unwrap().contains(&fault), "{fault:?} never happened");
     }
     assert_eq!(warehouse.seen.lock().unwrap().delivered.len(), ids.len());
-    // The rows of an order are readable a moment before its units are released in memory.
+    // `/order` reads the row of an order, and `/stocks` the memory. The units are released in
+    // memory a moment after the row is committed, so the test waits.
     let stock = async || shop.get("/stocks/1").await.json()["stores"][0].clone();
     until("no unit to be reserved", async || stock().await["reserved"] == 0).await;
     assert_eq!(stock().await["on_hand"], 1_000 - 2 * ids.len());
@@ -178,7 +180,7 @@ async fn a_full_disk_rejects_orders_and_loses_none() {
     let ballast = folder.path().join("ballast");
     let mut taken = Vec::new();
     let mut refused = None;
-    // A file takes a part of the disk, and orders fill the rest.
+    // A file uses a part of the disk until the test deletes it to make room. Orders fill the rest.
     std::fs::write(&ballast, vec![1u8; 8 << 20]).unwrap();
     for number in 0.. {
         let mut batch = tokio::task::JoinSet::new();
@@ -266,7 +268,7 @@ async fn overload_is_answered_with_200_or_503_and_the_outbox_stays_bounded() {
     }
     assert_eq!(taken + refused, 1_600);
     // If commits are slow, the limit of requests may have refused so many orders that the outbox is
-    // not full yet.
+    // not full yet. This loop fills the outbox.
     for number in 0.. {
         match world.shop.order(&format!("last{number}"), &[(1, 1)]).await.status {
             200 => taken += 1,
@@ -274,8 +276,8 @@ async fn overload_is_answered_with_200_or_503_and_the_outbox_stays_bounded() {
             status => panic!("{status}"),
         }
     }
-    // Up to 16 requests were in progress when the outbox became full, and may still add their
-    // messages.
+    // Up to 16 requests (`requests_max`) were in progress when the outbox reached its limit of 200
+    // messages, and each may still add a message.
     assert!((200..=216).contains(&taken), "{taken} taken");
     let health = world.shop.get("/health").await.json();
     assert_eq!(health["outbox"], taken);

@@ -12,7 +12,8 @@ async fn raw(world: &World, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(world.node.address()).await.unwrap();
     stream.write_all(request).await.unwrap();
     let mut answer = Vec::new();
-    // The read ends with the node's answer or with the end of the connection.
+    // The node closes or resets the connection after its answer. The bytes received before a reset
+    // are returned too.
     let _ = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer))
         .await
         .unwrap();
@@ -36,7 +37,8 @@ async fn a_connection_takes_the_next_request_after_a_body_that_no_route_reads() 
     let mut stream = TcpStream::connect(world.node.address()).await.unwrap();
     let head = "POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 70000\r\n\r\n";
     stream.write_all(head.as_bytes()).await.unwrap();
-    // The node refuses the request once it has the head. The body arrives in pieces afterwards.
+    // The node refuses the request once it has read the head. The body arrives in pieces
+    // afterwards, and the node must discard it before the next request.
     for _ in 0..7 {
         stream.write_all(&[b'x'; 10_000]).await.unwrap();
         tokio::task::yield_now().await;
@@ -287,7 +289,7 @@ async fn a_half_closed_connection_leaves_its_order_whole() {
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;
     // The node may answer, or treat the client as disconnected. In both cases the order is either
-    // placed or absent.
+    // placed or absent, so the same order below must succeed and reserve one unit in total.
     let answer = String::from_utf8_lossy(&answer).into_owned();
     if !answer.is_empty() {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");

@@ -61,8 +61,9 @@ async fn conflicts_are_stored_and_malformed_requests_are_not() {
     let send = async |key: &str, body: String| world.shop.send("POST", "/order", &[(KEY, key)], body).await;
     let malformed = send("k", "{}".to_owned()).await;
     assert_eq!(malformed.status, 400);
-    // The corrected request has the same key. The answer is a rejection, because nothing is in
-    // stock, and is final.
+    // The corrected request with the same key is executed, because the answer to a malformed
+    // request is not stored. The order is rejected, because nothing is in stock. This answer is
+    // stored.
     let body = order_body("1", &[(1, 1)]);
     let refused = send("k", body.clone()).await;
     assert_eq!(refused.status, 409);

@@ -5,9 +5,10 @@ use serde_json::json;
 
 use crate::common::{Mood, World, config, until};
 
-/// Mistakes 1, 2 and 10. In the original system, each node had one point on a circle of 360
-/// points. Orders were lost with each change of nodes. API and ring were on one node. In IMT
-/// Order, the ring assigns exact shares. When the node of an order changes, the order's volume is
+/// Mistakes 1, 2 and 10 of the original system. Each node had one point on a circle of 360 points,
+/// so the shares of the nodes were uneven. Orders were lost with each change of nodes. Only one
+/// node served the API and the ring. In IMT Order, the ring assigns exact shares of the slots, and
+/// each node serves the API and the ring. When the node of an order changes, the order's volume is
 /// handed over or the order's slot is migrated.
 #[tokio::test]
 async fn the_ring_assigns_every_slot_to_a_node() {
@@ -238,8 +239,8 @@ async fn an_order_without_a_store_never_reaches_the_warehouse() {
     assert_eq!(world.warehouse.seen.lock().unwrap().keys, ["some/announce"]);
 }
 
-/// Mistake 9 of the original system: a statistics file was counted twice or lost. It happened if
-/// the process died between adding the file to the sums and deleting it.
+/// Mistake 9 of the original system: a statistics file was counted twice or lost if the process
+/// died between adding the file to the sums and deleting the file.
 #[tokio::test]
 async fn a_statistics_file_counts_once_after_a_crash_at_any_point() {
     let mut world = World::start().await;

@@ -335,8 +335,8 @@ async fn stock_is_rejected_as_a_whole_while_a_node_does_not_answer() {
 async fn stock_applied_in_part_is_answered_with_the_changed_stores() {
     let pair = Pair::start().await;
     assert_eq!(pair.alpha.stocks(&stock(5), Some(1)).await.status, 200);
-    // Once the body is requested, both nodes have agreed to take the stock. One of them is paused
-    // before the body is sent.
+    // Alpha requests the body once both nodes have agreed to take the stock. Beta is paused before
+    // the body is sent.
     let upload = pair.alpha.begin_stocks().await;
     let paused = pair.beta_node.pause().await;
     let reply = upload.finish(&stock(6)).await;

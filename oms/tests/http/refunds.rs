@@ -137,8 +137,8 @@ async fn messages_that_the_warehouse_cannot_process_do_not_delay_other_orders() 
     for number in 0..20 {
         world.shop.until(&format!("healthy{number}"), "delivered").await;
     }
-    // While the circuit breaker is open, a message is given up only if another message was answered
-    // since its last attempt. So each round also sends a healthy order.
+    // While the circuit breaker is open, a message becomes a dead letter only if the warehouse has
+    // answered another message since its last attempt. So each round also sends a healthy order.
     let mut more = 0..;
     until("the poisoned messages to be dead", async || {
         let id = format!("more{}", more.next().unwrap());

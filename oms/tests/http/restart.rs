@@ -150,8 +150,9 @@ fn rounds() -> usize {
     std::env::var("IMT_KILLS").map_or(6, |kills| kills.parse().unwrap())
 }
 
-/// Repeats every acknowledged request after the first `checked` ones. Returns the numbers of
-/// acknowledged orders and payments.
+/// Repeats every acknowledged request that was not checked before. `checked` has the numbers of
+/// orders and payments that were checked before. Returns the numbers of all acknowledged orders and
+/// payments.
 async fn check_acknowledged(
     shop: &Shop,
     answers: &Mutex<Acknowledged>,

@@ -59,7 +59,8 @@ async fn a_body_that_stops_arriving_is_answered_with_408_and_not_applied() {
     assert!(answer.starts_with("HTTP/1.1 404"), "{answer}");
 }
 
-/// Sends a line end every two seconds until the node closes the connection. Returns the answer.
+/// Sends a chunk with one line break every two seconds until the node closes the connection.
+/// Returns the answer.
 async fn trickle(mut stream: TcpStream) -> String {
     let (mut reading, mut writing) = stream.split();
     let mut answer = Vec::new();
@@ -125,7 +126,7 @@ async fn connections_without_a_complete_request_time_out() {
 async fn connections_that_never_read_their_answers_time_out() {
     let world = world_with_paused_clock(1).await;
     let mut holding = TcpStream::connect(world.node.address()).await.unwrap();
-    // These requests have more answers than the socket buffers hold. The node stops reading
+    // The answers to these requests are larger than the socket buffers. The node stops reading
     // requests once it cannot write answers.
     let asks = tokio::spawn(async move {
         let ask = b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(20_000);

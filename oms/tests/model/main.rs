@@ -7,12 +7,12 @@
 //! - volumes, which one process at a time can open, with slots that are owned, sealed or owned by
 //!   another volume;
 //! - copies of slots during a move;
-//! - customers who send an order twice, also with other lines, to any node;
+//! - customers who send an order twice, with equal or different lines, to any node;
 //! - crashes of any node, the coordinator included, between any two steps. Only the disk survives.
 //!
 //! Deliberately absent: time, sizes and faults of disks. The simulation (`oms/src/simulation`) runs
 //! the real code. Each `Mistake` breaks one rule of the protocol, and a test proves that the
-//! checker finds the mistake. Four of the mistakes were once in the code.
+//! checker finds the mistake.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at an impossible state")]
 

@@ -11,9 +11,10 @@ use stateright::{Model, Property};
 pub(crate) const NODES: usize = 2;
 /// Number of slots. One slot is enough, because slots do not interact.
 const SLOTS: usize = 1;
-/// Number of orders, one in each slot. Every order is sent with content 0 and with content 1.
+/// Number of orders, one in each slot. Every order is sent with content 0 and with content 1, which
+/// stand for different lines.
 const ORDERS: usize = SLOTS;
-/// Maximum number of calls in progress: two customers.
+/// Maximum number of calls in progress at the same time, from two customers.
 const CALLS: usize = 2;
 
 /// A deliberate mistake: one rule that the modelled protocol breaks.
@@ -32,7 +33,8 @@ pub(crate) enum Mistake {
     CleanBeforeCommit,
     /// A volume is opened although another process has it open.
     OpenWithoutLock,
-    /// A copy that completes after its move was undone is taken for the copy of the next move.
+    /// The copy of a move that was undone completes late, and the coordinator counts it as the copy
+    /// of the next move.
     CommitAfterUndo,
     /// A late copy of an earlier move replaces a newer copy.
     AcceptOldCopy,
@@ -212,8 +214,8 @@ impl World {
         node.is_alive.then_some(node)
     }
 
-    /// Returns `true` if no rows of an earlier ring remain. The coordinator begins a move only in
-    /// such a state.
+    /// Returns `true` if each volume is served under the current ring and has no rows of slots that
+    /// it lost. The coordinator begins a move only in such a state.
     fn is_settled(&self) -> bool {
         (0..NODES as Volume).all(|volume| {
             let node = self.state.serving[volume as usize];
@@ -223,8 +225,8 @@ impl World {
         })
     }
 
-    /// Starts the server of a volume: activates or deletes staged rows, cleans up, and seals moving
-    /// slots.
+    /// Starts the server of a volume: activates or deletes staged rows, deletes rows of slots that
+    /// the volume lost, and seals the slot that a move takes from the volume.
     fn start_server(&mut self, mistake: Mistake, volume: Volume, known: &ClusterState) -> Server {
         let disk = &mut self.disks[volume as usize];
         if let Some((id, rows)) = disk.arriving.take() {
@@ -255,7 +257,7 @@ impl World {
     }
 
     /// Executes an order if the called node and volume serve its slot. Returns the acknowledged
-    /// content.
+    /// content. `None` if the order is rejected.
     fn place(&mut self, call: &Call) -> Option<u8> {
         if !self.serves(call.node, call.volume, call.order) {
             return None;
@@ -331,7 +333,8 @@ impl World {
         }
     }
 
-    /// Advances a copy. Returns `None` if the responsible process cannot advance it.
+    /// Advances a copy by one step. Returns `None` if the process that serves the source or the
+    /// target cannot do its part. The copy then ends.
     fn advance_copy(&mut self, mistake: Mistake, copy: &Copy) -> Option<()> {
         self.copies.remove(copy);
         match copy {
@@ -535,8 +538,7 @@ impl Model for Protocol {
                 server.sealed = None;
             }
             Step::Copy(copy) => {
-                // If a process cannot do its part, the copy ends, which is a valid step of the
-                // model.
+                // The end of a copy (`None`) is also a valid step of the model.
                 let _ = next.advance_copy(self.mistake, &copy);
             }
             Step::Send { by, order, content } => {

@@ -4,8 +4,10 @@
 //! The relative need is the number of lacking slots divided by the quota. Taking the node with the
 //! largest relative need interleaves all nodes evenly. Ties are broken in a scattered order, so
 //! that any two nodes share about as many slots as any other two. So when a node leaves, all others
-//! become primaries of its slots in equal parts. A zone that is needed in every remaining slot is
-//! taken before all others. So filling an empty ring always meets every quota.
+//! become primaries of its slots in equal parts.
+//!
+//! A zone that is needed in every remaining slot is taken before all others, because otherwise it
+//! could not meet its quota. So filling an empty ring always meets every quota.
 //!
 //! A new ring of 65,536 slots and three replicas takes 196,608 nodes from these queues. So entries
 //! are changed in place, and a ratio is computed once per change.
@@ -22,8 +24,8 @@ use crate::ring::Node;
 /// An entry of a queue: a node or a zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
-    /// Sort key: relative need when the entry was queued in the upper 64 bits, tie-break in the
-    /// lower.
+    /// Sort key. The upper 64 bits are the relative need at the time when the entry was queued. The
+    /// lower 64 bits order entries of equal need.
     key: u128,
     index: usize,
 }
@@ -114,10 +116,11 @@ pub(super) struct Demand<'z> {
     nodes_of: Vec<BinaryHeap<Entry>>,
     queue: BinaryHeap<Entry>,
     /// Zones with a quota above half of all slots. Only such a zone may be needed in every
-    /// remaining slot. There are fewer such zones than twice the number of replicas of a slot.
+    /// remaining slot. All quotas add up to the slots times the replicas of a slot, so there are
+    /// few such zones: fewer than twice the number of replicas of a slot.
     large: Vec<usize>,
-    /// Buffer for entries that a search passes over and queues again at its end. Kept to reuse its
-    /// memory.
+    /// Buffer for entries that a search passes over and queues again at its end. The buffer is a
+    /// field so that its memory is reused.
     passed: Vec<Entry>,
     passed_zones: Vec<Entry>,
 }
@@ -161,7 +164,7 @@ impl<'z> Demand<'z> {
 
     /// Returns `true` if no node can enter `set`, the holders of a slot, in place of `leaves`. Only
     /// two reasons are checked, because their check is cheap: no zone needs a slot, or the zone
-    /// rule admits no node of the only zone that needs one.
+    /// rule (module `zones`) admits no node of the only zone that needs a slot.
     pub(super) fn is_hopeless(&self, set: &[Node], leaves: Node) -> bool {
         match self.queue.peek() {
             Some(only) if self.queue.len() == 1 && self.zones.distinct() => {
@@ -198,8 +201,8 @@ impl<'z> Demand<'z> {
         self.node.more(node);
         self.zone.more(zone);
         self.left += 1;
-        // Only a node or zone without need lacks an entry. Existing entries are updated when they
-        // reach the front.
+        // A node or zone without need has no entry in its queue, so an entry is added if the need
+        // is now 1. Existing entries are updated when they reach the front.
         if self.node.need[node] == 1 {
             self.nodes_of[zone].extend(self.node.entry(node, slot));
         }

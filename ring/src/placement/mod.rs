@@ -2,7 +2,7 @@
 //!
 //! With one replica ([`single`]), shares are exact and moves are the fewest possible. With several
 //! replicas, the assignment is computed in four steps:
-//! 1. Replicas that may not stay are removed: those on leaving nodes, those above the number of
+//! 1. Replicas that may not stay are removed: those on leaving nodes, those beyond the number of
 //!    replicas, and second replicas in one zone ([`replicas`]).
 //! 2. Vacancies are filled with nodes below their quota, largest relative need first ([`demand`]).
 //! 3. Nodes above their quota give slots to nodes below it, so that a ring stays balanced after
@@ -130,8 +130,8 @@ impl<'u> Problem<'u> {
         self.rows[slot * self.replication]
     }
 
-    /// Returns `true` if the node holds a replica of the slot now. Its data then need not be copied
-    /// to the node.
+    /// Returns `true` if the node holds a replica of the slot now. The slot's data then need not be
+    /// copied to the node.
     #[expect(
         clippy::manual_contains,
         reason = "rows are a few cells long, and a search made for long slices takes several times as long"

@@ -57,7 +57,7 @@ pub(super) fn choose(problem: &Problem<'_>, sets: &[Node], before: Vec<Node>, sh
     if primaries.is_even() {
         return primaries.primary;
     }
-    // Room for eight more slots, which other nodes may pass to the node.
+    // Room for eight more slots, because other nodes may pass slots to the node.
     primaries.slots_of = primaries
         .count
         .iter()
@@ -160,8 +160,9 @@ impl Primaries<'_> {
         }
     }
 
-    /// Returns the distance of each node from the nearest node that gives, up to the nearest node
-    /// that takes. Returns `None` if no node that takes can be reached.
+    /// Returns for each node the length of the shortest chain from a node that gives. Nodes farther
+    /// away than the nearest node that takes have `u32::MAX`. Returns `None` if no node that takes
+    /// can be reached.
     fn levels(&self, round: Round) -> Option<Vec<u32>> {
         let nodes = self.count.len();
         let mut level = vec![u32::MAX; nodes];
@@ -186,8 +187,8 @@ impl Primaries<'_> {
                         continue;
                     }
                     let takes = self.takes(node, round);
-                    // From here on, nodes are as far away as the nearest taking node, or farther.
-                    // Such a node is on no shortest path unless it takes.
+                    // Once a node that takes was found, `node` is at least as far away as that
+                    // node. So `node` is on no shortest chain unless it takes itself.
                     if (nearest != u32::MAX && !takes) || !self.may_pass(slot, to) {
                         continue;
                     }
@@ -229,7 +230,7 @@ impl Primaries<'_> {
                     node = usize::from(to);
                 }
                 None => {
-                    // A dead end: no further chain of this round leads through this node.
+                    // A dead end: with the present levels, no further chain leads through `node`.
                     next[node] = usize::MAX;
                     if chain.pop().is_none() {
                         return false;
@@ -240,7 +241,8 @@ impl Primaries<'_> {
         }
     }
 
-    /// Returns the next slot that `node` could give to a node of the next level, and that node.
+    /// Returns the next slot that `node` could give to a node of the next level, and that other
+    /// node.
     fn step(&self, node: usize, level: &[u32], next: &mut [usize]) -> Option<(usize, Node)> {
         while let Some(&slot) = self.slots_of[node].get(next[node]) {
             let slot = slot as usize;

@@ -1,8 +1,9 @@
-//! The set of nodes that hold each slot, with two replicas or more.
+//! The set of nodes that hold each slot, in a ring with two replicas or more.
 //!
 //! The holders of a slot are a set in this module. The primary and the order of the copies are
 //! chosen last. Every node that enters a set causes a transfer of data. So a set changes for three
-//! reasons only: a node leaves, the zone rule is broken, or a quota is not met.
+//! reasons only: a node leaves, the zone rule (replicas in as many zones as possible) is broken, or
+//! a quota is not met.
 
 use alloc::collections::VecDeque;
 use alloc::vec;
@@ -24,10 +25,11 @@ enum Giving {
 }
 
 /// Maximum number of offers examined for one chain. An offer is a slot that a node above its quota
-/// may give away. A chain passes replicas through a third node. About one offer in three fits.
+/// may give away. A chain passes replicas through a third node. About one offer in three fits, so
+/// 32 offers nearly always include one that fits.
 const LOOKS_PER_CHAIN: usize = 32;
-/// Maximum number of offers examined per slot of the ring, on average. The limit bounds the time of
-/// a plan in which zones permit no chain.
+/// Maximum number of offers examined in all chains of a plan, divided by the number of slots. The
+/// limit bounds the time of a plan in which zones permit no chain.
 const LOOKS_PER_SLOT: usize = 4;
 
 struct Work<'p> {
@@ -203,8 +205,9 @@ impl<'p> Work<'p> {
         (0..slots).map(move |index| start.wrapping_add(index * STEP) & (slots - 1))
     }
 
-    /// Gives a joining node its primaries directly from nodes with too many. The role and the data
-    /// pass together, and the former owner needs no other slot in return.
+    /// Gives a joining node its primaries directly from nodes with too many primaries. The role and
+    /// the data pass together, and the former owner, which is above its quota, needs no other slot
+    /// in return.
     fn give_primaries_to_newcomers(&mut self, quota: &[u64]) {
         if !self.problem.joins.contains(&true) {
             return;
@@ -267,9 +270,9 @@ impl<'p> Work<'p> {
         }
     }
 
-    /// Passes replicas through a third node, for a needy node that zones keep from every offer. The
-    /// third node takes a slot from a node above its quota, and gives another slot to the needy
-    /// node.
+    /// Passes replicas through a third node to a needy node (a node below its quota) that the zone
+    /// rule keeps from every offer. The third node takes a slot from a node above its quota, and
+    /// gives another slot to the needy node.
     fn give_in_chains(&mut self) {
         let mut demand = Demand::new(self.zones, self.needs(), &self.quota, self.problem.slots);
         if demand.is_met() {
@@ -325,8 +328,8 @@ impl<'p> Work<'p> {
         self.scattered_slots().flat_map(of_slot).collect()
     }
 
-    /// Returns `true` if `node` may leave the set of the slot. The last holder of the data may not,
-    /// nor a pinned primary. With [`Giving::Copies`], no primary may.
+    /// Returns `true` if `node` may leave the set of the slot. The last holder of the data and a
+    /// pinned primary may not leave. With [`Giving::Copies`], no primary may leave.
     fn may_give(&self, slot: usize, node: Node, giving: Giving) -> bool {
         let primary = node == self.primary[slot];
         if node == NONE || (primary && (giving == Giving::Copies || self.problem.pinned[slot])) {
@@ -336,7 +339,8 @@ impl<'p> Work<'p> {
         self.set(slot).iter().any(keeps) || !self.problem.held_before(slot, node)
     }
 
-    /// Removes an offer that `node` can take, and returns the offer. The slot `not_in` is excluded.
+    /// Removes from `offers` an offer that `node` can take, and returns the offer. Offers of the
+    /// slot `not_in` are excluded.
     fn offer_to(
         &self,
         node: Node,
@@ -379,8 +383,8 @@ impl<'p> Work<'p> {
         rows
     }
 
-    /// Moves replicas in further zones to the front of the row, so that the first replicas cover as
-    /// many zones as possible.
+    /// Moves a replica forward in the row if no earlier replica is in its zone, so that the first
+    /// replicas cover as many zones as possible.
     fn zones_first(&self, row: &mut [Node]) {
         let zone = |node: Node| (node != NONE).then(|| self.zones.of[usize::from(node)]);
         let mut column = 1;

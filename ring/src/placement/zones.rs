@@ -2,10 +2,12 @@
 //!
 //! The `depth` replicas of a slot cover `needed` distinct zones: the smaller one of `depth` and the
 //! number of zones. If there are enough zones, each replica is in another zone. Otherwise every
-//! zone has at least one replica of each slot. So a zone holds at most
-//! `slots x (depth - needed + 1)` replicas, and at least `slots` if every zone is needed. A zone
-//! with more weight gets that maximum, and the other zones share the rest. Such quotas can always
-//! be met, by McNaughton's wrap-around rule: zone by zone, the largest remainder first.
+//! zone has at least one replica of each slot.
+//!
+//! So a zone holds at most `slots x (depth - needed + 1)` replicas, and at least `slots` if every
+//! zone is needed. A zone with a larger share by weight gets that maximum, and the other zones
+//! share the rest. Such quotas can always be met, by McNaughton's wrap-around rule: zone by zone,
+//! the largest remainder first.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -56,7 +58,7 @@ impl<'p> Zones<'p> {
         self.depth == self.needed
     }
 
-    /// Returns `true` if a complete set keeps the zone rule.
+    /// Returns `true` if `set`, all holders of a slot, keeps the zone rule.
     pub(super) fn hold(&self, set: &[Node]) -> bool {
         if !self.distinct() {
             return self.fits(set, NONE, NONE);
@@ -72,8 +74,8 @@ impl<'p> Zones<'p> {
         true
     }
 
-    /// Returns `true` if the zone rule holds, or can still be met, after `leaves` has left the set
-    /// and `enters` has entered it. [`NONE`] stands for no node.
+    /// Returns `true` if the zone rule holds, or can still be met, after `leaves` has left `set`,
+    /// the holders of a slot, and `enters` has entered it. [`NONE`] stands for no node.
     pub(super) fn fits(&self, set: &[Node], leaves: Node, enters: Node) -> bool {
         if self.distinct() {
             return enters == NONE || self.zone_fits(set, leaves, self.of[usize::from(enters)]);
@@ -95,8 +97,8 @@ impl<'p> Zones<'p> {
         nodes <= self.depth && distinct + (self.depth - nodes) >= self.needed
     }
 
-    /// Returns `true` if the set without `leaves` has no node in `zone`. Only for rings in which a
-    /// zone may occur once in a slot.
+    /// Returns `true` if `set` without `leaves` has no node in `zone`. If [`Zones::distinct`]
+    /// returns `true`, this is the whole zone rule for a node of `zone` that enters `set`.
     pub(super) fn zone_fits(&self, set: &[Node], leaves: Node, zone: usize) -> bool {
         !set.iter()
             .any(|&node| node != NONE && node != leaves && self.of[usize::from(node)] == zone)

@@ -1,13 +1,14 @@
-//! The comparison of the audit, pure: the data of both sides and the front's record go in, findings
-//! come out.
+//! The comparison of the audit: a pure function from the data of the two sides (order management
+//! and warehouse) and the record of the shop front to the findings.
 //!
 //! The checks cover six subjects:
-//! - stock: a store delivers only units that it has, and both sides have the same units;
-//! - customers: each acknowledged request is kept;
-//! - orders: messages and deliveries fit the state, and each event was legal;
-//! - reservations: each belongs to an open order, and each open order has one;
-//! - the choice of stores;
-//! - counters.
+//! - stock: a store delivers only units that it has, and both sides have the same number of units;
+//! - customers: the effect of each acknowledged request is kept;
+//! - orders: messages and deliveries fit the order's state, and each event of its history was
+//!   permitted;
+//! - reservations: each one belongs to an open order, and each open order has one;
+//! - the choice of stores: each order got the first store that had its units;
+//! - counters: each counter equals the length of the list of its items.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,8 +17,8 @@ use crate::front::{OrderRecord, Outcome, RecordedOrder};
 use crate::warehouse::Stock;
 use crate::wire::{Delivery, Message, MessageState, Order, OrderState, Product, Reservation};
 
-/// Compares the data of both sides with each other, with the front's record and with its log of
-/// requests.
+/// Compares the data of both sides with each other, with the front's record and with the front's
+/// log of requests.
 pub fn check(record: &OrderRecord, log: Option<&RequestLog>, evidence: &Evidence) -> Vec<Finding> {
     let view = View::new(record, evidence);
     let mut findings = view.duplicates.clone();
@@ -54,7 +55,8 @@ pub fn check(record: &OrderRecord, log: Option<&RequestLog>, evidence: &Evidence
         check_reservation(&view, reservation, &mut findings);
     }
     for history in &evidence.histories {
-        // An order with an unknown state has a finding already, and the state cannot be compared.
+        // An order in the state `Unknown` already has a finding. No history leads to this state, so
+        // the history is not checked.
         let state = view.orders.get(history.order.as_str()).map(|order| order.state);
         if let Some(state) = state.filter(|state| *state != OrderState::Unknown) {
             history::check(history, state, &mut findings);
@@ -68,7 +70,7 @@ pub fn check(record: &OrderRecord, log: Option<&RequestLog>, evidence: &Evidence
     findings
 }
 
-/// The evidence, indexed by order id.
+/// The front's record, and the evidence of both sides, indexed by order id.
 struct View<'a> {
     record: &'a OrderRecord,
     orders: HashMap<&'a str, &'a Order>,
@@ -118,12 +120,14 @@ impl<'a> View<'a> {
     /// Returns the front's record of an order; `None` for an order of another run.
     fn sent(&self, order: &Order) -> Option<&'a RecordedOrder> {
         let id: u64 = order.id.parse().ok()?;
-        // Ids are compared as texts: the order "017" differs from the order "17".
+        // Ids are compared as texts. The front never writes leading zeros, so the order "017" is
+        // not the order 17 of the front.
         self.record.get(id).filter(|sent| sent.id.to_string() == order.id)
     }
 }
 
-/// Checks that each counter equals the number of listed things of its kind.
+/// Checks that the counters of orders by state, of deliveries and of refusals equal the lengths of
+/// the lists of these items.
 fn check_counts(evidence: &Evidence, findings: &mut Vec<Finding>) {
     let mut compare = |what: String, counted: u64, listed: u64| {
         if counted != listed {
@@ -153,7 +157,7 @@ fn check_counts(evidence: &Evidence, findings: &mut Vec<Finding>) {
     compare("the warehouse's refusals".to_owned(), warehouse.refused, refusals);
 }
 
-/// Checks that the warehouse has all units that are reserved and not yet delivered.
+/// Checks that the warehouse has all units that are reserved for orders without a delivery.
 fn check_reserved(view: &View<'_>, shelves: &Stock, findings: &mut Vec<Finding>) {
     let mut reserved: HashMap<(u32, u32), u32> = HashMap::new();
     let undelivered = view

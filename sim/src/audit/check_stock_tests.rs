@@ -75,8 +75,8 @@ fn units_that_only_one_side_has_are_found_and_late_arrivals_are_none() {
     }
 }
 
-/// Returns the findings about the choice of the store of order 3. The order has one line with this
-/// product and quantity. The ring has `volumes` volumes.
+/// Returns the findings about the choice of the store for order 3, after its lines were replaced by
+/// one line with this product and quantity. The ring has `volumes` volumes.
 fn skipped(product: u32, quantity: u32, volumes: usize) -> Vec<Finding> {
     let (mut record, mut evidence) = sound();
     evidence.volumes = volumes;
@@ -84,8 +84,8 @@ fn skipped(product: u32, quantity: u32, volumes: usize) -> Vec<Finding> {
         id: product,
         quantity,
     }];
-    // The record has order 3 only. The audit judges the choice of the store only for orders of the
-    // record.
+    // The front's record is reduced to order 3, because the audit judges the choice of the store
+    // only for orders in the record.
     record.truncate(3);
     record.drain(..2);
     record[0].products = Basket::new(&products);
@@ -99,7 +99,7 @@ fn skipped(product: u32, quantity: u32, volumes: usize) -> Vec<Finding> {
 
 #[test]
 fn a_store_that_was_skipped_is_found_if_it_certainly_had_the_units() {
-    // A product that no other order wants, so that no other order takes its units.
+    // The product is in no other order, so that no other order takes its units.
     let is_free = |product: &u32| products().iter().all(|known| known.id != *product);
     let product = (1..=50)
         .filter(is_free)
@@ -111,14 +111,15 @@ fn a_store_that_was_skipped_is_found_if_it_certainly_had_the_units() {
         earlier: 1,
     };
     assert_eq!(skipped(product, 1, 2), std::slice::from_ref(&expected));
-    // With several volumes, the order itself may have reserved all units of the store and tried
-    // again after a failure. So the audit cannot know that the store was skipped.
+    // The order now has all units of the product in store 1. With one volume, the audit finds that
+    // store 1 was skipped. With two volumes, the order may have reserved these units itself, lost
+    // the answer of store 1 and asked again. So the audit must not report store 1.
     let all = there(product, 1);
     assert_eq!(skipped(product, all, 1), std::slice::from_ref(&expected));
     let others = skipped(product, all, 2);
     assert!(!others.contains(&expected), "{others:?}");
-    // If a run began before all stores had stock, the audit does not judge the choice of stores of
-    // its orders.
+    // If a run began before all stores had stock, the audit does not judge the choice of the store
+    // for the orders of the run.
     let (record, mut evidence) = sound();
     evidence.orders[2].store_id = Some(STORE);
     evidence.orders[2].products = vec![Product {

@@ -22,7 +22,7 @@ fn products() -> [Product; 2] {
     })
 }
 
-/// Returns lines with more units than any store has.
+/// Returns order lines with more units than any store has.
 fn unavailable() -> [Product; 2] {
     products().map(|product| Product {
         quantity: 99,
@@ -66,8 +66,9 @@ fn reservation(order: &str) -> Reservation {
     }
 }
 
-/// Returns consistent evidence. Order 1 is delivered, 2 waits to be delivered, 3 is unpaid, 4 was
-/// rejected. Order 5 belongs to an earlier run and is delivered.
+/// Returns the front's record and the evidence of both sides without a contradiction. Order 1 is
+/// delivered. Order 2 is paid, and its delivery message waits in the outbox. Order 3 is unpaid, and
+/// order 4 was rejected. Order 5 belongs to an earlier run and is delivered.
 fn sound() -> (Vec<RecordedOrder>, Evidence) {
     let paid = Outcome::Status(200);
     let mut record = vec![
@@ -117,12 +118,14 @@ fn sound() -> (Vec<RecordedOrder>, Evidence) {
     (record, evidence)
 }
 
-/// Applies `change` to consistent evidence, and expects exactly the findings `expected`.
+/// Applies `change` to the record and the evidence of [`sound`], and expects exactly the findings
+/// `expected`.
 #[track_caller]
 fn found(change: impl FnOnce(&mut Vec<RecordedOrder>, &mut Evidence), expected: &[Finding]) {
     let (mut record, mut evidence) = sound();
     change(&mut record, &mut evidence);
-    // The counters of the warehouse are set to match its lists, unless `change` has changed them.
+    // The counters of the warehouse are set to the lengths of its lists, unless `change` has set
+    // the counter of deliveries.
     if evidence.warehouse.delivered == 2 {
         evidence.warehouse.delivered = evidence.deliveries.len() as u64;
         evidence.warehouse.refused = evidence.refusals.len() as u64;
@@ -196,8 +199,9 @@ fn a_delivery_beyond_what_was_there_is_found_and_goods_that_came_count() {
         units: 6,
         after,
     };
-    // If goods arrive before the delivery, there is no finding. If goods arrive after the delivery,
-    // the delivery oversold, but the open reservations are covered.
+    // Delivery 1001 takes all units of the product. If goods arrive between it and delivery 1002,
+    // there is no finding. If the goods arrive after delivery 1002, this delivery is oversold, but
+    // the goods cover the open reservations.
     found(
         |_, e| {
             all(e, there);
@@ -253,7 +257,8 @@ fn an_acknowledged_order_that_is_gone_is_found() {
         },
         &[Finding::OrderMissing { order: "3".into() }],
     );
-    // An acknowledged cancellation shows that the order existed.
+    // The request for the order timed out, but its cancellation was acknowledged. So the order
+    // existed, and its absence is a finding.
     found(
         |record, e| {
             e.orders.remove(2);
@@ -263,7 +268,7 @@ fn an_acknowledged_order_that_is_gone_is_found() {
         },
         &[Finding::OrderMissing { order: "3".into() }],
     );
-    // An order that was never acknowledged may be missing.
+    // If no request about the order was acknowledged, its absence is no finding.
     found(
         |record, e| {
             e.orders.remove(2);
@@ -361,11 +366,11 @@ fn a_paid_order_that_nobody_will_deliver_is_found() {
 fn a_payment_that_is_to_be_refunded_is_no_finding_and_one_that_is_forgotten_is() {
     found(
         |record, evidence| {
-            // The warehouse refused this order after it was paid.
+            // The warehouse refused order 2 after it was paid.
             evidence.orders[1] = order("2", OrderState::RefundWanted, Some(102));
             evidence.reservations.remove(0);
             evidence.outbox.clear();
-            // This order was paid although no store had its units.
+            // Order 4 was paid although no store had its units.
             record[3].payment = Outcome::Status(409);
             evidence.orders[3] = order("4", OrderState::RefundWanted, Some(104));
             evidence.orders[3].store_id = None;
@@ -549,8 +554,8 @@ fn a_delivery_that_the_order_management_forgot_is_found() {
             state: OrderState::Delivering,
         }],
     );
-    // The warehouse delivered but answered 504, and the message is still in the outbox. There is no
-    // finding, because the message will be sent again.
+    // The warehouse delivered order 1 but answered 504, so the delivery message is still in the
+    // outbox. There is no finding, because the message will be sent again.
     found(
         |_, e| {
             e.orders[0].state = OrderState::Delivering;

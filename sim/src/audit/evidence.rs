@@ -1,8 +1,9 @@
-//! The data that the audit compares, and the requests that read it from both sides.
+//! The data that the audit compares, and the requests that read it from both sides, the order
+//! management and the warehouse.
 //!
 //! Invariants:
-//! - Both sides are read whole. The warehouse is read last, so its ledger has every delivery that
-//!   an order already shows.
+//! - Both sides are read completely. The warehouse is read last, so its ledger has every delivery
+//!   that the order management knows.
 //! - The lists of both sides and the warehouse's `/summary` are required. If another route, such as
 //!   `/metrics`, is absent, the audit leaves out the checks that need that route.
 
@@ -19,12 +20,13 @@ use crate::wire::{
     ReservationsPage, Restock, RestocksPage, WarehouseStatus, WarehouseSummary,
 };
 
-/// Number of entries that the audit requests per page: the most that the servers accept.
+/// Number of entries per page of a list: the maximum that both servers accept.
 const PAGE: u32 = 10_000;
-/// Maximum number of stores with compared stock. The answer for each store has some hundred
-/// kilobytes.
+/// Maximum number of stores for which the audit compares the stock. The limit bounds the traffic,
+/// because the response for each store has some hundred kilobytes.
 const STORES_MAX: usize = 64;
-/// Maximum number of histories that are read, spread evenly over all orders.
+/// Maximum number of orders with a history that is read. These orders are spread evenly over all
+/// orders.
 const HISTORIES_MAX: usize = 500;
 
 const OMS: &str = "the order management";
@@ -41,11 +43,13 @@ pub struct Evidence {
     pub outbox: Vec<Message>,
     /// Histories of at most 500 orders.
     pub histories: Vec<History>,
-    /// Units on hand by store and product. Only stores that orders were assigned to are included.
+    /// Units on hand in the order management, by store and product. Only stores to which orders
+    /// were assigned are included, and at most 64.
     pub on_hand: BTreeMap<u32, BTreeMap<u32, i64>>,
     /// Number of volumes in the ring; 0 if unknown.
     pub volumes: usize,
-    /// Number of orders by state, as the order management counts them; empty if it has no counters.
+    /// Number of orders by state, from the counters in `GET /health` of the order management; empty
+    /// if the response has no counters.
     pub counted_orders: BTreeMap<String, u64>,
     /// Number of requests that the node at the audit's address has answered with 2xx since its
     /// start, by route; empty if the node has no metrics.
@@ -54,14 +58,15 @@ pub struct Evidence {
     pub node_started_at_ms: u64,
     /// All deliveries of the warehouse, ordered by sequence number.
     pub deliveries: Vec<Delivery>,
-    /// All units that were put back into the warehouse's stock.
+    /// All arrivals of goods: units that were put back into the warehouse's stock.
     pub restocks: Vec<Restock>,
     /// All deliveries that the warehouse refused.
     pub refusals: Vec<Refusal>,
-    /// The warehouse's counts, and the seed and size of its first stock.
+    /// The warehouse's counters, and the seed and the size of the stock with which its ledger
+    /// began.
     pub warehouse: WarehouseSummary,
-    /// `true` while the order management's circuit breaker is open. Then messages may wait in the
-    /// outbox without being a fault.
+    /// `true` if the order management's circuit breaker is open. Then a message that waits in the
+    /// outbox is no fault.
     pub warehouse_away: bool,
 }
 
@@ -132,8 +137,8 @@ async fn histories(oms: &Client, orders: &[Order]) -> Vec<History> {
     for order in orders.iter().step_by(step) {
         match history(oms, &order.id).await {
             Some(history) => histories.push(history),
-            // The first history is missing, so the order management has no such route. Further
-            // requests would fail as well.
+            // If the very first history is missing, the order management probably does not have
+            // this route. So no further history is requested.
             None if histories.is_empty() => break,
             None => {}
         }
@@ -152,7 +157,8 @@ struct ProductOnHand {
     on_hand: i64,
 }
 
-/// Reads the units on hand of the stores that orders were assigned to, at most [`STORES_MAX`].
+/// Reads the units on hand of the stores to which orders were assigned, for at most [`STORES_MAX`]
+/// stores.
 async fn on_hand(oms: &Client, orders: &[Order]) -> BTreeMap<u32, BTreeMap<u32, i64>> {
     let stores: std::collections::BTreeSet<u32> = orders.iter().filter_map(|order| order.store_id).collect();
     let mut on_hand = BTreeMap::new();
@@ -186,7 +192,8 @@ fn answered_by_route(metrics: &str) -> BTreeMap<String, u64> {
     answered
 }
 
-/// Returns the value of a label of a metric. Values in our metrics contain no quotes.
+/// Returns the value of a label of a metric. The values in these metrics contain no quotes, so the
+/// value ends at the next quote.
 fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = labels.split_once(&format!("{name}=\""))?;
     rest.split('"').next()
@@ -214,7 +221,8 @@ where
     }
 }
 
-/// Escapes a text for use in a URL. Cursors and ids are texts of the server.
+/// Escapes a text for use in a URL. Cursors and ids come from the server and may contain any
+/// character.
 fn escape(text: &str) -> String {
     use std::fmt::Write as _;
     let mut escaped = String::with_capacity(text.len());

@@ -1,4 +1,5 @@
-//! Explains findings: for each affected order, its history on each side.
+//! Explanations of findings: the history of each affected order at the shop front, at the order
+//! management and at the warehouse.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, UNIX_EPOCH};
@@ -10,10 +11,10 @@ use crate::client::Client;
 use crate::front::{OrderRecord, Outcome};
 use crate::wire::{Message, MessageKind, MessageState};
 
-/// Maximum number of orders that are explained.
+/// Maximum number of explained orders. Further orders with findings get no explanation.
 const ORDERS_MAX: usize = 50;
 
-/// Returns, for each order with a finding, the lines of its history.
+/// Returns the lines of the history of each order with a finding, by the id of the order.
 pub(super) async fn explain(
     oms: &Client,
     findings: &[Finding],
@@ -29,7 +30,8 @@ pub(super) async fn explain(
     explained
 }
 
-/// Returns the lines of one order's history: front, order management, warehouse.
+/// Returns the lines of one order's history: the front's requests, the events and messages of the
+/// order management, and the warehouse's deliveries.
 fn lines(order: &str, history: Option<&History>, record: &OrderRecord, evidence: &Evidence) -> Vec<String> {
     let mut lines = Vec::new();
     let sent = order.parse().ok().and_then(|id: u64| record.get(id));

@@ -1,4 +1,4 @@
-//! Findings of an audit. Each finding names the affected order, store or product.
+//! Findings of an audit. Each finding names the affected order, store, product or counter.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use crate::wire::{MessageKind, OrderState};
 #[serde(tag = "finding", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Finding {
-    /// The warehouse was asked to deliver units that it does not have.
+    /// The warehouse refused a delivery, because the store did not have the units.
     DeliveryRefused {
         /// Id of the order.
         order: String,
@@ -21,7 +21,7 @@ pub enum Finding {
         product: u32,
         /// Number of requested units.
         asked: u32,
-        /// Number of units in stock.
+        /// Number of units that the store has.
         there: u32,
     },
     /// The warehouse's ledger delivered more units than the store had.
@@ -45,10 +45,10 @@ pub enum Finding {
         product: u32,
         /// Number of units reserved and not yet delivered.
         reserved: u32,
-        /// Number of units in the warehouse.
+        /// Number of units that the warehouse has in the store.
         there: u32,
     },
-    /// An order with an acknowledged request is missing in the order management.
+    /// The order management acknowledged a request about an order, but does not have this order.
     OrderMissing {
         /// Id of the order.
         order: String,
@@ -63,19 +63,19 @@ pub enum Finding {
         /// Id of the order.
         order: String,
     },
-    /// An order was acknowledged to the front, and is now rejected.
+    /// The order management acknowledged an order to the front, but the order's state is rejected.
     AcknowledgedRejected {
         /// Id of the order.
         order: String,
     },
-    /// An order is kept although its request was answered 409 (rejected).
+    /// The request for an order was answered 409 (rejected), but the order's state is not rejected.
     RejectedKept {
         /// Id of the order.
         order: String,
         /// State of the order.
         state: OrderState,
     },
-    /// An acknowledged cancellation did not cancel the order.
+    /// The cancellation of an order was acknowledged, but the order is not cancelled.
     CancelLost {
         /// Id of the order.
         order: String,
@@ -87,7 +87,7 @@ pub enum Finding {
         /// Id of the order.
         order: String,
     },
-    /// An open order has no store, although its state comes after the reservation.
+    /// An open order has no store, although an order gets its store before it reaches this state.
     StoreMissing {
         /// Id of the order.
         order: String,
@@ -125,11 +125,11 @@ pub enum Finding {
         /// Number of deliveries.
         count: u32,
     },
-    /// A delivery differs from its order or its payment.
+    /// A delivery differs from the order in its products, its store or its payment.
     DeliveredOtherwise {
         /// Id of the order.
         order: String,
-        /// The part that differs: `products`, `store` or `transaction`.
+        /// The part of the delivery that differs: `products`, `store` or `transaction`.
         what: &'static str,
     },
     /// An order was delivered without a payment.
@@ -142,7 +142,7 @@ pub enum Finding {
         /// Id of the order.
         order: String,
     },
-    /// The order's state is delivered, but the warehouse's ledger has no such delivery.
+    /// The order's state is delivered, but the warehouse's ledger has no delivery of the order.
     DeliveredOnPaper {
         /// Id of the order.
         order: String,
@@ -180,10 +180,10 @@ pub enum Finding {
     ReservationMissing {
         /// Id of the order.
         order: String,
-        /// Number of the store that should have the reservation.
+        /// Number of the order's store, which should have the reservation.
         store: u32,
     },
-    /// Order management and warehouse have different units on hand.
+    /// Order management and warehouse have different numbers of units of a product in a store.
     StockDiffers {
         /// Number of the store.
         store: u32,
@@ -191,7 +191,7 @@ pub enum Finding {
         product: u32,
         /// Number of units on hand in the order management.
         kept: i64,
-        /// Number of units in the warehouse.
+        /// Number of units that the warehouse has in the store.
         there: u32,
     },
     /// An order did not get the first store that had its units.
@@ -200,10 +200,11 @@ pub enum Finding {
         order: String,
         /// Number of the store that the order got; `None` if the order was rejected.
         chosen: Option<u32>,
-        /// Number of a store before `chosen` that certainly had the units.
+        /// Number of a store that certainly had the units. It is lower than `chosen`, if the order
+        /// got a store.
         earlier: u32,
     },
-    /// An event in an order's history is not legal in the state before the event.
+    /// An event in an order's history is not permitted in the state before the event.
     TransitionIllegal {
         /// Id of the order.
         order: String,
@@ -221,7 +222,7 @@ pub enum Finding {
         /// State after the last event of the order's history.
         expected: OrderState,
     },
-    /// A payment that the log of requests acknowledges is not recorded in its order.
+    /// A payment that the log of requests shows as acknowledged is not recorded in its order.
     PaymentUnkept {
         /// Id of the order.
         order: String,
@@ -242,22 +243,23 @@ pub enum Finding {
         /// Number of acknowledged requests in the front's record.
         recorded: u64,
     },
-    /// A node's counter of successful answers is below the number in the log of requests.
+    /// A node's counter of successful answers is below the number of successful answers in the log
+    /// of requests.
     CounterShort {
         /// Name of the route.
         route: &'static str,
-        /// Number of answers by the node's counter.
+        /// Value of the node's counter of successful answers.
         counted: u64,
-        /// Number of answers in the log.
+        /// Number of successful answers in the log of requests.
         logged: u64,
     },
-    /// A counter differs from the number of listed things of its kind.
+    /// A counter differs from the length of the list of the counted items.
     CountDiffers {
         /// Name of the counter.
         what: String,
         /// Value of the counter.
         counted: u64,
-        /// Number of listed things.
+        /// Number of items in the list.
         listed: u64,
     },
 }

@@ -1,7 +1,9 @@
-//! The legal transitions of an order's state, pure: a history goes in, findings come out.
+//! The permitted transitions of an order's state: a pure function from the history of an order to
+//! findings.
 //!
 //! The rules are those that the order management must follow. They are written here a second time
-//! and not taken from the order management's code. So the audit detects a change in either of them.
+//! and not taken from the order management's code. So the audit detects a change that was made in
+//! only one of the two places.
 
 use serde::Deserialize;
 
@@ -16,16 +18,16 @@ pub struct HistoryEvent {
     pub at_ms: u64,
     /// Name of the event.
     pub event: String,
-    /// Number of the store; only for a reservation.
+    /// Number of the store; only for the event `reserved`.
     #[serde(default)]
     pub store_id: Option<u32>,
-    /// Transaction id; only for a payment or a wanted refund.
+    /// Transaction id of the payment; only for the events `paid` and `refund_wanted`.
     #[serde(default)]
     pub transaction_id: Option<u64>,
-    /// Sequence number of the delivery in the warehouse's ledger; only for a delivery.
+    /// Sequence number of the delivery in the warehouse's ledger; only for the event `delivered`.
     #[serde(default)]
     pub stock_sequence: Option<u64>,
-    /// Answer of the warehouse; only for a refusal.
+    /// Reason for which the warehouse refused the order; only for the event `failed`.
     #[serde(default)]
     pub reason: Option<String>,
 }
@@ -39,7 +41,7 @@ pub struct History {
     pub events: Vec<HistoryEvent>,
 }
 
-/// State of an order while its history is checked event by event.
+/// State of an order at one event of its history, while the history is checked event by event.
 #[derive(Default)]
 struct Walk {
     state: Option<OrderState>,
@@ -48,7 +50,7 @@ struct Walk {
 }
 
 impl Walk {
-    /// Returns the state after an event; `None` if the event is not legal in the current state.
+    /// Returns the state after an event; `None` if the event is not permitted in the current state.
     fn after(&mut self, event: &HistoryEvent) -> Option<OrderState> {
         use OrderState::{
             Announced, Cancelled, Delivered, Delivering, Expired, Failed, Paid, Received, RefundWanted,
@@ -77,8 +79,8 @@ impl Walk {
             ("cancelled", Some(Reserved | Announced | Paid)) => Cancelled,
             ("expired", Some(Reserved | Announced)) => Expired,
             ("failed", Some(Reserved | Paid | Delivering)) => Failed,
-            // A second payment is to be refunded. Such a payment does not change the state of the
-            // order.
+            // The order was paid a second time, and the second payment is to be refunded. This does
+            // not change the state of the order.
             ("refund_wanted", Some(state))
                 if self.paid.is_some_and(|paid| Some(paid) != event.transaction_id) =>
             {
@@ -94,7 +96,8 @@ impl Walk {
     }
 }
 
-/// Checks that each event of an order was legal, and that the last event leads to `state`.
+/// Checks that each event of an order was permitted in the state before it, and that the last event
+/// leads to `state`.
 pub(super) fn check(history: &History, state: OrderState, findings: &mut Vec<Finding>) {
     let mut walk = Walk::default();
     for event in &history.events {

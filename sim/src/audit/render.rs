@@ -5,15 +5,15 @@ use std::fmt;
 use super::{AuditReport, Waiting};
 use crate::summary::{line, plural, thousands, wrapped};
 
-/// Maximum number of findings in the table. The JSON has all of them.
+/// Maximum number of findings in the table. The JSON output has all findings.
 const FINDINGS_SHOWN: usize = 20;
 /// Maximum number of groups of waiting messages in the table.
 const WAITING_SHOWN: usize = 3;
-/// Maximum length in the table of the reason for which messages wait, in characters.
+/// Maximum number of characters in the table for the reason of a group of waiting messages.
 const REASON_CHARS_MAX: usize = 160;
 
 impl AuditReport {
-    /// Returns the verdict as a word.
+    /// Returns the verdict of the audit as one word.
     pub fn verdict(&self) -> &'static str {
         match self.is_clean() {
             true => "CLEAN",

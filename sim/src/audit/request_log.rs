@@ -1,7 +1,9 @@
-//! Reads the front's log of requests, `stats.csv`. The log proves which requests the front got
-//! acknowledged, also in an audit without the front.
+//! The log of requests of the shop front (the front), `stats.csv`, as the audit reads it. The log
+//! shows which requests were acknowledged. An audit that does not follow a run has this log, but no
+//! record of the front.
 //!
-//! The log has no products, so only the front's record can be used to compare the lines of orders.
+//! The log has no order lines, so the audit compares the lines of an order only with the front's
+//! record.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -104,12 +106,13 @@ impl RequestLog {
     }
 
     /// Checks that the order management keeps every order, payment and cancellation that the log
-    /// shows as acknowledged. Also checks that the node's counters are not below the log.
+    /// shows as acknowledged. Also checks that the node's counters are not below the numbers in the
+    /// log.
     pub(super) fn check(&self, record: &OrderRecord, evidence: &Evidence, findings: &mut Vec<Finding>) {
         self.check_record(record, findings);
         let orders: HashMap<&str, &Order> = evidence.orders.iter().map(|o| (o.id.as_str(), o)).collect();
-        // Orders in the front's record are left out here. The record has more detail, so the
-        // function `check_customer` compares these orders with it.
+        // Orders in the front's record are left out here. The record has more detail than the log,
+        // so `check_customer` compares these orders with the record.
         let is_unrecorded = |id: &&u64| record.get(**id).is_none();
         for id in self.orders.iter().filter(is_unrecorded) {
             let order = id.to_string();
@@ -324,8 +327,8 @@ mod tests {
                 logged: 1
             }]
         );
-        // A node that started after the first request has not counted all requests, so there is no
-        // check.
+        // A node that started after the first request has not counted all requests of the log. So
+        // its counters are not compared with the log.
         short.node_started_at_ms = 1_001;
         assert_eq!(found(&short), []);
     }

@@ -1,8 +1,9 @@
-//! Checks of the stock, pure: no unit is sold twice, lost or created, and each order got the first
-//! store that had its units.
+//! Checks of the stock, as pure functions: no unit is sold twice, lost or created, and each order
+//! got the first store that had its units.
 //!
-//! The warehouse's stock is computed from the seed of its first day, its deliveries and its
-//! arrivals of goods. The warehouse's own totals are not used.
+//! The present stock of the warehouse is computed from its stock of the first day, its deliveries
+//! and its arrivals of goods. The stock of the first day, with which its ledger began, is computed
+//! from the seed. The warehouse's own totals are not used.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,7 +12,8 @@ use crate::front::OrderRecord;
 use crate::warehouse::{Stock, StockShape};
 use crate::wire::{MessageKind, Order, Product};
 
-/// Returns the stock of the warehouse's first day, computed from its seed.
+/// Returns the stock of the first day, with which the warehouse's ledger began, computed from the
+/// warehouse's seed.
 pub(super) fn first_day(evidence: &Evidence) -> Stock {
     let shape = StockShape {
         products: evidence.warehouse.products,
@@ -20,8 +22,8 @@ pub(super) fn first_day(evidence: &Evidence) -> Stock {
     Stock::first_day(evidence.warehouse.seed, shape)
 }
 
-/// Applies all deliveries and arrivals of the ledger to the stock of the first day. Returns the
-/// stock at the end. Adds a finding for a delivery of more units than a store had.
+/// Applies all deliveries and arrivals of goods in the ledger to the stock of the first day, and
+/// returns the resulting stock. Adds a finding for a delivery of more units than a store had.
 pub(super) fn replay(evidence: &Evidence, findings: &mut Vec<Finding>) -> Stock {
     let mut stock = first_day(evidence);
     let mut restocks = evidence.restocks.iter().peekable();
@@ -47,9 +49,9 @@ pub(super) fn replay(evidence: &Evidence, findings: &mut Vec<Finding>) -> Stock 
     stock
 }
 
-/// Checks that the order management and the warehouse have the same units of each delivered
-/// product. The latest arrivals of a product may be missing in the order management, until the next
-/// snapshot.
+/// Checks each product in each store from which it was delivered: the order management and the
+/// warehouse must have the same number of units. The latest arrivals of goods may be missing in the
+/// order management, because the next stock snapshot reports them.
 pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &mut Vec<Finding>) {
     let mut arrivals: HashMap<(u32, u32), Vec<u32>> = HashMap::new();
     for came in &evidence.restocks {
@@ -59,7 +61,7 @@ pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &m
             .push(came.units);
     }
     // The warehouse may already have performed a delivery that is not yet confirmed to the order
-    // management. The quantities of such a delivery are not compared.
+    // management. The products of such a delivery are not compared in its store.
     let open: std::collections::HashSet<&str> = evidence
         .outbox
         .iter()
@@ -108,18 +110,19 @@ pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &m
     }
 }
 
-/// Checks the choice of the store for the orders of a run, as far as it can be known afterwards.
-/// Nothing is checked if the first orders came before the stock of all stores.
+/// Checks for each order of the run that no earlier store certainly had its units. Nothing is
+/// checked if the run began before the order management had the stock of all stores.
 ///
-/// A store certainly had the units of an order if its stock of the first day covers two things: the
-/// order, and all units that may have been missing at that time. The missing units are the sum of:
+/// The stock of a store at the time of an order is not recorded, so a lower bound is used. A store
+/// certainly had the units if its stock of the first day is enough for the order and for all units
+/// that can have been unavailable at that time. The unavailable units are at most the sum of:
 ///
 /// - the units of every order, of any run, that got this store. With several volumes, the units of
-///   every order that got a later store or none are added. An order asks the stores in ascending
-///   order, and can keep units of an earlier store reserved for a while if an answer between nodes
-///   is lost.
-/// - the units of the store's deliveries once more. A snapshot counts a delivery before its
-///   confirmation ends the reservation, so both are subtracted for a while.
+///   every order that got a later store or none are added. Such an order asked this store first. If
+///   the answer between two nodes was lost, the units stayed reserved in this store for a while.
+/// - the units of the store's deliveries, a second time. A stock snapshot can already lack the
+///   delivered units while the order still has its reservation. Then the order management subtracts
+///   these units twice for a while.
 pub(super) fn check_choice(evidence: &Evidence, record: &OrderRecord, findings: &mut Vec<Finding>) {
     if record.orders().is_empty() || !record.judges_stores() {
         return;

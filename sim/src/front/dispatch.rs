@@ -1,11 +1,12 @@
 //! Starts each request of the timeline and waits until all requests have ended.
 //!
 //! Invariants:
-//! - A permit (one of `FrontConfig::in_flight_max`) is acquired before an [`Arrival`], the next
-//!   planned request, is received from the pacer. So every received arrival is sent or dropped, and
-//!   always recorded.
-//! - A payment or cancellation waits for the answer to its order. If the order is dropped, they are
-//!   dropped as well.
+//! - A permit (one of `FrontConfig::in_flight_max`) is acquired before the next planned request, an
+//!   [`Arrival`], is received from the pacer. A stop may interrupt the wait for a permit, but no
+//!   arrival has been received then. So every received arrival is sent or dropped, and recorded.
+//! - A payment or cancellation that is planned after its order waits for the answer to the order.
+//!   If the order is dropped, its payments and cancellations are dropped as well. In a replay, no
+//!   request waits for another one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -25,21 +26,21 @@ use crate::telemetry::{EventKind, Phase, Telemetry};
 use crate::wire::{Payment, Problem};
 use crate::workload::{Arrival, Load, LoadPhase, Request, Workload};
 
-/// Lag above which a request is late. The limit is well above the cost of a timer and a busy
-/// scheduler, and well below the time that a customer notices.
+/// Lag above which a request is late. The limit is well above the delays of a timer and of a busy
+/// scheduler, and well below a delay that a customer notices.
 const LATE_AFTER: Duration = Duration::from_millis(10);
-/// Maximum number of arrivals that the pacer (the clock of the run) has handed over and that are
-/// not received yet. If the queue is full, the pacer waits and catches up later.
+/// Capacity of the queue from the pacer (the clock of the run), in arrivals. If the queue is full,
+/// the pacer waits, and then hands the delayed arrivals over without pauses.
 const ARRIVALS_QUEUED: usize = 1024;
-/// Maximum length of a problem's name in bytes. A longer name is not recorded. All names in
-/// `docs/errors.md` are shorter.
+/// Maximum length of the name of a problem (RFC 9457) in bytes. A longer name is not recorded. All
+/// names in `docs/errors.md` are shorter.
 const PROBLEM_NAME_MAX: usize = 40;
 
-/// The receivers of the front's requests.
+/// Nodes to which the front sends its requests.
 pub(super) enum Way {
-    /// All requests go to one node.
+    /// All requests are sent to the node at the address `FrontConfig::oms`.
     Entry(Box<Client>),
-    /// Each request goes to the node that owns its order.
+    /// Each request is sent to the node that owns its order or the statistics.
     Owners(Arc<Owners>),
 }
 
@@ -52,7 +53,8 @@ pub(super) struct Shop {
     pub(super) started_at_ms: u64,
 }
 
-/// Progress of an order, observed by its payments and cancellations.
+/// Progress of the request that places an order. The order's payments and cancellations wait for
+/// it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OrderProgress {
     Pending,
@@ -63,9 +65,11 @@ enum OrderProgress {
 /// One request to be sent, with its permit to be in flight.
 struct Task {
     arrival: Arrival,
-    /// Progress of the order that this request waits for; `None` if it waits for none.
+    /// Progress of the order for which this payment or cancellation waits; `None` for a request
+    /// that waits for no order.
     after: Option<watch::Receiver<OrderProgress>>,
-    /// Publishes the progress of this order to its payments and cancellations.
+    /// Sender of the progress of this order to its payments and cancellations; `None` for a request
+    /// for which no other request waits.
     progress: Option<watch::Sender<OrderProgress>>,
     drop_after: Duration,
     _permit: OwnedSemaphorePermit,
@@ -77,8 +81,8 @@ struct Awaited {
     follow_ups: u8,
 }
 
-/// Starts every request and waits for all answers. Returns the time of a stop before the end;
-/// `None` without a stop.
+/// Starts every request and waits for all answers. Returns the time at which `stop` ended the run
+/// early, since the start of the run; `None` if the run ended normally.
 pub(super) async fn dispatch(
     config: &FrontConfig,
     workload: &Workload,
@@ -123,14 +127,15 @@ pub(super) async fn dispatch(
     telemetry.update(|state| state.phase = Phase::Draining);
     drop(arrivals);
     pacer.stop().await;
-    // Every request has a deadline, so all permits are returned. The semaphore is never closed.
+    // All permits are available once all requests have ended. Every request has a deadline, so the
+    // wait ends. The call cannot fail, because the semaphore is never closed.
     let all = in_flight.acquire_many(config.in_flight_max as u32).await;
     drop(all);
     Ok(ended_early)
 }
 
-/// Connects an order with its payments and cancellations. Returns the receiver for a payment or
-/// cancellation, and the sender for an order.
+/// Connects an order with its payments and cancellations. Returns the receiver of the order's
+/// progress for a payment or cancellation, and the sender for an order.
 fn relate(
     awaited: &mut HashMap<u64, Awaited>,
     request: Request,
@@ -224,12 +229,12 @@ async fn perform(shop: Arc<Shop>, task: Task) {
     if let Some(mut order) = after {
         let is_pending = *order.borrow() == OrderProgress::Pending;
         let reached = order.wait_for(|order| *order != OrderProgress::Pending).await;
-        // The sender was dropped without a result, because the order's task panicked. The
-        // follow-ups of the order are dropped.
+        // An error means that the task of the order panicked and dropped the sender without a
+        // result. Then this request is dropped, as if the order had been dropped.
         is_dropped = reached.map_or(true, |order| *order == OrderProgress::Dropped);
         if is_pending {
-            // A customer pays only after the order was answered. So the intended start moves to the
-            // time of the answer.
+            // The order's answer came after the planned start of this request. A customer pays only
+            // after the answer, so the intended start becomes the time of the answer.
             at = at.max(shop.started.elapsed());
         }
     }
@@ -255,7 +260,8 @@ async fn perform(shop: Arc<Shop>, task: Task) {
         outcome,
         problem,
     };
-    // The recorder runs until the shop is dropped, so sending cannot fail.
+    // The recorder runs until all senders of samples are dropped. `shop` has one of them, so
+    // sending cannot fail.
     let _ = shop.samples.send(sample);
     if let Some(progress) = progress {
         progress.send_replace(match is_dropped {
@@ -328,7 +334,7 @@ fn problem_name(body: &[u8]) -> Option<Box<str>> {
 }
 
 fn to_json<T: serde::Serialize>(value: &T) -> Bytes {
-    // A request is plain numbers, texts and lists, so that the serialization cannot fail.
+    // A request has only numbers, texts and lists, so its serialization cannot fail.
     serde_json::to_vec(value).expect("a request is plain data").into()
 }
 

@@ -1,8 +1,8 @@
-//! Request ids that are never used twice on one data folder.
+//! Request ids that are never used twice with one data folder.
 //!
-//! The file `front.json` has the next free id. A run reserves its ids before its first request,
-//! durably and under a lock. So no id is used twice by later runs, by runs at the same time, or
-//! after a kill.
+//! The file `front.json` has the next free id. A run reserves all its ids before its first request:
+//! it replaces the file durably, under a lock. So neither a later run nor a run at the same time
+//! uses one of these ids, even if the first run is killed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
@@ -28,7 +28,8 @@ pub(super) fn reserve(data: &Path, count: u64) -> Result<u64> {
         .truncate(false)
         .open(&lock_path)
         .map_err(Error::io("open", &lock_path))?;
-    // The lock is held only while the file is read and replaced.
+    // The lock is held only while `front.json` is read and replaced. It is released when `lock` is
+    // dropped at the end of this function.
     lock.lock().map_err(Error::io("lock", &lock_path))?;
     let first = match fs::read(&path) {
         Ok(text) => {
@@ -48,7 +49,7 @@ pub(super) fn reserve(data: &Path, count: u64) -> Result<u64> {
     let file = FrontFile {
         next_id: first.saturating_add(count),
     };
-    // The content is plain data, so that the serialization cannot fail.
+    // The content is one number, so its serialization cannot fail.
     let text = serde_json::to_vec(&file).expect("plain data");
     let temporary = data.join("front.json.tmp");
     File::create(&temporary)

@@ -1,21 +1,22 @@
-//! Collects the outcomes of requests by order, for the record of orders.
+//! Collects the outcomes of the shop front's requests by order, for the record of orders.
 //!
 //! Invariants:
-//! - The outcomes of an order's requests may arrive in any sequence and any number. An acknowledged
-//!   outcome is never lost.
+//! - The outcomes of the requests of an order may arrive in any sequence, and several times for one
+//!   kind of request. An acknowledged outcome is never lost.
 
 use std::collections::HashMap;
 
 use super::{OrderRecord, Outcome, RecordedOrder};
 use crate::workload::PlannedOrder;
 
-/// The orders of a run that is not over yet.
+/// The orders of a run while the run is not over.
 #[derive(Default)]
 pub(super) struct OrderBook {
     orders: Vec<RecordedOrder>,
     /// Index of each order in `orders`, by the id of the order.
     places: HashMap<u64, usize>,
-    /// Requests that ended before the request of their order, by the id of the order.
+    /// Outcomes of payments and cancellations that ended before the request that places their
+    /// order, by the id of the order.
     early: HashMap<u64, FollowUps>,
 }
 
@@ -35,8 +36,8 @@ impl Default for FollowUps {
 }
 
 impl OrderBook {
-    /// Adds the outcome of the request that places an order. A replay sends an order twice if its
-    /// log has the order twice.
+    /// Adds the outcome of the request that places an order. In a replay, there can be several such
+    /// requests for one order, because the replayed log may contain an order more than once.
     pub(super) fn add_order(&mut self, planned: PlannedOrder, outcome: Outcome) {
         if let Some(known) = self.known(planned.id) {
             known.order = known.order.merged(outcome);
@@ -69,8 +70,8 @@ impl OrderBook {
         *cancel = cancel.merged(outcome);
     }
 
-    /// Returns the record of all orders. Requests about an order that was never placed are left
-    /// out, because the order has no content.
+    /// Returns the record of all orders. Payments and cancellations are left out if the request
+    /// that places their order never ended, because the lines of the order are unknown.
     pub(super) fn into_record(self) -> OrderRecord {
         OrderRecord::new(self.orders)
     }

@@ -1,14 +1,15 @@
-//! Sends each request to the node that owns its order, as a client of several nodes would.
+//! Sends each request to the node that owns its order or the statistics (the owner), as
+//! `docs/clients.md` advises clients to do.
 //!
-//! `GET /ring` gives the routes: the ring and the addresses of the owners. `imt-ring` finds the
-//! owner of a key.
+//! The routes are the ring and the addresses of the owners, from `GET /ring`. The crate `imt-ring`
+//! finds the owner of a key. The entry node is the node at the address `FrontConfig::oms`.
 //!
 //! Invariants:
 //! - The routes are read again if an answer names an owner other than the called node, or if a node
 //!   does not answer. At most one read is in progress.
-//! - A request that was refused or cut off is sent once more, to another node. Orders, payments and
-//!   cancellations are idempotent. A request that timed out is not sent again, because its customer
-//!   has waited long enough.
+//! - If the connection is refused or closed, the request is sent once more, to another node. This
+//!   is safe, because orders, payments and cancellations are idempotent. A request that timed out
+//!   is not sent again, because its customer has waited long enough.
 //! - If the routes have no owner for a key, the request goes to the entry node, which forwards it.
 
 use std::collections::BTreeMap;
@@ -27,21 +28,24 @@ use crate::wire::RingDocument;
 use crate::workload::Request;
 use crate::{Error, Result};
 
-/// Maximum time to read the routes from one node. Then the next node is tried.
+/// Maximum time to read the routes from one node. Afterwards the next node is tried.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
-/// Key that locates the statistics in the ring, as in docs/clients.md.
+/// Key of the statistics, as in `docs/clients.md`. The owner of its slot in the ring answers
+/// requests for statistics.
 const STATISTICS: &[u8] = b"statistics/";
 
 /// Counts of a run that sends each request to the owner.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct RoutingCounts {
-    /// Number of requests that were answered by the node they were sent to.
+    /// Number of requests that the called node answered itself: the answer named no other node as
+    /// the owner.
     pub direct: u64,
-    /// Number of requests that the called node forwarded, because the owner had changed.
+    /// Number of requests that the called node forwarded to the owner, because the owner had
+    /// changed.
     pub forwarded: u64,
     /// Number of requests that were sent to another node, because the owner was unreachable.
     pub resent: u64,
-    /// Number of times that the routes were read.
+    /// Number of times that the routes were read, the first read included.
     pub reads: u64,
 }
 
@@ -74,7 +78,7 @@ struct State {
     generation: u64,
 }
 
-/// Client that sends each request to its owner.
+/// Client that sends each request to the node that owns its order or the statistics.
 pub(super) struct Owners {
     entry: Client,
     state: RwLock<State>,
@@ -151,16 +155,16 @@ impl Owners {
         self.state.read()
     }
 
-    /// Returns the owner of a key and the generation of the routes. If the routes have no owner,
-    /// returns the entry node.
+    /// Returns the owner of a key and [`State::generation`]. If the routes have no owner, returns
+    /// the entry node.
     fn owner_of(&self, key: &[u8]) -> (Client, u64) {
         let state = self.state();
         let owner = state.routes.owner_of(key).unwrap_or(&self.entry);
         (owner.clone(), state.generation)
     }
 
-    /// Returns a node other than `away`: the owner of the key, or the entry node, or any known
-    /// node.
+    /// Returns a node other than `away`: preferably the owner of the key, otherwise the entry node,
+    /// otherwise any known node.
     fn owner_other_than(&self, key: &[u8], away: &Client) -> Option<Client> {
         let state = self.state();
         let owner = state.routes.owner_of(key).into_iter();
@@ -169,7 +173,8 @@ impl Owners {
         others.next().cloned()
     }
 
-    /// Returns every known node except for `away`, each once, the entry node first.
+    /// Returns every known node except for `away`. Each node appears once, and the entry node is
+    /// the first.
     fn others(&self, away: &Client) -> Vec<Client> {
         let state = self.state();
         let mut others: Vec<Client> = Vec::new();
@@ -182,8 +187,8 @@ impl Owners {
         others
     }
 
-    /// Compares the owner that an answer names with the called node. If they differ, starts a read
-    /// of the routes from that owner.
+    /// Compares the owner in the header of an answer with the called node. If the two differ, the
+    /// routes have changed, so a task reads them again from the new owner.
     fn note_owner(self: &Arc<Self>, called: &Client, answer: &Answer, generation: u64) {
         let Some(owner) = answer.owner().filter(|owner| owner != called.endpoint()) else {
             self.counters.direct.fetch_add(1, Ordering::Relaxed);
@@ -194,8 +199,8 @@ impl Owners {
         tokio::spawn(async move { owners.read_again(vec![named], generation).await });
     }
 
-    /// Reads the routes from the first of these nodes that answers. Does nothing if the routes were
-    /// already read after `generation`.
+    /// Reads the routes from the first of these nodes that answers. Does nothing if another task
+    /// has read the routes since [`State::generation`] was `generation`.
     async fn read_again(&self, nodes: Vec<Client>, generation: u64) {
         let _turn = self.reading.lock().await;
         if self.state().generation != generation {

@@ -1,5 +1,5 @@
-//! Tests that requests reach their owners, follow changes of the ring, and go to another node if
-//! the owner is unreachable.
+//! Tests that each request is sent to the owner of its order, also after the owner has changed, and
+//! to another node if the owner is unreachable.
 
 use std::net::SocketAddr;
 use std::sync::Mutex as StdMutex;
@@ -107,7 +107,7 @@ impl Cluster {
         }
     }
 
-    /// Returns the id of an order that the volume owns.
+    /// Returns the id of an order in a slot of the volume with this index (0 for `a`, 1 for `b`).
     fn order_of(&self, volume: usize) -> u64 {
         let name = ["a", "b"][volume];
         let is_there = |order: &u64| *self.ring.locate(order.to_string().as_bytes()).unwrap().owner == name;
@@ -124,7 +124,8 @@ impl Cluster {
     }
 }
 
-/// Serves connections. If the task is aborted, all its connections end as well.
+/// Serves connections. If the task is aborted, the set of connection tasks is dropped, so all
+/// connections are closed as well.
 async fn serve(listener: TcpListener, routes: Router) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
@@ -155,8 +156,8 @@ async fn each_request_goes_to_its_owner_and_follows_a_new_server() {
         cancel(&owners, order).await.unwrap();
     }
     assert_eq!(cluster.requests(), [1, 1]);
-    // The two nodes swap their volumes. The first answer names the new owner, so the routes are
-    // read again.
+    // The two nodes swap their volumes. The client still calls the first node, but the answer names
+    // the second node as the owner. So the client reads the routes again.
     *cluster.serving.lock().unwrap() = [1, 0];
     cancel(&owners, orders[0]).await.unwrap();
     assert_eq!(cluster.requests(), [2, 1]);
@@ -181,12 +182,13 @@ async fn a_request_for_an_owner_that_is_away_goes_to_another_node() {
     let cluster = Cluster::start().await;
     let owners = cluster.owners(DEADLINE).await;
     cluster.nodes[1].serving.abort();
-    // The routes still name the stopped node as the owner, so the request goes to the entry node.
+    // The second node is stopped. The routes, read again, still name it as the owner, so the
+    // request is sent to the entry node, which is the first node.
     cancel(&owners, cluster.order_of(1)).await.unwrap();
     assert_eq!(cluster.requests(), [1, 0]);
     assert_eq!((owners.counts().resent, owners.counts().reads), (1, 2));
-    // The other node serves both volumes now. After the next failure, the client reads the new
-    // routes.
+    // The first node serves both volumes now. The next request fails at the second node, so the
+    // client reads the new routes. The request after it is sent to the first node at once.
     *cluster.serving.lock().unwrap() = [0, 0];
     cancel(&owners, cluster.order_of(1)).await.unwrap();
     cancel(&owners, cluster.order_of(1)).await.unwrap();

@@ -1,8 +1,10 @@
-//! The clock of a run: hands each request over at its intended start.
+//! The pacer is the clock of a run: it hands each request over to the front's queue at its intended
+//! start.
 //!
 //! The pacer is a separate thread. An asynchronous timer ticks in whole milliseconds and is late
-//! while other tasks are busy. Both would appear as latency of the order management. If the queue
-//! is full, the pacer waits and catches up afterwards. Intended starts are never moved.
+//! while other tasks are busy. Both delays would appear as latency of the order management. If the
+//! queue is full, the pacer waits, and then hands the delayed requests over without pauses. Their
+//! intended starts stay the same.
 
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
@@ -21,8 +23,8 @@ pub(super) struct Pacer {
 }
 
 impl Pacer {
-    /// Starts to hand over the requests of the schedule. The queue is closed after the last
-    /// request.
+    /// Starts to hand over the requests of the schedule. After the last request, the sender is
+    /// dropped, which closes the queue.
     pub(super) fn start(schedule: Schedule, started: Instant, queue: Sender<Arrival>) -> Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let thread = std::thread::Builder::new()

@@ -1,4 +1,5 @@
-//! The front's record of its orders, which the audit compares with both sides.
+//! The shop front's record of its orders, which the audit compares with the order management and
+//! the warehouse.
 
 use crate::workload::{Basket, PlannedOrder};
 
@@ -20,7 +21,8 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// Returns `true` for a status of 2xx. The effect of such a request must never be lost.
+    /// Returns `true` for a status of 2xx. The order management must never lose the effect of such
+    /// a request.
     pub fn is_acknowledged(self) -> bool {
         matches!(self, Self::Status(200..=299))
     }
@@ -42,8 +44,9 @@ impl Outcome {
         }
     }
 
-    /// Returns the outcome of two requests with the same content for one order. An acknowledgement
-    /// is kept. Otherwise the later outcome counts, if the later request was sent.
+    /// Combines the outcomes of two requests with the same content for one order. Returns the
+    /// acknowledged outcome, if there is one. Otherwise returns the later outcome, unless the later
+    /// request was not sent.
     pub(super) fn merged(self, later: Self) -> Self {
         match self.is_acknowledged() || later == Self::NotSent {
             true => self,
@@ -63,11 +66,12 @@ pub struct RecordedOrder {
     pub transaction_id: u32,
     /// `true` if a payment was planned for the order.
     pub is_paid: bool,
-    /// Outcome of the requests that placed the order: acknowledged if any request was.
+    /// Outcome of the requests that placed the order: acknowledged if one of these requests was
+    /// acknowledged.
     pub order: Outcome,
-    /// Outcome of the payments: acknowledged if any payment was.
+    /// Outcome of the payments: acknowledged if one of the payments was acknowledged.
     pub payment: Outcome,
-    /// Outcome of the cancellations: acknowledged if any cancellation was.
+    /// Outcome of the cancellations: acknowledged if one of the cancellations was acknowledged.
     pub cancel: Outcome,
 }
 
@@ -126,7 +130,7 @@ impl OrderRecord {
         &self.orders
     }
 
-    /// Returns the order with this id.
+    /// Returns the recorded order with this id.
     pub fn get(&self, id: u64) -> Option<&RecordedOrder> {
         let index = self.orders.binary_search_by_key(&id, |order| order.id).ok()?;
         self.orders.get(index)

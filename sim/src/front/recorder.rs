@@ -1,10 +1,11 @@
-//! The recorder: keeps latencies, counts, the record of orders and the logs, in a thread of its
-//! own.
+//! The recorder: a thread that collects latencies and counts, the record of orders, and the logs of
+//! the shop front.
 //!
 //! Invariants:
-//! - Recording costs a request's task only one push into a channel. The recorder's thread processes
-//!   the samples in batches, so that a push hardly ever wakes it.
-//! - The channel holds at most the samples that arrive while one batch is processed.
+//! - To record its result, the task of a request only sends a sample into a channel. The recorder's
+//!   thread sleeps while samples collect, so that sending a sample hardly ever wakes the thread.
+//! - The channel has no limit, but contains only the samples that arrive while the thread sleeps or
+//!   processes a batch.
 //! - Counts, and the latencies of single seconds, include the warm-up. Latencies and lags of the
 //!   whole run do not.
 
@@ -30,11 +31,11 @@ use crate::{Error, Result, series};
 const BATCH: Duration = Duration::from_millis(20);
 /// Time between two publications of the counts in the telemetry.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
-/// Time from the end of a second until its counts are closed and published, so that the second's
-/// last samples have arrived.
+/// Delay between the end of a second and the publication of its counts. In this time, the last
+/// samples of the second arrive.
 const SECOND_SLACK: Duration = Duration::from_millis(100);
 
-/// The request that a sample describes.
+/// The request to which a sample belongs.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Target {
     Stats { id: u64, product: u32 },
@@ -168,8 +169,8 @@ impl Recorder {
         self.samples.clone()
     }
 
-    /// Waits until all other senders are dropped and the thread has processed all samples. Returns
-    /// the results.
+    /// Waits until all other senders of samples are dropped and the thread has processed all
+    /// samples. Returns the results of the run.
     pub(super) async fn finish(self) -> Result<Recorded> {
         drop(self.samples);
         let joined = tokio::task::spawn_blocking(|| self.thread.join()).await;
@@ -217,7 +218,7 @@ impl RouteBook {
     }
 }
 
-/// Counts of the current second, which is not yet closed and published.
+/// Counts of the current second, which is not yet over and published.
 #[derive(Default)]
 struct Second {
     point: SecondPoint,
@@ -273,8 +274,8 @@ impl Book {
                 self.publish();
             }
         }
-        // The last, partial second is closed as well, so that the seconds add up to the totals of
-        // the run.
+        // The last second, which is not over yet, is closed as well, so that the counts of all
+        // seconds add up to the totals of the run.
         let elapsed = self.started.elapsed();
         self.close_seconds(elapsed + Duration::from_secs(1));
         self.publish();

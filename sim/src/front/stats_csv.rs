@@ -1,12 +1,13 @@
-//! The log of requests, `stats.csv`, in the format of the original system, from which this project
-//! grew: `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`.
+//! The log of requests of the shop front, `stats.csv`, in the format of the original system, from
+//! which this project grew: `REQUEST_ID,TIMESTAMP_MS,PATH,DURATION_MS,ok|ko,STATUS_OR_REASON`.
 //!
 //! Invariants:
-//! - The time stamp is the intended start, and the duration counts from the intended start. A
-//!   payment's id is the id of its order plus 900,000,000.
+//! - `TIMESTAMP_MS` is the intended start of a request, and `DURATION_MS` is measured from the
+//!   intended start. A payment's id is the id of its order plus 900,000,000.
 //! - `DATA/stats.csv` is the log of the latest run. With a run folder, it is a hard link to the log
-//!   in that folder. So a later run replaces the link and not the log.
-//! - After a failed write, nothing more is written, and the failure is reported once.
+//!   in that folder. So a later run replaces only the link, and the log in the run folder stays.
+//! - After a failed write, nothing more is written to the file. The failure is logged once, and
+//!   `close` returns it.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -22,7 +23,7 @@ const PAYMENT_ID: u64 = 900_000_000;
 /// Offset between an order's id and the request id of its cancellation. The original system had no
 /// cancellations.
 const CANCEL_ID: u64 = 1_800_000_000;
-/// Size of a write in bytes: text collects in memory until it has this size.
+/// Size in bytes from which `write_piece` writes the text in memory to the file.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// A file to which text is appended in large writes.
@@ -52,14 +53,14 @@ impl TextLog {
         }
     }
 
-    /// Writes the collected text if it has reached the size of a write.
+    /// Writes the text in memory if it has at least [`PIECE_BYTES`] bytes.
     pub(super) fn write_piece(&mut self) {
         if self.text.len() >= PIECE_BYTES {
             self.write_all();
         }
     }
 
-    /// Writes the collected text.
+    /// Writes the text in memory.
     pub(super) fn write_all(&mut self) {
         if self.text.is_empty() {
             return;
@@ -92,8 +93,9 @@ pub(super) fn create(config: &FrontConfig) -> Result<(TextLog, PathBuf)> {
     Ok((log, usual))
 }
 
-/// Frees the path of the latest log. An empty log, a symbolic link or one of several hard links is
-/// removed. Any other log is renamed, so that it is not lost.
+/// Frees the path `usual` of the latest log. An empty file, a symbolic link or one of several hard
+/// links is removed, because no log is lost by this. Any other file is the only copy of a log and
+/// is renamed.
 fn keep_earlier(usual: &Path) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
     let metadata = match fs::symlink_metadata(usual) {

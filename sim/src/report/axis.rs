@@ -1,12 +1,14 @@
 //! Ranges, ticks and labels of the axes of charts.
 //!
-//! Ticks are at 1, 2 and 5 times a power of ten, which are the steps that people count in.
+//! Ticks of a logarithmic axis are at 1, 2 and 5 times a power of ten. The distance between two
+//! ticks of a linear axis is such a number.
 
 /// Smallest value on a logarithmic axis, milliseconds: one microsecond.
 const LOG_MIN: f64 = 0.001;
 /// Approximate number of ticks on a linear axis.
 const TICKS: f64 = 5.0;
-/// Factors of ticks within a power of ten.
+/// Factors that give, multiplied by a power of ten, the ticks of a logarithmic axis and the
+/// distances between the ticks of a linear axis.
 const STEPS: [f64; 3] = [1.0, 2.0, 5.0];
 
 /// Range and ticks of an axis, in coordinates of the axis: values, or decimal logarithms of values
@@ -21,9 +23,9 @@ pub(super) struct Axis {
 /// Scale of a vertical axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Scale {
-    /// Linear, from 0.
+    /// A linear scale that begins at 0.
     Linear,
-    /// Logarithmic, in powers of ten. A value below 0.001 is drawn at 0.001.
+    /// A logarithmic scale in powers of ten. A value below 0.001 is drawn at 0.001.
     Logarithmic,
 }
 
@@ -80,8 +82,8 @@ fn logarithmic(min: f64, max: f64) -> Axis {
     let all: Vec<f64> = (first..=last)
         .flat_map(|power| STEPS.map(|step| step * 10_f64.powi(power)))
         .collect();
-    // The tolerance keeps a value that equals a tick inside of the range in spite of rounding
-    // errors.
+    // The factors 1.000001 and 0.999999 tolerate rounding errors. Without them, an axis could get
+    // one more tick than needed if `min` or `max` equals a tick.
     let low = all
         .iter()
         .copied()
@@ -124,7 +126,8 @@ pub(super) fn seconds(end: f64) -> Axis {
     }
 }
 
-/// Returns an axis of percentiles in nines, from 0 to `end` (1 is 90 %, 2 is 99 %).
+/// Returns an axis of percentiles from 0 to `end`. The unit is the number of nines: 1 is 90 %, 2 is
+/// 99 %.
 pub(super) fn percentiles(end: f64) -> Axis {
     let mut ticks = vec![0.0, 0.5_f64.log10().abs()];
     ticks.extend((1..=end.floor() as i32).map(f64::from));
@@ -135,7 +138,7 @@ pub(super) fn percentiles(end: f64) -> Axis {
     }
 }
 
-/// Returns the percentile for a number of nines as text: `99.9 %` for 3.
+/// Returns the percentile with this number of nines as text: `99.9 %` for 3.
 pub(super) fn percentile(nines: f64) -> String {
     let percent = 100.0 - 100.0 * 10_f64.powf(-nines);
     let digits = (nines.round() as usize).saturating_sub(2);

@@ -3,8 +3,11 @@
 //! Invariants:
 //! - Text and axes have the text colour of the page, so that a chart is readable on a light and on
 //!   a dark page.
-//! - The values of a chart are readable without a script: each second has a tooltip of the browser.
-//! - Names of marks never overlap. A mark without room for its name keeps its line.
+//! - The values of a chart over time are readable without a script: each second has an SVG title,
+//!   which the browser shows as a tooltip. Only a chart with a line of more than 600 points has no
+//!   tooltips.
+//! - The names of marks (vertical lines at the times of events) never overlap. A mark without room
+//!   for its name is drawn as a line without a name.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -27,9 +30,10 @@ const SIZE: (u32, u32) = (640, 260);
 /// Maximum number of points of a line. A longer series is reduced to the maxima of groups of
 /// points.
 const POINTS_MAX: usize = 600;
-/// Upper bound of the width of a character in a mark's name, in SVG units at the font's size.
+/// Upper bound of the width of a character in the name of a mark, in SVG units at the font size of
+/// these names.
 const MARK_CHAR_WIDTH: i32 = 6;
-/// Distances of the two rows of marks' names above the top of the plot, in SVG units.
+/// Distances between the top of the plot and the two rows of names of marks above it, in SVG units.
 const MARK_ROWS: [i32; 2] = [14, 26];
 
 /// One line of a chart.
@@ -70,7 +74,7 @@ impl Line {
 pub(super) enum Across {
     /// Seconds since the first request.
     Seconds,
-    /// Percentiles in nines: 1 is 90 %, 2 is 99 %.
+    /// Percentiles as the number of nines: 1 is 90 %, 2 is 99 %.
     Percentiles,
 }
 
@@ -104,12 +108,13 @@ pub(super) struct Chart<'a> {
     pub(super) across: Across,
     pub(super) scale: Scale,
     pub(super) lines: Vec<Line>,
-    /// Phases, faults and marks for the background; `None` for a chart without seconds on its axis.
+    /// Timeline of the run, for the tinted faults and the marks in the background; `None` for a
+    /// chart without them.
     pub(super) timeline: Option<&'a Timeline>,
 }
 
-/// An axis for the library `plotters`. The library's own axis with chosen ticks has no labels for
-/// numbers.
+/// An axis for the library `plotters`, with ticks at given places. The library has such an axis,
+/// but it cannot label the ticks with formatted numbers.
 struct Placed {
     places: RangedCoordf64,
     ticks: Vec<f64>,
@@ -212,8 +217,8 @@ impl Chart<'_> {
             root.present()?;
             overlay
         };
-        // The library draws text and axes in black. They are changed to the text colour of the
-        // page, so that a chart is readable on a dark page.
+        // The library `plotters` draws text and axes in black. They get the text colour of the page
+        // here, so that a chart is readable on a dark page.
         let mut svg = svg.replace("#000000", "currentColor");
         if let Some(end) = svg.rfind("</svg>") {
             svg.insert_str(end, &overlay);
@@ -225,7 +230,7 @@ impl Chart<'_> {
         self.timeline.is_some_and(|timeline| !timeline.marks.is_empty())
     }
 
-    /// Tints the background during faults.
+    /// Tints the background of the seconds in which the warehouse or a node had a fault.
     fn draw_bands(&self, plot: &mut Plot<'_, '_>, y: &Axis) -> Drawn<()> {
         for span in self.timeline.iter().flat_map(|timeline| timeline.faults()) {
             let (r, g, b) = span.tone.colour();

@@ -76,8 +76,8 @@ impl Material {
             (OrderState::Cancelled, PINK),
         ];
         let lines = shown.map(|(state, colour)| self.line(state.name(), colour, count(state)));
-        // A state that no order of the run ever had gets no line. The line `delivered` is always
-        // drawn, so that the chart always has a line.
+        // The line of a state is left out if its value is 0 in every second. The line `delivered`
+        // is always drawn, so that the chart always has a line.
         let has_orders = |line: &Line| line.name == "delivered" || line.points.iter().any(|(_, y)| *y > 0.0);
         let lines = lines.into_iter().filter(has_orders).collect();
         Ok(chart_panel(&self.draw(
@@ -165,15 +165,16 @@ pub(super) fn latency_line(
     Line::new(name, colour, seconds.collect())
 }
 
-/// Returns a line with the latencies of a route by percentile. The percentile is in nines: 90 % is
-/// 1, 99 % is 2, 99.9 % is 3.
+/// Returns a line with the latencies of a route by percentile. The percentile is given as the
+/// number of nines: 90 % is 1, 99 % is 2, 99.9 % is 3.
 pub(super) fn percentile_line(name: &str, colour: Colour, buckets: &[Bucket]) -> Line {
     let total: u64 = buckets.iter().map(|bucket| bucket.count).sum();
     let mut reached = 0;
     let mut points = Vec::new();
     for bucket in buckets {
         let above = 1.0 - reached as f64 / total.max(1) as f64;
-        // `max` turns a negative zero into zero, because the SVG would show its sign.
+        // `max` turns a negative zero into a positive zero. Otherwise the SVG would contain the
+        // sign.
         points.push(((-above.log10()).max(0.0), bucket.upto_us as f64 / 1_000.0));
         reached += bucket.count;
     }

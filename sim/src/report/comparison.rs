@@ -14,7 +14,7 @@ use crate::compare::{Better, Comparison};
 use crate::run_folder::RunFolder;
 use crate::telemetry::{Route, SecondPoint};
 
-/// Draws the page that compares two runs.
+/// Draws the page that compares two runs. Returns the HTML page.
 ///
 /// # Errors
 /// If a file of a run folder cannot be read or parsed, or one of the runs was killed.
@@ -59,7 +59,7 @@ pub fn render_comparison(first: &RunFolder, second: &RunFolder) -> Result<String
     Ok(page)
 }
 
-/// Colours of the first and the second run.
+/// Colours of the first and the second run in all charts.
 const COLOURS: [super::chart::Colour; 2] = [BLUE, ORANGE];
 
 struct Pair {

@@ -58,8 +58,8 @@ pub(super) fn head(title: &str) -> String {
 /// The end of an HTML page, after its content.
 pub(super) const FOOT: &str = "</main></body></html>\n";
 
-/// Returns a panel of the page with a title. `content` is HTML. If it is empty, returns an empty
-/// text.
+/// Returns a panel of the page with a title and the HTML `content`. Returns an empty text if
+/// `content` is empty.
 pub(super) fn panel(title: &str, content: &str) -> String {
     match content.is_empty() {
         true => String::new(),
@@ -85,7 +85,8 @@ pub(super) struct Tile {
     pub(super) name: &'static str,
     pub(super) value: String,
     pub(super) note: String,
-    /// `true` for a good value, `false` for a bad one, `None` for a neutral number.
+    /// `true` for a good value, `false` for a bad value, `None` for a number that is neither good
+    /// nor bad.
     pub(super) is_good: Option<bool>,
 }
 
@@ -111,7 +112,7 @@ pub(super) fn tiles(tiles: &[Tile]) -> String {
     text
 }
 
-/// Returns horizontal bars, each with its name and number; an empty text without values.
+/// Returns horizontal bars, each with its name and number; an empty text if `values` is empty.
 pub(super) fn bars(values: &[(String, u64)], unit: &str) -> String {
     if values.is_empty() {
         return String::new();

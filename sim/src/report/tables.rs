@@ -11,10 +11,11 @@ use crate::front::LAG_P99_MAX;
 use crate::summary::{millis, thousands};
 use crate::telemetry::Route;
 
-/// Maximum number of rows with which the table of events is shown expanded.
+/// Maximum number of rows of a table of events that the page shows expanded. A longer table is
+/// collapsed at first.
 const EVENTS_OPEN_MAX: usize = 30;
 
-/// Returns the CSS class of a verdict's badge.
+/// Returns the CSS class of the badge that shows a verdict.
 pub(super) fn verdict_class(verdict: &str) -> &'static str {
     match verdict {
         "clean" => "good",
@@ -157,8 +158,8 @@ impl Material {
         tiles(&shown)
     }
 
-    /// Returns the results of the routes and of the sending window as a table; an empty text for a
-    /// killed run.
+    /// Returns a table with the results of each route, below a sentence about the sending window;
+    /// an empty text for a killed run.
     pub(super) fn results(&self) -> String {
         let summary = &self.summary;
         if summary.is_null() {
@@ -203,7 +204,7 @@ impl Material {
         panel("Results", &text)
     }
 
-    /// Returns the thresholds of the run, each with its measured value.
+    /// Returns the list of the run's thresholds, each with its measured value.
     pub(super) fn thresholds(&self) -> String {
         let mut items = String::new();
         for result in list(&self.summary["thresholds"]) {
@@ -224,7 +225,7 @@ impl Material {
         }
     }
 
-    /// Returns the numbers of errors of all routes by reason.
+    /// Returns bars with the numbers of failed requests by route and reason.
     pub(super) fn errors(&self) -> String {
         let mut reasons = Vec::new();
         for route in list(&self.summary["routes"]) {

@@ -1,8 +1,10 @@
-//! The timeline of a run: load phases, faults of the warehouse, and absences of nodes.
+//! The timeline of a run: load phases, faults of the warehouse, times of an open circuit breaker,
+//! and absences of nodes.
 //!
 //! Invariants:
 //! - A fault without an end event lasts to the end of the run.
-//! - Faults have a text or a shape besides their colour, for people who cannot see the colours.
+//! - Each fault has its name as text or tooltip besides its colour, for people who cannot see the
+//!   colours.
 
 use std::fmt::Write as _;
 
@@ -20,10 +22,10 @@ const NAMES: f64 = 110.0;
 const LANE: f64 = 24.0;
 /// Height of the time axis in SVG units.
 const AXIS: f64 = 24.0;
-/// Upper bound of the width of a character, in SVG units at the font's size.
+/// Upper bound of the width of a character, in SVG units at the font size of the timeline.
 const CHAR_WIDTH: f64 = 7.0;
 
-/// Meaning of a span, which decides its colour.
+/// Meaning of a span or mark. It decides the colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Tone {
     /// A phase of the load, or the usual behaviour of the warehouse.
@@ -46,7 +48,8 @@ impl Tone {
     }
 }
 
-/// A period of a lane with a name, in seconds since the first request.
+/// A period with a name in a lane of the timeline. Its times are in seconds since the first
+/// request.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Span {
     pub(super) from_s: f64,
@@ -55,7 +58,8 @@ pub(super) struct Span {
     pub(super) tone: Tone,
 }
 
-/// One row of the timeline: the spans of one subject, which do not overlap.
+/// One row of the timeline: the spans of one subject (the load, the warehouse, the breaker or a
+/// node). They do not overlap.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Lane {
     pub(super) name: String,
@@ -73,10 +77,12 @@ pub(super) struct Mark {
 /// The timeline of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Timeline {
-    /// End of the last second of the run, in seconds since the first request.
+    /// End of the timeline in seconds since the first request: the number of the last recorded
+    /// second, counted from 0.
     pub(super) end_s: f64,
     pub(super) lanes: Vec<Lane>,
-    /// Marks for faults of nodes, of the warehouse and of the circuit breaker, ordered by time.
+    /// Marks for the beginnings of absences and pauses of nodes, of faults of the warehouse and of
+    /// open circuit breakers, ordered by time.
     pub(super) marks: Vec<Mark>,
 }
 
@@ -115,7 +121,8 @@ impl Timeline {
             EventKind::Join | EventKind::Resume => (subject, None),
             EventKind::Ring | EventKind::Recovered | EventKind::Warning => return,
         };
-        // Events before the first request begin a lane's first span, and get no mark.
+        // An event before the first request has the offset 0. Such an event begins the first span
+        // of its lane and gets no mark.
         if event.offset_ms > 0
             && event.kind != EventKind::Load
             && let Some((name, tone)) = span.filter(|(_, tone)| *tone != Tone::Usual)
@@ -154,8 +161,9 @@ impl Timeline {
         }
     }
 
-    /// Returns the spans that a chart tints. An open circuit breaker is left out, because it is the
-    /// consequence of another fault.
+    /// Returns the spans that a chart tints. The times of an open circuit breaker are left out,
+    /// because an open breaker is a consequence of a fault of the warehouse, which is tinted
+    /// itself.
     pub(super) fn faults(&self) -> impl Iterator<Item = &Span> {
         let lanes = self.lanes.iter().filter(|lane| lane.name != "breaker");
         lanes
@@ -163,8 +171,8 @@ impl Timeline {
             .filter(|span| span.tone != Tone::Usual)
     }
 
-    /// Returns the timeline as an SVG figure; an empty text for a run without lanes or without a
-    /// second.
+    /// Returns the timeline as an SVG figure; an empty text if there are no lanes, or if `end_s` is
+    /// 0.
     pub(super) fn figure(&self) -> String {
         if self.lanes.is_empty() || self.end_s <= 0.0 {
             return String::new();

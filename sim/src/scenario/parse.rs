@@ -1,7 +1,8 @@
 //! Parses a scenario from TOML.
 //!
-//! The file is parsed into `serde` types that refuse unknown keys. Values with further rules keep
-//! their position in the text (`Spanned`), so that every error names its line.
+//! The file is parsed into `serde` types that reject unknown keys. Values that are checked
+//! afterwards have the type `Spanned`, which keeps their position in the text. So every error names
+//! its line.
 
 use std::time::Duration;
 
@@ -105,7 +106,8 @@ struct RandomEventsTable {
     actions: Vec<Spanned<String>>,
 }
 
-/// Parses values and computes the line of a fault from its position in the text.
+/// Parses single values of the TOML text, and computes the line of a mistake from its position in
+/// the text.
 struct Reader<'a> {
     text: &'a str,
 }

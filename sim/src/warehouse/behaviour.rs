@@ -1,9 +1,12 @@
-//! Behaviour of the warehouse: delays, and faults with a share of the calls, with named profiles.
+//! Behaviour of the warehouse: delays of calls, faults of a configured share of the calls, and
+//! named profiles.
 //!
 //! Invariants:
-//! - Delay and fault of a call derive from the seed, the order and the number of the attempt, and
-//!   not from the order of arrival. So the same seed treats an order in the same way in every run.
-//! - A fault never changes the books. The books contain exactly the calls that were performed.
+//! - Delay and fault of a call depend on the seed, the id of the order and the number of the
+//!   attempt, but not on the sequence in which calls arrive. So with the same seed, the calls of an
+//!   order get the same delays and faults in every run.
+//! - A fault never changes the warehouse's books (`books.rs`). The books contain exactly the calls
+//!   that were performed.
 //! - Each fault that happens is counted under its name.
 
 use std::fmt;
@@ -24,7 +27,7 @@ pub struct Delay {
 }
 
 impl Delay {
-    /// No delay.
+    /// A delay of zero.
     pub const NONE: Self = Self::fixed(Duration::ZERO);
 
     /// Returns a delay that is always the same.
@@ -88,7 +91,7 @@ impl Fault {
         !matches!(self, Self::ResetBefore | Self::TimeoutBefore | Self::Unavailable)
     }
 
-    /// Returns `true` if the caller receives the answer of a call that was performed.
+    /// Returns `true` if a call with this fault is performed and its caller receives the answer.
     pub fn is_answered(self) -> bool {
         matches!(self, Self::DuplicateAnswer | Self::SlowDrip)
     }
@@ -130,13 +133,13 @@ impl CallBehaviour {
     }
 }
 
-/// Fault in the sending of stock snapshots.
+/// Fault with which the warehouse sends stock snapshots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SnapshotFault {
-    /// No fault.
+    /// Snapshots are sent without a fault.
     #[default]
     None,
-    /// Each snapshot is sent once more after the next snapshot, so that it is out of date.
+    /// After each snapshot, the previous snapshot is sent again, which is then out of date.
     Late,
     /// Each snapshot is sent twice in a row.
     Twice,
@@ -144,7 +147,7 @@ pub enum SnapshotFault {
     Truncated,
 }
 
-/// Behaviour of the warehouse at one time.
+/// Behaviour of the warehouse for all kinds of calls. The behaviour can be replaced during a run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Behaviour {
     /// Name of the behaviour, for events and reports.
@@ -155,7 +158,7 @@ pub struct Behaviour {
     pub announce: CallBehaviour,
     /// Behaviour for deliveries.
     pub deliver: CallBehaviour,
-    /// Fault in the sending of stock snapshots.
+    /// Fault with which the warehouse sends stock snapshots.
     pub snapshots: SnapshotFault,
 }
 
@@ -165,11 +168,11 @@ pub enum Profile {
     /// The behaviour of the original system, from which this project grew: announcements take 2 to
     /// 4 s, one delivery in 15 is answered 504.
     Original,
-    /// No delay and no fault.
+    /// The warehouse answers without delay and without a fault.
     Fast,
-    /// Slow answers, and one call in five is answered 503.
+    /// The warehouse answers slowly, and answers one call in five with 503.
     Brownout,
-    /// No call is answered.
+    /// No call is answered, because all connections are reset.
     Blackout,
     /// The connection is reset in one call in five, and the call is not performed.
     ResetBefore,
@@ -181,7 +184,7 @@ pub enum Profile {
     DuplicateAnswer,
     /// One answer in five is sent byte by byte.
     SlowDrip,
-    /// Each snapshot is sent again when it is out of date.
+    /// After each snapshot, the previous snapshot is sent again, which is then out of date.
     SnapshotsLate,
     /// Each snapshot is sent twice.
     SnapshotsTwice,
@@ -189,7 +192,7 @@ pub enum Profile {
     SnapshotsTruncated,
 }
 
-/// Share of the calls with the fault, in a profile with one fault.
+/// Share of the calls that get the fault of a profile, except in the profile `original`.
 const FAULT_SHARE: f64 = 0.2;
 /// Faults of the original system: one delivery in 15 is answered 504, and half of these are
 /// performed.

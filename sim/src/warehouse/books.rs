@@ -1,13 +1,14 @@
 //! The warehouse's books: its state and its decisions, pure. The ledger on disk is in `ledger.rs`.
 //!
-//! Every change of the books is an [`Entry`]. An entry is applied by the same code when it is
-//! decided and when the ledger is read again. A decision reads the books and returns an entry. The
-//! caller then applies the entry and writes it.
+//! Every change of the books is an [`Entry`]. A decision reads the books and returns an entry. The
+//! caller then applies the entry and writes it to the ledger. When a ledger is opened, the same
+//! code applies its entries again.
 //!
 //! Invariants:
 //! - Units that are not in stock are never delivered, and every refusal is recorded.
-//! - A delivery call that repeats an idempotency key is the same delivery. A call without a key is
-//!   a new delivery, so that the audit detects an order management that forgets its keys.
+//! - A delivery call with an idempotency key that was used before repeats the earlier delivery, and
+//!   takes no units. A call without a key is a new delivery. So if the order management repeats a
+//!   call without its key, the audit finds an order that was delivered twice.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -29,12 +30,13 @@ pub(crate) enum Entry {
         version: u32,
         seed: u64,
         /// The sequence number before the first delivery. The value is the time of creation in unix
-        /// milliseconds, so that a new ledger has higher numbers than an old one.
+        /// milliseconds, so that deliveries in a new ledger have higher numbers than those in an
+        /// older ledger.
         base: u64,
         products: u32,
         stores: u32,
     },
-    /// The warehouse took an order into preparation.
+    /// The warehouse accepted the announcement of an order.
     Announced {
         order: String,
         store: u32,
@@ -52,11 +54,12 @@ pub(crate) enum Entry {
     },
     /// The warehouse refused a delivery, because the units are not in stock.
     Refused(Refusal),
-    /// Units arrived: (product, store, units) for each restocked quantity.
+    /// Goods arrived after the delivery with sequence number `after`. Each element of `units` is a
+    /// product, a store and the number of units that arrived for them.
     Restocked { after: u64, units: Vec<(u32, u32, u32)> },
 }
 
-/// Numbers of announced, delivered and refused orders in the books.
+/// Numbers of announced orders, deliveries and refused deliveries in the books.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OrderCounts {
     pub(crate) announced: u64,
@@ -67,7 +70,7 @@ pub(crate) struct OrderCounts {
 /// Decision about an announcement.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Announcement {
-    /// The order is new. The entry must be applied and written.
+    /// The order is new. The caller must apply this entry and write it to the ledger.
     Enter(Entry),
     /// The order was announced before, with the same content.
     Known,
@@ -78,14 +81,15 @@ pub(crate) enum Announcement {
 /// Decision about a delivery.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Decision {
-    /// The order can be delivered. The entry must be applied and written.
+    /// The order can be delivered. The caller must apply this entry and write it to the ledger.
     Deliver(Entry),
-    /// The order was delivered before. The values are the delivery's index in the books and its
-    /// sequence number.
+    /// A delivery under this idempotency key was made before. The values are the delivery's index
+    /// in the books and its sequence number.
     Known(usize, u64),
-    /// The idempotency key was used before, with other content.
+    /// A delivery with other content was made before under this idempotency key.
     Conflict,
-    /// The units are not in stock. The entry with the refusal must be applied and written.
+    /// The units are not in stock. The caller must apply this entry, which contains the refusal,
+    /// and write it to the ledger.
     Refuse(Entry),
 }
 
@@ -96,7 +100,8 @@ struct Booked {
     store: u32,
     products: Vec<Product>,
     transaction_id: u64,
-    /// `true` if the delivery's success has been answered since the start of this process.
+    /// `true` if a caller was sent the confirmation of this delivery since the start of this
+    /// process.
     answered: bool,
 }
 
@@ -117,12 +122,13 @@ pub(crate) struct Books {
     stock: Stock,
     announced: u64,
     orders: HashMap<String, OrderPage>,
-    /// All deliveries, ordered by sequence number. The number is `base + 1 + index`.
+    /// All deliveries, ordered by their sequence number, which is `base + 1 + index`.
     deliveries: Vec<Booked>,
     by_key: HashMap<String, usize>,
     refusals: Vec<Refusal>,
     restocks: Vec<Restock>,
-    /// Number of restocking entries.
+    /// Number of [`Entry::Restocked`] entries that were applied. It selects the random numbers of
+    /// the next restocking.
     restockings: u64,
     /// Product and store of each quantity from which units were sold since it was last restocked.
     sold: BTreeSet<(u32, u32)>,
@@ -161,7 +167,7 @@ impl Books {
         })
     }
 
-    /// Applies an entry.
+    /// Applies an entry to the books.
     ///
     /// # Errors
     /// The reason for which the entry contradicts the books.
@@ -310,7 +316,7 @@ impl Books {
         })
     }
 
-    /// Marks a delivery as answered with success. Returns `true` if it was marked before.
+    /// Marks a delivery as confirmed to a caller. Returns `true` if it was marked before.
     pub(crate) fn answer(&mut self, index: usize) -> bool {
         self.deliveries
             .get_mut(index)
@@ -331,9 +337,10 @@ impl Books {
         page.delivery_attempts - 1
     }
 
-    /// Returns an entry that fills up some of the quantities from which units were sold. Each
-    /// quantity is chosen with probability one half and raised to a random quantity, if that is
-    /// higher. So stores do not run empty in a long run. Returns `None` if no quantity is raised.
+    /// Returns an entry that raises some of the quantities from which units were sold. Each of
+    /// these quantities is chosen with probability one half, and raised to a random quantity from 1
+    /// to [`QUANTITY_MAX`] unless it is higher already. So stores do not run empty in a long run.
+    /// Returns `None` if no quantity is raised.
     pub(crate) fn restock(&self, seed: u64) -> Option<Entry> {
         let mut dice = Dice::numbered(seed, Purpose::Restock, self.restockings);
         let units: Vec<_> = self
@@ -352,7 +359,7 @@ impl Books {
         })
     }
 
-    /// Returns the sequence number of the last delivery.
+    /// Returns the sequence number of the last delivery, or `base` before the first delivery.
     pub(crate) fn sequence(&self) -> u64 {
         self.base + self.deliveries.len() as u64
     }
@@ -367,7 +374,7 @@ impl Books {
         &self.stock
     }
 
-    /// Returns the numbers of orders in the books.
+    /// Returns the numbers of announced orders, deliveries and refused deliveries.
     pub(crate) fn counts(&self) -> OrderCounts {
         OrderCounts {
             announced: self.announced,

@@ -1,4 +1,5 @@
-//! Tests of the decisions of the books, and of their totals.
+//! Tests that the warehouse's books decide correctly about calls, and that their totals account for
+//! every unit of the stock.
 
 use super::*;
 
@@ -13,7 +14,7 @@ fn books() -> Books {
     .unwrap()
 }
 
-/// Returns a product and a store with at least `units` units.
+/// Returns the first product and store of which the stock has at least `units` units.
 fn shelf(books: &Books, units: u32) -> (u32, u32) {
     (1..=10)
         .flat_map(|product| (1..=4).map(move |store| (product, store)))

@@ -1,12 +1,14 @@
-//! Regular deliveries of data to the order management: stock snapshots and statistics files.
+//! Data that the warehouse sends regularly to the order management: stock snapshots and statistics
+//! files.
 //!
 //! Invariants:
 //! - Snapshots are sent one at a time, the first at the start, then at fixed intervals. If a
 //!   snapshot takes longer than an interval, the missed times are skipped.
-//! - All entries that a snapshot includes are durable in the ledger before the snapshot is sent. So
-//!   the order management never counts more deliveries than the ledger has.
+//! - All entries up to a snapshot are durable in the ledger before the snapshot is sent. So even
+//!   after a power cut of the warehouse, the order management knows no delivery that the ledger
+//!   lacks.
 //! - The order management must refuse a snapshot that is out of date. A snapshot that breaks off
-//!   must change nothing.
+//!   must change nothing in the order management.
 
 use std::io;
 use std::pin::Pin;
@@ -24,16 +26,16 @@ use super::{Shared, Stock, StockCsv, files, unix_ms};
 use crate::Result;
 use crate::client::Client;
 
-/// Header with the sequence number of the last delivery that a snapshot counts.
+/// Header with the sequence number of the last delivery that is subtracted in a snapshot.
 const AS_OF: &str = "x-stock-as-of";
-/// Maximum time for one snapshot, far longer than sending 22 MB takes.
+/// Maximum time for one snapshot. Sending the 22 MB of the default stock takes far less.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Smallest and largest pause before a failed snapshot is tried again. The pause doubles with each
-/// try.
+/// Smallest and largest pause before a failed snapshot is sent again. The pause doubles with each
+/// try, up to the largest pause.
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 
-/// A copy of the stock, with the sequence number of the last delivery that it counts.
+/// A copy of the stock, with the sequence number of the last delivery that is subtracted in it.
 struct Snapshot {
     stock: Stock,
     as_of: u64,
@@ -62,7 +64,8 @@ pub(super) async fn send_snapshots(shared: Arc<Shared>) {
     }
 }
 
-/// Returns the next time of the fixed interval that is not in the past.
+/// Returns the next time at which a periodic task is due: `last` plus the smallest multiple of
+/// `every` for which the time is not in the past.
 fn next_beat(last: Instant, every: Duration) -> Instant {
     let now = Instant::now();
     let mut due = last + every;
@@ -73,7 +76,7 @@ fn next_beat(last: Instant, every: Duration) -> Instant {
     due
 }
 
-/// Result of sending a snapshot.
+/// Answer of the order management to a snapshot.
 enum Sent {
     Taken,
     Refused,
@@ -84,13 +87,13 @@ struct SnapshotSender<'a> {
     shared: &'a Shared,
     client: &'a Client,
     number: u64,
-    /// The last snapshot, kept by the fault [`SnapshotFault::Late`]. It is sent once more after the
-    /// next snapshot, so that it is out of date.
+    /// The previous snapshot. The fault [`SnapshotFault::Late`] stores it here and sends it again
+    /// after the next snapshot, when it is out of date.
     earlier: Option<Snapshot>,
 }
 
 impl SnapshotSender<'_> {
-    /// Sends the current stock until a snapshot is accepted or finally refused. Each try takes a
+    /// Sends the current stock until the order management accepts or refuses it. Each try takes a
     /// new snapshot, because the stock changes between the tries.
     async fn send_until_answered(&mut self) {
         let fault = self.shared.behaviour().snapshots;
@@ -157,7 +160,8 @@ impl SnapshotSender<'_> {
         }
     }
 
-    /// Sends a snapshot once more if the fault requires it.
+    /// Sends the same snapshot again under the fault `Twice`, or the previous snapshot under
+    /// `Late`.
     async fn send_again(&mut self, fault: SnapshotFault, snapshot: Snapshot) {
         match fault {
             SnapshotFault::Twice => {
@@ -197,7 +201,7 @@ impl SnapshotSender<'_> {
     }
 }
 
-/// A request body that fails after half of its pieces.
+/// A request body that fails after half of its pieces, which breaks the connection.
 struct BrokenOff {
     rows: StockCsv,
     pieces_left: usize,
@@ -230,8 +234,8 @@ impl Body for BrokenOff {
     }
 }
 
-/// Restocks the books if configured, then copies the stock and the sequence number of its last
-/// delivery. Returns the copy once its entries are durable.
+/// Restocks the books if configured, then copies the stock and the sequence number of the last
+/// delivery. Returns the copy once all ledger entries up to the copy are durable.
 async fn take_stock(shared: &Shared) -> Result<Snapshot> {
     let (snapshot, ticket) = {
         let mut inside = shared.inside();
@@ -261,7 +265,8 @@ pub(super) async fn write_stat_files(shared: Arc<Shared>) {
             () = shared.stopped() => return,
         }
         due = next_beat(due, shared.config.stat_file_every);
-        // The time always increases, so that no name is used twice if the system clock is set back.
+        // The time in the file name always increases, so that no name is used twice if the system
+        // clock is set back.
         last_ms = unix_ms().max(last_ms + 1);
         let config = shared.config.clone();
         let written = tokio::task::spawn_blocking(move || {

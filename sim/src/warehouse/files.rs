@@ -4,7 +4,7 @@
 //! Invariants:
 //! - A file under its final name is complete. The file is written and synced under a temporary
 //!   name, which no reader uses, and then renamed.
-//! - A process never uses the same file name twice.
+//! - A process never uses the same file name twice, because the caller passes increasing times.
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -17,8 +17,8 @@ use crate::{Error, Result};
 /// Maximum of the units sold and of the unit price in a line. The minimum of both is 1.
 const VALUE_MAX: u32 = 30;
 
-/// Returns the content of statistics file number `number` of a seed: a line for each product from
-/// 1.
+/// Returns the content of statistics file `number` for a seed: one line for each product from 1 to
+/// `lines`.
 pub(crate) fn stat_lines(seed: u64, number: u64, lines: u32) -> String {
     let mut dice = Dice::numbered(seed, Purpose::StatFiles, number);
     let mut text = String::with_capacity(lines as usize * 12);

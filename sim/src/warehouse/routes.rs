@@ -1,8 +1,9 @@
-//! The warehouse's routes: each parses a call, decides, writes the ledger, and answers after a
-//! delay.
+//! The warehouse's routes. The two routes of the contract parse a call, decide, write the decision
+//! to the ledger, and answer with a delay.
 //!
-//! Delay and fault of a call are drawn from the order's id and the number of the attempt, not from
-//! the order of arrival. So the same seed treats an order in the same way in every run.
+//! Delay and fault of a call are drawn from the id of the order and the number of the attempt, not
+//! from the sequence in which calls arrive. So with the same seed, the calls of an order get the
+//! same delays and faults in every run.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -28,7 +29,8 @@ use crate::wire::{LedgerPage, Problem, Product, RefusalsPage, RestocksPage, Ware
 const SEQUENCE: &str = "x-stock-sequence";
 /// Header with the idempotency key of a call, by which a repetition is recognised.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
-/// Number of entries on a page: the default, and the maximum.
+/// Number of entries on a page of `/ledger`, `/restocks` or `/refusals`: the default, and the
+/// maximum.
 const PAGE_DEFAULT: usize = 1_000;
 const PAGE_MAX: usize = 10_000;
 
@@ -51,15 +53,15 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .with_state(shared)
 }
 
-/// A call in progress. Another call of the same name is answered 409 until this value is dropped,
-/// at the latest when the caller's connection ends.
+/// A call in progress, with a name such as `deliver KEY`. Another call of the same name is answered
+/// 409 until this value is dropped, at the latest when the caller's connection ends.
 struct InFlight {
     shared: Arc<Shared>,
     name: String,
 }
 
 impl InFlight {
-    /// Claims a name; `None` while another call of this name is in progress.
+    /// Claims a name. Returns `None` while another call of this name is in progress.
     fn claim(shared: &Arc<Shared>, name: String) -> Option<Self> {
         let is_free = shared.in_flight.lock().insert(name.clone());
         is_free.then(|| Self {
@@ -102,7 +104,7 @@ impl Course {
         }
     }
 
-    /// Returns `true` if the caller receives the answer of a call that is performed.
+    /// Returns `true` if the warehouse performs the call and the caller receives its answer.
     fn is_answered(&self) -> bool {
         self.fault.is_none_or(Fault::is_answered)
     }
@@ -121,8 +123,8 @@ impl Course {
         match fault {
             Fault::ResetBefore | Fault::ResetAfterActing => {
                 control.reset();
-                // The reset drops the connection, and this call with it, before an answer can be
-                // written. The wait only keeps the call open until then.
+                // The reset drops the connection, and with it this call, before an answer can be
+                // written. This wait keeps the call open until the connection is dropped.
                 shared.stopped().await;
                 stopping()
             }
@@ -179,8 +181,8 @@ async fn announce(
     course.end(&shared, &control, answer).await
 }
 
-/// Decides about an announcement, writes it to the ledger, and returns the answer once it is
-/// durable.
+/// Decides about an announcement and writes the decision to the ledger. Returns the answer once the
+/// decision is durable.
 async fn act_announce(shared: &Shared, order: &WarehouseOrder) -> Response {
     let (decision, ticket) = {
         let mut inside = shared.inside();
@@ -235,7 +237,8 @@ async fn deliver(
     course.end(&shared, &control, answer).await
 }
 
-/// Decides about a delivery, writes it to the ledger, and returns the answer once it is durable.
+/// Decides about a delivery and writes the decision to the ledger. Returns the answer once the
+/// decision is durable.
 async fn act_deliver(
     shared: &Shared,
     order: &WarehouseOrder,

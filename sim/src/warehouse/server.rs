@@ -1,8 +1,8 @@
 //! The accept loop: serves HTTP/1 and HTTP/2 over plain TCP until the warehouse stops.
 //!
-//! An announcement takes seconds, so an order management under load has thousands of calls open
-//! here. HTTP/2 callers get up to `STREAMS_MAX` streams. A connection that never completes a
-//! request head is closed.
+//! An announcement takes seconds, so an order management under load has thousands of open calls to
+//! this server. A caller with HTTP/2 can open up to `STREAMS_MAX` streams on a connection. A
+//! connection that never completes a request head is closed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,8 +21,8 @@ use super::stream::{Control, FaultyStream};
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum time to complete the calls in flight after a stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause after a failed accept. The usual cause is a lack of file descriptors, and connections
-/// close during the pause.
+/// Pause after a failed accept. The usual cause is a lack of file descriptors. During the pause
+/// other connections can close and free their descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Maximum number of open calls on one HTTP/2 connection: enough for 4,000 announcements per second
 /// that take 4 s each.
@@ -94,7 +94,7 @@ fn open(
                 tracing::debug!(%error, "a connection to the warehouse ended");
             },
             () = control.was_reset() => {}
-            // Calls in flight lose their connection, as in a power cut.
+            // A warehouse that becomes unreachable resets its open connections, as in a power cut.
             () = shared.went_away() => control.reset(),
         }
     });

@@ -1,10 +1,13 @@
-//! The warehouse's real stock: the units of each product in each store, and its form as CSV.
+//! The stock of the simulated warehouse: the units of each product in each store, and its form as
+//! CSV.
 //!
 //! The stock of the first day, with which a new ledger begins, is a function of the seed and the
-//! shape. So an audit can compute it alone and check the warehouse's deliveries against it.
+//! shape. So the audit can compute this stock without asking the warehouse, and check the
+//! warehouse's deliveries against it.
 //!
-//! The CSV (`PRODUCT,STORE,QUANTITY`, 2,000,000 lines, about 22 MB) is generated in pieces while it
-//! is sent. The whole text is never in memory, and a slow receiver slows the generation down.
+//! The CSV (`PRODUCT,STORE,QUANTITY`; by default 2,000,000 lines, about 22 MB) is generated in
+//! pieces while it is sent. The whole text is never in memory, and a slow receiver slows the
+//! generation down.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -19,8 +22,8 @@ use crate::seed::{Dice, Purpose};
 /// Maximum number of units of one product in one store, also after a restocking.
 pub(crate) const QUANTITY_MAX: u32 = 15;
 
-/// Size of a piece of the CSV in bytes. A piece is large enough to make its overhead negligible. A
-/// piece takes about 0.1 ms to generate, so that other asynchronous tasks are not delayed.
+/// Size of a piece of the CSV in bytes: so large that the fixed cost of sending a piece does not
+/// matter, and so small that a piece is generated in about 0.1 ms and does not delay other tasks.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// Numbers of products and stores.
@@ -82,8 +85,8 @@ impl Stock {
         self.cell(product, store).map(|cell| self.quantities[cell].into())
     }
 
-    /// Removes units from the stock. Returns `false`, and changes nothing, if they are not in
-    /// stock.
+    /// Removes units from the stock. Returns `false`, and changes nothing, if there is no such
+    /// product or store, or if the store has too few units.
     pub(crate) fn take(&mut self, product: u32, store: u32, units: u32) -> bool {
         let Some(cell) = self.cell(product, store) else {
             return false;
@@ -131,11 +134,11 @@ impl Stock {
     }
 }
 
-/// A stock as CSV in pieces: an iterator of pieces, and an HTTP body.
+/// A stock as CSV in pieces. It is an iterator of pieces and also an HTTP body.
 ///
-/// A line is composed of three prepared texts: the product's number, the store's number with its
-/// commas, and the quantity with its line end. So the 2,000,000 lines need no formatting of
-/// numbers.
+/// A line is composed of three texts: the product's number, the store's number with its commas, and
+/// the quantity with its line end. All three are formatted before the loop over the stores, so that
+/// the 2,000,000 lines need no formatting of numbers.
 #[derive(Debug, Clone)]
 pub struct StockCsv {
     stock: Stock,

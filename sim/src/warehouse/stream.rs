@@ -1,8 +1,8 @@
 //! A connection with faults on demand: a reset, or an answer sent twice or byte by byte.
 //!
 //! Invariants:
-//! - Without a fault, the stream passes every call through unchanged.
-//! - A fault applies to one answer. The fault ends with the flush of that answer.
+//! - Without a fault, the stream passes all bytes through unchanged.
+//! - A fault applies to one answer. It ends with the flush of this answer.
 //! - A reset is a real TCP reset (RST, through a linger time of zero), like that of a dying server.
 
 use std::io;
@@ -73,7 +73,7 @@ pub(super) struct FaultyStream {
     control: Control,
     /// Bytes that the HTTP server has written and that are not yet sent.
     held: Vec<u8>,
-    /// `true` once `held` contains the answer twice.
+    /// `true` after `held` was changed to contain the answer twice, until the answer is flushed.
     duplicated: bool,
     pause: Option<Pin<Box<Sleep>>>,
 }
@@ -143,7 +143,8 @@ impl AsyncWrite for FaultyStream {
         if this.control.fault() == AnswerFault::None && this.held.is_empty() {
             return Pin::new(&mut this.stream).poll_write(cx, bytes);
         }
-        // The whole answer is held in memory. Answers are short: a head and at most a problem.
+        // The whole answer is held in memory. Answers are short: a head, and at most a problem (RFC
+        // 9457) as body.
         this.held.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     }

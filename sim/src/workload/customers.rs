@@ -1,12 +1,12 @@
 //! Behaviour of the customers: baskets, popularity of products, payments and cancellations.
 //!
 //! Invariants:
-//! - The content of an order depends only on the seed and the order's position. Shares of late
-//!   payments, repetitions or cancellations never change a basket, because they use a separate
-//!   random stream.
-//! - The defaults are those of the original system, from which this project grew: two products of
-//!   1,000, 1 to 5 units, transaction ids from 1 to 10,000. A payment comes 2 to 4 s after its
-//!   order, in steps of 0.125 s.
+//! - The content of an order depends only on the seed, the settings of the baskets and of the mix,
+//!   and the number of requests before it. Shares of late payments, repetitions or cancellations
+//!   never change a basket, because they use a separate random stream.
+//! - The defaults are those of the original system, from which this project grew. An order has two
+//!   of 1,000 products, with 1 to 5 units each. Transaction ids are 1 to 10,000. A payment is sent
+//!   2 to 4 s after its order, in steps of 0.125 s.
 
 use std::fmt;
 use std::ops::Deref;
@@ -24,12 +24,12 @@ const TRANSACTION_MAX: u32 = 10_000;
 const PAYMENT_AFTER_MIN_MS: u32 = 2_000;
 const PAYMENT_STEP_MS: u32 = 125;
 const PAYMENT_STEPS: u32 = 17;
-/// Time by which a payment ahead of its order precedes the order.
+/// Time by which a payment ahead of its order starts before the order.
 pub(super) const EARLY_BY: Duration = Duration::from_millis(100);
 /// Maximum time from a payment to its repetition, milliseconds.
 const REPEAT_WITHIN_MS: u32 = 500;
 /// Smallest and largest delay of a cancellation after its order, milliseconds. Both delays are
-/// shorter than the delay of a usual payment.
+/// shorter than the usual delay of a payment.
 const CANCEL_AFTER_MS: (u32, u32) = (500, 1_500);
 
 /// The lines of an order: 1 to [`BASKET_MAX`] distinct products.
@@ -40,7 +40,7 @@ pub struct Basket {
 }
 
 impl Basket {
-    /// Returns a basket with these lines. Lines beyond [`BASKET_MAX`] are left out.
+    /// Returns a basket with these lines. Lines after the first [`BASKET_MAX`] are left out.
     pub fn new(products: &[Product]) -> Self {
         let mut lines = [Product { id: 0, quantity: 0 }; BASKET_MAX];
         let len = products.len().min(BASKET_MAX);
@@ -76,7 +76,7 @@ pub enum Popularity {
     Zipf(Zipf),
 }
 
-/// Cumulative probabilities of Zipf's law over a number of products.
+/// Cumulative probabilities of the products 1, 2, ... under Zipf's law.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Zipf {
     /// Exponent of Zipf's law. A larger exponent concentrates the orders on fewer products.
@@ -126,7 +126,7 @@ pub struct Habits {
     pub paid_late: f64,
     /// Additional delay of a late payment.
     pub late_by: Duration,
-    /// Share of orders with a further payment before the order.
+    /// Share of orders with one more payment, which is sent before the order.
     pub paid_before: f64,
     /// Share of orders that are cancelled 0.5 to 1.5 s after they were sent, and never paid.
     pub cancelled: f64,
@@ -222,8 +222,9 @@ impl Customers {
             true => self.basket_min,
             false => dice.between(self.basket_min, self.basket_max),
         };
-        // The ids drawn so far, in ascending order. A number drawn among the remaining products
-        // skips these ids in one pass.
+        // The product ids drawn so far, in ascending order. A uniformly drawn number counts only
+        // the products that are not drawn yet. One pass over these ids converts the number to a
+        // product id.
         let mut drawn: Vec<u32> = Vec::with_capacity(BASKET_MAX);
         let mut ids: Vec<u32> = Vec::with_capacity(BASKET_MAX);
         for taken in 0..len {
@@ -237,8 +238,8 @@ impl Customers {
                 }
                 Popularity::Zipf(zipf) => {
                     let mut id = zipf.draw(dice);
-                    // A product that was already drawn is replaced by the next free one. So the
-                    // loop ends even if nearly all draws give the same product.
+                    // A product that was already drawn is replaced by the product with the next
+                    // free id. So the loop ends even if nearly all draws give the same product.
                     while ids.contains(&id) {
                         id = id % self.products + 1;
                     }
@@ -260,7 +261,7 @@ impl Customers {
     }
 }
 
-/// An order that the front will send.
+/// An order that the shop front will send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlannedOrder {
     /// Id of the order, which is also the id of its request.
@@ -300,7 +301,7 @@ pub(crate) fn plan_order(dice: &mut Dice, id: u64, customers: &Customers) -> (Pl
     (order, Duration::from_millis(after_ms.into()))
 }
 
-/// The requests that belong to an order, with their delays after the start of the order.
+/// The payments and the cancellation of an order, with their delays after the start of the order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Course {
     /// `true` if a payment precedes the order by [`EARLY_BY`].
@@ -311,8 +312,8 @@ pub(super) struct Course {
 }
 
 impl Habits {
-    /// Draws the requests that belong to an order. The same random numbers are drawn for each
-    /// order. So a change of one share does not change the draws of the others.
+    /// Draws the payments and the cancellation of an order. Each call draws the same number of
+    /// random values, so a change of one share does not change the draws for the other shares.
     pub(super) fn draw(&self, dice: &mut Dice, usual: Duration) -> Course {
         let mut happens = |share: f64| dice.unit() <= share;
         let is_never_paid = happens(self.never_paid);
@@ -386,8 +387,8 @@ mod tests {
         for _ in 0..100_000 {
             counts[zipf.draw(&mut dice) as usize] += 1;
         }
-        // The expected counts are 100,000 draws divided by rank and by 5.187, the harmonic number
-        // of 100.
+        // The expected counts are 100,000 draws divided by the rank of the product and by 5.187,
+        // the 100th harmonic number.
         for (product, expected) in [(1, 19_278.0), (2, 9_639.0), (10, 1_928.0), (100, 193.0)] {
             let found = f64::from(counts[product]);
             assert!(

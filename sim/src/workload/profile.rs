@@ -1,36 +1,37 @@
 //! Rate of requests over time: phases with a constant or a linearly changing rate.
 //!
-//! With fixed arrivals, arrival `n` of a phase is at the time when the integral of the rate reaches
-//! `n`. With a Poisson process, the integral must reach the sum of `n` exponential variables
-//! (inversion; Cinlar 1975, section 7.3). Times of fixed arrivals are computed from `n` and not
-//! added up, so they do not drift.
+//! With fixed arrivals, arrival `n` of a phase (from 0) is at the time when the integral of the
+//! rate reaches `n`. With a Poisson process, the integral must reach the sum of `n + 1` exponential
+//! variables with mean 1 (inversion; Cinlar 1975, section 7.3). Times of fixed arrivals are
+//! computed from `n` and not added up, so they do not drift.
 
 use std::time::Duration;
 
 use crate::seed::Dice;
 
-/// Distribution of the gaps between requests.
+/// Distribution of the times between requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Arrivals {
-    /// Equal gaps, according to the rate.
+    /// All times between requests are equal, as long as the rate is constant.
     #[default]
     Fixed,
-    /// Exponential gaps, as caused by independent customers.
+    /// The times between requests are exponentially distributed, as with independent customers.
     Poisson,
 }
 
-/// A phase of a run with one course of the rate.
+/// A phase of a run, in which the rate is constant or changes linearly.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoadPhase {
     /// Name of the phase, for events and reports.
     pub name: String,
     /// Length of the phase.
     pub duration: Duration,
-    /// Requests per second at the beginning, without payments and cancellations.
+    /// Requests per second at the beginning of the phase, without payments and cancellations.
     pub rate: f64,
-    /// Requests per second at the end. The rate changes linearly from `rate` to this value.
+    /// Requests per second at the end of the phase. The rate changes linearly from `rate` to this
+    /// value.
     pub rate_end: f64,
-    /// Distribution of the gaps between requests.
+    /// Distribution of the times between requests.
     pub arrivals: Arrivals,
 }
 
@@ -57,21 +58,21 @@ impl LoadPhase {
         if under_root < 0.0 {
             return None;
         }
-        // This form of the quadratic formula avoids the loss of digits by subtraction. The form is
-        // exact for a constant rate.
+        // This form of the quadratic formula does not subtract nearly equal numbers, which would
+        // lose digits. The form is exact for a constant rate.
         let at_s = 2.0 * count / (self.rate + under_root.sqrt());
         at_s.is_finite().then_some(at_s)
     }
 }
 
-/// Iterator over the intended starts of a sequence of phases.
+/// Iterator over the intended starts of phases that follow each other.
 #[derive(Debug, Clone)]
 pub(super) struct Moments {
     phases: Vec<LoadPhase>,
     dice: Dice,
     phase: usize,
     begun: Duration,
-    /// Integral of the rate at the next arrival, since the beginning of the phase.
+    /// Integral of the rate from the beginning of the phase to the next arrival.
     reached: f64,
 }
 

@@ -1,8 +1,9 @@
 //! Requests of an earlier run, read from its `stats.csv`, to be sent again.
 //!
-//! The file has the times and paths of the requests, and the order of each payment and
-//! cancellation. The file has no bodies, so baskets and transaction ids are drawn from the seed.
-//! Orders get new ids, because the order management would answer a known id with its first answer.
+//! The file has the start and the path of each request. The path of a payment or cancellation
+//! contains the id of its order. The file has no bodies, so baskets and transaction ids are drawn
+//! from the seed. Orders get new ids, because the order management would answer a known id with its
+//! first answer.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -13,11 +14,12 @@ use std::time::Duration;
 
 use crate::{Error, Result};
 
-/// Maximum number of lines of a file: three hours at 1,000 requests/s, about 400 MB in memory.
+/// Maximum number of lines of a file: nearly three hours at 1,000 requests/s, about 400 MB in
+/// memory.
 const LINES_MAX: usize = 10_000_000;
 
-/// A request of an earlier run. `number` identifies its order: orders are numbered from 0, as they
-/// appear in the file.
+/// A request of an earlier run. `number` identifies the order of the request. Orders are numbered
+/// from 0, as they appear in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Replayed {
     Stats { product: u32 },
@@ -26,7 +28,7 @@ pub(super) enum Replayed {
     Cancel { number: u64 },
 }
 
-/// The requests of an earlier run, ordered by their starts.
+/// The requests of an earlier run, ordered by their start times.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Replay {
     requests: Arc<[(Duration, Replayed)]>,
@@ -36,8 +38,8 @@ impl Replay {
     /// Reads a file in the format of `stats.csv`.
     ///
     /// # Errors
-    /// If the file cannot be read, is empty, or has more than 10,000,000 lines. If a line does not
-    /// have the format; the error has the number of the line.
+    /// If the file cannot be read, is empty, or has more than 10,000,000 lines, or if a line is
+    /// malformed. The error of a malformed line contains its line number.
     pub fn read(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io("open", path))?;
         let mut requests = Vec::new();
@@ -104,7 +106,7 @@ impl Replay {
         self.requests.is_empty()
     }
 
-    /// Returns the start of the last request, since the start of the first.
+    /// Returns the time from the start of the first request to the start of the last request.
     pub fn duration(&self) -> Duration {
         self.requests.last().map_or(Duration::ZERO, |(at, _)| *at)
     }

@@ -1,7 +1,8 @@
 //! A small order management in memory, for tests of the simulators.
 //!
 //! This order management has only the routes that the simulators need, one lock, and neither a disk
-//! nor nodes. A [`Fault`] is one thing that it does wrong, and tests check that the audit finds it.
+//! nor nodes. Each [`Fault`] is a defect that can be switched on. Tests check that the audit finds
+//! it.
 #![allow(clippy::unwrap_used)] // Test support: a failure here fails the test.
 
 use std::collections::{BTreeMap, HashMap};
@@ -25,10 +26,10 @@ use imt_sim::wire::{
 use serde_json::json;
 use tokio::net::TcpListener;
 
-/// A fault of the order management.
+/// A deliberate fault of this order management, which the audit must find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// No fault.
+    /// The order management has no fault.
     None,
     /// Orders with an id divisible by 5 are acknowledged and not kept.
     LosesOrders,
@@ -74,8 +75,8 @@ pub(crate) struct FakeOms {
 }
 
 impl FakeOms {
-    /// Serves on `listener`. The caller binds it before, so that the address can be given to the
-    /// warehouse first.
+    /// Serves on `listener`. The caller binds `listener` before the call, because the warehouse is
+    /// started first and needs the address.
     pub(crate) fn serve(listener: TcpListener, warehouse: SocketAddr, fault: Fault) -> Self {
         let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
@@ -103,12 +104,13 @@ impl FakeOms {
         Self { address, shared }
     }
 
-    /// Returns `X-Stock-As-Of` and the number of lines of every accepted snapshot.
+    /// Returns the value of `X-Stock-As-Of` and the number of lines of every accepted snapshot.
     pub(crate) fn snapshots(&self) -> Vec<(u64, usize)> {
         self.shared.inside().snapshots.clone()
     }
 
-    /// Requests a delivery of one unit from the warehouse, for an order that does not exist here.
+    /// Requests a delivery of one unit from the warehouse, for an order that this order management
+    /// does not have.
     pub(crate) async fn deliver_one_unit(&self, id: &str) {
         let cell = {
             let inside = self.shared.inside();
@@ -131,8 +133,8 @@ impl FakeOms {
         self.shared.http.request(request).await.unwrap();
     }
 
-    /// Returns the units on hand: the quantity of the last snapshot, less the deliveries that the
-    /// snapshot does not count.
+    /// Returns the units on hand: the quantity of the last snapshot, minus the deliveries that are
+    /// not yet subtracted in the snapshot.
     pub(crate) fn on_hand(&self, product: u32, store: u32) -> i64 {
         self.shared.inside().on_hand[&(product, store)]
     }
@@ -223,7 +225,8 @@ async fn cancel(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Re
     axum::Json(order).into_response()
 }
 
-/// Puts a message into the outbox. A new task sends it until it is confirmed.
+/// Puts a message into the outbox. A new task sends the message until the warehouse confirms or
+/// refuses it.
 fn tell(shared: &Arc<Shared>, inside: &mut Inside, order: &Order, kind: MessageKind) {
     let message = Message {
         order: order.id.clone(),

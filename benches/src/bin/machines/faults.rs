@@ -1,4 +1,5 @@
-//! Kills and pauses of nodes and of the primary, and a node without its cache.
+//! The parts `kills` (a node is killed), `pauses` (a node is stopped and continued), `primary` (the
+//! primary of the engine is killed) and `cache` (a node starts without its local cache).
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -11,10 +12,9 @@ use crate::probe::{Probe, longest_gap, send};
 use crate::trio::Trio;
 use crate::{Bench, CHECKPOINT_WITHIN, epochs, missing, put_stock, routes, started, wait, wait_until_home};
 
-/// Number of nodes.
+/// Number of nodes in the parts `kills`, `pauses` and `primary`.
 const NODES: usize = 3;
-/// Time in which a kill takes effect. An order that is sent later is not answered by the killed
-/// process.
+/// Maximum time until a kill takes effect. The killed process answers no order that is sent later.
 const KILLED_WITHIN: Duration = Duration::from_millis(20);
 
 /// The node that is killed.
@@ -25,7 +25,8 @@ enum Victim {
     Other,
 }
 
-/// Starts to place orders of the volume of a node, and waits for the first answer.
+/// Starts clients that send orders of `volume` to the node at `entry`. Waits until the first order
+/// is acknowledged.
 fn probe(entry: SocketAddr, volume: &str, prefix: &str) -> Outcome<Probe> {
     let owners = routes::read(entry)?;
     let probe = Probe::start(entry, &owners.ring, volume, prefix);
@@ -219,7 +220,7 @@ impl Bench<'_> {
             "First answer without the cache: {:.2} s after the start.",
             started.elapsed().as_secs_f64()
         );
-        // A node without slots follows the volume.
+        // A node of weight 0 owns no slots. This node becomes the follower of volume n0.
         let follower = Node::start(&Setup { weight: 0, ..setup }, 1)?;
         let last = trio.ask("SELECT max(seq) FROM imt_log WHERE volume = 'n0'")?;
         std::thread::sleep(CHECKPOINT_WITHIN);

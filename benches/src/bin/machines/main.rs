@@ -10,15 +10,15 @@
 //! | --- | --- |
 //! | `rate` | orders a second of 1 and 4 nodes, on a data folder and on the engine |
 //! | `life` | processor time of the primary for a whole order life, checkpoint included |
-//! | `kills` | time until the volume of a killed node, and of a killed coordinator, is served again
-//! |
-//! | `pauses` | nodes paused for 1 s and for 4 s |
-//! | `primary` | the primary killed, and a standby promoted at once |
-//! | `cache` | the first answer of a node without its cache, and of a follower |
+//! | `kills` | time from the kill of a node (or of the coordinator) until its volume is served |
+//! | `pauses` | longest time without an acknowledged order, if a node pauses for 1 s or 4 s |
+//! | `primary` | the primary is killed: time from the promotion of a standby to the next order |
+//! | `cache` | time to the first answer of a node without its cache, and of a follower |
 //!
-//! Nodes and servers are processes of the program `imt`, which is measured as it is. All of them
-//! and the clients share the processors of this machine. In `rate`, each node has a share of a
-//! processor, as if it had a machine of its own.
+//! An order life is four steps: placed, announced, paid, delivered. The nodes are processes of the
+//! program `imt`. The servers are PostgreSQL processes that `imt engine demo` starts. All these
+//! processes and the clients share the processors of this machine. In `rate`, each node has a share
+//! of a processor, as if it had a machine of its own.
 //!
 //! Deliberately absent: several machines, and a disk for each server.
 
@@ -55,11 +55,11 @@ use node::{Node, Setup, emptied};
 use probe::{Acknowledged, send};
 use trio::Trio;
 
-/// Time within which nodes have their shares, and a node has its volume back.
+/// Maximum wait for a condition, such as every node serving its own volume.
 const SETTLED_WITHIN: Duration = Duration::from_secs(120);
-/// No server listens there.
+/// Address of the warehouse in parts without a warehouse: no server listens on this port.
 const NO_WAREHOUSE: &str = "http://127.0.0.1:1";
-/// Time in which a checkpoint of every log is made: one is made every 30 s.
+/// Time to wait until every log has a new checkpoint. Nodes make a checkpoint of a log every 30 s.
 const CHECKPOINT_WITHIN: Duration = Duration::from_secs(33);
 const PARTS: [&str; 6] = ["rate", "life", "kills", "pauses", "primary", "cache"];
 
@@ -70,7 +70,7 @@ struct Arguments {
     #[command(subcommand)]
     command: Option<Internal>,
 
-    /// The program to measure [default: imt beside this program]
+    /// Path of the program `imt` to measure [default: imt in the folder of this program]
     #[arg(long)]
     imt: Option<PathBuf>,
 
@@ -78,46 +78,47 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_values = PARTS)]
     only: Vec<String>,
 
-    /// Seconds of each load.
+    /// Duration of each load in seconds.
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
 
-    /// Connections of the closed loop, all nodes together.
+    /// Number of connections of the closed loop, for all nodes together.
     #[arg(long, default_value_t = 64)]
     connections: usize,
 
-    /// Numbers of nodes of `rate`, separated by commas.
+    /// Numbers of nodes in the part `rate`, separated by commas.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 4])]
     nodes: Vec<usize>,
 
-    /// Share of one processor for each node of `rate`; 0 is unlimited.
+    /// Share of one processor for each node in the part `rate`; 0 is unlimited.
     #[arg(long, default_value_t = 0.25)]
     share: f64,
 
-    /// Number of kills of a node, and of a coordinator.
+    /// Number of kills of nodes other than the coordinator, and of kills of the coordinator.
     #[arg(long, default_value_t = 20)]
     kills: usize,
 
-    /// Number of pauses of each length, and of kills of a primary.
+    /// Number of pauses of each length, and of kills of the primary.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
 
-    /// Number of orders of `cache`.
+    /// Minimum number of orders that the part `cache` places.
     #[arg(long, default_value_t = 1_000_000)]
     orders: u64,
 
-    /// Print each single time as well.
+    /// Also print the time after each kill, not only the quantiles.
     #[arg(long)]
     verbose: bool,
 
-    /// Folder for the nodes' data and logs, on the disk to be measured; emptied before.
+    /// Folder for the nodes' data and logs, on the disk to be measured; data of earlier runs is
+    /// deleted.
     #[arg(long, default_value = "target/benchmarks/machines")]
     dir: PathBuf,
 }
 
 #[derive(Clone, Debug, clap::Subcommand)]
 enum Internal {
-    /// Runs a warehouse in this process; the program's way to start a child.
+    /// Runs a warehouse in this process; used by this program to start a child.
     #[command(hide = true, subcommand)]
     Serve(servers::Role),
 }
@@ -160,7 +161,7 @@ fn run(arguments: &Arguments) -> Outcome<()> {
     Ok(())
 }
 
-/// A warehouse in a process of its own, ended when dropped.
+/// A warehouse in a process of its own. The process is killed when this value is dropped.
 struct Warehouse {
     child: Child,
     url: String,
@@ -189,18 +190,19 @@ impl Drop for Warehouse {
     }
 }
 
-/// A row of the table of orders a second.
+/// A row of the table of the part `rate`.
 struct Rate {
     per_second: f64,
-    /// Group commits an order.
+    /// Number of group commits per order.
     commits: f64,
-    /// Microseconds an order of the nodes, of the primary and of the standbys.
+    /// Processor time per order in microseconds: of all nodes, of the primary, of both standbys.
     processor_us: [f64; 3],
     answers: Answers,
 }
 
 impl Rate {
-    /// Returns the columns from the rate on. `base` is the rate on a data folder.
+    /// Returns the row from its column "orders/s" to its last column, as Markdown. `base` is the
+    /// number of orders per second that the same number of nodes had on a data folder.
     fn row(&self, base: f64) -> String {
         let [nodes, primary, standbys] = self.processor_us;
         format!(
@@ -215,7 +217,7 @@ impl Rate {
     }
 }
 
-/// The measurements of one run.
+/// The arguments of a run, and the path of the program `imt` that is measured.
 struct Bench<'a> {
     arguments: &'a Arguments,
     imt: PathBuf,
@@ -242,7 +244,7 @@ impl<'a> Bench<'a> {
         })
     }
 
-    /// Prints a single result if `--verbose` is given.
+    /// Prints the result of one kill if `--verbose` is given.
     fn note(&self, text: &str) {
         if self.arguments.verbose {
             eprintln!("{text}");
@@ -253,7 +255,7 @@ impl<'a> Bench<'a> {
         Duration::from_secs_f64(self.arguments.seconds)
     }
 
-    /// Puts an even load on all nodes, and returns the answers of all of them.
+    /// Puts the same closed loop on every node at the same time. Returns the combined outcome.
     fn put(&self, nodes: &[Node], ask: &Ask, lasting: Duration) -> Outcome<Answers> {
         let threads: Vec<_> = nodes
             .iter()
@@ -298,7 +300,8 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// Measures the orders a second of some nodes.
+    /// Measures the orders per second of `count` nodes: on the engine `trio`, or on a data folder
+    /// if `trio` is `None`.
     fn rate_of(&self, count: usize, trio: Option<&Trio>) -> Outcome<Rate> {
         let share = Some(self.arguments.share).filter(|share| *share > 0.0);
         let setup = Setup {
@@ -392,7 +395,8 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// Starts nodes one after the other, and waits until each has its share.
+/// Starts `count` nodes one after the other, and waits until each of them serves its own volume and
+/// owns slots.
 fn started(setup: &Setup, count: usize) -> Outcome<Vec<Node>> {
     let mut nodes = Vec::new();
     for number in 0..count {
@@ -413,7 +417,8 @@ fn wait(condition: &str, mut holds: impl FnMut() -> Outcome<bool>) -> Outcome<()
     Ok(())
 }
 
-/// Waits until each node serves its own volume and has slots, as every node sees it.
+/// Waits until each node serves its own volume and owns slots. Every node must state this in its
+/// response to `GET /ring`.
 fn wait_until_home(nodes: &[Node]) -> Outcome<()> {
     let is_home = |owners: &Owners| {
         let ring = &owners.ring;
@@ -429,7 +434,8 @@ fn wait_until_home(nodes: &[Node]) -> Outcome<()> {
                 })
     };
     wait("each node serves its volume", || {
-        // A volume may have no server for a moment.
+        // `routes::read` fails while a volume is served by no node. The condition does not hold
+        // then.
         let seen = nodes.iter().map(|node| routes::read(node.address));
         Ok(seen
             .into_iter()
@@ -445,7 +451,8 @@ fn entries(trio: &Trio) -> Outcome<u64> {
     Ok(trio.ask("SELECT coalesce(max(seq), 0) FROM imt_log")?.parse()?)
 }
 
-/// Returns the number of acknowledged orders that a node does not have.
+/// Returns the number of acknowledged orders that cannot be read at the node at `address`. Each
+/// order is tried up to 20 times.
 fn missing(address: SocketAddr, orders: &[Acknowledged]) -> usize {
     let is_there = |id: &str| {
         (0..20).any(|_| {
@@ -456,7 +463,7 @@ fn missing(address: SocketAddr, orders: &[Acknowledged]) -> usize {
     orders.iter().filter(|order| !is_there(&order.id)).count()
 }
 
-/// Returns the number of messages to the warehouse that wait.
+/// Returns the number of messages to the warehouse in the node's outbox.
 fn waiting_messages(address: SocketAddr) -> Option<u64> {
     let (_, text) = send(address, "GET", "/metrics", "")?;
     let series = text
@@ -466,7 +473,7 @@ fn waiting_messages(address: SocketAddr) -> Option<u64> {
     values.map(|value| value.map(|value| value as u64)).sum()
 }
 
-/// Sends the stock: 10,000 products in five stores.
+/// Uploads the stock: 10,000 products in five stores.
 fn put_stock(address: SocketAddr) -> Outcome<()> {
     let mut csv = String::new();
     for product in 1..=10_000 {

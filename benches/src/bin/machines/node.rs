@@ -1,4 +1,5 @@
-//! A node as a process of the program `imt`, in its cpu group from its first thread on.
+//! A node as a process of the program `imt`. The process joins its cpu group before it starts any
+//! thread.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -12,22 +13,25 @@ use crate::group::Group;
 use crate::processor;
 use crate::trio::signal;
 
-/// Enters the groups, then becomes the node.
+/// A shell script that writes its process id to the files of its cpu group, and then executes the
+/// node in the same process.
 const ENTER: &str = r#"for group in $BENCH_GROUPS; do echo $$ > "$group"; done; exec "$@""#;
 
-/// Period of the cpu groups in microseconds.
+/// Period of the cpu groups in microseconds. A node that has used up its share pauses until the end
+/// of the period.
 const PERIOD_US: u64 = 20_000;
 
 /// Settings of a node.
 pub(crate) struct Setup {
     pub(crate) imt: PathBuf,
-    /// Folder of the data of all nodes, or of the caches of each.
+    /// Without an engine, the data folder that all nodes share. With an engine, a folder with a
+    /// subfolder for the local cache of each node.
     pub(crate) dir: PathBuf,
-    /// The engine. Without one, the nodes share the folder.
+    /// PostgreSQL URL of the engine. `None` if the nodes share the data folder `dir`.
     pub(crate) engine: Option<String>,
     pub(crate) warehouse: String,
     pub(crate) weight: u32,
-    /// Share of one processor. `None` is unlimited.
+    /// Share of one processor for the node. `None` is unlimited.
     pub(crate) share: Option<f64>,
 }
 
@@ -39,7 +43,7 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Starts a node, and waits for its address.
+    /// Starts the node `n{number}`, and waits until it prints its address.
     pub(crate) fn start(setup: &Setup, number: usize) -> Outcome<Node> {
         let name = format!("n{number}");
         let group = match setup.share.map(|share| Group::create(number, share, PERIOD_US)) {
@@ -92,7 +96,8 @@ impl Node {
         let mut log = File::options().append(true).create(true).open(log)?;
         std::thread::spawn(move || {
             for line in seen.into_iter().chain(lines.map_while(Result::ok)) {
-                // The log is read to its end even on a full disk, so that the node never waits.
+                // If the log file cannot be written, the node's output is still read to its end, so
+                // that the node never blocks on a full pipe.
                 let _ = writeln!(log, "{line}");
             }
         });
@@ -104,7 +109,7 @@ impl Node {
         })
     }
 
-    /// Returns the processor seconds that it has used.
+    /// Returns the processor time that the node has used, in seconds.
     pub(crate) fn processor_seconds(&self) -> f64 {
         match &self.group {
             Some(group) => group.processor_seconds(),
@@ -116,14 +121,14 @@ impl Node {
         signal(self.child.id(), name)
     }
 
-    /// Kills it with `kill -9`.
+    /// Kills the node with `kill -9`.
     pub(crate) fn kill(mut self) -> Outcome<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
     }
 
-    /// Ends it gracefully.
+    /// Stops the node gracefully, with SIGTERM.
     pub(crate) fn stop(mut self) -> Outcome<()> {
         self.signal("TERM")?;
         let status = self.child.wait()?;
@@ -141,7 +146,7 @@ impl Drop for Node {
     }
 }
 
-/// Empties a folder.
+/// Deletes the content of a folder, or creates the folder. Returns its path.
 pub(crate) fn emptied(path: &Path) -> Outcome<PathBuf> {
     if path.exists() {
         std::fs::remove_dir_all(path)?;

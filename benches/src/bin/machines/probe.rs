@@ -1,4 +1,5 @@
-//! Clients that place orders of one volume all the time, and note when each was acknowledged.
+//! Clients that continuously place orders of one volume, and record when each order was
+//! acknowledged.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,15 +13,16 @@ use imt_ring::Ring;
 
 use crate::load::order_body;
 
-/// Clients of a probe. A request that waits for a node that is gone must not hide the first answer
-/// of its successor.
+/// Number of clients of a probe. While one client waits for a response of a killed node, another
+/// client can receive the first response of the node that has taken over the volume.
 const CLIENTS: usize = 4;
-/// Pause of a client after an answer.
+/// Pause of a client after each response.
 const PAUSE: Duration = Duration::from_millis(5);
-/// Time after which a client gives up.
+/// Maximum wait of a client for the next bytes of a response.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Sends a request on a new connection. Returns status and body.
+/// Sends a request on a new connection. Returns status and body, or `None` if there is no complete
+/// response.
 pub(crate) fn send(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
@@ -49,7 +51,7 @@ pub(crate) struct Acknowledged {
     pub(crate) at: Instant,
 }
 
-/// Running clients, stopped when dropped.
+/// Running clients. They stop when this value is dropped.
 pub(crate) struct Probe {
     is_over: Arc<AtomicBool>,
     acknowledged: Arc<Mutex<Vec<Acknowledged>>>,
@@ -57,7 +59,8 @@ pub(crate) struct Probe {
 }
 
 impl Probe {
-    /// Starts to place orders of a volume at a node.
+    /// Starts clients that send orders of `volume` to the node at `address`. Order ids begin with
+    /// `prefix`.
     pub(crate) fn start(address: SocketAddr, ring: &Ring, volume: &str, prefix: &str) -> Probe {
         let is_over = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(Mutex::new(Vec::new()));
@@ -106,8 +109,9 @@ impl Probe {
             .clone()
     }
 
-    /// Waits for an order that was sent and acknowledged after a moment. Returns the time from the
-    /// moment to the first acknowledgement after it, and that of the first order sent after it.
+    /// Waits until an order that was sent after `moment` is acknowledged. Returns two times from
+    /// `moment` on: to the first acknowledgement of any order, and to the first acknowledgement of
+    /// an order that was sent after `moment`.
     pub(crate) fn wait_since(&self, moment: Instant) -> Outcome<(Duration, Duration)> {
         let until = Instant::now() + Duration::from_secs(60);
         loop {
@@ -131,7 +135,8 @@ impl Probe {
         }
     }
 
-    /// Ends the clients. Returns all acknowledged orders in order of time.
+    /// Stops the clients. Returns all acknowledged orders, sorted by the time of their
+    /// acknowledgement.
     pub(crate) fn stop(mut self) -> Outcome<Vec<Acknowledged>> {
         self.is_over.store(true, Ordering::Relaxed);
         for client in self.clients.drain(..) {
@@ -149,7 +154,8 @@ impl Drop for Probe {
     }
 }
 
-/// Returns the longest time between two acknowledgements from some moment on.
+/// Returns the longest time between two successive acknowledgements. The last acknowledgement
+/// before `from` and all later acknowledgements are considered.
 pub(crate) fn longest_gap(orders: &[Acknowledged], from: Instant) -> Duration {
     let before = orders.iter().rposition(|order| order.at <= from).unwrap_or(0);
     let times = orders[before.min(orders.len())..].windows(2);

@@ -1,20 +1,22 @@
-//! Processor time of processes, as the kernel counts it.
+//! Reads the processor time of processes from `/proc`.
 
 use std::fs;
 
-/// Linux reports these times in hundredths of a second on every machine.
+/// Clock ticks per second of the times in `/proc/PID/stat`. Linux reports these times in hundredths
+/// of a second on every machine.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Returns the processor seconds of some processes and of their children. The time of a child that
-/// has ended is its parent's.
+/// Returns the processor time of the given processes and of their direct children, in seconds. When
+/// a child has ended, the kernel adds its time to a counter of its parent, which is included.
 pub(crate) fn seconds(processes: &[u32]) -> std::io::Result<f64> {
     let mut ticks = 0;
     for entry in fs::read_dir("/proc")? {
-        // A process may end in between.
+        // A process may end between the listing and the read. Such a process is skipped.
         let Ok(stat) = fs::read_to_string(entry?.path().join("stat")) else {
             continue;
         };
-        // The name of the program is in parentheses and may contain spaces.
+        // The name of the program is in parentheses and may contain spaces, so the fields are
+        // counted from the closing parenthesis.
         let Some((head, rest)) = stat.rsplit_once(')') else {
             continue;
         };

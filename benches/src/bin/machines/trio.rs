@@ -1,4 +1,4 @@
-//! A PostgreSQL primary with synchronous standbys, by `imt engine demo`.
+//! A PostgreSQL primary with two synchronous standbys, started by `imt engine demo`.
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::processor;
 
-/// Time within which a standby is promoted.
+/// Maximum wait for the promotion of a standby after the primary was killed.
 const PROMOTED_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Deserialize)]
@@ -26,12 +26,13 @@ struct Server {
     process: u32,
 }
 
-/// The servers, stopped when dropped.
+/// The three running servers. They are stopped when this value is dropped.
 pub(crate) struct Trio {
     child: Child,
     pub(crate) url: String,
     servers: Vec<Server>,
-    /// Lines of its log, with the time of their arrival.
+    /// Lines that `imt engine demo` printed to its standard error, each with the time at which it
+    /// was read.
     log: Receiver<(Instant, String)>,
 }
 
@@ -47,7 +48,8 @@ impl Trio {
         let (send, log) = channel();
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                // The pipe is read to its end even without a receiver.
+                // Sending fails without a receiver. The pipe is still read to its end, so that the
+                // child never blocks on a full pipe.
                 let _ = send.send((Instant::now(), line));
             }
         });
@@ -76,7 +78,8 @@ impl Trio {
         Ok(found.ok_or("no such server")?.process)
     }
 
-    /// Kills the primary with `kill -9`. Returns the time of the kill and of the promotion.
+    /// Kills the primary with `kill -9` and waits for the promotion of a standby. Returns the time
+    /// of the kill and the time of the promotion.
     pub(crate) fn kill_primary(&self) -> Outcome<(Instant, Instant)> {
         let killed = Instant::now();
         signal(self.process("primary")?, "KILL")?;
@@ -88,14 +91,16 @@ impl Trio {
         }
     }
 
-    /// Returns the processor seconds of servers by name, sessions included. After a fail-over a
-    /// name is still that of the same process.
+    /// Returns the processor time of the servers with these names in seconds. The time includes
+    /// their sessions, which are child processes. After a fail-over, "primary" is still the name of
+    /// the process that was the first primary.
     pub(crate) fn processor_seconds(&self, names: &[&str]) -> Outcome<f64> {
         let processes: Outcome<Vec<u32>> = names.iter().map(|name| self.process(name)).collect();
         Ok(processor::seconds(&processes?)?)
     }
 
-    /// Returns the primary's answer to a statement, in lines of values between `|`.
+    /// Runs an SQL statement on the primary. Returns each row of the result as a line, with `|`
+    /// between the values.
     pub(crate) fn ask(&self, sql: &str) -> Outcome<String> {
         let url = format!("{}?target_session_attrs=read-write&connect_timeout=5", self.url);
         let asked = Command::new("psql").args([&url, "-XAtc", sql]).output()?;
@@ -110,14 +115,15 @@ impl Drop for Trio {
     fn drop(&mut self) {
         let _ = signal(self.child.id(), "TERM");
         let _ = self.child.wait();
-        // Unread output must not fill the pipe before.
+        // `Trio::start` has taken the standard output and closed it, so nothing remains to be read
+        // here.
         if let Some(mut output) = self.child.stdout.take() {
             let _ = output.read_to_string(&mut String::new());
         }
     }
 }
 
-/// Sends a signal to a process.
+/// Sends a signal, such as `KILL`, to a process.
 pub(crate) fn signal(process: u32, name: &str) -> Outcome<()> {
     let sent = Command::new("kill")
         .args([&format!("-{name}"), &process.to_string()])

@@ -1,4 +1,4 @@
-//! Reads from the nodes' metrics how many messages, frames and commits they made.
+//! Reads the numbers of messages, frames and commits from the metrics of nodes.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

@@ -1,8 +1,9 @@
-//! A cpu group limits one process to a share of one processor, by Linux's control groups.
+//! A cpu group is a control group (cgroup) of Linux that limits one process to a share of one
+//! processor.
 //!
-//! Both versions of the interface are supported. A group has the largest weight, so that its
-//! process gets the share even if other programs run. A process that has used up its share pauses
-//! until the end of the period, so a short period means short pauses.
+//! Versions 1 and 2 of cgroups are supported. A group has the largest weight, so that its process
+//! gets the share even if other programs run. A process that has used up its share pauses until the
+//! end of the period, so a short period means short pauses.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,8 +18,8 @@ pub(crate) struct Group {
 }
 
 impl Group {
-    /// Creates a group with this share (0 to 1) of one processor. The error is the reason why that
-    /// is not possible.
+    /// Creates a group with this share (0 to 1) of one processor. The error is the reason why the
+    /// group cannot be created.
     pub(crate) fn create(number: usize, share: f64, period_us: u64) -> Result<Group, String> {
         let name = format!("imt-nodes-{}-{number}", std::process::id());
         let quota_us = (period_us as f64 * share) as u64;

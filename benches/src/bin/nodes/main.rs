@@ -56,51 +56,52 @@ struct Arguments {
     #[command(subcommand)]
     command: Option<Internal>,
 
-    /// Numbers of nodes, separated by commas; the first is the one that others are compared with.
+    /// Numbers of nodes, separated by commas; the report compares the throughput of each with that
+    /// of the first.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4])]
     nodes: Vec<usize>,
 
-    /// Share of one processor for each node.
+    /// Share of one processor (0 to 1) for each node.
     #[arg(long, default_value_t = 0.25)]
     share: f64,
 
-    /// Seconds of each load.
+    /// Duration of each load in seconds.
     #[arg(long, default_value_t = 8.0)]
     seconds: f64,
 
-    /// Connections of the closed loop, all nodes together; several numbers give several rows.
+    /// Number of connections for all nodes together; several numbers give several rows.
     #[arg(long, value_delimiter = ',', default_values_t = [64])]
     connections: Vec<usize>,
 
-    /// Connections for each node instead of all nodes together.
+    /// Open `--connections` to each node, instead of dividing them among all nodes.
     #[arg(long)]
     each: bool,
 
-    /// Period of the cpu groups in milliseconds: a node that has used its share up is still for the
+    /// Period of the cpu groups in milliseconds: a node that has used up its share pauses for the
     /// rest of the period.
     #[arg(long, default_value_t = 20.0)]
     period_ms: f64,
 
-    /// Nodes borrow no units of hot stores in advance.
+    /// Start nodes that borrow no units of stores with many orders in advance.
     #[arg(long)]
     no_allotments: bool,
 
-    /// Orders, payments, reads and statistics instead of orders alone.
+    /// Send orders, payments, reads and statistics instead of orders alone.
     #[arg(long)]
     mix: bool,
 
-    /// Direct clients: each request goes to the node that owns its order, by GET /ring.
+    /// Send each request to the node that owns its order according to GET /ring.
     #[arg(long)]
     route: bool,
 
-    /// Folder for the volumes, on the disk to be measured; emptied before.
+    /// Folder for the volumes, on the disk to be measured; data of earlier runs is deleted.
     #[arg(long, default_value = "target/benchmarks/nodes")]
     dir: PathBuf,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Internal {
-    /// Runs one node in this process; the program's way to start a child.
+    /// Runs one node in this process; used by this program to start a child.
     #[command(hide = true)]
     Serve(node::Serve),
 }
@@ -127,7 +128,7 @@ struct Row {
     failed: u64,
     processor_us: f64,
     busiest: f64,
-    /// Work of all nodes together during the closed loop.
+    /// Messages, frames and commits of all nodes together during the closed loop.
     work: Counters,
     answered: u64,
     steady: Answers,
@@ -268,12 +269,12 @@ fn measure(arguments: &Arguments, count: usize, connections: usize) -> Outcome<R
     })
 }
 
-/// The nodes, and the clients that call them.
+/// The nodes under load, and the settings of the clients.
 struct Targets {
     addresses: Vec<SocketAddr>,
     /// The owners of keys, if clients send each request to its owner.
     owners: Option<Arc<Owners>>,
-    /// Number of connections of the closed loop to each node.
+    /// Number of connections to each node.
     connections: usize,
 }
 

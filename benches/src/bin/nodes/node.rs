@@ -17,7 +17,7 @@ pub(crate) struct Serve {
     name: String,
     #[arg(long)]
     data: PathBuf,
-    /// Borrow no units of hot stores in advance.
+    /// Borrow no units of stores with many orders in advance.
     #[arg(long)]
     no_allotments: bool,
     /// Files of the cpu group, to which the child writes its process id.
@@ -82,7 +82,8 @@ impl Node {
         })
     }
 
-    /// Returns the processor time that the node has used, in seconds. 0 without a cpu group.
+    /// Returns the processor time that the node has used, in seconds. Returns 0 without a cpu
+    /// group.
     pub(crate) fn processor_seconds(&self) -> f64 {
         self.group.as_ref().map_or(0.0, Group::processor_seconds)
     }

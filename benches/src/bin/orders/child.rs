@@ -24,7 +24,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts this program again as a child with a role, and waits until it prints its address.
+    /// Starts this program again as a child that runs the server `role`, and waits until the child
+    /// prints its address.
     pub(crate) fn start(role: &[&str]) -> Outcome<Server> {
         let begun = Instant::now();
         let mut child = Command::new(std::env::current_exe()?)
@@ -50,8 +51,8 @@ impl Server {
     /// Returns the processor time of the server in seconds.
     pub(crate) fn processor_seconds(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
-        // The program's name in parentheses may contain spaces. After it, user time is the 12th
-        // field and system time the 13th.
+        // The program's name in parentheses may contain spaces. After the name, user time is the
+        // 12th field and system time the 13th.
         let ticks: f64 = stat
             .rsplit(") ")
             .next()
@@ -92,7 +93,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // The kill fails for a server that was stopped. A running server must not outlive the run.
+        // A running server must not outlive the run. After a stop, these calls have no effect.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

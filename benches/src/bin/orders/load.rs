@@ -1,4 +1,4 @@
-//! The load generator: raw connections with one request in flight each.
+//! The load generator: TCP connections with one request in flight each.
 //!
 //! - Connections are made before the clock starts.
 //! - Closed loop: each connection sends its next request as soon as the previous one is answered.
@@ -7,7 +7,7 @@
 //!   request that it delayed.
 //!
 //! The client is written by hand, without an HTTP library, because it shares the processors with
-//! the measured server.
+//! the measured server and must use little of their time.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,24 +21,26 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Barrier;
 
-/// Number of threads of the load generator. More were never needed on a machine with two cores.
+/// Number of threads of the load generator. Two threads were always enough on a machine with two
+/// cores.
 const THREADS: usize = 2;
 /// Largest latency of the histogram in microseconds: one minute.
 const LATENCY_MAX_US: u64 = 60_000_000;
-/// Length in milliseconds of the windows for each of which the longest latency is kept.
+/// Length in milliseconds of a window of time. The longest latency of each window is recorded.
 const WINDOW_MS: u32 = 100;
 
-/// The kind of request.
+/// The kind of the requests of a load.
 #[derive(Clone, Debug)]
 pub(crate) enum Ask {
-    /// A new order with two products in each request. Order ids begin with this text.
+    /// Each request places a new order with two products. Order ids begin with this text.
     Order(String),
-    /// The statistics of a product.
+    /// Each request reads the statistics of a product.
     Statistics,
-    /// In turn, a new order, the payment of an earlier order, a read of that order, and the
-    /// statistics of a product. Order ids begin with this text.
+    /// The requests in turn place a new order, pay an earlier order, read that earlier order, and
+    /// read the statistics of a product. Order ids begin with this text.
     Mix(String),
-    /// A payment for each of the first orders with this prefix, up to this number of them.
+    /// Each request pays one order. The ids of the orders are this text and a number below this
+    /// count.
     Payment(String, u64),
 }
 
@@ -62,11 +64,11 @@ impl Ask {
     }
 }
 
-/// In a mix, an order is paid and read when this many further orders have been sent. The number
-/// exceeds that of connections, so the order is answered before its payment is sent.
+/// In [`Ask::Mix`], an order is paid and read when this many further orders have been sent. The
+/// constant exceeds the number of connections, so the order is answered before its payment is sent.
 const MIX_AHEAD: u64 = 1_000;
 
-/// Key by which the ring locates the statistics of all products.
+/// Key by which the ring locates the node that answers reads of statistics.
 const STATISTICS: &str = "statistics/";
 
 /// The pace of the requests.
@@ -114,8 +116,8 @@ pub(crate) struct Answers {
     pub(crate) other: u64,
     pub(crate) seconds: f64,
     latencies: Histogram<u64>,
-    /// For each window, the longest latency in microseconds of the requests with an intended start
-    /// in it.
+    /// Longest latency in microseconds for each window of `WINDOW_MS`. A request belongs to the
+    /// window of its intended start.
     worst_us: Vec<u32>,
 }
 
@@ -128,8 +130,8 @@ impl Answers {
         self.worst_us[at] = self.worst_us[at].max(took_us);
     }
 
-    /// Returns the windows with a latency over this limit as text, each with its longest latency,
-    /// such as `1.2 s: 14 ms`.
+    /// Returns the windows with a latency of at least `over_ms` as text, each with its longest
+    /// latency, such as `1.2 s: 14 ms`.
     pub(crate) fn pauses(&self, over_ms: u32) -> String {
         let windows = self.worst_us.iter().enumerate();
         let long = windows.filter(|(_, worst_us)| **worst_us / 1_000 >= over_ms);
@@ -163,7 +165,7 @@ impl Answers {
     }
 }
 
-/// Stops a running load before its end.
+/// A switch that stops a running load before its end.
 #[derive(Clone, Default)]
 pub(crate) struct Stop(Arc<AtomicBool>);
 
@@ -180,7 +182,7 @@ impl Stop {
 struct Shared {
     load: Load,
     stop: Stop,
-    /// Time at which all connections were open. Not set before.
+    /// Time at which all connections were open. Unset until that time.
     begun: OnceLock<Instant>,
     connected: Barrier,
     next: AtomicU64,
@@ -192,7 +194,7 @@ impl Shared {
     }
 }
 
-/// Puts a load on a server and waits for its end.
+/// Puts a load on a server and waits for the end of the load.
 pub(crate) fn put(load: &Load, stop: &Stop) -> Outcome<Answers> {
     let shared = Arc::new(Shared {
         load: load.clone(),
@@ -321,8 +323,8 @@ async fn run_client(shared: Arc<Shared>) -> Vec<(u16, u32, u32)> {
     }
 }
 
-/// Returns a product of the benchmark's stock. The products of successive numbers are scattered,
-/// but equal in every run.
+/// Returns the id of a product of the benchmark's stock. Successive numbers give scattered ids, and
+/// the same ids in every run.
 pub(crate) fn product_of(number: u64) -> u64 {
     number.wrapping_mul(0x9e37_79b9_7f4a_7c15) % 10_000 + 1
 }

@@ -1,5 +1,6 @@
-//! Measures order management end to end over HTTP. A bare server and a durable ceiling (see
-//! `servers`) are measured in the same run.
+//! Measures order management end to end over HTTP, beside two reference servers. The bare server
+//! only parses a request and answers. The durable ceiling also syncs the request's body to a log
+//! before it answers. The module `servers` has both.
 //!
 //! ```text
 //! cargo run --profile dist -p imt-benches --bin orders
@@ -8,7 +9,7 @@
 //!
 //! Each server runs in a child process. The load generator runs in this process, on the same
 //! processors. All rows of a table are measured within a few minutes, so compare rows of one table
-//! and not of different days.
+//! and not rows of different days.
 
 mod child;
 #[allow(
@@ -48,7 +49,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 10_000.0)]
     rate: f64,
 
-    /// Number of orders to store, for `memory` and `stored`.
+    /// Number of orders to store, for the rows `memory` and `stored`.
     #[arg(long, default_value_t = 1_000_000)]
     orders: u64,
 
@@ -56,12 +57,12 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 3)]
     repeat: usize,
 
-    /// Response time of the warehouse, such as `3000ms`, or `away` for none. Orders never wait for
-    /// the warehouse.
+    /// Response time of the warehouse, such as `3000ms`, or `away` to run no warehouse. Orders
+    /// never wait for the warehouse.
     #[arg(long, default_value = "away")]
     warehouse: String,
 
-    /// Folder for logs and volumes, on the disk to be measured. It is emptied first.
+    /// Folder for logs and volumes, on the disk to be measured. Data of earlier runs is deleted.
     #[arg(long, default_value = "target/benchmarks/orders")]
     dir: PathBuf,
 }
@@ -78,21 +79,21 @@ enum Internal {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Row {
-    /// Orders in a closed loop: bare server, ceiling, node.
+    /// Orders in a closed loop, on the bare server, the durable ceiling and the node.
     Closed,
-    /// Orders at a fixed rate: ceiling, node.
+    /// Orders at a fixed rate, on the durable ceiling and the node.
     Open,
-    /// Statistics of a product: bare server, node.
+    /// Reads of the statistics of a product, on the bare server and the node.
     Statistics,
-    /// A whole stock beside a stream of orders.
+    /// Uploads of a whole stock, alone and beside a stream of orders.
     Stock,
-    /// Memory of an open order at rest.
+    /// Memory of the node for each order that waits for its payment.
     Memory,
-    /// A volume with many orders compared with an empty one: opening, throughput.
+    /// Throughput and opening time of a node with many stored orders, compared with an empty node.
     Stored,
-    /// The warehouse unreachable for a minute at 1,000 orders per second.
+    /// Orders at 1,000 per second while the warehouse is unreachable for a minute.
     Away,
-    /// Ten and a hundred times the clients of the closed loop, and the memory that they need.
+    /// Orders in a closed loop with 1, 10 and 100 times the connections, and the node's memory.
     Flood,
 }
 

@@ -1,12 +1,14 @@
-//! The rows of the table. Each row starts its servers, puts a load on them and prints the result.
-//! The servers are a bare server, a durable ceiling and the node (`servers`).
+//! The rows of the table that the program `orders` prints. Each row starts its servers, puts a load
+//! on them and prints the result. The servers are a bare server, a durable ceiling and the node
+//! (see the module `servers`).
 //!
 //! **Invariants**
 //! - Servers that are compared get the same load, one after the other within one row.
 //! - A node starts with an empty folder and the usual stock, unless the row measures a stored
 //!   volume.
 //!
-//! Deliberately absent: a failure if a goal is missed. The goals are printed beside the figures.
+//! Deliberately absent: a failure of the program if a goal is missed. The goals are printed beside
+//! the figures.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -29,10 +31,10 @@ const PRODUCTS: u32 = 10_000;
 const STORES: u32 = 200;
 /// Quantity of a product in each store that has it. No run uses this many units.
 const PLENTY: u32 = 1_000_000;
-/// Number of connections of an open loop. While the server keeps up with the rate, some of them are
-/// always free.
+/// Number of connections of an open loop. While the server keeps up with the rate, some of them
+/// have no request in flight, so no request waits for a connection.
 const OPEN_CONNECTIONS: usize = 512;
-/// Address of a warehouse that does not exist: no process listens there.
+/// Address of a warehouse that does not exist: no process listens on this port.
 const NOWHERE: &str = "http://127.0.0.1:9";
 
 fn print(label: &str, answers: &Answers, server_us: f64) {
@@ -47,7 +49,7 @@ fn print(label: &str, answers: &Answers, server_us: f64) {
     );
 }
 
-/// Prints the times at which an open loop had latencies over 10 ms.
+/// Prints the times at which an open loop had latencies of 10 ms or more.
 fn print_pauses(answers: &Answers) {
     println!("  over 10 ms: {}", answers.pauses(10));
 }
@@ -80,7 +82,7 @@ fn text(folder: &std::path::Path) -> Outcome<&str> {
         .ok_or_else(|| "the folder's name is not UTF-8".into())
 }
 
-/// A node with an empty folder and the usual stock, with a warehouse if the run has one.
+/// A node and, unless `--warehouse` is `away`, a simulated warehouse.
 struct Shop {
     node: Server,
     _warehouse: Option<Server>,
@@ -219,7 +221,7 @@ pub(crate) fn stock(arguments: &Arguments) -> Outcome<()> {
                 return Err(format!("a stock was answered {status}").into());
             }
             took.push(ms);
-            // A warehouse also pauses between two snapshots of its stock, but for longer than this.
+            // A real warehouse also pauses between two snapshots of its stock, but for longer.
             std::thread::sleep(Duration::from_millis(500));
         }
         Ok(took)
@@ -259,8 +261,8 @@ pub(crate) fn stock(arguments: &Arguments) -> Outcome<()> {
     shop.node.stop()
 }
 
-/// Measures the memory of the node before and after many orders were announced that wait for their
-/// payment.
+/// Measures the memory of the node for each open order. The orders are placed and never paid, so
+/// all of them remain open.
 pub(crate) fn memory(arguments: &Arguments) -> Outcome<()> {
     let shop = Shop::open(arguments, "memory")?;
     let before = shop.node.memory_bytes();
@@ -294,7 +296,7 @@ fn fill(arguments: &Arguments, shop: &Shop, prefix: &str, orders: u64) -> Outcom
     Ok(stored)
 }
 
-/// Waits until the outbox no longer shrinks. Returns the number of remaining messages.
+/// Waits until the outbox is empty or no longer shrinks. Returns the number of remaining messages.
 fn wait_for_outbox(shop: &Shop) -> Outcome<u64> {
     let mut left = u64::MAX;
     loop {
@@ -307,7 +309,8 @@ fn wait_for_outbox(shop: &Shop) -> Outcome<u64> {
     }
 }
 
-/// Compares a node with an empty volume and a node with many stored orders.
+/// Measures throughput and opening time of a node with many stored orders, and of a node with an
+/// empty volume.
 pub(crate) fn stored(arguments: &Arguments) -> Outcome<()> {
     let shop = Shop::open(arguments, "stored")?;
     let load = |shop: &Shop, prefix: &str| {
@@ -336,8 +339,8 @@ pub(crate) fn stored(arguments: &Arguments) -> Outcome<()> {
     fresh.node.stop()
 }
 
-/// Measures a thousand orders per second while the warehouse is unreachable for a minute. Also
-/// measures the time until the outbox is empty after the warehouse has returned.
+/// Measures a load of a thousand orders per second while the warehouse is unreachable for a minute.
+/// Also measures the time from the return of the warehouse until the outbox is empty.
 pub(crate) fn away(arguments: &Arguments) -> Outcome<()> {
     let folder = folder(arguments, "away")?;
     // The address of a stopped warehouse is unreachable until a warehouse starts there again.
@@ -365,7 +368,8 @@ pub(crate) fn away(arguments: &Arguments) -> Outcome<()> {
     node.stop()
 }
 
-/// Measures increasing numbers of clients that send without pauses, and the memory of the node.
+/// Measures orders in a closed loop with 1, 10 and 100 times the connections, and the memory of the
+/// node during each load.
 pub(crate) fn flood(arguments: &Arguments) -> Outcome<()> {
     let shop = Shop::open(arguments, "flood")?;
     println!("  memory before: {} MB", shop.node.memory_bytes() >> 20);
@@ -402,17 +406,17 @@ pub(crate) fn flood(arguments: &Arguments) -> Outcome<()> {
     shop.node.stop()
 }
 
-/// The quantity in the cells of the stock that are not empty.
+/// The quantities of the stock. A cell is a pair of product and store, and half of the cells have
+/// the quantity 0. The variant determines the quantity in the other cells.
 #[derive(Clone, Copy)]
 enum Quantities {
-    /// From 1 to 15, depending on the cell.
+    /// Quantities from 1 to 15, computed from product and store.
     Usual,
-    /// So many units that no run uses them up.
+    /// Quantities of `PLENTY` units, more than any run uses.
     Plenty,
 }
 
-/// Returns the CSV lines of a stock of the usual size. Half of the cells are empty and have no
-/// line.
+/// Returns the CSV lines of a stock of the usual size. Half of the lines have the quantity 0.
 fn stock_lines(quantities: Quantities) -> Vec<u8> {
     let mut lines = Vec::with_capacity(32 << 20);
     for product in 1..=PRODUCTS {

@@ -3,8 +3,8 @@
 //!
 //! A server prints its address on one line of its standard output and runs until its standard input
 //! is closed. The bare server only parses an order and answers. The ceiling also writes the body to
-//! a preallocated log, which it syncs once for all waiting requests. Every durable server must do
-//! this work, so the ceiling shows the limit of this machine.
+//! a preallocated log, with one sync for all requests that wait at the same time. Every durable
+//! server must do this work, so the ceiling shows the limit of this machine.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -34,9 +34,9 @@ const LOG_BYTES: u64 = 256 << 20;
 /// A server that a child process runs.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub(crate) enum Role {
-    /// Answers without storing anything.
+    /// The bare server, which answers without storing anything.
     Bare,
-    /// Answers once the body is in a synced log.
+    /// The durable ceiling, which answers once the request's body is in a synced log.
     Durable { folder: PathBuf },
     /// A node of IMT Order.
     Node { folder: PathBuf, warehouse: String },
@@ -81,7 +81,7 @@ fn announce(address: SocketAddr) -> Outcome<()> {
 
 fn wait_for_end() {
     let mut rest = Vec::new();
-    // An error of the input also ends the wait.
+    // The wait also ends if the standard input cannot be read.
     let _ = std::io::stdin().lock().read_to_end(&mut rest);
 }
 
@@ -186,7 +186,7 @@ impl BodyLog {
                 let stored = file.write_all_at(&group, at).and_then(|()| file.sync_data());
                 at += group.len() as u64;
                 group.clear();
-                // If the write failed, the dropped senders tell the callers.
+                // The return drops the senders in `answers`, so every waiting request fails.
                 if stored.is_err() {
                     return;
                 }

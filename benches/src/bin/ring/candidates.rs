@@ -1,7 +1,7 @@
 //! All measured structures that map a key to a node, behind one small trait.
 //!
 //! Nodes are numbers, which each structure receives in the form that is cheapest for it. One
-//! virtual call looks up thousands of keys.
+//! virtual call looks up at least 64 keys, so the cost of the call itself is negligible.
 
 use std::hint::black_box;
 
@@ -13,7 +13,7 @@ pub(crate) const HASH_ALONE: &str = "xxh3 of the key alone";
 
 pub(crate) type Key = [u8; 20];
 
-/// A structure that can be measured, and the way to build rings of it.
+/// A structure that maps keys to nodes, with the functions that build its rings.
 pub(crate) trait Candidate {
     /// Returns the name of the structure in the table.
     fn name(&self) -> &str;
@@ -29,13 +29,13 @@ pub(crate) trait Candidate {
         left.remove(index as usize);
         self.build(&left)
     }
-    /// Returns `true` if look-ups are so slow that fewer of them are timed.
+    /// Returns `true` if look-ups are so slow that a timed call looks up fewer keys.
     fn is_slow(&self) -> bool {
         false
     }
 }
 
-/// A ring of one structure.
+/// A ring that a [`Candidate`] has built.
 pub(crate) trait Built {
     /// Looks up every key and discards the results.
     fn look_up_all(&self, keys: &[Key]);
@@ -155,8 +155,8 @@ impl Candidate for Ours {
 impl Built for Ring {
     fn look_up_all(&self, keys: &[Key]) {
         for key in keys {
-            // Only the owner is passed on, so that the result stays in registers. Passing on the
-            // whole location would write it to memory.
+            // Only the owner is passed to `black_box`, so that the result stays in registers. The
+            // whole location would be written to memory.
             if let Ok(location) = self.locate(black_box(key)) {
                 black_box(location.owner);
             }
@@ -422,7 +422,8 @@ mod rivals {
         }
 
         fn build(&self, nodes: &[u32]) -> Box<dyn Built> {
-            // The default keys are random. With fixed keys, two rings can be compared.
+            // By default the hasher has random keys. With fixed keys, the owners in two rings can
+            // be compared.
             Box::new(JumpBuilt(
                 jumphash::JumpHasher::new_with_keys(1, 2),
                 nodes.to_vec(),

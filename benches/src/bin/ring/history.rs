@@ -1,7 +1,8 @@
 //! Measurements that only our ring supports: plans, and long histories of replicas over zones.
 //!
 //! Other crates have neither plans nor zones, and do not keep replicas when nodes join and leave.
-//! So these figures are compared with the lower bounds that the zones enforce.
+//! So these figures are compared with lower bounds, which hold for any assignment under the given
+//! zones.
 
 use std::hint::black_box;
 
@@ -61,11 +62,12 @@ struct Worst {
     primaries: f64,
     uneven: u32,
     copies: f64,
-    /// In each step, the zones force a least possible ratio of the copies on the fullest node to
-    /// the mean of all nodes. This is the highest of these ratios. Copies are replicas other than
-    /// primaries.
+    /// In each step, the zones give a lower bound for the ratio of the copies on the fullest node
+    /// to the mean of all nodes. This field is the highest of these bounds. Copies are replicas
+    /// other than primaries.
     forced: f64,
-    /// Largest excess of the copies on the fullest node over the least possible number, in slots.
+    /// Largest excess of the copies on the fullest node over the least number that the zones permit
+    /// ([`least_copies`]), in slots.
     copies_unforced: u32,
     /// Highest ratio of the copies on the fullest node to the mean, over the steps in which the
     /// zones permit `COPIES_GOAL`.
@@ -127,8 +129,9 @@ impl Worst {
 
 /// Returns the least possible number of copies on the fullest node. Assumes three replicas in
 /// distinct zones, equal weights, and at most the mean number of primaries (rounded up) per node. A
-/// zone holds each slot at most once. So `c` copies per node suffice only if the zones together,
-/// each with `min(slots, nodes x (share + c))`, have room for three times the slots.
+/// zone holds each slot at most once. So a zone has room for `min(slots, nodes x (share + c))`
+/// replicas if each of its nodes has `c` copies. Such a `c` is enough only if all zones together
+/// have room for three times the slots.
 fn least_copies(ring: &Ring) -> u32 {
     let share = ring.slots().div_ceil(ring.members().len() as u32);
     let zones = ring.zone_shares();
@@ -141,8 +144,8 @@ fn least_copies(ring: &Ring) -> u32 {
         .unwrap_or(ring.slots())
 }
 
-/// Prints histories of three replicas over four zones. Each history has 300 steps: a node joins the
-/// zone with the fewest nodes, or any node leaves.
+/// Prints the worst values of histories of three replicas over four zones. Each history has 300
+/// steps: a node joins the zone with the fewest nodes, or any node leaves.
 pub(crate) fn print_histories(markdown: bool) {
     println!(
         "\n300 random joins and leaves, three replicas over four zones; the worst over five histories\n"

@@ -5,9 +5,9 @@
 //!     cargo run --profile dist -p imt-benches --bin ring
 //!     cargo run --profile dist -p imt-benches --bin ring --features ring-rivals
 //!
-//! A look-up time is the slowest of the fastest tenth of short measurements within a second. Other
-//! times are medians. Memory is the growth of the resident set of a new process that builds many
-//! copies of a structure.
+//! A look-up time is the tenth percentile of short measurements within a second. Other times are
+//! medians. Memory is the growth of the resident set of a new process that builds many copies of a
+//! structure.
 
 mod candidates;
 mod history;
@@ -39,7 +39,7 @@ struct Arguments {
     /// Number of repetitions of each timed measurement; the table shows medians.
     #[arg(long, default_value_t = 21)]
     repeat: usize,
-    /// Number of keys for balance and movement.
+    /// Number of keys with which balance and moves are measured.
     #[arg(long, default_value_t = 1_000_000)]
     keys: usize,
     /// Print the tables as Markdown.
@@ -80,8 +80,8 @@ fn time(repeat: usize, mut work: impl FnMut()) -> f64 {
 }
 
 /// Returns the time of a short piece of work on an otherwise idle core, in nanoseconds. The result
-/// is the slowest of the fastest tenth of the repetitions within a second. The other repetitions
-/// may be slowed by other work on the core, which can double their time for seconds.
+/// is the tenth percentile of all repetitions within a second. Slower repetitions may be disturbed
+/// by other work on the core, which can double their time for seconds.
 fn undisturbed(mut work: impl FnMut()) -> f64 {
     let (begin, mut times) = (Instant::now(), Vec::new());
     while begin.elapsed() < Duration::from_secs(1) {

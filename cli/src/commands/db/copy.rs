@@ -15,11 +15,11 @@ use std::process::ExitCode;
 /// Mode in which a backup has opened its source.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
-    /// For writing, because no other process has the database open.
+    /// The source is open for writing, because no other process has the database open.
     Own,
-    /// Read-only, because another process has the database open.
+    /// The source is open read-only, because another process has the database open.
     InUse,
-    /// Read-only, because the files of the database cannot be written.
+    /// The source is open read-only, because its files cannot be written.
     ReadOnly,
 }
 
@@ -188,8 +188,8 @@ fn verify(db: &Db, label: &str) -> Result<(), Unsound> {
     }
 }
 
-/// Refuses a target folder inside the source, or a source inside the target, because the copy would
-/// then include itself.
+/// Refuses two folders that are the same folder, or of which one is inside the other. Otherwise the
+/// files of the copy would be among those of the original.
 fn check_apart(source: &Path, to: &Path) -> Result<(), CliError> {
     for (inner, outer) in [(to, source), (source, to)] {
         let is_within = OsStorage.is_within(inner, outer);

@@ -1,10 +1,10 @@
 //! `imt db import`: reads records from JSON lines in the format of `imt db export`.
 //!
-//! Each error message describes the data on disk, not the data in memory. Invariants:
+//! Each error message tells which records are on disk after the failed import. Invariants:
 //!
 //! - All lines of a file are read and checked before the first record is put.
 //! - The lines of a pipe are put in batches. An error names the number of records that were put
-//!   before.
+//!   before the failure.
 //! - With `--clear`, records go to new tables, which replace the old ones in one commit at the end.
 //!   A failed import changes nothing.
 //! - A killed import with `--clear` leaves tables with names that begin with [`NEW_TABLE_PREFIX`].
@@ -69,7 +69,7 @@ enum Stop {
     Line(u64, String),
     /// The line with this number cannot be read.
     Read(u64, std::io::Error),
-    /// The line that ends an export is missing.
+    /// The input ended before the last line of an export.
     End(String),
     /// The database returned an error to a put or commit.
     Database(Error),
@@ -145,8 +145,8 @@ fn fill(args: &ImportArgs, lines: impl BufRead) -> Result<u64, CliError> {
     }
 }
 
-/// Reads lines and passes each to `take`. The lines may have several exports, one after another.
-/// Fails if the last line of an export is missing, unless `partial` is set.
+/// Reads lines and passes each to `take`. The input may consist of several exports, one after
+/// another. Fails if the last line of an export is missing, unless `partial` is set.
 fn read(
     partial: bool,
     lines: impl BufRead,
@@ -278,8 +278,8 @@ impl<'a> Import<'a> {
         }
     }
 
-    /// Drops the new tables of an import with `--clear` that failed or was killed. Does nothing
-    /// without `--clear`.
+    /// Drops the new tables that a failed or killed import with `--clear` has left. Does nothing if
+    /// this import runs without `--clear`.
     fn drop_leftovers(&self) -> Result<(), Error> {
         let tables = self.db.tables();
         let left = tables

@@ -10,8 +10,8 @@ use serde_json::{Map, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-/// Maximum number of keys for which sizes are counted by default. Counting this number takes about
-/// a second.
+/// Maximum number of keys of a database for which sizes are counted even without `--sizes`.
+/// Counting the sizes of this number of keys takes about a second.
 const SIZES_KEYS_MAX: u64 = 1_000_000;
 /// Maximum number of rows in the list of segments. The middle of a longer list is left out.
 const SEGMENT_ROWS: usize = 40;
@@ -118,8 +118,9 @@ fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
     Ok(verdict(damage.is_empty()))
 }
 
-/// Returns a view of the database's folder. Reads up to three times while a copy in the file SUPER
-/// looks damaged, because a node may be writing that copy.
+/// Returns a view of the database's folder. The file SUPER has two copies of the database's state.
+/// While one of them looks damaged, the folder is read again, up to three times in all, because a
+/// node may be writing that copy.
 pub(super) fn settled_folder(path: &Path) -> microdb::Result<inspect::FolderView> {
     const LOOKS: u32 = 3;
     let mut folder = inspect::folder(path)?;
@@ -149,7 +150,8 @@ fn damage_met(
         ))
     });
     let mut found: Vec<String> = states.collect();
-    // A checkpoint that somebody deleted is no damage.
+    // A user may delete a checkpoint, because the next open replays the log instead. So a missing
+    // checkpoint is no damage.
     if recovery.checkpoint_unusable && !folder.checkpoints.is_empty() {
         let folder = path.join("directory");
         found.push(format!(
@@ -193,7 +195,8 @@ fn head(
             )
         }
     };
-    // The engine also counts the names of tables, as keys of its catalog.
+    // MicroDb counts the name of each table as a key, because its catalog has a record for the
+    // table.
     let keys = stats.keys.saturating_sub(names as u64);
     format!(
         "database   {}\nid         {}\ncreated    {}\nsequence   {} (durable to {}, frontier {})\nkeys       {keys} in {}\nlog        {} in {}\n           {} live {}, {} dead\ndirectory  {} of memory, {:.1} bytes a key, {:.0} % full\ncheckpoint {checkpoint}\nrecovery   {}\n",
@@ -218,7 +221,8 @@ fn head(
     )
 }
 
-/// Returns the used share of the slots in all hash directories of the engine. A slot has 8 bytes.
+/// Returns the share of used slots in the directory of the database. Each key uses one slot of 8
+/// bytes.
 fn directory_fill(stats: &Stats) -> f64 {
     (stats.keys * 8) as f64 / stats.directory_bytes.max(1) as f64
 }
@@ -239,8 +243,8 @@ fn segments(stats: &Stats) -> String {
         }
         rows.push(vec![
             segment.id.to_string(),
-            // A read-only database reports every segment as sealed. New frames go to the last
-            // segment.
+            // A database that is open read-only reports every segment as sealed, even the last one,
+            // to which new frames are appended.
             match segment.sealed {
                 true if segment.id != stats.frontier.segment => "sealed",
                 true => "last",
@@ -285,8 +289,8 @@ fn checkpoint_age(path: &Path, generation: u64) -> Option<u64> {
     Some(age.as_secs())
 }
 
-/// Returns the id of the process that has the database open. The file LOCK names a process, and
-/// that process must have the file LOCK open.
+/// Returns the id of the process that has the database open. The file LOCK names a process. If that
+/// process does not have the file open, it has closed the database, and the result is `None`.
 fn user(path: &Path) -> Option<u32> {
     let lock = path.join("LOCK").canonicalize().ok()?;
     let process: u32 = std::fs::read_to_string(&lock).ok()?.trim().parse().ok()?;

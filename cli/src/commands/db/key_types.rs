@@ -1,6 +1,7 @@
 //! Converts keys and values of typed tables to text and back.
 //!
-//! A database does not record the types of a table, so the command line names them. Numbers and
+//! Flags on the command line name the types. A database does not record the types of values. It may
+//! record the type of a typed table's keys, but this module does not use that record. Numbers and
 //! strings of a typed table have the standard encoding of bincode 2: variable-length numbers, least
 //! significant byte first, and strings preceded by their length.
 //!
@@ -20,21 +21,21 @@ const EIGHT: u8 = 253;
 /// Type of a key or value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum DataType {
-    /// Bytes of a text as they are
+    /// UTF-8 text, stored as it is
     Text,
-    /// Digits of any bytes
+    /// Any bytes, written as hexadecimal digits
     Hex,
-    /// String of a typed table
+    /// String, as a typed table encodes it
     String,
-    /// u8 of a typed table
+    /// Number of type u8, as a typed table encodes it
     U8,
-    /// u16, u32, u64 or usize of a typed table
+    /// Number of type u16, u32, u64 or usize, as a typed table encodes it
     U64,
-    /// i16, i32, i64 or isize of a typed table
+    /// Number of type i16, i32, i64 or isize, as a typed table encodes it
     I64,
-    /// Four bytes, most significant first
+    /// Number of four bytes, most significant byte first
     U32be,
-    /// Eight bytes, most significant first
+    /// Number of eight bytes, most significant byte first
     U64be,
 }
 
@@ -132,7 +133,7 @@ mod tests {
     use serde::Serialize;
     use serde::de::DeserializeOwned;
 
-    /// Checks that the encoding of each text is the key that a typed table of the engine stores.
+    /// Checks that the encoding of each text is the key that a typed table of MicroDb stores.
     fn check<K: Serialize + DeserializeOwned>(kind: DataType, keys: &[(K, &str)]) {
         let folder = tempfile::tempdir().unwrap();
         let db = microdb::Db::open(folder.path().join("db")).unwrap();

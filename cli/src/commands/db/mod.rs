@@ -1,8 +1,8 @@
 //! `imt db`: inspects, reads, changes, checks, copies and repairs a MicroDb database.
 //!
 //! Invariants:
-//! - Commands that change nothing open the database read-only. They take no lock, so they work
-//!   beside the process that has the database open, and they cannot change a byte.
+//! - Commands that change nothing open the database read-only, so they cannot change a byte. They
+//!   acquire no lock, so they also work while another process has the database open.
 //! - Damage is reported with its file, its byte offset and a remedy.
 //! - A check that finds damage or a difference ends with exit code 3. A check that cannot be
 //!   carried out ends with another code.

@@ -1,4 +1,4 @@
-//! Opens databases for commands, and turns errors of the engine into messages with a remedy.
+//! Opens databases for commands, and turns errors of MicroDb into messages with a remedy.
 
 use crate::error::CliError;
 use microdb::{Db, Error, Options, Table};
@@ -12,12 +12,12 @@ pub(super) fn is_of_node(db: &Db) -> bool {
     NODE_TABLES.iter().all(|name| db.get_table(name).is_some())
 }
 
-/// Opens a database read-only. An error has a remedy for the user.
+/// Opens a database read-only. The message of an error tells the user a remedy.
 pub(super) fn to_look(path: &Path) -> Result<Db, CliError> {
     try_to_look(path).map_err(|error| refused(path, error))
 }
 
-/// Opens a database read-only. Returns the engine's error unchanged, for callers that handle it.
+/// Opens a database read-only. Returns MicroDb's error unchanged, for callers that handle it.
 pub(super) fn try_to_look(path: &Path) -> microdb::Result<Db> {
     Options::new().read_only(true).open(path)
 }
@@ -30,13 +30,13 @@ pub(super) fn to_change(path: &Path, create: bool) -> Result<Db, CliError> {
         .map_err(|error| refused(path, error))
 }
 
-/// Returns the error to print for a database of which nothing was changed.
+/// Returns the error to print after a failed action that has changed nothing in the database.
 pub(super) fn refused(path: &Path, error: Error) -> CliError {
     failed(path, "nothing was changed", error)
 }
 
-/// Returns the error to print for an error of the engine, with a remedy. `state` is a sentence
-/// about the data on disk.
+/// Returns the error to print for an error of MicroDb, with a remedy. `state` is a sentence about
+/// the data on disk.
 pub(super) fn failed(path: &Path, state: &str, error: Error) -> CliError {
     let place = path.display();
     let full = error.is_disk_full();
@@ -90,7 +90,7 @@ pub(super) fn failed(path: &Path, state: &str, error: Error) -> CliError {
     }
 }
 
-/// Returns the path that the operating system could not access, if the error names one.
+/// Returns the path that the operating system could not access, if the error has such a path.
 fn of_path(error: &Error) -> Option<&Path> {
     match error {
         Error::Io { path, .. } => Some(path),

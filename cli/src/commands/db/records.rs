@@ -194,8 +194,8 @@ pub(super) fn scan(args: &ScanArgs, output: OutputFormat) -> Result<ExitCode, Cl
             value: &value,
         };
         match output {
-            // Each record is printed as soon as it is read, so that a scan of any length can be
-            // piped.
+            // Each record is printed as soon as it is read, so that the memory in use does not grow
+            // with the number of records.
             OutputFormat::Json => output::print_json_line(&line.json(args.keys_only))?,
             OutputFormat::Table => rows.push(line.cells(args)),
         }

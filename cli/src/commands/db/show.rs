@@ -79,8 +79,8 @@ impl Form {
         Ok(known.unwrap_or_else(|| of_text(text)))
     }
 
-    /// Parses a value from the command line. Rows of a node's tables are only shown in decoded
-    /// form. Here they must be text or digits.
+    /// Parses a value from the command line. The decoded form in which rows of a node's tables are
+    /// shown is not parsed: a value is text, or hexadecimal digits after [`HEX_MARK`].
     pub(super) fn parse_value(self, text: &str) -> Result<Vec<u8>, CliError> {
         match self.value_type {
             Some(value_type) => {
@@ -127,7 +127,7 @@ impl Form {
 }
 
 /// Returns bytes as text, or as hexadecimal digits after [`HEX_MARK`] if they are no text. A text
-/// that begins with the mark is shown as digits too, so that both forms can be told apart.
+/// that begins with [`HEX_MARK`] is shown as digits too, so that both forms can be told apart.
 fn bytes_text(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) if !text.starts_with(HEX_MARK) && !text.chars().any(char::is_control) => text.to_owned(),
@@ -135,7 +135,7 @@ fn bytes_text(bytes: &[u8]) -> String {
     }
 }
 
-/// Returns the bytes of a text that has the form of [`bytes_text`].
+/// Parses a text in the form that [`bytes_text`] returns.
 fn of_text(text: &str) -> Vec<u8> {
     let marked = text.strip_prefix(HEX_MARK).and_then(digits);
     marked.unwrap_or_else(|| text.as_bytes().to_vec())

@@ -1,4 +1,4 @@
-//! `imt db compact` and `imt db stats`: free the space of dead records, and print the engine's
+//! `imt db compact` and `imt db stats`: free the space of dead records, and print MicroDb's
 //! counters.
 
 use super::open;
@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 /// Counters that start at zero when a database is opened. `imt db stats` leaves them out, because
-/// it has only just opened the database.
+/// it has just opened the database, and they are still zero.
 const OF_PROCESS: [&str; 13] = [
     "buffered_bytes",
     "commits",
@@ -101,8 +101,8 @@ pub(super) fn stats(path: &Path, output: OutputFormat) -> Result<ExitCode, CliEr
     let (mut stats, tables) = (json!(db.stats()), db.tables());
     if let Some(figures) = stats.as_object_mut() {
         figures.retain(|name, _| !OF_PROCESS.contains(&name.as_str()));
-        // The engine also counts the names of tables as keys. The user's keys are those of all
-        // tables.
+        // MicroDb also counts the names of tables as keys. The sum over all tables has only the
+        // user's keys.
         let keys: u64 = tables.iter().map(|table| table.keys).sum();
         figures.insert("keys".to_owned(), json!(keys));
     }

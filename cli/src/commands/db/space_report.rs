@@ -1,8 +1,8 @@
 //! `imt db space`: reports on one page the use of space by each table.
 //!
 //! Invariants:
-//! - Live bytes come from the engine's counters. The total bytes of a table are counted in the
-//!   frames of the log. The difference of both is dead: replaced and deleted records, and
+//! - The live bytes of a table come from MicroDb's counters. Its total bytes are the sum of its
+//!   records in the log. The difference is the dead bytes: replaced and deleted records, and
 //!   tombstones.
 //! - A segment that a compaction removes while the report is made is left out. The report gives the
 //!   number of such segments.
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Id of the engine's catalog, the table with the names of all tables.
+/// Id of MicroDb's catalog, the table with the names of all tables.
 const CATALOG: u32 = 0;
 
 /// Arguments of `imt db space`.
@@ -177,8 +177,9 @@ struct Largest {
     unreadable: u64,
 }
 
-/// Candidate for the largest keys or values: the size to compare, the other size, the position of
-/// the table, and the key. `Reverse` puts the smallest candidate at the top of the heap.
+/// Candidate for the largest keys or values: the size to compare, the other size, the index of the
+/// table, and the key. `Reverse` puts the smallest candidate at the top of the heap, where it can
+/// be removed.
 type Candidate = Reverse<(usize, usize, usize, Vec<u8>)>;
 
 impl Largest {

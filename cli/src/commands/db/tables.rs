@@ -31,12 +31,12 @@ pub(crate) enum TableCommand {
         /// New name
         to: String,
     },
-    /// Remove all records of a table in one durable commit. The table stays.
+    /// Remove all records of a table in one durable commit. The empty table remains.
     #[command(after_help = "Example:\n  imt db table clear data/shop events --yes")]
     Clear {
         #[command(flatten)]
         change: Change,
-        /// Clear it although it has records
+        /// Clear the table although it has records
         #[arg(long)]
         yes: bool,
     },
@@ -45,20 +45,20 @@ pub(crate) enum TableCommand {
     Drop {
         #[command(flatten)]
         change: Change,
-        /// Drop it although it has records
+        /// Drop the table although it has records
         #[arg(long)]
         yes: bool,
     },
 }
 
-/// The table to change, and the flag that permits it.
+/// The table to change, and the flag that permits a change of a node's table.
 #[derive(clap::Args)]
 pub(crate) struct Change {
     /// Folder of the database
     path: PathBuf,
     /// Name of the table
     name: String,
-    /// Change a table of a node's database
+    /// Permit a change of a table in a node's database
     #[arg(long)]
     raw: bool,
 }

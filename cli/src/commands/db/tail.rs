@@ -1,7 +1,7 @@
 //! `imt db tail`: prints the change feed, and checks each change against the hash chain.
 //!
-//! A read-only database shows the state at the time when it was opened, and is not notified of
-//! commits by another process. To follow a database, this command opens it again after each
+//! A database that is open read-only shows its state at the time of the open. Another process that
+//! commits does not notify it. To follow a database, this command opens it again after each
 //! interval, but only if the lengths or times of the files have changed. Following an idle database
 //! is therefore cheap.
 //!
@@ -104,7 +104,7 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
     }
     let (mut seen, mut is_settled) = (traces(&args.path), false);
     loop {
-        // The engine does not notify other processes of commits, so this command polls.
+        // MicroDb does not notify other processes of commits, so this command polls.
         std::thread::sleep(args.interval);
         let now = traces(&args.path);
         let is_same = now == seen;
@@ -112,7 +112,7 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
             continue;
         }
         // The database is read once more after the files have stopped changing. File times are
-        // coarse, so a write at the moment of the last poll may not have changed them.
+        // coarse, so a write at the moment of the last poll may have left them unchanged.
         (seen, is_settled) = (now, is_same);
         let db = open::to_look(&args.path)?;
         if db.sequence().0 < place.sequence {

@@ -25,7 +25,7 @@ const SHOW_EVERY: u64 = 4096;
 pub(crate) struct ExportArgs {
     /// Folder of the database
     path: PathBuf,
-    /// Only these tables
+    /// Tables to export [default: all]
     tables: Vec<String>,
     /// Write to this file instead of standard output; it must not exist
     #[arg(long, value_name = "FILE")]

@@ -53,8 +53,8 @@ fn of_open(path: &Path, db: &Db) -> microdb::Result<Findings> {
         let text = format!("{} of {} verified", output::bytes(done), output::bytes(total));
         display.show(done, total, &text);
     })?;
-    // The file SUPER has two copies of its state. The engine uses a valid copy without reporting
-    // damage in the other one, so both are checked here.
+    // The file SUPER has two copies of its state. MicroDb uses a valid copy without reporting
+    // damage in the other copy, so both copies are checked here.
     let mut damage = of_super(path, &inspect::settled_folder(path)?);
     damage.extend(report.damage);
     Ok(Findings {
@@ -85,7 +85,7 @@ fn of_super(path: &Path, folder: &FolderView) -> Vec<String> {
     damage.collect()
 }
 
-/// Checks each file of a database that cannot be opened. `why` is the error of the attempt.
+/// Checks each file of a database that cannot be opened. `why` is the error of the failed open.
 fn of_files(path: &Path, why: &Error) -> microdb::Result<Findings> {
     let folder = microdb::inspect::folder(path)?;
     let mut findings = Findings {

@@ -66,7 +66,8 @@ impl Binaries {
             command.args(["--pdeathsig", "INT"]);
         }
         command.arg("--").arg(path);
-        // Another user cannot read root's home folder and perhaps not the working directory.
+        // Another user cannot read root's home folder and perhaps not the working directory, so `/`
+        // replaces both.
         command.current_dir("/").env("HOME", "/");
         command
     }

@@ -26,7 +26,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 #[derive(clap::Args)]
 pub(crate) struct DemoArgs {
-    /// Number of synchronous standbys. Each commit waits for one of them
+    /// Number of synchronous standbys. Each commit waits for one standby
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=5))]
     standbys: u8,
     /// Folder of the servers; it must be empty, and remains at the end [default: a temporary
@@ -144,8 +144,9 @@ impl Demo {
         tracing::info!(folder = %self.base.path.display(), "creating the primary");
         primary.create(&self.binaries)?;
         if !standbys.is_empty() {
-            // Copied to every server, so a promoted one also waits for a standby. A setting that
-            // is changed later would be in force some time after its reload.
+            // Each standby is a copy of the primary with this setting, so that its commits wait for
+            // another standby as soon as it is promoted. If the setting were added at the
+            // promotion, it would take effect only some time after its reload.
             primary.append_settings(&synchronous(&standbys))?;
         }
         primary.start(&self.binaries)?;

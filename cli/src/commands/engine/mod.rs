@@ -1,5 +1,5 @@
 //! `imt engine`: prepares and checks the PostgreSQL servers of a cluster on many machines, and runs
-//! a demonstration of them on this machine.
+//! such servers on this machine as a demonstration.
 
 mod binaries;
 mod demo;

@@ -1,8 +1,8 @@
 //! One PostgreSQL server of `imt engine demo`: its folder, its settings and its process.
 //!
 //! Invariants:
-//! - A server listens on a loopback port and not on a socket file. So the path of its folder may
-//!   have any length.
+//! - A server listens on a loopback port and not on a socket file. Linux limits the path of a
+//!   socket file to 107 bytes, and the path of the server's folder may be longer.
 //! - If `setpriv` is installed, a server ends whenever this process ends, even by a kill.
 
 use super::binaries::Binaries;
@@ -46,8 +46,8 @@ where
     move |error| CliError::because(format!("cannot {action} {path}"), error)
 }
 
-/// Creates a folder that belongs to the user who runs the servers. Other users cannot read it if it
-/// is new.
+/// Creates a folder, readable by its owner alone, and makes the user who runs the servers its
+/// owner. A folder that exists keeps its permissions.
 pub(super) fn create_folder(binaries: &Binaries, path: &Path) -> Result<(), CliError> {
     std::fs::DirBuilder::new()
         .recursive(true)
@@ -204,8 +204,8 @@ impl Server {
         is_running.then(|| child.id())
     }
 
-    /// Returns `true` at the first call after the server has ended without `stop`. A call of
-    /// `process` in between also notices the end, and this function then returns `false`.
+    /// Returns `true` at the first call after the server has ended without `stop`, and `false` at
+    /// later calls. Calls of `process` do not change that.
     pub(super) fn has_ended(&mut self) -> bool {
         let has_ended = self.child.is_some() && self.process().is_none();
         if has_ended {
@@ -226,7 +226,8 @@ impl Server {
         let Some(mut child) = self.child.take() else {
             return;
         };
-        // The process id of an ended process may belong to another process by now.
+        // No signal is sent if the process has ended, because its id may belong to another process
+        // by now.
         if !matches!(child.try_wait(), Ok(None)) {
             return;
         }

@@ -5,7 +5,7 @@ use imt_ring::NAME_BYTES_MAX;
 /// Name of a node on a host without a usable name.
 const FALLBACK: &str = "node";
 
-/// Returns the name of this host, as far as it can be the name of a node.
+/// Returns the default name of a node on this host.
 pub(super) fn of_host() -> String {
     of(&gethostname::gethostname().to_string_lossy())
 }
@@ -17,7 +17,7 @@ fn of(host: &str) -> String {
     let allowed = lower
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'));
-    // Each character is one byte here, because all of them are ASCII.
+    // All remaining characters are ASCII, so `take` counts bytes.
     let name: String = allowed
         .skip_while(|c| !c.is_ascii_alphanumeric())
         .take(NAME_BYTES_MAX)

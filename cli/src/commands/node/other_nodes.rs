@@ -10,7 +10,7 @@ use crate::cluster::Cluster;
 use crate::error::CliError;
 
 /// Maximum wait for another node that uses `FIRST_LISTEN` to join the cluster. A node listens
-/// before it joins.
+/// before it joins, so its port is taken for a moment before the cluster lists the node.
 const FIRST_NODE_WAIT: Duration = Duration::from_secs(2);
 
 /// Returns `true` if a node of this data folder or engine is running.
@@ -24,9 +24,9 @@ pub(super) async fn others_run(engine: Option<&EngineUrl>, data: &Path) -> Resul
     }
 }
 
-/// Waits until another node of the cluster runs, after the address of the first node was found
-/// taken. Returns `false` if no node runs within [`FIRST_NODE_WAIT`]. Another program has the port
-/// then.
+/// Waits until another node of the cluster runs. The caller has found the port of `FIRST_LISTEN`
+/// taken. Returns `false` if no node runs within [`FIRST_NODE_WAIT`], because then a program that
+/// is no node of this cluster has the port.
 pub(super) async fn another_has_begun(config: &NodeConfig) -> Result<bool, CliError> {
     let until = Instant::now() + FIRST_NODE_WAIT;
     while !others_run(config.engine.as_ref(), &config.data).await? {

@@ -7,8 +7,8 @@ use crate::http::Api;
 use crate::output::{self, OutputFormat};
 use serde_json::{Value, json};
 
-/// Cancels the orders `ids`. If a node refuses some of them, the others are cancelled all the same.
-/// The orders cancelled are printed, even if the command fails.
+/// Cancels the orders `ids`. If a node refuses some of them, the others are still cancelled. The
+/// cancelled orders are printed, even if the command fails.
 pub(super) async fn cancel(api: &Api, ids: &[String], output: OutputFormat) -> Result<(), CliError> {
     let request = |id: &String| Request {
         subject: format!("order {id}"),

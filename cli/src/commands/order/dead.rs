@@ -23,7 +23,7 @@ pub(crate) enum DeadCommand {
     /// Send dead letters again with a fresh count of tries.
     #[command(after_help = "Examples:\n  imt order dead retry 17 18\n  imt order dead retry --all")]
     Retry {
-        /// Orders to retry
+        /// Ids of the orders to retry
         #[arg(required_unless_present = "all", conflicts_with = "all")]
         orders: Vec<String>,
         /// Retry all dead letters

@@ -22,13 +22,14 @@ pub(super) struct Outcomes {
     pub(super) done: Vec<Value>,
     /// The subjects of the requests that a node refused, each with the error.
     refused: Vec<(String, CliError)>,
-    /// The first error that is no refusal, with its subject and the number of requests after it.
+    /// The first error that is no refusal, with the subject of its request and the number of later
+    /// requests, which were not sent.
     stopped: Option<(CliError, String, usize)>,
 }
 
 /// Sends the requests one after another. A refused request does not affect the others. Any other
-/// error means that no node answers, or that the server is no node. It ends the sequence, because
-/// the next request would fail in the same way.
+/// error means that no node answers, or that the server is no node. Such an error ends the
+/// sequence, because the next request would fail in the same way.
 pub(super) async fn post_each(api: &Api, requests: Vec<Request>) -> Outcomes {
     let mut outcomes = Outcomes::default();
     let mut requests = requests.into_iter();

@@ -1,9 +1,9 @@
 //! `imt order list`: lists orders by state, store and time, and follows new orders.
 //!
-//! A list has no cursor after its newest order. To follow, the command reads all orders since a few
-//! seconds before the newest known order, and leaves out the orders that it has printed. The
-//! overlap is needed because an order may appear in the list a moment after a younger order of
-//! another volume.
+//! The API returns no cursor with the newest order, so a later request cannot continue after this
+//! order. To follow, each poll reads all orders since a few seconds before the newest known order,
+//! and leaves out the orders that were printed before. The overlap is needed because an order may
+//! appear in the list a moment after a younger order of another volume.
 
 use super::{percent_encode, text, time};
 use crate::args;
@@ -19,8 +19,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Maximum number of orders that one request returns.
 const PAGE_MAX: u64 = 10_000;
-/// Time before the newest order that is read again while following, in milliseconds. Every order
-/// appears in the list within this time.
+/// Length of the period before the newest printed order that each poll reads again, in
+/// milliseconds. Every order appears in the list at most this long after its creation.
 const OVERLAP_MS: u64 = 5_000;
 /// Widths of the columns while following. They are fixed, because later rows are not known yet.
 const FOLLOWED_WIDTHS: [usize; 5] = [20, 13, 5, 24, 24];
@@ -39,7 +39,7 @@ pub(crate) struct ListArgs {
     /// Only orders of this store
     #[arg(long, value_name = "N")]
     store: Option<u32>,
-    /// Only orders since a time before now, or a date
+    /// Only orders since this time: a duration before now, such as 10m, or a date
     #[arg(long, value_name = "TIME", value_parser = args::moment)]
     since: Option<u64>,
     /// Maximum number of orders
@@ -219,7 +219,8 @@ mod tests {
         let new = followed.new_of(vec![order("a", 10_000), order("b", 20_000)]);
         assert_eq!(ids(new), ["a", "b"]);
         assert_eq!(followed.since_ms(), 15_000);
-        // Order `c` is of another volume, and appears in the list after the younger order `b`.
+        // Order `c` is of another volume. It becomes visible in the list later than the younger
+        // order `b`.
         let new = followed.new_of(vec![order("c", 19_000), order("b", 20_000), order("d", 20_001)]);
         assert_eq!(ids(new), ["c", "d"]);
         assert_eq!(

@@ -65,7 +65,7 @@ Exit codes: 0 done, 1 no such order, 2 wrong usage, 5 no node answers.")]
         #[command(flatten)]
         table: TableArgs,
     },
-    /// Cancel orders as a customer does. An order in delivery stays.
+    /// Cancel orders as a customer does. An order in delivery cannot be cancelled.
     #[command(after_help = "\
 Examples:
   imt order cancel 17
@@ -186,8 +186,9 @@ pub(super) fn percent_encode(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Compares the states that the audit of `imt-sim` knows with those of `imt-oms`. The crate
-    /// `imt-sim` does not depend on `imt-oms`, so the test is here.
+    /// Compares the states that the audit of `imt-sim` knows with those of `imt-oms`. Fails if
+    /// `imt-oms` has a state that the audit would report as unknown. The test is in this crate,
+    /// because `imt-sim` does not depend on `imt-oms`.
     #[test]
     fn the_audit_knows_every_state_of_an_order() {
         for state in imt_oms::order::State::ALL {

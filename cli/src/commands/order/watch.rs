@@ -138,7 +138,8 @@ impl Watch<'_> {
     }
 }
 
-/// Returns `true` for an error that may pass without action, as when a node starts again.
+/// Returns `true` for an error that may end without action by the user, for example because a node
+/// restarts.
 fn is_passing(error: &CliError) -> bool {
     match error {
         CliError::Unreachable { .. } => true,

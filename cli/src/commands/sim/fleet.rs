@@ -1,7 +1,7 @@
 //! Runs nodes in separate processes and applies the node events of a scenario to them.
 //!
 //! Invariants:
-//! - Events happen one after another. After an event other than a join, the next one waits until
+//! - Events happen one after another. After an event other than a join, the next event waits until
 //!   every volume answers requests.
 //! - Each node that an event has ended is started again before the end of the run, so that the
 //!   audit can read every volume.
@@ -48,7 +48,8 @@ impl NodeProcess {
             mut child,
             registered,
         } = self;
-        // The exit code is ignored, because the audit finds any harm.
+        // The exit code is ignored, because the audit at the end of the run finds lost and changed
+        // orders.
         while matches!(child.try_wait(), Ok(None)) {
             std::thread::sleep(END_POLL);
         }
@@ -111,9 +112,9 @@ pub(super) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts nodes `node-1` to `node-N`, each in a process. Returns once all of them run, because
-    /// an event needs a running node. `node-1` runs before the others start, so it becomes the
-    /// coordinator.
+    /// Starts `count` nodes, from `node-1` on, each in a process of its own. Returns once all of
+    /// them run, because an event needs a running node. `node-1` runs before the others start, so
+    /// it becomes the coordinator.
     pub(super) async fn start(
         data: &Path,
         engine: Option<&EngineUrl>,
@@ -257,8 +258,9 @@ impl Fleet {
         Ok(())
     }
 
-    /// Pauses the process of a node for the duration `lasts`. If the nodes share a data folder, its
-    /// volume does not answer during the pause, because the process still holds the volume's lock.
+    /// Pauses the process of a node for the duration `lasts`. If the nodes share a data folder, the
+    /// volume of this node does not answer during the pause: the paused process still holds the
+    /// volume's lock, so no other node can serve the volume.
     async fn pause(
         &mut self,
         place: usize,
@@ -308,7 +310,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits until the node at this index has joined the cluster.
+    /// Waits until the node at index `place` has joined the cluster.
     async fn wait_until_running(&self, place: usize) -> Result<(), CliError> {
         let node = &self.nodes[place];
         let until = Instant::now() + BACK_MAX;
@@ -324,8 +326,9 @@ impl Fleet {
         Ok(())
     }
 
-    /// Returns one line for the end of the run. For each kind of event, it has the number of events
-    /// and the times until every volume answered again. Returns `None` if there was no event.
+    /// Returns one line of text to print at the end of the run. For each kind of event, the line
+    /// has the number of events, and the median and the longest time until every volume answered
+    /// again. Returns `None` if there was no event.
     pub(super) fn tally(&self) -> Option<String> {
         self.tally.line()
     }
@@ -380,8 +383,9 @@ impl Tally {
 mod tests {
     use super::*;
 
-    /// The program of the fleet is this test binary. It refuses the arguments of a node and ends,
-    /// so no node ever runs.
+    /// The fleet starts each node as a process of the current program, which is the test binary
+    /// here. This binary refuses the arguments of a node and ends, so no node ever runs. A join of
+    /// node 3 must therefore still wait for node 1 at the timeout.
     #[tokio::test]
     async fn a_join_awaits_each_node_that_it_adds() {
         let folder = tempfile::tempdir().unwrap();

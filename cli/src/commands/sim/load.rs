@@ -12,7 +12,8 @@ use std::time::Duration;
 
 /// Seed of a run if neither a flag nor the scenario gives a seed.
 const USUAL_SEED: u64 = 1;
-/// Sum of the weights in the mix of requests. A share therefore has a precision of 0.01 %.
+/// Sum of the weights of statistics requests and orders if `--orders` is given. A share therefore
+/// has a precision of 0.01 %.
 const PARTS: u32 = 10_000;
 /// Maximum default warm-up. The default is a tenth of the run, up to this time.
 const WARM_UP_MAX: Duration = Duration::from_secs(2);
@@ -68,9 +69,9 @@ fn basket(text: &str) -> Result<BasketSizes, String> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum ArrivalsArg {
-    /// Equal distances
+    /// Equal times between requests
     Fixed,
-    /// Exponential distances, as of independent customers
+    /// Exponentially distributed times between requests, as of independent customers
     Poisson,
 }
 
@@ -96,7 +97,7 @@ pub(in crate::commands) struct LoadArgs {
     /// Seed of all random choices; the same seed gives the same requests [default: 1]
     #[arg(long, env = "IMT_SEED", value_name = "N", value_parser = args::seed, allow_negative_numbers = true)]
     seed: Option<u64>,
-    /// Distances between requests
+    /// Times between requests
     #[arg(long, value_enum, default_value_t = ArrivalsArg::Poisson)]
     arrivals: ArrivalsArg,
     /// Course of the rate over the run
@@ -105,7 +106,7 @@ pub(in crate::commands) struct LoadArgs {
     /// Rate of the peak of --shape spike, as a multiple of --rate
     #[arg(long, default_value = "5", value_name = "N", value_parser = above_zero)]
     peak: f64,
-    /// Send the requests of a stats.csv again, at the same distances
+    /// Send the requests of a stats.csv again, at the same intervals
     #[arg(long, value_name = "FILE", conflicts_with_all = ["duration", "rate", "arrivals", "shape", "peak"])]
     replay: Option<PathBuf>,
     /// Time from the start that is left out of the latencies [default: a tenth of the run, at most
@@ -115,7 +116,7 @@ pub(in crate::commands) struct LoadArgs {
     /// Condition that fails the run, for example 'p99(order) > 5ms'; may be repeated
     #[arg(long, value_name = "CONDITION")]
     fail_if: Vec<Threshold>,
-    /// Send each request to the node that owns its order, by GET /ring, instead of one node for all
+    /// Send each request to the node that owns its order (found by GET /ring), not all to one node
     #[arg(long)]
     route: bool,
     #[command(flatten)]
@@ -129,7 +130,7 @@ struct CustomerArgs {
     /// Share of requests that place an order; the others read statistics [default: 2 of 12]
     #[arg(long, hide_short_help = true, value_name = "SHARE", value_parser = share)]
     orders: Option<f64>,
-    /// Make product k as popular as 1 / k^S [default: all are alike]
+    /// Make product k as popular as 1 / k^S [default: all products are equally popular]
     #[arg(long, hide_short_help = true, value_name = "S", value_parser = above_zero)]
     zipf: Option<f64>,
     /// Lines of an order, for example 2 or 1-4
@@ -171,7 +172,8 @@ const DESCRIBED_BY_SCENARIO: [&str; 15] = [
     "cancelled",
 ];
 
-/// Flag of a scenario, besides the flags of a load.
+/// The flag `--scenario`, and the flags of the load, which describe the run if no scenario is
+/// named.
 #[derive(clap::Args, Clone, Debug)]
 pub(in crate::commands) struct ScenarioArgs {
     /// Built-in scenario (see `imt sim scenarios`) or file, instead of the flags below
@@ -285,7 +287,8 @@ impl LoadArgs {
 }
 
 impl ScenarioArgs {
-    /// Returns the scenario that `--scenario` names, or else the one that the flags describe.
+    /// Returns the scenario that `--scenario` names. Without this flag, returns the scenario that
+    /// the flags of the load describe.
     pub(in crate::commands) fn scenario(&self) -> Result<Scenario, CliError> {
         let Some(name) = &self.scenario else {
             return self.load.scenario("run");

@@ -2,9 +2,9 @@
 //!
 //! | standard output | standard error | shown |
 //! | --- | --- | --- |
-//! | terminal, for a table | any | live view |
-//! | other, or JSON | terminal | the line, redrawn in place |
-//! | any | other, or `--plain` | one line per second of at most 80 columns |
+//! | terminal, without `--output json` | any | live view |
+//! | no terminal, or `--output json` | terminal | one line, redrawn in place |
+//! | any | no terminal, or `--plain` | one line per second of at most 80 columns |
 
 use crate::logging;
 use crate::output::{self, OutputFormat};
@@ -26,10 +26,11 @@ use tokio::task::JoinHandle;
 const LINE_EVERY: Duration = Duration::from_secs(1);
 /// Time between two redraws of the progress line on a terminal.
 const REDRAW_EVERY: Duration = Duration::from_millis(200);
-/// Number of the latest seconds of the run over which the progress line takes the highest 99th
-/// percentile of the order latencies.
+/// Number of latest seconds for the latency in the progress line. The line shows the highest of the
+/// 99th percentiles of the order latencies in these seconds.
 const RECENT: usize = 2;
-/// Name of the file in the run's folder that receives the log lines of the live view.
+/// Name of the file in the run's folder to which log lines are written while the live view is
+/// shown.
 const LOG_FILE: &str = "run.log";
 /// Width of the narrowest supported terminal, in columns.
 const COLUMNS: usize = 80;
@@ -94,8 +95,8 @@ impl Display {
         matches!(self, Self::Live(_))
     }
 
-    /// Tells a live view the run's folder, in which the view saves drawings and the log saves its
-    /// lines.
+    /// Sets the run's folder. The live view saves drawings in it, and log lines are written to a
+    /// file in it. Does nothing without a live view.
     pub(super) fn set_folder(&self, folder: &Path) {
         let Self::Live(view) = self else {
             return;

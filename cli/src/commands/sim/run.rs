@@ -1,4 +1,4 @@
-//! Conducts one run, from its first poll to its exit code.
+//! Conducts one run, from the wait for the order management to the exit code.
 //!
 //! Steps of a run: wait for the order management, create the run folder, send requests while faults
 //! and node events happen, audit, check the thresholds, write the results, print the summary.
@@ -49,7 +49,8 @@ struct Sent {
 }
 
 impl Session {
-    /// Conducts the run from its first poll to its summary. Returns the exit code.
+    /// Conducts the run from the wait for the order management to the printed summary. Returns the
+    /// exit code.
     pub(super) async fn conduct(
         mut self,
         signals: StopSignals,
@@ -179,8 +180,8 @@ impl Session {
         let report = imt_sim::run_front(config, telemetry, stop).await;
         over.send_replace(true);
         if let Some(faults) = faults {
-            // If the task that drives the faults panics, the latest fault of the warehouse stays in
-            // force. The audit then waits longer for an empty outbox.
+            // A panic of the task that drives the faults is ignored. The latest fault of the
+            // warehouse then remains, and the audit waits longer for an empty outbox.
             let _ = faults.await;
         }
         let fleet = match suffering {

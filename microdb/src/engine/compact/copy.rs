@@ -1,8 +1,8 @@
 //! Copying the live records of one segment to the end of the log.
 //!
 //! - A step collects some records without a lock. Under the commit lock, the step drops the records
-//!   that were replaced or deleted after they were collected. It appends copies of the rest and
-//!   points the directory to the copies.
+//!   that were replaced or deleted after they were collected. It appends copies of the remaining
+//!   records and points the directory to the copies.
 //! - A damaged record ends the copy with an error, and its segment is kept.
 //!
 //! Deliberately absent: the choice of segments, which is in `compact`.
@@ -26,7 +26,8 @@ use crate::raw::epoch::{Guard, pin};
 use crate::raw::reclaim;
 use crate::seeded::seeded;
 
-/// Maximum number of records in a step, so that the commit lock is held for tens of microseconds.
+/// Maximum number of records in a step, so that the commit lock is held for at most some tens of
+/// microseconds.
 const STEP_RECORDS: usize = 256;
 
 /// Maximum number of bytes in a step. A single record may be larger.
@@ -62,12 +63,12 @@ impl Place {
     };
 }
 
-/// Outcome of a turn. A turn copies records until the segment is empty or the rate limit is
-/// reached.
+/// Outcome of a turn. A turn copies records until no live record is left in the segment, or until
+/// the rate limit is reached.
 pub(super) enum Turn {
     /// All live records were copied.
     Emptied,
-    /// The rate limit is reached. The next turn is due after this time.
+    /// The rate limit is reached. The next turn may begin after this time.
     Wait(Duration),
 }
 
@@ -198,10 +199,11 @@ impl Engine {
         if step.body.ops.is_empty() {
             return Ok(());
         }
-        // All frames must be published first. The directory still points to records that an
-        // unpublished frame replaces, so these would look live.
+        // All frames must be published first. The directory still points to the records that an
+        // unpublished frame replaces, so these records would look live.
         let mut core = self.lock_quiet();
-        // Pinned after the lock was taken, because a pinned thread must not wait for a lock.
+        // The thread is pinned after it has the lock, because a pinned thread must not wait for a
+        // lock.
         let guard = pin();
         self.check_writable()?;
         step.keep_live(self, &guard)?;
@@ -267,7 +269,8 @@ impl Step {
         self.from.clear();
     }
 
-    /// Adds a copy of `record`. `origin` is the segment to which a tombstone was first written.
+    /// Adds a copy of `record`. `origin` is the id of the segment to which a tombstone was first
+    /// written, or `None` for a put.
     fn push(
         &mut self,
         table: Arc<TableCore>,
@@ -324,8 +327,9 @@ impl Step {
         Ok(())
     }
 
-    /// Under the commit lock: keeps only puts to which the directory points, and tombstones of keys
-    /// that are still absent.
+    /// Drops the copies that are no longer needed. Keeps puts to which the directory points,
+    /// tombstones of keys that are still absent, and clear markers of tables that exist. The caller
+    /// holds the commit lock.
     fn keep_live(&mut self, engine: &Engine, guard: &Guard) -> Result<()> {
         let mut keep = Vec::with_capacity(self.body.ops.len());
         for (op, from) in self.body.ops.iter().zip(&self.from) {

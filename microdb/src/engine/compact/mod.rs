@@ -9,7 +9,8 @@
 //!   first written. Only an older segment can contain a put that the tombstone hides. A copied
 //!   tombstone carries the id of the segment to which it was first written.
 //! - An emptied segment stays until a checkpoint that does not point into the segment is durable
-//!   (see `checkpoint`). Snapshots of earlier moments keep the bytes of the segment readable.
+//!   (see `checkpoint`). A snapshot taken before can read the segment even after the file was
+//!   removed.
 //!
 //! Deliberately absent: removal of files, which is in `checkpoint`.
 
@@ -37,8 +38,8 @@ use crate::format::usage::SegmentUsage;
 const SPAN_COMPACT: u64 = 60_000;
 
 /// Tombstones may take 1/`TOMBSTONE_SHARE` of the live bytes, plus the size of one segment. Beyond
-/// this size, the oldest segment is compacted, because tombstones are needed only while older
-/// segments exist.
+/// this size, the oldest segment is compacted, because a tombstone can be dropped once no older
+/// segment exists.
 const TOMBSTONE_SHARE: u64 = 8;
 
 /// Result of a compaction, returned by [`Db::compact`](crate::Db::compact).
@@ -75,8 +76,9 @@ struct Candidate {
     bytes: u64,
 }
 
-/// State of background compaction between two turns. A turn ends when its copies exceed the rate
-/// `compaction_bytes_per_second`. Between two turns, compaction holds no lock and no thread.
+/// State of background compaction between two turns. A turn is a run of background compaction. It
+/// ends when its copies exceed the rate `compaction_bytes_per_second`. Between two turns,
+/// compaction holds no lock and no thread.
 #[derive(Debug, Default)]
 pub(crate) struct Compaction {
     /// Id of the partly copied segment, and the position of the next record in it. An `Arc` of the
@@ -132,8 +134,8 @@ impl Engine {
 }
 
 impl Engine {
-    /// Empties every segment with dead bytes. Segments without live records go first: they need no
-    /// copies, and on a full disk they provide the space for copies. Returns the first damage
+    /// Empties every segment with dead bytes. Segments without live records are removed first: this
+    /// needs no copies, and on a full disk it frees the space for copies. Returns the first damage
     /// found.
     fn empty_all(&self, report: &mut CompactReport) -> Result<Option<Error>> {
         self.drop_dead_segments();
@@ -177,8 +179,9 @@ impl Engine {
         removable.map(|(_, usage)| u64::from(usage.end)).sum()
     }
 
-    /// Returns `true` if the removable segments are worth a checkpoint. Its cost is proportional to
-    /// the size of the directory, which it writes.
+    /// Returns `true` if the segments that a checkpoint would remove are worth the cost of the
+    /// checkpoint. The cost is proportional to the size of the directory, which a checkpoint
+    /// writes.
     fn is_removal_worth_a_checkpoint(&self) -> bool {
         let dying = self.dying_bytes();
         dying > 0 && dying > 2 * self.directory_totals().1
@@ -186,7 +189,7 @@ impl Engine {
 }
 
 impl Engine {
-    /// Compacts segments while the log has too many dead bytes, at most at
+    /// Compacts segments while the log has too many dead bytes, at most at the rate
     /// `compaction_bytes_per_second`. Stops early if the database is closed. Returns the time until
     /// the next turn if the rate limit ended this turn.
     pub(crate) fn compact_in_background(&self) -> Result<Option<Duration>> {
@@ -194,8 +197,8 @@ impl Engine {
         self.compact_due(&mut compaction, self.options.compaction_bytes_per_second)
     }
 
-    /// Like [`Engine::compact_in_background`], for a caller that holds the lock `compacting`.
-    /// `rate` is the maximum number of bytes copied per second.
+    /// Compacts segments like [`Engine::compact_in_background`], for a caller that holds the lock
+    /// `compacting`. `rate` is the maximum number of bytes copied per second.
     fn compact_due(&self, compaction: &mut Compaction, rate: Option<u64>) -> Result<Option<Duration>> {
         let mut report = CompactReport::default();
         let mut is_above_target = self.is_above_target();
@@ -302,8 +305,9 @@ impl Engine {
             if usage.dying {
                 continue;
             }
-            // The number of live records decides if the segment has this count. Live bytes may be
-            // wrong, so the checkpoint verifies a decision made by bytes.
+            // If the live records of the segment were counted since its beginning, their number
+            // decides. Otherwise the live bytes decide. They may be wrong, so the checkpoint
+            // verifies the decision.
             let is_dead = if usage.counted {
                 usage.has_no_live_record()
             } else {
@@ -326,8 +330,8 @@ impl Engine {
 
     /// Returns the next segment for background compaction: the one with the largest share of dead
     /// bytes. While the share in the whole log is below the option `compaction_dead_percent`,
-    /// returns only a segment named by [`Engine::old_segments`]. The later a segment is compacted,
-    /// the fewer live records must be copied.
+    /// returns only a segment that [`Engine::old_segments`] returns. The later a segment is
+    /// compacted, the fewer live records must be copied.
     fn next_victim(&self) -> Option<u64> {
         let percent = u64::from(self.options.compaction_dead_percent);
         let damaged = lock(&self.damaged).clone();
@@ -373,7 +377,7 @@ impl Engine {
         victims
     }
 
-    /// Returns the oldest segment if the ids of the segments span too far, or if tombstones take
+    /// Returns the oldest segment if its id is too far from the newest id, or if tombstones take
     /// too many bytes.
     fn old_segments(&self) -> Option<u64> {
         let core = lock(&self.core);
@@ -387,8 +391,8 @@ impl Engine {
 
     /// Completes the active segment, so that it can be compacted too. The log continues in a new
     /// segment with an empty frame. The end of the log is then in the new segment, so the completed
-    /// segment can be removed. Without disk space for a new segment, the log continues in the
-    /// active one.
+    /// segment can be removed. If the disk has no space for a new segment, the function returns the
+    /// error, and the log continues in the active segment.
     fn seal_active(&self) -> Result<()> {
         let mut core = self.lock_quiet();
         if let Some(active) = &mut core.active
@@ -423,7 +427,8 @@ impl Core {
     }
 
     /// Returns the complete segments with only published records. Unpublished frames of a group may
-    /// be in a segment that is no longer active, and their records would look dead.
+    /// be in a segment that is no longer active. Their records would look dead, because the
+    /// directory does not point to them yet.
     pub(crate) fn complete(&self) -> impl Iterator<Item = (u64, &SegmentUsage)> {
         let (quiet, published) = (self.end == self.published, self.published.position.segment);
         let complete = move |id: u64| quiet || id < published;

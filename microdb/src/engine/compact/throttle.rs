@@ -1,6 +1,7 @@
 //! Rate limit of background compaction.
 //!
-//! - Each copy postpones the earliest time of the next copy by its size divided by the rate.
+//! - Each copy postpones the earliest time of the next copy by the number of copied bytes divided
+//!   by the rate.
 //! - The caller pauses. No function of this module sleeps.
 //!
 //! Deliberately absent: bursts. A time without copies does not permit a higher rate afterwards.

@@ -1,4 +1,5 @@
-//! The growing end of the log: appending frames, and rolling to a new segment.
+//! The growing end of the log: appending frames, and beginning a new segment when the active
+//! segment is full.
 //!
 //! - Under the mutex `core`, frames are appended to memory and published. Under the mutex `writer`,
 //!   appended bytes are handed to the operating system and synced. The writing thread locks `core`
@@ -51,7 +52,7 @@ const RESERVE_SHARE: u32 = 8;
 /// the segment id.
 const MANY_SEGMENTS: usize = 1 << 14;
 
-/// State that the commit lock protects.
+/// State that the commit lock (`Engine::core`) protects.
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) active: Option<Active>,
@@ -60,17 +61,18 @@ pub(crate) struct Core {
     pub(crate) end: Frontier,
     /// End of the published log, which readers see.
     pub(crate) published: Frontier,
-    /// Size of the log up to `published`. Its bytes are counted like `Engine::appended_bytes`.
+    /// Size of the log up to `published`. Its field `bytes` counts the same bytes as
+    /// `Engine::appended_bytes`.
     pub(crate) published_size: LogSize,
     /// `published_size` at the moment of the last checkpoint. `None` if a full disk had no room for
     /// a checkpoint.
     pub(crate) checkpointed_size: Option<LogSize>,
     pub(crate) next_segment: u64,
     pub(crate) segment_bytes_next: u32,
-    /// Segments completed since the last call of `write_log`, which takes them.
+    /// Segments completed since the last call of `write_log`, which empties this list.
     pub(crate) rolled: Vec<Rolled>,
     /// `true` while frames of a group are appended but not published. The group then waits for the
-    /// disk or for a transaction in its turn.
+    /// disk, or for a transaction that runs again inside the group.
     pub(crate) in_flight: bool,
     /// Number of threads that wait until `in_flight` is `false`.
     pub(crate) quiet_waiters: u32,
@@ -316,7 +318,8 @@ impl Engine {
             first => first.map(|()| allocated[0]),
         };
         let allocated = allocated.map_err(|error| {
-            // The new file holds no commit yet. The next commit tries again to create a segment.
+            // The new file holds no commit yet, so it is removed. The next commit tries again to
+            // create a segment.
             let _ = storage.remove(&path);
             Error::io("cannot allocate the blocks of", &path)(error)
         })?;

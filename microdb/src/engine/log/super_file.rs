@@ -1,9 +1,9 @@
-//! Writes of SUPER: the durable frontier as a hint, and the state of the log.
+//! Functions that write to SUPER: the durable frontier as a hint, and the state of the log.
 //!
 //! - A hint is written after each sync of the log and is not synced itself.
 //! - Both copies of the state are rewritten one after the other, each synced before the next.
 //!
-//! Deliberately absent: the layout, which is in `format::super_block`.
+//! Deliberately absent: the layout of SUPER, which is in `format::super_block`.
 
 use super::writer::Writer;
 use crate::engine::{Engine, lock};
@@ -33,8 +33,8 @@ impl Engine {
         self.check_identity()?;
         let mut writer = lock(&self.writer);
         // Segments that begin behind the frontier are not listed, because they are not durable: a
-        // power cut may remove their header or even their name. The next open finds the ones that
-        // exist by their headers.
+        // power cut may remove their header or even their name. If such a segment exists at the
+        // next open, the open finds it by its header.
         let (live, next_segment) = {
             let core = lock(&self.core);
             let durable = |id: &u64| *id <= writer.frontier.position.segment || seeded("super-early-names");

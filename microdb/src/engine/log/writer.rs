@@ -24,18 +24,19 @@ use crate::seeded::seeded;
 use crate::storage::StorageFile;
 
 /// Number of unwritten bytes of the log at which committers wait for the disk instead of filling
-/// the memory. With the written part of the oldest segment, the log takes at most 40 MiB of memory.
+/// the memory. With the written part of the oldest of these segments (16 MiB by default), the log
+/// takes at most 40 MiB of memory.
 const BACKLOG_BYTES_MAX: u64 = 24 << 20;
 
 /// Number of complete, unwritten segments at which they are written immediately, even if they have
-/// few bytes. Each keeps a file descriptor open.
+/// few bytes. Each of them keeps a file descriptor open.
 const ROLLED_SEGMENTS_DUE: usize = 4;
 
 /// Number of complete, unwritten segments at which committers wait for the disk.
 const ROLLED_SEGMENTS_MAX: usize = 16;
 
-/// Maximum number of complete, written segments that wait for the next sync. Each keeps a file
-/// descriptor open.
+/// Maximum number of complete, written segments that wait for the next sync. Each of them keeps a
+/// file descriptor open.
 const UNSYNCED_SEGMENTS_MAX: usize = 16;
 
 /// Number of attempts to free the memory of a complete segment, before its pages are replaced by
@@ -47,10 +48,11 @@ const FREE_TRIES: usize = 4;
 /// that a single failed map refuses no commit.
 const UNMAPPED_BYTES_MAX: u64 = 64 << 20;
 
-/// State that the writer lock protects.
+/// State that the writer lock (`Engine::writer`) protects.
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
-    /// Segments not yet written or synced to their end, in log order. The last one is active.
+    /// Segments not yet written or synced to their end, in log order. The last entry is the active
+    /// segment.
     pub(crate) pending: VecDeque<Pending>,
     /// `true` if a segment file was created since the last sync of the folder `log/`.
     pub(crate) folder_dirty: bool,
@@ -175,8 +177,8 @@ impl Engine {
             writer.pending_for(segment, file);
         }
         if writer.pending.iter().any(|pending| pending.cut) {
-            // Entries of segments that could not be mapped are dropped if compaction has removed
-            // the segment.
+            // An entry in `pending` of a segment that could not be mapped is dropped if compaction
+            // has removed the segment.
             let guard = pin();
             let known = self.segments.load(&guard);
             let is_there = |pending: &Pending| known.by_id(pending.segment.id).is_some();
@@ -212,11 +214,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Repeats failed maps, unless another thread is writing.
+    /// Tries again to map complete segments after a failed map, unless another thread is writing.
     #[cold]
     pub(crate) fn map_again(&self) {
         if let Ok(mut writer) = self.writer.try_lock() {
-            // Errors are ignored: `roll` creates no new segment while too many are unmapped.
+            // An error is ignored here, because `roll` returns it: while too many segments are
+            // unmapped, `roll` creates no new segment.
             let _ = self.write_log(&mut writer);
             writer.forget_finished();
         }
@@ -318,8 +321,9 @@ fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
         if tail.strong_count() == 0 {
             return;
         }
-        // Readers hold the memory for some microseconds only, so a short wait is worth it. Memory
-        // that is freed as a whole can be reused for the next segment.
+        // Readers hold the memory for some microseconds only, so a short wait usually suffices. It
+        // is worth its time, because memory that is freed as a whole can be reused for the next
+        // segment.
         std::thread::yield_now();
         reclaim::now();
     }
@@ -332,13 +336,13 @@ fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
 }
 
 impl Writer {
-    /// Returns the bytes of complete segments that are still read from memory.
+    /// Returns the number of bytes in complete segments that are still read from memory.
     fn unmapped_bytes(&self) -> u64 {
         let waits = |pending: &Pending| pending.sealed_end.filter(|_| !pending.is_finished());
         self.pending.iter().filter_map(waits).map(u64::from).sum()
     }
 
-    /// Drops the entries of segments that are synced and mapped.
+    /// Drops the entries in `pending` of segments that are synced and mapped.
     fn forget_finished(&mut self) {
         self.pending
             .retain(|pending| pending.dirty || !pending.is_finished());

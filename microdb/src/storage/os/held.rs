@@ -98,8 +98,8 @@ fn open_folder(base: impl AsFd, path: &Path) -> io::Result<File> {
 }
 
 /// Opens a file so that reads do not change its access time. Otherwise the first read after each
-/// write changes the time, and may wait milliseconds for the file system's journal. The open does
-/// not wait either if the file is a named pipe without a writer.
+/// write would change the access time, and might wait milliseconds for the file system's journal.
+/// The open also does not wait for a writer if the file is a named pipe.
 pub(super) fn open_without_trace(
     base: impl AsFd,
     path: &Path,
@@ -247,13 +247,13 @@ impl Storage for HeldFolders {
 
     fn is_within(&self, inner: &Path, outer: &Path) -> io::Result<bool> {
         // Paths are compared by name first, because this storage resolves a path below `outer` from
-        // the held folder.
+        // the held folder, even if the path `outer` leads to another folder by now.
         if inner.starts_with(outer) {
             return Ok(true);
         }
         let outer = match self.folder(outer) {
             Ok(outer) => identity_of(&outer.metadata()?),
-            // A missing folder contains nothing.
+            // `outer` does not exist or is no folder, so it contains nothing.
             Err(error)
                 if matches!(
                     error.kind(),

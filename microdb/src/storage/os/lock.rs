@@ -3,11 +3,11 @@
 //! - A lock is a `flock`, which belongs to the open file. Two opens in one process exclude each
 //!   other, and the kernel releases the lock when the process dies.
 //! - The lock of a file protects nothing once the file was removed and created again. So the held
-//!   folder itself is locked first, which cannot be replaced without the database in it. A second
-//!   opener is refused even if the lock file was replaced.
-//! - After a fork, parent and child share the open file and its lock. Closing the file in the child
-//!   keeps the lock. Unlocking it in the child would take the lock from the parent. So only the
-//!   process that took a lock unlocks it.
+//!   folder itself is locked first: it cannot be replaced without replacing the database in it. A
+//!   second opener is refused even if the lock file was replaced.
+//! - After a fork, parent and child share the open file and its lock. If the child closes the file,
+//!   the parent keeps the lock. If the child unlocked the file, the parent would lose the lock. So
+//!   only the process that acquired a lock unlocks it.
 //!
 //! Deliberately absent: timeouts and leases.
 
@@ -29,8 +29,8 @@ use crate::seeded::seeded;
 use crate::storage::StorageLock;
 
 /// Length of the process id in a lock file, including the line end, in bytes. The id is padded with
-/// zeros, so that a new id covers the former one. Truncating the file instead could wait
-/// milliseconds for the file system's journal beside heavy writing.
+/// zeros, so that a new id covers the former id. Truncating the file instead could wait
+/// milliseconds for the file system's journal, if other writes keep it busy.
 const NOTE_BYTES: usize = 11;
 
 /// A locked folder. The locks of several files in the folder share it.
@@ -62,8 +62,8 @@ impl FileLock {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // Closing the file would not suffice: a child that another thread has just forked shares
-        // the open file until it executes its own program.
+        // Closing the file would not suffice. A child that another thread has just forked shares
+        // the open file until it executes its own program, and the lock would last as long.
         if self.birth.is_here() {
             let _ = rustix::fs::flock(&*self.file, FlockOperation::Unlock);
         }
@@ -130,8 +130,8 @@ pub(super) fn lock_file(
         None => None,
         Some(folder) => match folder? {
             Ok(folder) => folder,
-            // Returns before a lock file is created, because the folder is in use by another
-            // opener.
+            // The folder is in use by another opener, so this function returns before it creates a
+            // lock file.
             Err(Busy) => return Ok(Err(holder(&base, name))),
         },
     };

@@ -6,7 +6,7 @@ use super::disk::{Disk, Image};
 use super::{check, spawn};
 use crate::{Db, Durability, Error, Options, Table};
 
-/// Number of syncs that succeed, more than any model makes.
+/// Number of successful syncs of a disk that never fails: more than any model makes.
 const ALL_SYNCS: u32 = 1_000;
 
 fn open(disk: &Arc<Disk>) -> Db {
@@ -15,8 +15,8 @@ fn open(disk: &Arc<Disk>) -> Db {
     options.open("/db").unwrap()
 }
 
-/// Returns the disk of a database with an empty table. Its random ids are drawn once, so that the
-/// image is equal in every run of a model.
+/// Returns the disk of a database with an empty table. The database's id is random, so the image is
+/// made only once and is equal in every run of a model.
 fn image() -> &'static Image {
     static IMAGE: OnceLock<Image> = OnceLock::new();
     IMAGE.get_or_init(|| {
@@ -62,8 +62,8 @@ fn put(table: &Table, disk: &Disk, key: &str) -> Option<Image> {
     }
 }
 
-/// Runs `count` concurrent writers, each with a key, on a disk where the sync after `syncs` good
-/// ones fails. Returns the number of acknowledged keys.
+/// Runs `count` concurrent writers, each with its own key. The first `syncs` syncs of the disk
+/// succeed, and the next one fails. Returns the number of acknowledged keys.
 fn writers(count: usize, syncs: u32) -> usize {
     let disk = Disk::new(image(), syncs);
     let db = open(&disk);
@@ -120,7 +120,8 @@ fn loom_a_reader_sees_a_durable_commit_only_once_it_is_durable_and_the_log_keeps
             let (table, disk) = (table.clone(), disk.clone());
             move || put(&table, &disk, "a")
         });
-        // This commit comes before or behind a commit that waits for the disk.
+        // Depending on the order, this buffered commit precedes the durable commit, or waits behind
+        // it for the disk.
         let before = db.engine.sequence();
         table.put_with("b", "v", Durability::Buffered).unwrap();
         assert!(db.engine.sequence() > before);

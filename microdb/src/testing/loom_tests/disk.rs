@@ -22,8 +22,8 @@ struct File {
     syncs_left: Arc<AtomicU32>,
 }
 
-/// The disk. Names of files are durable at once, because these models are about the order of
-/// threads.
+/// The disk. Creations, renames and removals are durable at once, because these models test only
+/// the order of threads.
 #[derive(Debug)]
 pub(super) struct Disk {
     files: Mutex<BTreeMap<PathBuf, Arc<File>>>,

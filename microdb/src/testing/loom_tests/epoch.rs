@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::{check, spawn};
 use crate::raw::epoch::{ArcCell, pin};
 
-/// A value with writes that loom sees. It counts its drop.
+/// A value in an atomic of loom, so that loom checks the order of its accesses. A drop is counted
+/// in `dropped`.
 struct Watched {
     value: loom::sync::atomic::AtomicUsize,
     dropped: Arc<AtomicUsize>,
@@ -19,8 +20,8 @@ const BEFORE: usize = 0;
 const GONE: usize = usize::MAX;
 
 impl Watched {
-    /// The value is stored in a separate step. So a reader that is not ordered behind the writer
-    /// may still see `BEFORE`.
+    /// Returns a watched value. `value` is stored in a separate step, so a reader that is not
+    /// ordered behind the writer may still see `BEFORE`.
     fn new(value: usize, dropped: &Arc<AtomicUsize>) -> Arc<Self> {
         let watched = Self {
             value: loom::sync::atomic::AtomicUsize::new(BEFORE),
@@ -64,8 +65,8 @@ fn loom_a_pinned_reader_keeps_what_it_reached_while_the_writer_retires_it() {
             }
         });
         cell.replace(Watched::new(2, &dropped), &pin());
-        // Each round advances the epoch if no thread is pinned in an older epoch. It frees values
-        // that are two epochs old.
+        // Each flush advances the epoch if no thread is pinned in an older epoch, and frees values
+        // that were retired two epochs ago.
         (0..3).for_each(|_| pin().flush());
         early.fetch_add(dropped.load(Ordering::Relaxed), Ordering::Relaxed);
         reader.join().unwrap();
@@ -80,8 +81,10 @@ fn loom_a_pinned_reader_keeps_what_it_reached_while_the_writer_retires_it() {
     );
 }
 
-/// Smaller than the model above, so that two preemptions are affordable. The fences of two pins
-/// order everything behind the later pin. So the reader must pin first and load last.
+/// Notices a pointer that is loaded with relaxed ordering. The memory fences of two pins order
+/// everything behind the later pin, so the fault only shows if the reader pins before the writer
+/// and loads after it. This order needs two preemptions, which the larger model above cannot
+/// afford.
 #[test]
 fn loom_a_pointer_is_published_after_its_value() {
     check(2, || {

@@ -1,5 +1,6 @@
-//! Loom models of the whole engine. Each opens a database on a disk in memory and runs a few
-//! threads. Loom tries every order of their steps with a limited number of preemptions.
+//! Loom models of the whole engine, and of its collector (`epoch`). A model of the engine opens a
+//! database on a disk in memory and runs a few threads. Loom tries every order of their steps with
+//! a limited number of preemptions.
 //!
 //! `RUSTFLAGS="--cfg loom" cargo test --release -p imt-microdb --lib loom` runs these models and
 //! those of the directory. With `--cfg crossbeam_loom` in addition, the command runs
@@ -38,7 +39,7 @@ fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) -> u64 {
         let model = model.clone();
         spawn(move || model()).join().unwrap();
     });
-    // A model without a race runs once and proves nothing.
+    // A model without concurrent steps has only one order and proves nothing.
     let runs = runs.load(Ordering::Relaxed);
     assert!(runs > 10, "{runs} orders");
     println!("{runs} orders");

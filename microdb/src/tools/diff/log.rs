@@ -4,9 +4,9 @@
 //!   reading the segments.
 //! - The last record of a key decides. If a key differs, then in at least one database its last
 //!   record is in a segment that the other database does not share. If both last records were in
-//!   shared segments, the later of the two would be the last record in both databases. A tombstone
-//!   dropped by compaction is no exception, because it stays as long as any segment may hold an
-//!   older put.
+//!   shared segments, the later of the two would be the last record in both databases. Dropped
+//!   tombstones are no exception: compaction drops a tombstone only once no segment may have an
+//!   older put of its key.
 //! - So only keys in segments that are not shared are compared. Of such a segment, only the part
 //!   behind the bytes common to both databases is read.
 //!
@@ -27,8 +27,8 @@ use crate::snapshot::Snapshot;
 /// Table ids and keys.
 type Keys = HashSet<(u32, Vec<u8>)>;
 
-/// Returns the keys that may differ. Returns `None` if the logs cannot decide, or if more than a
-/// quarter of the keys may differ.
+/// Returns the keys that may differ. Returns `None` if the databases have different ids, if clear
+/// markers or damage are found, or if more than a quarter of the keys may differ.
 pub(crate) fn changed_keys(one: (&Engine, &Snapshot), two: (&Engine, &Snapshot)) -> Option<Keys> {
     if one.0.database != two.0.database {
         return None;

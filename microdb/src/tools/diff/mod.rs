@@ -4,8 +4,7 @@
 //! - Each database is read at one moment, and its writers continue.
 //! - The databases need not have equal ids, hash seeds or histories.
 //! - A database and its backup share segments. In this case only records written since the backup
-//!   are compared (see [`log`]). For other databases that already have digests in memory, the time
-//!   is proportional to the differences.
+//!   are compared (see [`log`]). In other databases, tables with equal digests are not compared.
 //!
 //! Deliberately absent: merging.
 
@@ -128,7 +127,7 @@ pub struct DiffReport {
     /// Number of records that were looked up in the other database.
     pub records_compared: u64,
     /// `true` if the logs alone showed which keys to compare. Then the databases have a common
-    /// origin, and only keys written since were compared.
+    /// origin, and only keys written after their logs diverged were compared.
     pub by_log: bool,
     /// `true` if the caller stopped the comparison. The counts are lower bounds then.
     pub stopped: bool,
@@ -264,7 +263,7 @@ pub(crate) fn diff(
 }
 
 /// Compares two databases of common origin by the records written since their separation. Returns
-/// `None` if they have no common origin or their logs cannot decide.
+/// `None` if they have no common origin or their logs do not show all changed keys.
 fn by_log(
     first: &Arc<Handle>,
     second: &Arc<Handle>,

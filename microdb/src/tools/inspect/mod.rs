@@ -375,7 +375,7 @@ pub fn segment(path: impl AsRef<Path>, id: u64) -> Result<SegmentView> {
     let file = paths.segment(id);
     let mut bytes = std::fs::read(&file).map_err(Error::io("cannot read", &file))?;
     let len = bytes.len() as u64;
-    // No frame is beyond this limit, because offsets in the format have too few bits.
+    // No frame is beyond this limit, because offsets in the format have 26 bits.
     bytes.truncate(SEGMENT_BYTES_LIMIT as usize);
     // The header states the id of the database. If the header is damaged, the id is taken from
     // SUPER or from the other segments.
@@ -508,7 +508,7 @@ mod tests {
         assert!(damaged.header_damage.is_some());
         assert_eq!(damaged.frames.len(), view.frames.len());
         assert_eq!(folder(path).unwrap().database, Some(id));
-        // Without a valid header there is no id.
+        // Without a valid header of a segment, the id of the database is unknown.
         for (segment, _) in seen.segments {
             std::fs::write(Paths::new(path).segment(segment), [0; 200]).unwrap();
         }

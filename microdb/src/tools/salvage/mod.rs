@@ -1,12 +1,12 @@
 //! Salvage: copies everything readable of a damaged database into a new one, and lists the losses.
 //!
-//! - The log is read in order. Each frame and each record is judged on its own. Reading continues
-//!   behind damage with the next valid frame or record.
+//! - The log is read in order. Each frame and each record is verified by its own checksum. Reading
+//!   continues behind damage with the next valid frame or record.
 //! - The records that were read are replayed as in an open, into a directory in memory. All live
 //!   records are copied from there.
-//! - The checkpoint is not used to find existing records, but missing ones. If it is readable, it
-//!   shows which keys were live at its moment. So a salvage can name values that are too old
-//!   because their replacement or deletion was lost.
+//! - The newest readable checkpoint shows which records were live at its position in the log. A
+//!   comparison with the replayed records shows lost records, and values that are outdated because
+//!   their replacement or deletion was lost.
 //! - The source is only read and not locked, and no byte of it changes. Other programs should not
 //!   write to it during the salvage.
 //!
@@ -119,7 +119,8 @@ impl Options {
     }
 }
 
-/// The records that were read. The directories of this engine exist in memory only.
+/// Content of a damaged database: an engine with the readable segments. Its directories exist in
+/// memory only.
 struct Salvage {
     engine: Engine,
     /// Locations of records that are live after replay but were dead at the checkpoint, by table.
@@ -193,7 +194,7 @@ fn live(table: &TableCore) -> HashSet<Location> {
 }
 
 impl Salvage {
-    /// Returns the name of a table. Invents a name if none was found.
+    /// Returns the name of a table, or `recovered-ID` if no name was found.
     fn name(&self, id: u32) -> String {
         if id == CATALOG_TABLE {
             return "(names of tables)".to_owned();
@@ -224,7 +225,8 @@ impl Salvage {
                 self.names.insert(id, name.to_owned());
                 known.insert(id);
                 let mut catalog = ignore_poison(self.engine.catalog.write());
-                // Creates the table if it has no record.
+                // Replay creates a table at its first record, so a table without records is created
+                // here.
                 let table = catalog.table_or_new(id);
                 if let Some(codec) = KeyCodec::decode(record.value()) {
                     let _ = table.key_codec.set(codec);

@@ -39,12 +39,12 @@ pub(super) struct Replay<'a> {
     manifest: &'a mut Manifest,
     rules: Rules,
     frontier: Option<Frontier>,
-    /// The checkpoint, until replay reaches its position in the log.
+    /// The checkpoint, or `None` once replay has reached its position in the log.
     checkpoint: Option<Loaded>,
     sequence: u64,
     chain: u64,
     /// Index of the first loss since the last complete commit. If the next commit shows that
-    /// commits are missing, they belong to this loss.
+    /// commits are missing, the missing commits are listed with this loss.
     open_loss: Option<usize>,
     /// Table ids and keys of lost records, by index of the loss. An empty key stands for an unknown
     /// key.
@@ -231,8 +231,8 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// Lists the holes of a piece as one loss. Returns the index of this loss, or `None` without
-    /// holes.
+    /// Lists the holes of a piece as one loss. Returns the index of this loss, or `None` if the
+    /// piece has no holes.
     fn note_holes(&mut self, file: &SourceSegment, piece: &Piece) -> Option<usize> {
         let (first, last) = (piece.holes.first()?, piece.holes.last()?);
         let flaw = &first.flaw;
@@ -258,8 +258,8 @@ impl<'a> Replay<'a> {
         loss
     }
 
-    /// Compares the sequence of a frame with that of the frame before. Commits missing between the
-    /// two were lost.
+    /// Compares the sequence of a frame with that of the previous frame. Commits missing between
+    /// the two were lost.
     fn follow(&mut self, header: &FrameHeader) {
         let expected = match header.kind {
             FrameKind::Commit => self.sequence.saturating_add(1),
@@ -391,8 +391,8 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// Returns the kind of a frame with a lost header, judged by one of its records. Only tombstones
-/// copied by compaction have a value.
+/// Returns the kind of a frame with a lost header, judged by one of its records. Tombstones and
+/// clear markers have a value only if compaction copied them.
 fn kind_of(record: &Record<'_>) -> FrameKind {
     let is_tombstone = record.head.kind != RecordKind::Put;
     if is_tombstone && record.head.value_bytes > 0 {

@@ -218,8 +218,9 @@ impl Source {
         self.state = newest;
     }
 
-    /// Returns the segments of the log, in order. `known` is used without a state: it has the ids
-    /// of the segments of the newest valid checkpoint, and the first id after them.
+    /// Returns the segments of the log, in order. `known` replaces the list of segments in SUPER if
+    /// SUPER has no valid state: it has the ids of the segments of the newest valid checkpoint, and
+    /// the first id after them.
     pub(super) fn segments(
         &mut self,
         known: Option<(Vec<u64>, u64)>,
@@ -370,7 +371,7 @@ fn read_file(path: &std::path::Path, options: &Options, manifest: &mut Manifest)
         let map = options
             .map(file.as_ref(), len)
             .map_err(Error::io("cannot read", path))?;
-        // Salvage reads the file from beginning to end, so reads are not scattered.
+        // Salvage reads the file from beginning to end, so the map is not marked for random reads.
         map.advise(false);
         return Ok(map);
     }

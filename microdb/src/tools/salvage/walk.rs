@@ -16,8 +16,10 @@ use crate::format::record::{Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::format::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
-/// Maximum number of bytes that the searches for records behind damage checksum in one segment.
-/// Checksumming so many bytes takes some seconds. A search then gives up the rest of the piece.
+/// Maximum number of bytes that the search for records behind damage checksums in one segment. The
+/// limit exceeds the size of a segment, because the ranges of possible records overlap.
+/// Checksumming 16 GiB takes some seconds. At the limit, all remaining bytes of the frame become a
+/// hole.
 const SEARCH_BYTES_MAX: u64 = 16 << 30;
 
 /// A part of a segment: one frame, or the bytes from a damaged frame header to the next valid
@@ -87,7 +89,8 @@ impl<'a> Walk<'a> {
                 let to = self.next_header(from + 1).unwrap_or(end);
                 self.at = to;
                 let mut piece = self.piece(None, from, from, to);
-                // The damaged header is the first flaw of the piece.
+                // The piece begins with the damaged header, so its first hole gets the flaw of the
+                // header.
                 if let Some(first) = piece.holes.first_mut() {
                     first.flaw = flaw;
                     first.key = None;
@@ -170,7 +173,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Returns `true` if the lengths in the record's head are possible. Takes less time than the
+/// Returns `true` if the lengths in the record's head are possible. This check is cheaper than the
 /// checksum.
 fn is_plausible(record: &Record<'_>) -> bool {
     let head = &record.head;

@@ -1,8 +1,8 @@
 //! A serializer that records the choices of a value while the value is encoded.
 //!
 //! A choice is a variant, `Some` or `None`, or a kind of number. Each part of a value has a path: a
-//! hash of the choices that lead to it. All elements of a sequence have one path, and so do all
-//! keys and all values of a map.
+//! hash of the choices that lead to it. All elements of a sequence have one path. All keys of a map
+//! have one path, and all values of a map have another.
 //!
 //! Deliberately absent: the encoding, which the wrapped serializer does.
 
@@ -52,7 +52,8 @@ enum Choice {
     Value,
 }
 
-/// Returns the path extended by one step. A path is never 0, because 0 marks a free slot.
+/// Returns the path extended by one step. A path is never 0, because 0 marks a free slot of
+/// [`KnownShapes`].
 #[inline]
 fn step(path: u64, choice: Choice, number: u64) -> u64 {
     // The odd constant is 2^64 divided by the golden ratio. The multiplication spreads neighbouring
@@ -359,7 +360,7 @@ impl<'a, C> Parts<'a, C> {
     }
 
     /// Watches the next field. Most fields of a long array share a path, so that they do not evict
-    /// known paths.
+    /// other paths from [`KnownShapes`].
     #[inline]
     fn field<'b, T: ?Sized>(&mut self, value: &'b T) -> Watched<'b, T>
     where

@@ -1,8 +1,8 @@
 //! The log of cluster events that the web console shows, as one node observed them.
 //!
 //! Events are computed as differences between two consecutive observations of the cluster. So the
-//! code that changes the cluster reports no events. A node that joins and leaves between two
-//! observations produces none.
+//! code that changes the cluster need not report events. A node that joins and leaves between two
+//! observations produces no event.
 //!
 //! Invariants:
 //! - At most `EVENTS_KEPT` events are kept. Event ids ascend by one.
@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::ClusterState;
 use crate::control::topology::Topology;
 
-/// Maximum number of events kept. It suffices for some hours of an idle cluster, or for a rolling
-/// restart of 20 nodes.
+/// Maximum number of events kept. It suffices for a rolling restart of 20 nodes, which produces
+/// several events for each node.
 const EVENTS_KEPT: usize = 256;
 
 /// A copy of the parts of a topology from which events are computed. While a [`Topology`] is held,
@@ -91,7 +91,7 @@ pub(super) struct Event {
     /// Time of the event, in UTC milliseconds since 1970.
     pub(super) at_ms: u64,
     pub(super) kind: Kind,
-    /// The node that changed, or for an event about a volume the node that serves it.
+    /// The node that changed. For an event about a volume, the node that serves the volume.
     pub(super) node: Option<String>,
     /// The volume that changed, for events about a volume.
     pub(super) volume: Option<String>,

@@ -3,8 +3,8 @@
 //!
 //! While a browser shows the console, the node that it is connected to requests the figures of
 //! every other node once a second (`POST /peer/console`). The request names the newest second and
-//! event already received. So the first response contains the whole kept history, and each later
-//! response contains only a second or two.
+//! the newest event that were already received. So the first response contains the whole kept
+//! history, and each later response contains only the last one or two seconds.
 
 use std::collections::BTreeMap;
 

@@ -51,8 +51,8 @@ use state::{Cursor, Overview};
 /// Maximum number of open streams. Each page has one stream, and a browser opens at most six
 /// connections to a host. So at least five browsers can show the console at the same time.
 const STREAMS_MAX: usize = 32;
-/// Longest wait for the figures of another node. Shorter than a second, so that the figures arrive
-/// within the second in which they are shown.
+/// Longest wait for the figures of another node. The wait is shorter than a second, because the
+/// figures are requested once a second.
 const FIGURES_TIMEOUT: Duration = Duration::from_millis(700);
 /// Maximum age of the collected figures that a newly opened page shows. Older figures are requested
 /// again.
@@ -77,7 +77,7 @@ pub(crate) struct Console {
     volume_log: Mutex<Log>,
     overview: Mutex<Overview>,
     /// The time of the last collection of figures. The lock is held during a collection, so that
-    /// only one runs at a time.
+    /// only one collection runs at a time.
     collected: tokio::sync::Mutex<Option<Instant>>,
     signals: watch::Sender<Signal>,
     streams: Arc<Semaphore>,
@@ -237,7 +237,7 @@ impl Console {
     }
 
     /// Returns the names of all running nodes, and the addresses of all running nodes except this
-    /// one.
+    /// node.
     fn others(&self) -> (BTreeSet<NodeName>, Vec<(NodeName, SocketAddr)>) {
         let topology = self.cluster.topology();
         let nodes: BTreeSet<NodeName> = topology.state.serving.values().cloned().collect();

@@ -40,7 +40,8 @@ struct Page {
 static PAGE: LazyLock<Page> = LazyLock::new(|| {
     let script = format!("\"use strict\";\n{}", SCRIPTS.concat());
     let text = TEMPLATE.replace("{style}", STYLE).replace("{script}", &script);
-    // The node may compress the response, so its bytes may differ and the tag is weak.
+    // The node compresses the response for some clients. So two responses with this tag may differ
+    // in their bytes, and the tag is weak.
     let tag = format!("W/\"{}\"", &hash(&text)[..16]);
     let policy = format!(
         "default-src 'none'; style-src 'sha256-{}'; script-src 'sha256-{}'; connect-src 'self'; \
@@ -133,8 +134,8 @@ mod tests {
         for outside in ["http://", "https://", "//cdn", "@import", "url(http"] {
             assert!(!addresses.contains(outside), "{outside}");
         }
-        // The policy forbids inline style and script attributes. The script must never parse text
-        // as HTML, because data could then inject markup.
+        // The page's Content-Security-Policy forbids inline style and script attributes. The script
+        // must never parse text as HTML, because data could then inject markup.
         for refused in [
             " style=\"",
             " onclick=",

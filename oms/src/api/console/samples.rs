@@ -6,7 +6,8 @@
 //!
 //! Invariants:
 //! - A node's seconds are ascending, without gaps between the first and the last.
-//! - The counts of all recorded seconds add up to the counters from which they were computed.
+//! - `Recorder::record` loses no request: the counts of all seconds that one call adds are in sum
+//!   the increase of the counters since the previous call.
 //! - At most `SECONDS_KEPT` seconds are kept.
 //!
 //! Calls between nodes and health probes are recorded under the route "other" of `metrics`. They
@@ -117,7 +118,8 @@ pub(super) struct RouteFigures {
 }
 
 /// Estimates a latency percentile from bucket counts by linear interpolation within the bucket.
-/// Returns `None` without requests. Requests above the last bound are counted at that bound.
+/// Returns `None` if there are no requests. Requests above the last bound are counted at that
+/// bound.
 fn percentile_us(buckets: &[u64], share: f64) -> Option<u64> {
     let total: u64 = buckets.iter().sum();
     if total == 0 {
@@ -160,7 +162,8 @@ impl Recorder {
         let last = self.samples.back().map(|sample| sample.second);
         let last = last.filter(|last| second + CLOCK_STEP_MAX >= *last);
         if last.is_none() {
-            // Either this is the first call, or the clock was set back.
+            // Either this is the first call, or the clock was set back by more than
+            // `CLOCK_STEP_MAX`.
             self.samples.clear();
         }
         let from = last.map_or(second, |last| last + 1);
@@ -181,7 +184,7 @@ impl Recorder {
     }
 
     /// Returns the seconds after `second`. If `second` is more than `CLOCK_STEP_MAX` ahead of the
-    /// newest one, the clock was set back, and all seconds are returned.
+    /// newest recorded second, the clock was set back, and all seconds are returned.
     pub(super) fn since(&self, second: u64) -> Vec<Sample> {
         let newest = self.samples.back().map_or(0, |sample| sample.second);
         let second = if second > newest + CLOCK_STEP_MAX {
@@ -243,7 +246,7 @@ impl Merged {
     }
 
     /// Removes seconds more than `CLOCK_STEP_MAX` ahead of this node's newest second: they were
-    /// recorded before its clock was set back.
+    /// recorded before this node's clock was set back.
     pub(super) fn forget_ahead_of(&mut self, newest: u64) {
         self.0.retain(|second, _| *second <= newest + CLOCK_STEP_MAX);
     }

@@ -6,7 +6,7 @@
 //! - A stream gets the ring when it begins and when the epoch changes. The ring is not in every
 //!   message because its slots are most of the bytes.
 //! - A stream gets each second and each event once. Only the last `SECONDS_REPEATED` seconds are
-//!   sent again, because late responses of nodes may change their counts.
+//!   sent again, because a late response of a node may change the counts of these seconds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -20,8 +20,8 @@ use super::samples::{Merged, RouteFigures, Sample, ShownSample};
 use crate::api::internal::CopyProgress;
 use crate::control::topology::Topology;
 
-/// Number of past seconds that each message repeats, because late responses of nodes may have
-/// changed their counts.
+/// Number of past seconds that each message repeats, because a late response of a node may have
+/// changed the counts of these seconds.
 const SECONDS_REPEATED: u64 = 3;
 
 /// The figures in the last response of a node.
@@ -32,7 +32,7 @@ struct Heard {
     volumes: Vec<VolumeFigures>,
     missing: BTreeMap<String, String>,
     newest: Option<Sample>,
-    /// The reason why the node did not answer the last request; `None` if it did.
+    /// The reason why the node did not answer the last request; `None` if the node answered.
     fault: Option<String>,
 }
 
@@ -304,7 +304,7 @@ struct Moving {
     rows: u64,
     /// Estimated number of rows of the whole move.
     about: u64,
-    /// The reason why the move makes no progress; `None` while it does.
+    /// The reason why the move makes no progress; `None` while it makes progress.
     trouble: Option<String>,
 }
 
@@ -339,7 +339,7 @@ struct VolumeShown<'a> {
     node: Option<&'a str>,
     slots: usize,
     missing: Option<&'a str>,
-    /// The volume's figures; absent while the serving node does not answer or has not opened the
+    /// The volume's figures; null while the serving node does not answer or has not opened the
     /// volume.
     figures: Option<&'a VolumeFigures>,
 }

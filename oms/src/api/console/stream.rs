@@ -6,7 +6,7 @@
 //!
 //! Invariants:
 //! - At most one message of each stream waits in memory. While a client does not read, its stream
-//!   sends no states, and the next message contains everything since the previous one. The
+//!   sends no states, and its next message contains all changes since its previous message. The
 //!   connection's write timeout ends the connection of a client that never reads.
 //! - A stream without new data sends a comment every `HEARTBEAT`, so that both sides notice a dead
 //!   connection.
@@ -57,8 +57,8 @@ pub(super) fn answer(console: &Arc<Console>, headers: &HeaderMap) -> Response<An
     response
 }
 
-/// Returns the cursor in the request's `Last-Event-ID`, or `None` if it is absent or another
-/// process sent it.
+/// Returns the cursor in the request's `Last-Event-ID`, or `None` if the header is absent or
+/// another process sent the id.
 pub(super) fn last_event(headers: &HeaderMap, incarnation: u64) -> Option<Cursor> {
     let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok());
     last.and_then(|id| parse_id(id, incarnation))
@@ -127,8 +127,8 @@ fn id_of(cursor: &Cursor, incarnation: u64) -> String {
     format!("{incarnation:x}-{}-{}", cursor.second, cursor.event)
 }
 
-/// Parses an event id into a cursor. Returns `None` if another process sent the id. Without an
-/// epoch in the id, the ring is sent again.
+/// Parses an event id into a cursor. Returns `None` if another process sent the id. If the id has
+/// no epoch, the client gets the ring again.
 fn parse_id(id: &str, incarnation: u64) -> Option<Cursor> {
     let mut parts = id.split('-');
     let process = u64::from_str_radix(parts.next()?, 16).ok()?;

@@ -36,7 +36,7 @@ pub(crate) enum Kind {
 
 /// The texts that describe a kind of problem.
 pub(crate) struct Texts {
-    /// Last part of the URN in `type`.
+    /// Last part of the URN that is the `type` of an error response.
     pub(crate) slug: &'static str,
     pub(crate) title: &'static str,
     pub(crate) meaning: &'static str,
@@ -96,8 +96,8 @@ impl Kind {
         }
     }
 
-    /// Returns `true` if the kind occurs only in responses to other nodes, never in responses to
-    /// clients.
+    /// Returns `true` if the kind occurs only in responses to calls between nodes (paths under
+    /// `/peer/`), never in responses of the public API.
     pub(crate) fn is_between_nodes(self) -> bool {
         matches!(
             self,

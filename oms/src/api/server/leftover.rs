@@ -7,12 +7,12 @@
 //! first request.
 //!
 //! **Invariants**
-//! - A short rest is read and dropped before the response is sent: at most `REST_BYTES_MAX` bytes,
-//!   for at most `REST_TIME_MAX`.
+//! - A short rest of the body is read and dropped before the response is sent: at most
+//!   `REST_BYTES_MAX` bytes, for at most `REST_TIME_MAX`.
 //! - Otherwise the response has the header `Connection: close`, so that the client opens a new
 //!   connection.
 //!
-//! HTTP/2 needs none of this, because each of its requests has a separate stream.
+//! HTTP/2 requests are not handled here, because each of them has a separate stream.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,14 +26,14 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
 
-/// Maximum number of bytes of a rest that are read and dropped.
+/// Maximum number of bytes of the unread rest of a body that are read and dropped.
 const REST_BYTES_MAX: usize = 256 << 10;
 /// Longest time for reading the rest of a body.
 const REST_TIME_MAX: Duration = Duration::from_millis(200);
 
 /// The body of a request. When it is dropped, its unread rest is passed to its [`Leftover`].
 pub(super) struct WatchedBody {
-    /// `None` only during the drop.
+    /// `None` only while `drop` runs.
     body: Option<Incoming>,
     has_ended: bool,
     rest: Option<Arc<Mutex<Option<Incoming>>>>,
@@ -83,7 +83,8 @@ impl Leftover {
     }
 }
 
-/// Reads and drops a body to its end. Returns `false` if it is too long or the connection fails.
+/// Reads and drops a body to its end. Returns `false` if the body is too long or the connection
+/// fails.
 async fn read_rest(mut body: Incoming) -> bool {
     let mut left = REST_BYTES_MAX;
     if body.size_hint().lower() > left as u64 {

@@ -1,8 +1,8 @@
 //! Applies a parsed stock upload to the memory and the rows of a volume.
 //!
 //! **Invariants**
-//! - One upload is applied at a time. Memory and rows are changed under the lock of the stock, so
-//!   both see uploads in the same order.
+//! - One upload is applied at a time. The stock in memory is changed, and its rows are queued for
+//!   commit, under the lock of the stock. So memory and rows get all uploads in the same order.
 //! - If a commit fails, the stock in memory is set back to the stock in the volume's rows.
 //! - If the volume's set of slots changed since the upload was split or its reading began, the
 //!   response is "moved" (421).
@@ -25,11 +25,12 @@ use crate::storage::write_batch::WriteBatch;
 use crate::volume::app::App;
 use crate::volume::state::{OrderError, VolumeState};
 
-/// A whole snapshot, encoded as write batches and as the matrix that replaces the one in memory.
+/// A whole snapshot, encoded as write batches and as the stock matrix that replaces the matrix in
+/// memory.
 pub(super) struct Prepared {
     matrix: StockMatrix,
     stores: Vec<u32>,
-    /// Batches that may be committed before the last one; see `WriteBatch::stock_in_parts`.
+    /// Batches that may be committed before the batch `last`; see `WriteBatch::stock_in_parts`.
     pub(super) parts: Vec<WriteBatch>,
     last: WriteBatch,
 }
@@ -56,11 +57,11 @@ impl Prepared {
 /// Applies a whole snapshot. The snapshot is encoded on a blocking thread, and its parts are
 /// written between the commits of orders. Then the stock in memory is replaced under its lock.
 ///
-/// If the snapshot has the products and stores of the current stock, it is written store by store.
-/// After a crash or a failure in between, only some stores have their new quantities. Each store's
-/// row records the last delivery that its quantities count, so no delivery is subtracted twice. If
-/// neither snapshots nor deliveries are numbered, too few units may be sold until the next
-/// snapshot, but never too many.
+/// If the snapshot has exactly the products and stores of the current stock, it is written store by
+/// store. After a crash or a failure between two stores, only some stores have their new
+/// quantities. Each store's row records the last delivery that its quantities count, so no delivery
+/// is subtracted twice. If neither snapshots nor deliveries are numbered, too few units may be sold
+/// until the next snapshot, but never too many.
 pub(super) async fn apply(
     app: Arc<App>,
     snapshot: StockSnapshot,
@@ -68,8 +69,8 @@ pub(super) async fn apply(
     arrival: Arrival,
     slots: u64,
 ) -> Result<(), Problem> {
-    // The lock lets only one upload run at a time, because a snapshot is encoded against the
-    // products and stores of the previous one.
+    // The lock lets only one upload run at a time, because a snapshot is encoded for the products
+    // and stores of the previous stock.
     let _applying = app.applying.lock().await;
     let state = app.state();
     let known = {
@@ -105,8 +106,8 @@ pub(super) async fn apply(
         Ok(replaced) => replaced,
         Err(problem) => {
             if has_parts {
-                // Some stores may have been written, so the stock in memory is read again from the
-                // rows.
+                // The rows of some stores may have been written, so the stock in memory is read
+                // again from the rows.
                 restore(state).await?;
             }
             return Err(problem);
@@ -123,7 +124,7 @@ pub(super) async fn apply(
     Ok(())
 }
 
-/// Writes the parts of a snapshot. Each part is queued while the previous one is being synced.
+/// Writes the parts of a snapshot. Each part is queued while the previous part is being synced.
 async fn write(
     state: &VolumeState,
     parts: Vec<WriteBatch>,
@@ -151,8 +152,9 @@ async fn write(
 /// The stock of a volume as read from its rows.
 struct StoredStock {
     matrix: StockMatrix,
-    /// Number of the last delivery that a store's quantities count, for each store where it differs
-    /// from that of the whole stock. `None` if the store's snapshot had no number.
+    /// Number of the last delivery that a store's quantities count, for each store for which this
+    /// number differs from the number of the whole stock. `None` if the store's snapshot had no
+    /// number.
     counted_to_overrides: BTreeMap<u32, Option<u64>>,
 }
 
@@ -219,8 +221,8 @@ fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Probl
 }
 
 /// Applies the lines of a `PATCH`, and returns the number of stores in them. Only these stores are
-/// changed and written. The other stores are read too if a product or store is new. Each product in
-/// `products` gets a cell in every store.
+/// changed and written. If a product or store is new, the rows of all stores are read. Each product
+/// in `products` gets a cell in every store.
 pub(super) async fn change(
     app: Arc<App>,
     cells: Vec<[u32; 3]>,
@@ -243,15 +245,16 @@ pub(super) async fn change(
             state.storage.snapshot_of(&stores)?
         } else {
             // New products or stores enlarge the stock. The size limit applies to the whole stock,
-            // so all of it is read.
+            // so the whole stock is read.
             state.storage.snapshot(&state.slots)?
         };
         let too_large = |fault: FieldFault| Problem::body(fault.reason);
         for product in products {
             snapshot.name_product(product).map_err(too_large)?;
         }
-        // `domain::stock` subtracts the deliveries that the snapshot does not count from the
-        // row's quantity. The new quantity already excludes these units, so they are added here.
+        // `domain::stock` subtracts the units of deliveries that the stored snapshot does not count
+        // from the quantity in a row. The new quantity already excludes these units, so they are
+        // added to the row.
         let left = state.stock().uncounted();
         let mut steps = Vec::with_capacity(cells.len());
         for [product, store, quantity] in cells {

@@ -23,7 +23,7 @@ use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 
 const STORES: u32 = 12;
-/// Units in each store before the first delivery.
+/// Units of product 7 in each store before the first delivery.
 const UNITS: u32 = 100;
 
 pub(super) fn open(folder: &Path) -> Arc<App> {
@@ -53,8 +53,8 @@ async fn commit(app: &App, batch: WriteBatch) {
     permit.send(batch).durable().await.unwrap();
 }
 
-/// Returns the quantity that the warehouse counts in a store after a number of deliveries. Delivery
-/// N takes N units from store N.
+/// Returns the units of product 7 that the warehouse counts in a store after this number of
+/// deliveries. Delivery N takes N units from store N.
 fn counted(store: u32, deliveries: u64) -> u32 {
     UNITS - if u64::from(store) <= deliveries { store } else { 0 }
 }
@@ -120,7 +120,8 @@ async fn a_snapshot_interrupted_between_any_two_parts_never_oversells() {
     let truth: Vec<i32> = (1..=STORES).map(|store| (UNITS - store) as i32).collect();
     for is_numbered in [true, false] {
         // With numbered deliveries, the second snapshot counts the first half of them. Without
-        // numbers a snapshot cannot state how many deliveries it counts, so it counts all.
+        // numbers a snapshot cannot state how many deliveries it counts, so the second snapshot
+        // counts all deliveries.
         let counts_to = if is_numbered { 6 } else { u64::from(STORES) };
         let as_of = is_numbered.then_some(counts_to);
         for cut in 0.. {
@@ -200,8 +201,8 @@ async fn a_part_counts_only_deliveries_before_the_token_of_this_server() {
     deliver_one(&app, "1").await;
     let token = app.arrival_token();
     deliver_one(&app, "2").await;
-    // The volume may have joined the ring after the upload began, so the snapshot may be older than
-    // both deliveries.
+    // A part without a token of this volume server may belong to a snapshot that is older than both
+    // deliveries. So both deliveries are subtracted from its 100 units.
     assert_eq!(take(None).await, [98], "no token");
     assert_eq!(
         take(Some("7.9".to_owned())).await,

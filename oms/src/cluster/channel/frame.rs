@@ -1,5 +1,4 @@
-//! A frame: a header, followed by all messages that were waiting when the previous frame had been
-//! written.
+//! A frame: a header, and the messages that were waiting when the previous frame had been written.
 //!
 //! | offset | size | field |
 //! | ---: | ---: | --- |
@@ -19,8 +18,8 @@ use crate::cluster::channel::LinkError;
 
 /// Size of a frame's header in bytes.
 pub(crate) const HEADER_BYTES: usize = 12;
-/// Maximum size of a payload in bytes. The largest typical message has 4 MB: the layout of a stock
-/// with a million products, which begins a copy of the stock.
+/// Maximum size of a payload in bytes. The largest typical message has 4 MB: a `StockLayout` with a
+/// million products.
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 8 << 20;
 /// Size of the read buffer in bytes. Most frames are smaller, so one system call reads a frame.
 const READ_AHEAD_BYTES: usize = 64 << 10;

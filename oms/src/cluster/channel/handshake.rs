@@ -53,7 +53,8 @@ impl PeerKey {
         hasher.update(&[role as u8]);
         hasher.update(initiator);
         hasher.update(acceptor);
-        // The preceding parts have fixed lengths, so different inputs give different bytes.
+        // The role and the nonces have fixed lengths, so different inputs never concatenate to the
+        // same bytes.
         hasher.update(binding);
         hasher.finalize()
     }
@@ -80,7 +81,7 @@ where
         let (mut theirs, mut shown) = ([0; NONCE_BYTES], [0; 32]);
         stream.read_exact(&mut theirs).await.map_err(refused)?;
         stream.read_exact(&mut shown).await?;
-        // `blake3::Hash` compares in constant time.
+        // `blake3::Hash` compares in constant time, so an attacker cannot find the proof by timing.
         if key.proof(Role::Acceptor, &mine, &theirs, binding) != blake3::Hash::from(shown) {
             return Err(LinkError(OTHER_SECRET.to_owned()));
         }

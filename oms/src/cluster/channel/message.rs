@@ -55,15 +55,16 @@ pub(crate) enum Question {
     Settle { order: OrderId, settlement: Settlement },
     /// Ask the order's volume if the order still has its reservation in this store.
     Keeps { order: OrderId, store: u32 },
-    /// Read the changes of available quantities since a position.
+    /// Read the changes of available quantities since a `StockPosition`.
     FollowStock(FollowStock),
     /// Read all available quantities, a few rows of the stock matrix per request.
     ReadStock(ReadStock),
-    /// Enter orders that took lent units, take units back and lend others.
+    /// Make usual reservations for the borrower's orders that took lent units, take returned units
+    /// back, and lend other units.
     Allot(AllotRequest),
-    /// Return borrowed units. Has no answer.
+    /// Ask the borrower to return borrowed units. This request has no answer.
     Recall(Recall),
-    /// One of the other requests with the trace context of a client's request.
+    /// Any other request, together with the trace context of the client's request that caused it.
     Traced(TraceContext, Box<Question>),
 }
 
@@ -87,7 +88,7 @@ pub(crate) enum Read {
 pub(crate) struct OrderCommand {
     pub(crate) order: OrderId,
     pub(crate) work: OrderWork,
-    /// The idempotency key with the client's request; `None` without a key.
+    /// The idempotency key of the client's request, with its path and body; `None` without a key.
     pub(crate) keyed: Option<Keyed>,
 }
 
@@ -133,8 +134,9 @@ pub(crate) struct Confirm {
 pub(crate) struct StockPosition {
     /// Random number of the volume server. The number changes whenever a process opens the volume.
     pub(crate) incarnation: u64,
-    /// Number that grows when the list of changes begins again: after cells were added or removed,
-    /// after all quantities were replaced, and when recording begins.
+    /// Number that grows when the list of changes begins again: after cells were added to the stock
+    /// matrix or removed, after all quantities were replaced, and when the volume server begins to
+    /// record changes.
     pub(crate) generation: u64,
     /// Number of recorded changes of single cells so far.
     pub(crate) changes: u64,
@@ -199,8 +201,9 @@ pub(crate) enum Reply {
     StockLayout(StockLayout),
     /// Answer to `ReadStock`: the available quantities of some rows, row by row.
     StockRows(Vec<i32>),
-    /// Answer to `Allot`: the last incarnation of the borrower that the owner knows, and the lent
-    /// units if the request is the newest of that one.
+    /// Answer to `Allot`. If `incarnation` is that of the request, the request was executed and
+    /// `granted` are the lent units. Otherwise the request is outdated, and the borrower must begin
+    /// an incarnation after `incarnation`.
     Allotted { incarnation: u64, granted: Vec<Line> },
 }
 
@@ -364,7 +367,8 @@ impl Question {
         }
     }
 
-    /// Splits the request into its trace context, if it has one, and the plain request.
+    /// Splits the request into its trace context, if there is a context, and the request without
+    /// it.
     pub(crate) fn untraced(self) -> (Option<TraceContext>, Question) {
         match self {
             Question::Traced(trace, question) => (Some(trace), *question),

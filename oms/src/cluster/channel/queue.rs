@@ -28,11 +28,11 @@ const SPARE_BYTES_MAX: usize = 2 * FRAME_BYTES_FULL;
 /// The reason why a message was not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
-    /// Too many bytes are waiting to be sent.
+    /// The message was refused, because too many bytes are waiting to be sent.
     Full,
-    /// The connection has ended.
+    /// The message was refused, because the connection has ended.
     Closed,
-    /// The message is larger than the maximum payload of a frame.
+    /// The message was refused, because it is larger than the maximum payload of a frame.
     TooLarge,
 }
 

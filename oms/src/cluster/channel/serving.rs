@@ -43,13 +43,15 @@ pub(crate) trait Service: Send + Sync {
 pub(crate) struct Asked {
     pub(crate) volume: imt_ring::NodeName,
     pub(crate) epoch: u64,
-    /// The time at which the sender stops waiting. It is late by the unknown time of the transfer.
+    /// The time at which the sender stops waiting, counted from the arrival of the request. The
+    /// sender counts from the moment of sending, so it stops earlier by the duration of the
+    /// transfer.
     pub(crate) until: Instant,
     pub(crate) question: Question,
     pub(crate) caller: Caller,
 }
 
-/// Sends the answer to one request. If it is dropped without an answer, it sends a failure.
+/// Sends the answer to one request. A `Caller` that is dropped without an answer sends a failure.
 pub(crate) struct Caller {
     id: u64,
     shared: Arc<Shared>,
@@ -84,7 +86,8 @@ impl Caller {
         );
         match pushed {
             Ok(()) | Err(Refused::Closed) => {}
-            // The answer is lost. Closing the connection tells its sender at once.
+            // The answer is lost, and the sender of the request would wait until its deadline.
+            // Closing the connection makes the request fail at once.
             Err(Refused::Full | Refused::TooLarge) => queue.close(),
         }
     }
@@ -162,7 +165,7 @@ mod tests {
     use super::*;
     use crate::cluster::channel::frame::PAYLOAD_BYTES_MAX;
 
-    /// Returns the answer to a request of this id that is too large for a frame, as bytes.
+    /// Returns the encoded answer `Reply::TooLarge` to the request with this id.
     fn too_large(id: u64) -> Vec<u8> {
         let mut bytes = Vec::new();
         Answer {
@@ -174,7 +177,9 @@ mod tests {
         bytes
     }
 
-    /// Another answer fills the queue while the queue refuses an answer as too large.
+    /// A second thread fills the queue while the first thread sends an answer that is too large. If
+    /// the queue could be filled between the refusal of that answer and the addition of `TooLarge`,
+    /// the caller would get no answer on an open connection.
     #[test]
     fn an_answer_too_large_for_a_frame_is_reported_or_ends_the_connection() {
         for delay in (0..40).map(|step| Duration::from_micros(200 * step)) {

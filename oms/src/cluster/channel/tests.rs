@@ -10,8 +10,9 @@ use crate::cluster::channel::message::{
 };
 use crate::domain::order::OrderId;
 
-/// A test service. It answers reads with their order id, keeps all other requests in `kept`, and
-/// counts frames and requests.
+/// A test service that counts frames and requests. It answers a read with the order's id. A read of
+/// the order `large` gets an answer that is too large for a frame, and a read of the order
+/// `dropped` is dropped. Requests other than reads and confirmations are stored in `kept`.
 #[derive(Default)]
 struct Echo {
     frames: AtomicUsize,

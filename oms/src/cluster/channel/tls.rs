@@ -45,8 +45,8 @@ const EXPORT_LABEL: &[u8] = b"EXPORTER-imt-order-peer-v1";
 /// Size of the exported keying material in bytes. It equals the size of a proof, which is a hash
 /// that covers this material.
 const EXPORT_BYTES: usize = 32;
-/// The server name that rustls requires of a client. It is neither checked nor sent, because SNI is
-/// off.
+/// The server name that rustls requires of a client. It is not sent, because SNI is off, and not
+/// checked, because `AnyKey` ignores the name.
 const NO_NAME: &str = "node.invalid";
 
 /// The protocol inside an encrypted connection. Both ends agree on it by ALPN.

@@ -166,8 +166,8 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Reads the number of elements of a list. Fails if the remaining bytes are too few for that
-    /// number of elements of at least `bytes_min` bytes.
+    /// Reads the number of elements of a list. Fails if the frame has too few bytes left for that
+    /// number of elements with `bytes_min` bytes each.
     pub(crate) fn count(&mut self, bytes_min: usize, expected: &'static str) -> Result<usize, WireError> {
         let count = self.number(expected)?;
         match usize::try_from(count) {

@@ -4,9 +4,9 @@
 //! - A replacement succeeds only if the stored version and coordinator are the expected ones. So a
 //!   former coordinator cannot change the state, and only one of two concurrent replacements
 //!   succeeds.
-//! - A replacement with an unknown result is repeated. If the repetition changes no row, the state
-//!   is read and confirmed (`Shared::read_state`). The replacement succeeded if the confirmed state
-//!   is the new one.
+//! - A replacement with an unknown result is repeated. If the repetition changes no row, the stored
+//!   state is read (`Shared::read_state`). The replacement succeeded if the stored state is the new
+//!   one.
 //!
 //! The decision which node may become the coordinator is in `shared`.
 
@@ -39,7 +39,8 @@ pub(super) struct StateTable {
 }
 
 /// Decodes the rows of `schema::STATE`. Returns `None` if the table has no state. If the stored
-/// version is that of `known`, the engine omits the text, and the function returns `known`.
+/// version is that of `known`, the engine omits the text of the state, and the function returns the
+/// state in `known`.
 pub(super) fn decoded_state(
     rows: &[Row],
     known: Option<&Confirmed>,
@@ -154,7 +155,7 @@ impl StateTable {
     }
 
     /// Makes this process the coordinator if the former coordinator is gone. Returns `false` if the
-    /// former one is not gone, or if another node was faster.
+    /// former coordinator is not gone, or if another node became the coordinator first.
     pub(super) async fn take_coordination(&self, shared: &Shared) -> Result<bool, NodeError> {
         let now = shared.read_state().await?;
         if now.coordinator == shared.label() {
@@ -202,7 +203,9 @@ impl StateTable {
                     }
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
-                // The row is still locked by an earlier attempt, or two transactions conflict.
+                // 55P03: the row is still locked by an earlier attempt. 40001 and 40P01: the
+                // transaction conflicts with another transaction. The statement had no effect, so
+                // it is repeated.
                 Err(SessionError::Refused { code, .. })
                     if ["55P03", "40001", "40P01"].contains(&code.as_str()) && Instant::now() < until =>
                 {

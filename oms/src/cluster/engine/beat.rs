@@ -6,8 +6,8 @@
 //!
 //! **Invariants**
 //! - A node is gone once its beat has not changed for `Pace::gone` while the looks of this process
-//!   were in time. The period begins when this process *first saw* the beat, which is after the
-//!   beat was sent.
+//!   were answered quickly and at regular intervals. The period begins when this process *first
+//!   saw* the beat, which is after the beat was sent.
 //! - A lease ends `LEASE` after the last acknowledged beat was *sent*. `LEASE` is shorter than
 //!   `Pace::gone`. So a node stops answering reads before another node takes over its volumes.
 //! - While the beats of this process are not acknowledged, it declares no node gone, because
@@ -34,16 +34,17 @@ pub(super) struct Pace {
 }
 
 /// Time after the sending of an acknowledged beat during which a node may answer reads. It is equal
-/// for every pace, because two processes may briefly see different numbers of nodes.
+/// for every pace, because two processes may briefly see different numbers of nodes and so have
+/// different paces.
 pub(super) const LEASE: Duration = Duration::from_millis(900);
 /// Time after which the lease of another process has ended, if it was not extended. It is longer
 /// than a lease by a quarter, for clocks that do not run at the same rate.
 pub(super) const LEASE_WAIT: Duration = Duration::from_millis(1_125);
-/// Maximum age of this process's last acknowledged beat, and maximum time since the previous look,
-/// at which a look may declare nodes gone. In intervals of beats.
+/// Maximum age of this process's last acknowledged beat, in intervals of beats. If that beat is
+/// older, a look declares no node gone. The same limit applies to the time since the previous look.
 const OWN_BEATS_MAX: u32 = 3;
-/// Maximum duration of a look that is in time, in intervals of beats. After a late look, every node
-/// has this much more time for its next beat.
+/// Maximum duration of a look, in intervals of beats. A look that took longer is late: it declares
+/// no node gone, and every node gets this much more time for its next beat.
 const LATE_BEATS: u32 = 2;
 /// Number of nodes from which beats and looks are less frequent. Every node reads the rows of all
 /// nodes, so the load grows with the square of the number of nodes.
@@ -80,7 +81,8 @@ pub(super) struct Beat {
 struct Seen {
     beat: Beat,
     /// Start of the period without a new beat: the time of the first look that showed this beat. A
-    /// late look, or a time without acknowledged beats of this process, moves it to a later time.
+    /// late look, or a time without acknowledged beats of this process, moves the start to a later
+    /// time.
     since: Duration,
     is_gone: bool,
 }
@@ -90,7 +92,8 @@ struct Seen {
 pub(super) enum Looked {
     /// The look was in time. Nodes without a new beat for `Pace::gone` were declared gone.
     InTime,
-    /// The look, or the last beat of this process, was late. No node was declared gone.
+    /// The look was late, or the last acknowledged beat of this process was too old. No node was
+    /// declared gone.
     Late,
     /// The look does not show the last acknowledged beat of this process, so a former primary of
     /// the engine has answered it. The rows were ignored.
@@ -111,7 +114,7 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    /// Creates the state before the first look.
+    /// Creates the value before the first look and the first acknowledged beat.
     pub(super) fn new(me: &str, incarnation: i64) -> Judge {
         Judge {
             me: me.to_owned(),
@@ -184,9 +187,9 @@ impl Judge {
             && mine.incarnation != self.incarnation
             && own.is_some()
         {
-            // Either a former primary has answered, or this process was replaced. The next beat of
-            // this process shows which case it is, because only the present primary acknowledges
-            // it.
+            // Either a former primary has answered, or another process has taken the name of this
+            // node. The next beat of this process distinguishes the two cases, because only the
+            // present primary acknowledges beats.
             return Looked::OldPrimary;
         }
         let is_old = own.is_some_and(|own| mine.is_none_or(|mine| mine.number < own));
@@ -209,9 +212,10 @@ impl Judge {
         for (name, row) in rows {
             match self.seen.get_mut(name) {
                 Some(seen) if seen.beat == *row => {
-                    // While this process's beats are not acknowledged, the node's beats may not
-                    // be either, so this time is not counted. After a late look, the node's next
-                    // beat may already be on its way.
+                    // While the beats of this process are not acknowledged, those of other nodes
+                    // may not be either, so this time is not counted as silence of the node. After
+                    // a late look, the node's next beat may already be on its way, so the node gets
+                    // more time.
                     let added = match (is_stalled, is_late) {
                         (true, _) => gap + beat * LATE_BEATS,
                         (false, true) => beat * LATE_BEATS,
@@ -255,13 +259,13 @@ impl Judge {
         }
     }
 
-    /// Returns `true` if a node has ended, or if its beat has been the same for this time.
+    /// Returns `true` if a node has ended or is unknown, or if its beat has not changed for `time`.
     pub(super) fn is_silent(&self, name: &str, now: Duration, time: Duration) -> bool {
         let seen = self.seen.get(name);
         seen.is_none_or(|seen| seen.is_gone || now.saturating_sub(seen.since) >= time)
     }
 
-    /// Returns the beat of a node that the last look showed.
+    /// Returns the beat that the last look showed for a node.
     pub(super) fn beat_of(&self, name: &str) -> Option<&Beat> {
         self.seen.get(name).map(|seen| &seen.beat)
     }

@@ -52,7 +52,7 @@ pub async fn export_volume(url: &EngineUrl, volume: &str, folder: &Path) -> Resu
 }
 
 /// Deletes the local copy of a volume in a node's data folder, and copies the volume from the
-/// engine again. Meanwhile the node must neither serve nor follow the volume.
+/// engine again. While the function runs, the node must neither serve nor follow the volume.
 ///
 /// # Errors
 /// The errors of `export_volume`, and `StorageError::Open` if the local copy is in use.

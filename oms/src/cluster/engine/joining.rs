@@ -3,8 +3,8 @@
 //! **Invariants**
 //! - Tables and settings of the engine are checked before anything is written.
 //! - A node takes over its name only from a process that does not beat. If the former process was
-//!   only paused, its lease ended before its name was taken. Its next beat fails, and thereby shows
-//!   that it was replaced.
+//!   only paused, its lease ended before its name was taken. The next beat of the paused process
+//!   fails, and so the process notices that it was replaced.
 //!
 //! Tables are created by `imt engine init`, not here.
 
@@ -33,9 +33,10 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time to take the name while the engine does not respond or other processes try to take
 /// the name.
 const NAME_TIMEOUT: Duration = Duration::from_secs(15);
-/// Maximum permitted `statement_timeout` and `lock_timeout` of the role. A delayed statement of a
-/// former owner is refused by newer log entries. It must end before these entries are trimmed,
-/// which happens 60 s after their checkpoint at the earliest.
+/// Maximum permitted `statement_timeout` and `lock_timeout` of the role. A delayed append of a
+/// former owner of a volume is refused because newer log entries have its number. It must end
+/// before these entries are removed from the log, which happens 60 s after their checkpoint at the
+/// earliest.
 const SERVER_TIMEOUT_MAX_MS: u64 = 30_000;
 
 /// The settings of a node that joins.
@@ -65,8 +66,8 @@ impl Joining {
         let mut session = Session::new(Arc::clone(&self.url), "node");
         check_fitness(&mut session, &self.url).await?;
         let name = self.member.name().clone();
-        // The incarnation is positive, and random so that two processes with one name have
-        // different incarnations.
+        // The random number distinguishes successive processes of one node. The shift makes the
+        // number positive.
         let incarnation = (runtime::random_u64() >> 1) as i64;
         let table = Arc::new(StateTable::new(Arc::clone(&self.url)));
         self.check_weight(&mut session).await?;
@@ -121,8 +122,8 @@ impl Joining {
         })
     }
 
-    /// Takes the node's name. If another process has the name, waits until it is known whether that
-    /// process still beats.
+    /// Takes the node's name. If another process has the name, observes the beats of that process
+    /// first, and fails if it still beats.
     async fn take_name(&self, session: &mut Session, incarnation: i64) -> Result<(), NodeError> {
         let failed = self.failed("take the node's name");
         let until = Instant::now() + NAME_TIMEOUT;
@@ -154,7 +155,7 @@ impl Joining {
     }
 
     /// Tries once to take the node's name. Returns `false` if the process with the name beats, or
-    /// if another process was faster.
+    /// if another process took the name first.
     async fn try_name(&self, session: &mut Session, incarnation: i64) -> Result<bool, SessionError> {
         let name = self.member.name().as_str();
         let mine = [Param::Text(name), Param::Int8(incarnation)];
@@ -167,8 +168,8 @@ impl Joining {
         };
         let (old, beat) = (row.int8(0)?, row.int8(1)?);
         if old == incarnation {
-            // An earlier attempt with an unknown result has succeeded. This commit is acknowledged
-            // only after the standbys have the earlier one too.
+            // An earlier attempt with an unknown result has succeeded. The following commit is
+            // acknowledged only after the standbys have received the commit of that attempt too.
             session.execute(schema::PROBE, &[], STATEMENT_TIMEOUT).await?;
             return Ok(true);
         }
@@ -235,8 +236,8 @@ impl Joining {
     }
 }
 
-/// Reads the cluster's secret. It is empty if no node was ever started, or if the nodes read it
-/// from a file.
+/// Reads the cluster's secret. The result is empty if no node was ever started, or if the nodes
+/// read the secret from a file.
 pub(super) async fn read_secret(session: &mut Session) -> Result<String, SessionError> {
     let rows = session.query(schema::SECRET, &[], STATEMENT_TIMEOUT).await?;
     match rows.first() {
@@ -285,8 +286,8 @@ pub(super) async fn check_fitness(session: &mut Session, url: &EngineUrl) -> Res
 }
 
 /// Waits for `Pace::gone`. Returns `true` if the process that has the name `name` did not beat in
-/// that time, or if its row is gone. Returns `false` as soon as the process beats. Time in which
-/// the statements of this session wait is not counted.
+/// that time, or if its row was deleted. Returns `false` as soon as the process beats. Time in
+/// which the statements of this session wait is not counted.
 async fn has_stopped(
     session: &mut Session,
     name: &str,

@@ -1,9 +1,9 @@
 //! Tests of a volume's log, checkpoint and views against a real engine.
 //!
 //! The environment variable `IMT_ENGINE` must be the URL of a PostgreSQL server, with a role that
-//! may create databases. Each test creates a separate database. `IMT_FENCE_ROUNDS` sets the
-//! number of rounds in the test that the engine refuses entries of former owners. The owner of a
-//! volume is the process that took over its log last.
+//! may create databases. Each test creates a separate database. `IMT_FENCE_ROUNDS` sets the number
+//! of rounds of `no_former_owner_commits_and_nothing_is_lost`. The owner of a volume is the process
+//! that took over its log last.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -61,7 +61,7 @@ fn body(id: u64) -> BodyWriter {
     body
 }
 
-/// The results of all appends of all owners.
+/// The results of all appends of all owners. Each appended entry contains an id of its own.
 #[derive(Default)]
 struct Record {
     /// The id in each acknowledged entry, with the epoch of the owner that appended the entry.
@@ -88,7 +88,8 @@ impl Fencing {
         }
     }
 
-    /// Takes over the volume without regard to leases, and appends entries until one is refused.
+    /// Takes over the volume without regard to leases, and appends entries until an append is
+    /// refused or has an unknown outcome.
     async fn own(self: Arc<Self>, name: String, since: u64, ready: tokio::sync::oneshot::Sender<Position>) {
         let mut log = self.log();
         let (epoch, position) = loop {
@@ -178,8 +179,8 @@ impl Fencing {
         let (mut at, mut found) = (0, BTreeSet::new());
         for round in 0..rounds {
             let since = round + 2;
-            // The random pause lets the takeover begin at any moment between or during the owner's
-            // commits.
+            // After a random pause, the takeover begins at an arbitrary moment between or during
+            // the owner's commits.
             tokio::time::sleep(Duration::from_micros(rand::random::<u64>() % 20_000)).await;
             if rand::random::<u8>() % 10 < 3 {
                 self.break_connections(&mut session).await;
@@ -198,7 +199,8 @@ impl Fencing {
                     faults.push(format!("round {round}: the takeover does not know {lost:?}"));
                 }
             }
-            // This takeover gets the newest epoch, which ends all former owners.
+            // This takeover gets the newest epoch. So the engine refuses the next append of each
+            // former owner, and the tasks of these owners end.
             if let Some(second) = second {
                 let (third, _) = self.take(&format!("third {round}"), since).await;
                 for ended in [second, next, owner] {

@@ -2,16 +2,16 @@
 //! with its protocol. The engine stores the cluster's state and the volumes.
 //!
 //! Each node has a row in the engine with a number, its *beat*, which it increments several times a
-//! second. Each node reads the rows of all nodes equally often, which is called a *look*. So the
-//! nodes notice when the process of a node has ended.
+//! second. Each node reads the rows of all nodes equally often, which is called a *look*. If the
+//! beat of a node stops changing, the other nodes conclude that the process of this node has ended.
 //!
 //! | part | content |
 //! | --- | --- |
 //! | `schema` | the tables, and the statements about membership and state |
 //! | `beat` | decisions from beats: which nodes are gone, how long this node may answer reads |
-//! | `shared` | the state that the tasks and the callers of this process share |
+//! | `shared` | the data in memory that the tasks and the callers of this process share |
 //! | `tasks` | two tasks, one that beats and one that looks, each with its own connection |
-//! | `authority` | the cluster's state, replaced by compare-and-swap; the first state, the secret |
+//! | `authority` | writes the first state and the secret; replaces the state by compare-and-swap |
 //! | `volumes` | the opening of volumes, and local copies of volumes that other nodes serve |
 //! | `copies` | for the command line: export and rebuild of a volume |
 //! | `joining` | the start of a node: checks of the engine, taking the name |
@@ -22,8 +22,9 @@
 //! - The owner of a volume is the process that took over its log last. The engine refuses commits
 //!   of former owners. So the safety of writes depends neither on beats nor on leases. Leases
 //!   protect reads, and beats decide how soon a volume is taken over.
-//! - The engine acknowledges a beat once its standbys have received it. So an *old primary*, a
-//!   server that still runs after a fail-over to another server, cannot extend a lease.
+//! - The engine acknowledges a beat once its standbys have received it. An *old primary* is a
+//!   server that still runs after a fail-over to another server. The standbys do not follow it any
+//!   more, so it acknowledges no beat and cannot extend a lease.
 //! - After `Authority::read` has read a state, it waits for a beat that is acknowledged on the same
 //!   connection. So the state does not come from an old primary.
 //! - While the engine does not respond, no node is declared gone.
@@ -86,7 +87,8 @@ pub(crate) struct EngineCluster {
     table: Arc<StateTable>,
     beating: parking_lot::Mutex<Option<JoinHandle<()>>>,
     followers: Followers,
-    /// URLs of the further engines that have passed the check of their tables and settings.
+    /// URLs of the other engines with volumes that have passed the check of their tables and
+    /// settings.
     fit: parking_lot::Mutex<BTreeSet<String>>,
     /// Volumes that wait for the end of their former server's lease.
     waiting: parking_lot::Mutex<BTreeMap<NodeName, Waiting>>,

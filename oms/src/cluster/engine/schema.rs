@@ -5,14 +5,15 @@
 //! | `imt_schema` | one | the version of this layout |
 //! | `imt_cluster` | one | the state, its version, the coordinator, the cluster's secret |
 //! | `imt_node` | one for each node | incarnation, beat, description while it takes requests |
-//! | `imt_volume` | one for each volume | epoch, owner, `kept_from`: first entry not in `imt_row` |
+//! | `imt_volume` | one for each volume | epoch, owner, `kept_from` (see below) |
 //! | `imt_log` | one for each group commit | the changed rows |
-//! | `imt_row` | one for each row of a volume | the row as of the last entry before `kept_from` |
+//! | `imt_row` | one for each row of a volume | the row as of the log entry before `kept_from` |
 //!
-//! The owner of a volume is the node that took over its log last.
+//! The owner of a volume is the node that took over its log last. `kept_from` is the number of the
+//! first log entry that is not yet applied to `imt_row`.
 //!
 //! **Invariants**
-//! - A database holds one cluster.
+//! - A PostgreSQL database contains the tables of one cluster.
 //! - `volume` is the first column of the primary keys of `imt_volume`, `imt_log` and `imt_row`. The
 //!   tables have no sequences and no foreign keys. So they also work in an engine that distributes
 //!   rows by `volume`.
@@ -65,9 +66,11 @@ INSERT INTO imt_schema (one, version) VALUES (1, 1) ON CONFLICT (one) DO NOTHING
 /// Creates or replaces the views that decode rows for `psql`.
 pub(crate) const VIEWS: &str = include_str!("views.sql");
 
-/// Settings that `imt engine init` gives to the role. Settings of a role apply to each of its
-/// connections, even behind a connection pooler. They make a commit wait for the standbys. They
-/// also end a delayed statement long before the log entries are trimmed that would refuse it.
+/// PostgreSQL settings that `imt engine init` sets for the role of the nodes. They apply to each
+/// connection of the role, even behind a connection pooler. `synchronous_commit` makes a commit
+/// wait for the standbys. The timeouts end a delayed append of a former owner. Such an append is
+/// refused because newer entries have its number, and must end long before those entries are
+/// removed from the log.
 pub(crate) const ROLE_SETTINGS: [(&str, &str); 4] = [
     ("synchronous_commit", "on"),
     ("lock_timeout", "2s"),
@@ -75,7 +78,8 @@ pub(crate) const ROLE_SETTINGS: [(&str, &str); 4] = [
     ("default_transaction_isolation", "read committed"),
 ];
 
-/// Reads the settings of the connection as four texts. Timeouts are in milliseconds.
+/// Reads the settings that `ROLE_SETTINGS` lists from the connection, as texts. Timeouts are in
+/// milliseconds.
 pub(super) const SETTINGS: &str = "
 SELECT current_setting('synchronous_commit'),
     (SELECT setting FROM pg_settings WHERE name = 'lock_timeout'),
@@ -92,8 +96,8 @@ pub(super) const UNDEFINED_TABLE: &str = "42P01";
 pub(super) const LOOK: &str = "
 SELECT n.name, n.incarnation, n.beat, n.card, c.version, c.coordinator FROM imt_node n, imt_cluster c
     WHERE c.one = 1";
-/// Writes the next beat of a process, and returns the version of the state at that time, or 0.
-/// Changes no row if another process has taken the node's name.
+/// Writes the next beat of a process, and returns the version of the cluster's state at that time,
+/// or 0 if there is no state. Changes no row if another process has taken the node's name.
 pub(super) const BEAT: &str = "
 UPDATE imt_node SET beat = $3, card = $4 WHERE name = $1 AND incarnation = $2
     RETURNING coalesce((SELECT version FROM imt_cluster WHERE one = 1), 0)";
@@ -112,7 +116,8 @@ DELETE FROM imt_node WHERE name = $1 AND incarnation = $2 AND beat = $3";
 /// Reads the row of one node.
 pub(super) const NODE: &str = "SELECT incarnation, beat, card FROM imt_node WHERE name = $1";
 
-/// A commit that changes no data. Only the primary that the standbys follow can acknowledge it.
+/// A commit that changes no data. Only the primary that the standbys follow can acknowledge this
+/// commit, because each commit waits for the standbys.
 pub(super) const PROBE: &str = "UPDATE imt_schema SET version = version WHERE one = 1";
 
 /// Reads the cluster's state. The text of the state is long, so it is left out if the version is
@@ -127,7 +132,7 @@ pub(super) const SECRET: &str = "SELECT secret FROM imt_cluster WHERE one = 1";
 pub(super) const FIRST_STATE: &str = "
 INSERT INTO imt_cluster (one, version, state, coordinator, secret) VALUES (1, $1, $2, $3, $4)
     ON CONFLICT (one) DO NOTHING";
-/// Writes the row of the first volume's log.
+/// Inserts the row of the first volume into `imt_volume`.
 pub(super) const FIRST_VOLUME: &str = "
 INSERT INTO imt_volume (volume, epoch, owner, kept_from) VALUES ($1, 0, '', 1)
     ON CONFLICT (volume) DO NOTHING";

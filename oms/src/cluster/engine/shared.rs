@@ -4,9 +4,10 @@
 //! **Invariants**
 //! - The mutex is never held across an await.
 //! - `has_lease` takes no lock, because every read of a volume calls it.
-//! - A beat extends the lease only if the state was still the confirmed one when it was sent. Once
-//!   a confirmed state gives a volume to another node, the volume's lease is lost for good. So a
-//!   node that was paused answers no read of a volume that it lost in between.
+//! - A beat extends the lease only if the state in the engine still has the version that this
+//!   process read last. Once a state assigns a volume to another node, this process's lease for the
+//!   open volume is lost for good. So a node that was paused answers no read of a volume that it
+//!   lost during the pause.
 //! - Each event is sent once.
 //!
 //! Statements are in `tasks` and `authority`. The decision which nodes are gone is in `beat`.
@@ -74,14 +75,16 @@ pub(super) struct Shared {
 /// The lease of an open volume.
 struct VolumeLease {
     volume: NodeName,
-    /// The version at which the volume was assigned to this node.
+    /// The version of the cluster's state in which the volume was assigned to this node.
     since: u64,
-    /// `true` once the volume is assigned to another node, or again to this one.
+    /// `true` once the volume is assigned to another node, or is assigned to this node again at a
+    /// later version.
     is_lost: Weak<AtomicBool>,
 }
 
 impl VolumeLease {
-    /// Ends the lease if a state does not give the volume to `me`, or only since a later version.
+    /// Ends the lease if `state` does not assign the volume to `me`, or has assigned it to `me`
+    /// again at another version than `since`.
     fn check(&self, me: &NodeName, state: &ClusterState) {
         let is_mine = state.serving.get(&self.volume) == Some(me) && state.since(&self.volume) == self.since;
         if let Some(is_lost) = self.is_lost.upgrade().filter(|_| !is_mine) {
@@ -103,10 +106,12 @@ struct Inside {
     is_withdrawn: bool,
     readers: Vec<Reader>,
     cached: Option<Confirmed>,
-    /// `true` if a beat met another version of the state than that of `cached`.
+    /// `true` if the state in the engine had another version than `cached` at the last acknowledged
+    /// beat.
     is_behind: bool,
     leases: Vec<VolumeLease>,
-    /// The time at which the last usable look was sent.
+    /// The time at which the last look was sent. A look that an old primary answered does not
+    /// count.
     looked: Duration,
 }
 
@@ -126,14 +131,14 @@ pub(super) struct Due {
     pub(super) card: Option<NodeInfo>,
     pub(super) is_last: bool,
     /// Callers that wait for the cluster's state. A state that is read after the creation of this
-    /// value is recent enough for them.
+    /// `Due` is recent enough for these callers.
     pub(super) readers: Vec<Reader>,
     pub(super) cached: Option<Confirmed>,
-    /// `true` if the lease waits for a newer state.
+    /// `true` if the lease is not extended before this process has read a newer state.
     pub(super) is_behind: bool,
 }
 
-/// The effect of a look, for the task of looks.
+/// The effect of a look, as returned to the task that looks.
 pub(super) struct LookOutcome {
     pub(super) looked: Looked,
     /// `true` if the coordinator is gone and this process must try to become the coordinator.
@@ -210,8 +215,9 @@ impl Shared {
         (self.now().as_micros() as u64) < self.lease_end_us.load(Ordering::Acquire)
     }
 
-    /// Returns a function that returns `true` while this process may answer reads of a volume,
-    /// which was assigned to it at the version `since`. A call reads the clock and takes no lock.
+    /// Returns a function that returns `true` while this process may answer reads of a volume.
+    /// `since` is the version of the cluster's state in which the volume was assigned to this
+    /// process. A call of the function reads the clock and takes no lock.
     pub(super) fn lease_of(
         self: &Arc<Self>,
         volume: &NodeName,
@@ -230,18 +236,19 @@ impl Shared {
         inside.leases.retain(|lease| lease.is_lost.strong_count() > 0);
         inside.leases.push(lease);
         let shared = Arc::clone(self);
-        // The end of the lease is read first: it is written after the loss.
+        // `acknowledge` sets `is_lost` before it extends the lease. So the end of the lease is read
+        // first: if the extended lease is visible, `is_lost` is visible too.
         move || shared.has_lease() && !is_lost.load(Ordering::Acquire)
     }
 
-    /// Returns the identity of a volume's log by the last confirmed state.
+    /// Returns the identity of a volume's log according to the last confirmed state.
     pub(super) fn known_log_of(&self, volume: &NodeName) -> Option<VolumeLog> {
         let inside = self.inside();
         inside.cached.as_ref().map(|cached| cached.state.log_of(volume))
     }
 
-    /// Returns `true` if a node has no lease: it is gone, or a look that was sent after `moment`
-    /// shows the beat that it has had for longer than a lease.
+    /// Returns `true` if a look was sent after `moment` and shows that a node has no lease: the
+    /// node has ended or was declared gone, or its beat has not changed for `LEASE_WAIT`.
     pub(super) fn is_without_lease(&self, node: &str, moment: Duration) -> bool {
         let inside = self.inside();
         inside.looked > moment && inside.judge.is_silent(node, self.now(), LEASE_WAIT)
@@ -304,7 +311,8 @@ impl Shared {
                 inside.watchers.push((watcher, incarnation));
             }
             _ => {
-                // The send fails if the coordinator's task on this node has stopped.
+                // The send fails if the coordinator's task on this node has stopped. Then the event
+                // is not needed.
                 let _ = watcher.events.send(Event::Gone(watcher.node));
             }
         }
@@ -356,7 +364,8 @@ impl Shared {
     }
 
     /// Records an acknowledged beat by its sending time and number, and the state that was read
-    /// before it on the same connection. `version` is that of the state at the beat.
+    /// before it on the same connection. `version` is the version of the state at the time of the
+    /// beat.
     pub(super) fn acknowledge(
         &self,
         (sent, number): (Duration, i64),
@@ -386,8 +395,8 @@ impl Shared {
         }
     }
 
-    /// Puts callers without a result back into the list, so that the next beat reads the state for
-    /// them.
+    /// Adds callers that have got no state to the list again, so that the state is read for them
+    /// before the next beat.
     pub(super) fn ask_again(&self, readers: Vec<Reader>) {
         self.inside().readers.extend(readers);
     }
@@ -404,7 +413,8 @@ impl Shared {
         inside.readers.clear();
     }
 
-    /// Restarts, after a new connection, the time without a new beat of every node.
+    /// Begins the period without a new beat again for every node. Must be called after a new
+    /// connection.
     pub(super) fn restart(&self) {
         let now = self.now();
         self.inside().judge.restart(now);
@@ -416,7 +426,7 @@ impl Shared {
     }
 
     /// Records a look, and sends the events that follow from its rows. After a result with
-    /// `is_vacant`, no further vacancy is reported before `took` is called.
+    /// `is_vacant`, no further result has `is_vacant` before `took` is called.
     pub(super) fn looked(&self, sent: Duration, own: Option<i64>, look: Look) -> LookOutcome {
         let now = self.now();
         let has_lease = self.has_lease();
@@ -576,8 +586,8 @@ mod tests {
             ..Look::default()
         };
         shared.looked(shared.now(), None, look(1));
-        // The looks are in time, and the beats of this process are acknowledged. Otherwise, every
-        // node would have more time for its next beat.
+        // In each interval a beat of this process is acknowledged and a look is answered at once.
+        // If one of the two were missing, every node would get more time for its next beat.
         let interval = Pace::of(2).beat;
         for number in 0..=(LEASE_WAIT.as_millis() / interval.as_millis()) as i64 {
             tokio::time::advance(interval).await;

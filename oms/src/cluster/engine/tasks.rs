@@ -6,7 +6,7 @@
 //!   acknowledged. Only the primary that the standbys follow acknowledges beats.
 //! - A beat may change no row for two reasons: this process was replaced, or an old primary that
 //!   lacks this node's row has answered. Then a further commit is sent on the same connection. An
-//!   old primary does not acknowledge that commit, so its acknowledgement means that this process
+//!   old primary does not acknowledge that commit. So an acknowledgement means that this process
 //!   was replaced.
 //!
 //! The decision which nodes are gone is in `beat`.
@@ -26,8 +26,8 @@ use crate::error::{NodeError, with_causes};
 use crate::postgres::{Param, Row, Session, SessionError};
 use crate::runtime;
 
-/// Longest time for a beat or a look. PostgreSQL usually answers within milliseconds. After a
-/// timeout the next attempt begins with another host of the URL.
+/// Longest time for one statement of a beat or a look. PostgreSQL usually answers within
+/// milliseconds. After a timeout the next attempt begins with another host of the URL.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum size of a node's description in bytes. A typical description has some hundred bytes.
 const CARD_BYTES_MAX: usize = 64 * 1_024;
@@ -57,13 +57,13 @@ impl Troubles {
 /// The outcome of an attempt to send one beat.
 enum Beaten {
     Acknowledged {
-        /// The state that was read before the beat.
+        /// The cluster's state, if it was read before the beat on the same connection.
         read: Option<Box<Confirmed>>,
-        /// The version of the state at the beat.
+        /// The version of the cluster's state at the time of the beat.
         version: u64,
     },
     Replaced,
-    /// The connection changed between two statements, so the beat must be repeated.
+    /// The connection changed between two statements of the attempt, so the beat must be repeated.
     Again,
 }
 
@@ -114,7 +114,8 @@ pub(super) async fn beat(shared: Arc<Shared>, mut session: Session, mut number: 
                     }
                 }
                 if due.is_last {
-                    // The other nodes notice the end of this process because its beats stop.
+                    // The last beat is not repeated. The other nodes notice the end of this process
+                    // because its beats stop.
                     return;
                 }
                 shared.ask_again(due.readers);

@@ -30,7 +30,7 @@ use crate::runtime;
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Oldest version of PostgreSQL that was tested, in the form of `server_version_num`.
 const SERVER_VERSION_MIN: i32 = 150_000;
-/// Number of commits by which a check measures the latency.
+/// Number of test commits from which `check_engine` computes the latency of a commit.
 const TEST_COMMITS: usize = 50;
 /// Content of a test entry. Its size is that of a commit of one order.
 const TEST_BODY: [u8; 400] = [0; 400];
@@ -86,7 +86,7 @@ pub async fn init_engine(url: &EngineUrl) -> Result<(), NodeError> {
     Ok(())
 }
 
-/// Returns the position in the primary's log, in bytes, up to which a standby has received it.
+/// Returns the position in the primary's WAL, in bytes, up to which a standby has received the WAL.
 ///
 /// # Errors
 /// `NodeError::Engine` if the standby cannot be reached.
@@ -300,7 +300,7 @@ async fn tables(session: &mut Session, checks: &mut Checks) -> Result<bool, Sess
 /// Checks that the engine refuses log entries of a former owner of a volume, and measures the
 /// latency of commits.
 async fn fence(session: &mut Session, checks: &mut Checks) -> Result<(), SessionError> {
-    // A name with a space cannot be the name of a node or its volume.
+    // The name of a node cannot contain a space. So no node has a volume with this name.
     let volume = format!("check {:016x}", runtime::random_u64());
     let outcome = test_entries(session, &volume).await;
     let name = [Param::Text(&volume)];
@@ -335,15 +335,16 @@ async fn fence(session: &mut Session, checks: &mut Checks) -> Result<(), Session
 
 /// The results of the test entries.
 struct Tested {
-    /// Number of rows that each of the first five entries added: 1, or 0 if the entry was refused.
+    /// Number of rows that each of the first five test entries added: 1, or 0 if the engine refused
+    /// the entry.
     added: Vec<u64>,
     /// Durations of the `TEST_COMMITS` further commits.
     times: Vec<Duration>,
 }
 
-/// Appends five entries. The engine must refuse two of them: one of a former owner of the volume,
-/// and one with a number that the log has already. Then appends `TEST_COMMITS` entries to measure
-/// the latency.
+/// Appends five entries. The engine must refuse the third entry, because a former owner appends it,
+/// and the fourth entry, because the log has an entry with its number already. Then appends
+/// `TEST_COMMITS` entries to measure the latency.
 async fn test_entries(session: &mut Session, volume: &str) -> Result<Tested, SessionError> {
     let name = Param::Text(volume);
     session
@@ -406,8 +407,9 @@ pub struct FurtherEngine {
     pub volumes: Vec<String>,
 }
 
-/// Checks if an engine can become a further engine of a cluster. It must have the tables and
-/// settings that `init_engine` creates, and must not contain the state of another cluster.
+/// Checks if an engine can store volumes of a cluster that has its state in the engine `first`. The
+/// checked engine must have the tables and settings that `init_engine` creates, and must not
+/// contain the state of another cluster.
 ///
 /// # Errors
 /// `NodeError::EngineUnfit` with the reason, or `NodeError::Engine` if the engine does not respond.
@@ -423,7 +425,8 @@ pub async fn check_further_engine(first: &EngineUrl, url: &EngineUrl) -> Result<
     }
 }
 
-/// Returns `true` if a further engine of a cluster acknowledges a commit now.
+/// Returns `true` if the engine at `further` acknowledges a commit now. This engine stores volumes
+/// of a cluster that has its state in the engine `first`.
 pub async fn engine_answers(first: &EngineUrl, further: &str) -> bool {
     let Ok(url) = further_engine(further, first) else {
         return false;

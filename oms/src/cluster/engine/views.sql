@@ -19,7 +19,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- Reads an optional number: a byte that is 0 if it is absent, then the number.
+-- Reads an optional number: a byte that is 1 if the number is present, then the number.
 CREATE OR REPLACE FUNCTION imt_optional(bytes bytea, INOUT pos int, OUT num numeric)
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
 BEGIN
@@ -97,7 +97,7 @@ BEGIN
             state := 'rejected';
             event := '{"event": "rejected"}';
         WHEN 3 THEN
-            -- An early payment does not change the state before the delivery begins.
+            -- If the order was paid before its announcement, the state stays paid.
             IF state <> 'paid' THEN state := 'announced'; END IF;
             event := '{"event": "announced"}';
         WHEN 4 THEN
@@ -124,7 +124,8 @@ BEGIN
             event := jsonb_build_object('event', 'failed', 'reason', txt);
         WHEN 10 THEN
             SELECT n.pos, n.num INTO pos, num FROM imt_number(bytes, pos) n;
-            -- A second payment is stored beside the state.
+            -- A refund of a second payment changes neither the transaction nor the state of the
+            -- order.
             IF transaction IS NULL OR transaction = num THEN
                 transaction := num;
                 state := 'refund_wanted';
@@ -197,7 +198,8 @@ CREATE OR REPLACE FUNCTION imt_column(stored bytea, catalogue bytea)
 RETURNS TABLE (product bigint, quantity bigint)
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
 DECLARE
-    -- Joined with an empty value, so that each is decompressed only once.
+    -- Concatenation with an empty value makes a decompressed copy of each value. Without the copy,
+    -- each access to a byte in the loop would decompress the whole value.
     bytes bytea := stored || ''::bytea;
     products bytea := catalogue || ''::bytea;
     begun record;
@@ -210,7 +212,8 @@ BEGIN
     END LOOP;
 END $$;
 
--- Returns the position of a product in the catalogue, from 0. NULL if it is not in the catalogue.
+-- Returns the position of a product in the catalogue, from 0. Returns NULL if the product is not in
+-- the catalogue.
 CREATE OR REPLACE FUNCTION imt_place(catalogue bytea, product bigint) RETURNS int
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
 DECLARE
@@ -250,7 +253,7 @@ CREATE OR REPLACE VIEW imt_outbox AS
         m.next_try_at, m.last_error
     FROM imt_row r, LATERAL imt_message(r.value) m WHERE r.tab = 3;
 
--- The quantities of the newest snapshot, without later deliveries and without reservations.
+-- The quantities of the newest snapshot. Later deliveries and reservations are not subtracted.
 CREATE OR REPLACE VIEW imt_stock AS
     SELECT r.volume, imt_store(r.key) AS store, q.product, q.quantity
     FROM imt_row r
@@ -258,7 +261,7 @@ CREATE OR REPLACE VIEW imt_stock AS
     LATERAL imt_column(r.value, c.value) q
     WHERE r.tab = 5 AND length(r.key) = 4;
 
--- The quantities of one product. Does not decode those of other products.
+-- The quantities of one product. The function does not decode the quantities of other products.
 CREATE OR REPLACE FUNCTION imt_stock_of(product bigint)
 RETURNS TABLE (volume text, store bigint, quantity bigint)
 LANGUAGE sql STABLE STRICT AS $$

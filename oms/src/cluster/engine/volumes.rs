@@ -37,7 +37,8 @@ use crate::storage::log::writer::LogWriter;
 use crate::storage::log::{Log, LogError};
 use crate::storage::volume::Volume;
 
-/// Pause before the next look at the former server of a volume. The caller tries again at once.
+/// Pause if the former server of a volume may still have a lease. The caller repeats the attempt at
+/// once, so without the pause it would spin.
 const LEASE_PAUSE: Duration = Duration::from_millis(10);
 /// Pause after a failed takeover. The caller repeats the attempt at once, so without the pause it
 /// would spin.
@@ -48,7 +49,7 @@ pub(crate) struct Opening<'a> {
     pub(crate) volume: &'a str,
     /// The node that opens the volume.
     pub(crate) owner: &'a str,
-    /// The version of the cluster's state since which the node serves the volume.
+    /// The version of the cluster's state in which the volume was assigned to the node.
     pub(crate) since: u64,
     pub(crate) expected: Expected,
     /// The engine's URL, for error messages.
@@ -111,9 +112,10 @@ impl EngineCluster {
         }
     }
 
-    /// Returns `true` if an engine may be used. The tables and settings of a further engine are
-    /// checked once, as soon as it responds. Returns `false` while it does not respond, and if the
-    /// check fails.
+    /// Returns `true` if an engine may be used. The engine with the cluster's state was checked
+    /// when the node joined. The tables and settings of another engine are checked once, as soon as
+    /// this engine responds. Returns `false` while the engine does not respond, and if the check
+    /// fails.
     async fn is_fit(&self, url: &Arc<EngineUrl>) -> bool {
         let text = url.to_string();
         let fit = || self.fit.lock();
@@ -141,8 +143,9 @@ fn log_in(url: &Arc<EngineUrl>, volume: &str, purpose: &'static str) -> Box<dyn 
     Box::new(EngineLog::new(Arc::clone(url), volume, purpose))
 }
 
-/// Parses the URL of a further engine, which is stored without a password. Each node takes the
-/// password from its environment or password file, or else from the URL of the first engine.
+/// Parses the URL of an engine other than `first`, the engine with the cluster's state. The state
+/// contains this URL without a password. Each node takes the password from its environment or
+/// password file, or else uses the password of `first`.
 pub(super) fn further_engine(text: &str, first: &EngineUrl) -> Result<EngineUrl, NodeError> {
     let parsed: Result<EngineUrl, _> = text.parse();
     parsed
@@ -192,7 +195,7 @@ pub(super) fn open_cache(folder: &Path) -> Result<Cache, StorageError> {
 
 /// The wait for the end of a former server's lease.
 pub(super) struct Waiting {
-    /// The version at which the volume was assigned to this node.
+    /// The version of the cluster's state in which the volume was assigned to this node.
     since: u64,
     /// The time at which this process learned of that version.
     learned: Duration,
@@ -200,9 +203,11 @@ pub(super) struct Waiting {
 }
 
 impl EngineCluster {
-    /// Returns `true` once no former server of a volume can answer reads: it has released the
-    /// volume, is silent for longer than a lease, or had no right to extend its lease for that
-    /// time. Every process extends its lease only with a beat that meets the state it knows.
+    /// Returns `true` once no former server of a volume can answer reads. The former server has
+    /// released the volume, or its beat has not changed for `LEASE_WAIT`, or this process has known
+    /// the assignment for `LEASE_WAIT`. In the last case, the former server has either read the new
+    /// state or has no lease: beats do not extend the lease of a process that does not know the
+    /// present state.
     async fn is_free(&self, volume: &NodeName, since: u64, url: &Arc<EngineUrl>) -> bool {
         let known = self.waiting.lock().remove(volume);
         let known = known.filter(|waiting| waiting.since == since);
@@ -229,7 +234,8 @@ impl EngineCluster {
     }
 
     async fn release_log(&self, volume: &NodeName) -> Result<(), NodeError> {
-        // The place of a log does not change, so an earlier state is good enough.
+        // The engine that stores a volume never changes, so the last state that this process knows
+        // names the right engine.
         let Some(identity) = self.shared.known_log_of(volume) else {
             return Ok(());
         };
@@ -269,8 +275,8 @@ impl Volumes for EngineCluster {
             }
             let name = volume.as_str();
             let identity = state.log_of(&volume);
-            // An unusable engine must affect only the volumes that it stores. So this is not an
-            // error.
+            // An unusable engine must affect only the volumes that it stores. So the function
+            // returns no error, and the caller tries again later.
             let Some(url) = self.usable_engine_of(&identity).await else {
                 tokio::time::sleep(RETRY_PAUSE).await;
                 return Ok(None);
@@ -299,7 +305,8 @@ impl Volumes for EngineCluster {
     fn release(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
         Box::pin(async move {
             if let Err(error) = self.release_log(&volume).await {
-                // The next server waits until the lease of this one has ended.
+                // Without the release, the next server waits until the lease of this process has
+                // ended.
                 let error = with_causes(&error);
                 tracing::debug!(%volume, error, "closed volume not released in the engine");
             }
@@ -310,7 +317,8 @@ impl Volumes for EngineCluster {
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
         Box::pin(async move {
             if let Err(error) = self.remove_log(&volume).await {
-                // The remaining rows only take space, because no node opens a volume without slots.
+                // The rows that remain in the engine only take space, because no node opens a
+                // volume without slots.
                 let error = with_causes(&error);
                 tracing::warn!(%volume, error, "rows of an empty volume not removed from the engine");
             }
@@ -403,8 +411,9 @@ async fn take(
     // shortens the time in which no node serves the volume.
     if newest.seq > 1 {
         match catch_up(cache, &mut *log, volume, newest.seq - 1, false).await {
-            // The log may come from an old primary that lacks the newest entries. The copy after
-            // the takeover compares the hash chains again.
+            // An old primary that lacks the newest entries may have returned the log. So the
+            // difference is only logged, and `catch_up` compares the hash chains again after the
+            // takeover.
             Err(CatchUpError::Differs(fault)) => tracing::warn!(volume, fault, "local copy differs"),
             copied => drop(copied?),
         }

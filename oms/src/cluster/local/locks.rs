@@ -29,7 +29,7 @@ impl OpenPath {
         })
     }
 
-    /// Fails if the path now leads to another file, or to none.
+    /// Fails if the path now leads to another file or does not exist.
     pub(super) fn check(&self) -> Result<(), NodeError> {
         let identity = |of: std::fs::Metadata| (of.dev(), of.ino());
         let ours = self.file.metadata().map(identity);
@@ -56,7 +56,7 @@ impl FolderLock {
     pub(super) fn take(folder: &Path) -> Result<FolderLock, NodeError> {
         let file = File::open(folder).map_err(failed("open", folder))?;
         // Some file systems cannot lock folders. Then only the check of the version protects the
-        // state, so other errors are ignored.
+        // state. So errors other than an interruption are ignored.
         while let Err(error) = file.lock()
             && error.kind() == ErrorKind::Interrupted
         {}

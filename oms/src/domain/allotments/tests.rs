@@ -14,7 +14,7 @@ fn nowhere(_: u32) -> bool {
     false
 }
 
-/// Allotments with an allotment of store 1 that has these units of product 7.
+/// Returns allotments with a borrowed store 1, of which `units` units of product 7 are usable.
 fn with_units(units: u32) -> Allotments {
     let mut allotments = Allotments::new(NodeName::new("b").unwrap(), 4, Vec::new());
     allotments.set_on(true);

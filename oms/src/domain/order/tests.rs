@@ -1,4 +1,4 @@
-//! Tests of every pair of state and command.
+//! Tests of an order: the outcome of every pair of state and command, and the refunds.
 
 use super::*;
 

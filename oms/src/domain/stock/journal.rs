@@ -1,8 +1,9 @@
 //! The changed cells of the stock, for the copies that other nodes keep.
 //!
-//! A copy sends the number of changes that it has applied. The answer has the cells of all later
-//! changes with their present quantities. So a repeated or lost answer does no harm. A copy that is
-//! too far behind, or of an earlier generation, is read again as a whole.
+//! Each request of a copy has the number of changes that the copy has applied. The answer has the
+//! cells of all later changes with their present quantities. So a repeated or lost answer does no
+//! harm. A copy that lacks more changes than are recorded, or that is of an earlier generation, is
+//! read again as a whole.
 //!
 //! **Invariants**
 //! - Nothing is recorded while no copy follows the stock.
@@ -10,9 +11,9 @@
 
 use std::collections::VecDeque;
 
-/// Maximum number of recorded changes. They are the changes of some seconds at full load, and take
-/// one megabyte. A copy that lacks more changes reads the whole stock, which takes less time than
-/// reading so many changes.
+/// Maximum number of recorded changes. At four bytes each they take one megabyte, and cover some
+/// seconds at full load. A copy that lacks more changes reads the whole stock, which takes less
+/// time than reading so many changes.
 const CHANGES_MAX: usize = if cfg!(test) { 64 } else { 256 << 10 };
 
 /// A moment of the stock: the number of changes recorded so far, and the generation. The generation

@@ -8,23 +8,27 @@ use crate::domain::loans::{Loan, Loans};
 use crate::domain::order::Line;
 use crate::domain::stock::{Cell, Stock};
 
-/// Free units of a product below which its lent units are recalled. A volume needs a few
-/// messages for that, and orders must not wait for them.
+/// Number of free units of a product in a store below which its lent units are recalled. The return
+/// of lent units takes a few messages. Orders take the remaining free units in the meantime, so
+/// they need not wait.
 pub(crate) const RECALL_BELOW: u32 = if cfg!(test) { 2 } else { 256 };
 
 /// The outcome of a search for the units of an order in one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// The units are free.
+    /// The store has all units of the order free.
     Free,
-    /// Some units are lent to other volumes and are being recalled.
+    /// The store has all units of the order, but some are lent to other volumes. These are being
+    /// recalled.
     Lent,
-    /// The store lacks units.
+    /// The store has too few units of the order, even with the lent units.
     Short,
 }
 
 impl Stock {
-    /// Tells if units that the store has available are free. Lent ones are recalled.
+    /// Checks if the units of an order are free in a store. The caller has checked that they are
+    /// available, lent units included. If a product has too few free units, its lent units are
+    /// recalled.
     pub(crate) fn find_free(&mut self, store: u32, lines: &[Line]) -> Found {
         if !self.loans.any() {
             return Found::Free;
@@ -53,13 +57,13 @@ impl Stock {
         }
     }
 
-    /// Returns the loans of the stores.
+    /// Returns the loans of this volume's stores.
     pub(crate) fn loans(&mut self) -> &mut Loans {
         &mut self.loans
     }
 
-    /// Returns `true` if the quantities on hand suffice for all lent units. A new snapshot may have
-    /// fewer.
+    /// Returns `true` if the units on hand suffice for all reserved and lent units of each lent
+    /// product. A new snapshot may have fewer units.
     pub(crate) fn covers_loans(&self) -> bool {
         let stores = self.loans.stores().into_iter();
         let mut cells = stores.flat_map(|store| {
@@ -71,7 +75,8 @@ impl Stock {
         })
     }
 
-    /// Adds loans of stores that are here.
+    /// Adds the loans of stores that were read from this volume's rows, at its opening or after a
+    /// migration to it.
     pub(crate) fn add_loans(&mut self, loans: BTreeMap<(u32, NodeName), Loan>, now_ms: u64) {
         for ((store, borrower), loan) in loans {
             self.loans.set(store, &borrower, loan, now_ms);

@@ -2,7 +2,8 @@
 //!
 //! **Invariants**
 //! - Every value begins with a layout version. Rows that earlier releases wrote stay readable.
-//! - Numbers are LEB128 varints unless stated otherwise. A text is its length and its UTF-8 bytes.
+//! - Numbers are LEB128 varints unless stated otherwise. A text is encoded as its length and its
+//!   UTF-8 bytes.
 //! - Encoding appends to the buffer. Decoding never panics: every unexpected byte is a
 //!   `DecodeError` with its offset and the expected content.
 //!
@@ -182,15 +183,17 @@ pub(crate) fn decode_counters(bytes: &[u8]) -> Result<Counters, DecodeError> {
 /// Counters of a volume. Every commit writes them, so opening a volume needs no scan of the orders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
-    /// Number of the page of arrivals that the next commit with new orders writes.
+    /// Number of the page of arrivals (a row in `arrivals`) that the next commit with new orders
+    /// writes.
     pub(crate) next_page: u64,
-    /// First page of arrivals that the expiry job has not finished.
+    /// First page of arrivals (a row in `arrivals`) that the expiry job has not finished.
     pub(crate) expired_page: u64,
     /// Number of statistics files added to the statistics.
     pub(crate) stat_files: u64,
     /// Number of orders in each state, in the order of `State::ALL`.
     pub(crate) orders: [u64; State::ALL.len()],
-    /// Number of payments to refund, without those of orders in the state `refund_wanted`.
+    /// Number of payments that came after the first payment of their order. Each of them needs a
+    /// refund.
     pub(crate) extra_payments: u64,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A row has the version, the lines (a count, then product and quantity of each), and the events (a
 //! count, then each event). An event has the milliseconds since the previous event, a code, and the
-//! fields that belong to the code.
+//! fields that belong to the code. The first event has the milliseconds since 1970.
 //!
 //! **Invariant**: the meaning of a code never changes, because rows of earlier releases must stay
 //! readable.

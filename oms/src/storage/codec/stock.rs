@@ -1,7 +1,7 @@
 //! Encoding of reservations, settlements, deliveries and stock.
 //!
-//! **Invariant**: rows of earlier releases stay readable. Their reservations have no nonce, and
-//! their quantities do not name the last delivery that they count.
+//! **Invariant**: rows of earlier releases stay readable. Their reservations have no nonce, and the
+//! rows of their stores do not name the last delivery that the quantities reflect.
 
 use std::collections::BTreeMap;
 
@@ -14,8 +14,9 @@ use crate::domain::stock::{CountedTo, Delivery, Reservation, StockHead};
 use crate::error::DecodeError;
 use crate::storage::codec::bytes::{Reader, Writer};
 
-/// Encodes a reservation: store, lines, and the nonce if another volume requested the reservation.
-/// A row without a nonce ends after the lines, as in releases before nonces existed.
+/// Encodes a reservation: store, lines, and a nonce if another volume requested the reservation.
+/// The nonce is the random number of that request. A row without a nonce ends after the lines, as
+/// in releases before nonces existed.
 pub(crate) fn encode_reservation(store: u32, lines: &[Line], nonce: Option<u64>, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 18 + lines.len() * 6);
     row.number(u64::from(store));
@@ -62,8 +63,8 @@ pub(crate) fn decode_loan_key(key: &[u8]) -> Result<(u32, NodeName), DecodeError
     })
 }
 
-/// Encodes a loan: incarnation and number of the last request, the lent units, and those that the
-/// last request was granted.
+/// Encodes a loan: the incarnation and the number of the borrower's last request, all lent units,
+/// and the units granted to the last request.
 pub(crate) fn encode_loan(loan: &Loan, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 32 + (loan.units.len() + loan.granted.len()) * 6);
     row.number(loan.incarnation);
@@ -97,7 +98,8 @@ pub(crate) fn decode_loan(bytes: &[u8]) -> Result<Loan, DecodeError> {
     })
 }
 
-/// Encodes the incarnation of a volume as a borrower.
+/// Encodes the incarnation of a volume as a borrower: a number that grows with each server of the
+/// volume that borrows units.
 pub(crate) fn encode_incarnation(incarnation: u64, bytes: &mut Vec<u8>) {
     Writer::new(bytes, 10).number(incarnation);
 }
@@ -139,7 +141,7 @@ pub(crate) fn decode_settlement(bytes: &[u8]) -> Result<Settlement, DecodeError>
     })
 }
 
-/// Encodes a delivery that no stock snapshot counts yet.
+/// Encodes a delivery that no stock snapshot reflects yet.
 pub(crate) fn encode_delivery(delivery: &Delivery, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 16 + delivery.lines.len() * 6);
     row.number(u64::from(delivery.store));
@@ -203,13 +205,13 @@ pub(crate) fn decode_catalogue(bytes: &[u8]) -> Result<Vec<u32>, DecodeError> {
 }
 
 /// Flag in the width byte. If set, the row contains the number of the last delivery that its
-/// quantities count.
+/// quantities reflect.
 const SAYS_COUNTED: u8 = 0x10;
 
 /// Encodes the quantities of a store, one for each row of the stock matrix. All have the width of
 /// the largest quantity: 1, 2 or 4 bytes. So two million small quantities take two megabytes. The
-/// last counted delivery follows the width. If a row has none, as in earlier releases, the delivery
-/// in the volume's `StockHead` applies.
+/// number of the last delivery that the quantities reflect follows the width. Rows of earlier
+/// releases lack this number, and the number in the volume's `StockHead` applies to them.
 pub(crate) fn encode_quantities(counted_to: CountedTo, quantities: &[i32], bytes: &mut Vec<u8>) {
     let largest = quantities.iter().copied().max().unwrap_or(0);
     let width: u8 = if largest <= 0xff {
@@ -234,7 +236,7 @@ pub(crate) fn encode_quantities(counted_to: CountedTo, quantities: &[i32], bytes
     }
 }
 
-/// Decodes a store's quantities and the last delivery that they count.
+/// Decodes a store's quantities and the number of the last delivery that they reflect.
 pub(crate) fn decode_quantities(bytes: &[u8]) -> Result<(CountedTo, Vec<i32>), DecodeError> {
     let mut row = Reader::new(bytes)?;
     let widths = "a width of 1, 2 or 4";

@@ -3,7 +3,7 @@
 //! | field | bytes | meaning |
 //! | --- | --- | --- |
 //! | version | 1 | 1 |
-//! | chain | 16 | XXH3-128 of the previous chain, then this entry's number, epoch, later fields |
+//! | chain | 16 | XXH3-128 of the previous chain, this entry's number and epoch, the fields below |
 //! | count | 4 | number of rows, little-endian |
 //! | rows | | in order of their writes; a later row of the same key replaces an earlier one |
 //!
@@ -12,8 +12,8 @@
 //! value.
 //!
 //! **Invariants**
-//! - The chain of an entry depends on every entry before it. Two logs with an equal chain at an
-//!   entry have equal entries up to there.
+//! - The chain of an entry depends on every entry before it. If two logs have the same chain at an
+//!   entry, they have the same entries up to that entry.
 //! - The reader trusts no byte. A wrong length causes an error, never a large allocation.
 
 use bytes::Bytes;
@@ -118,7 +118,7 @@ impl<'a> Body<'a> {
             offset: COUNT_AT,
             expected: "a number of rows",
         })?);
-        // A row takes at least two bytes.
+        // A row takes at least two bytes, so a larger count is wrong.
         if count as usize > (bytes.len() - HEADER_BYTES) / 2 {
             return Err(DecodeError {
                 offset: COUNT_AT,

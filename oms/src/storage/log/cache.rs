@@ -2,9 +2,9 @@
 //! time.
 //!
 //! **Invariants**
-//! - The database holds exactly the rows of the log up to the position in `meta`, `log`. Rows and
-//!   position are written in one commit without a sync, so a crash leaves the rows of an earlier
-//!   position.
+//! - The database holds exactly the rows of the log up to the position in its table `meta`, key
+//!   `log`. Rows and position are written in one commit without a sync, so a crash leaves the rows
+//!   of an earlier position.
 //! - A database without a position is empty or an unfinished copy, and is cleared and filled again.
 //! - If the chain of the copy differs from the engine's chain, the engine has lost or changed
 //!   entries. The copy is cleared and an error is logged.
@@ -184,8 +184,10 @@ impl Cache {
 
 /// Copies log entries to the cache up to the entry `last`, and returns the position of this entry.
 /// Begins at the position of the cache, or with the engine's rows if the cache must be filled
-/// again. If the cache contradicts the log, it is cleared if `drops` is set, otherwise the result
-/// is `Differs`.
+/// again.
+///
+/// The cache may contradict the log. If `drops` is `true`, such a cache is cleared and filled
+/// again. Otherwise the result is `Differs`.
 pub(crate) async fn catch_up(
     cache: &Cache,
     log: &mut dyn Log,
@@ -290,8 +292,8 @@ async fn copy_rows(cache: &Cache, log: &mut dyn Log) -> Result<Option<Position>,
         };
     }
     let (mut batch, mut failed) = (cache.0.batch(), None);
-    // Unlike other blocking calls, these commits run on this thread: without a sync they wait for a
-    // disk only while compaction is behind.
+    // These commits run on the thread of the caller, unlike other blocking calls. Commits without a
+    // sync wait for a disk only while compaction is behind.
     let mut take = |row: EngineRow<'_>| {
         let value = Some(row.value);
         batch.add(&Row {

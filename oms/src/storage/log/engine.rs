@@ -4,8 +4,9 @@
 //! distributes its tables by volume runs the statement on one server.
 //!
 //! **Invariants**
-//! - An append to the log is one statement that inserts one row, without a CTE, in a transaction of
-//!   its own.
+//! - An append to the log is one statement that inserts one row, in a transaction of its own. The
+//!   statement has no CTE that writes, because the PostgreSQL extension Citus cannot route such a
+//!   statement.
 //! - A refused statement, such as one that waited too long for a lock, has no effect.
 //!
 //! Deliberately absent: repetition of statements, which the writer decides.
@@ -25,8 +26,8 @@ use crate::storage::write_batch::Table;
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum time for reads of many rows and for checkpoints, which no client waits for.
 const BULK_TIMEOUT: Duration = Duration::from_secs(20);
-/// Number of entries that one call of `tail` returns at most. An entry has some kilobytes, seldom a
-/// few megabytes.
+/// Maximum number of entries that one call of `tail` returns. An entry has some kilobytes, seldom a
+/// few megabytes, so this number bounds the memory of a call.
 const TAIL_ENTRIES: i64 = 64;
 
 const APPEND_FIRST: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
@@ -85,7 +86,7 @@ impl EngineLog {
     }
 
     /// Returns the name of the node that took the volume over last and has not released it. `None`
-    /// if there is none.
+    /// if the volume was released, or was never taken over.
     pub(crate) async fn owner(&mut self) -> Result<Option<String>, LogError> {
         let params = [Param::Text(&self.volume)];
         let rows = self.session.query(OWNER, &params, COMMIT_TIMEOUT).await?;

@@ -4,7 +4,7 @@
 //!
 //! | part | content |
 //! | --- | --- |
-//! | `Log` | the statements, one round trip each; in an engine (`engine`) or in the simulation |
+//! | `Log` | trait of the statements, one round trip each; an engine (`engine`) or the simulation |
 //! | `body` | the bytes of an entry, with the chain |
 //! | `writer` | appends entries, and repeats an append until its outcome is known |
 //! | `takeover` | the start of an ownership: raises the epoch, appends a first entry |
@@ -18,7 +18,8 @@
 //! - If no result of a statement arrives, its outcome is *unknown*. The writer repeats the
 //!   statement until the outcome is known, and never guesses.
 //! - A server that shows an older log than this process knows is treated as an old primary, which a
-//!   fail-over left behind. Only if the log stays old in many reads, the engine has lost entries.
+//!   fail-over left behind. Only if many successive reads show the older log, the engine is said to
+//!   have lost entries.
 //! - The chain of an entry covers all entries before it. So comparing one chain compares a whole
 //!   copy with the log.
 //!
@@ -38,7 +39,7 @@ use thiserror::Error;
 use crate::storage::log::body::Chain;
 use crate::storage::write_batch::Table;
 
-/// Identifies an entry of a log. The default stands before the first entry.
+/// Identifies an entry of a log. The default value is the position before the first entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Position {
     /// Number of the entry. The first entry has the number 1.
@@ -62,7 +63,7 @@ pub(crate) struct Entry {
 pub(crate) struct Head {
     /// The epoch of the latest owner.
     pub(crate) epoch: u64,
-    /// Number of the first entry that the engine's rows may lack.
+    /// Number of the first entry that a checkpoint has not copied to the engine's table of rows.
     pub(crate) kept_from: u64,
 }
 

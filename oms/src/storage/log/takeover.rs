@@ -20,8 +20,9 @@ use crate::storage::log::{Log, LogError, Position};
 /// Number of low bits of an epoch, which count the takeovers under one version of the cluster's
 /// state. The higher bits hold that version.
 const TAKEOVER_BITS: u32 = 20;
-/// Maximum number of attempts to append the own entry. A commit of the former owner can take the
-/// number of the own entry once. Each further failure needs another takeover in between.
+/// Maximum number of attempts to append the own entry. Each former owner can take the number of the
+/// own entry once, with a commit that is in flight. A fail-over of the engine can also make an
+/// attempt fail.
 const ATTEMPTS_MAX: usize = 64;
 
 /// Returns `true` if an epoch is older than the version `born` of the cluster's state, which

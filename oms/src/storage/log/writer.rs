@@ -1,9 +1,10 @@
 //! The writer of a volume's log: appends an entry and does not return before its outcome is known.
 //!
 //! An entry without an acknowledgement is appended again. If the log already has an entry with its
-//! number, the writer reads that entry. If that entry is its own, it may exist on one machine
-//! only, so the writer appends an empty entry after it. An acknowledgement of the empty entry means
-//! that both are durable. If a fail-over lost the entry, the writer appends it again.
+//! number, the writer reads that entry. If the writer appended that entry itself, it may exist on
+//! one machine only, so the writer appends an empty entry after it. An acknowledgement of the empty
+//! entry means that both entries are durable. If a fail-over lost the entry, the writer appends it
+//! again.
 //!
 //! **Invariants**
 //! - At most one entry of a volume is being appended at any time.
@@ -26,9 +27,9 @@ use crate::storage::log::{Entry, Log, LogError, Position};
 /// Pause after a statement without a result. The pause is short, because a reconnect is fast and
 /// may reach the new primary.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// Maximum number of entries that wait for an acknowledgement: one with rows, and empty ones after
-/// it. This number is reached only if every answer is lost. Then the writer appends all of these
-/// entries again, beginning with the one with rows.
+/// Maximum number of entries that wait for an acknowledgement: an entry with rows, and empty
+/// entries after it. This number is reached only if every answer is lost. Then the writer appends
+/// all of these entries again, beginning with the entry with rows.
 const UNACKNOWLEDGED_MAX: usize = 16;
 
 /// Number of successive reads that do not show the previous acknowledged entry, after which that
@@ -254,7 +255,8 @@ impl LogWriter {
     }
 
     /// Appends a body as an entry, and returns once the entry is durable. The error `Stale` means
-    /// that the entry is not in the log and never will be. `EngineAway` means that it may be.
+    /// that the entry is not in the log and never will be. The error `EngineAway` means that the
+    /// entry may be in the log.
     pub(crate) async fn append(&mut self, body: BodyWriter) -> Result<Logged, StorageError> {
         if self.status.has_ended() {
             return Err(StorageError::Stale);

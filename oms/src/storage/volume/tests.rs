@@ -137,7 +137,8 @@ async fn only_the_first_of_several_removals_ends_a_reservation() {
     let order = OrderId::parse("a").unwrap();
     let lines = [Line { id: 7, quantity: 1 }];
     for _ in 0..50 {
-        // The committer may commit these batches as one group or as several groups.
+        // The committer may commit these batches as one group or as several groups. The outcome of
+        // each removal must be the same in both cases.
         let mut tickets = Vec::new();
         for is_put in [true, false, false, true, true, false, false] {
             let mut batch = WriteBatch::default();

@@ -142,8 +142,8 @@ async fn a_new_stock_waits_for_copies_that_are_used_and_not_for_others() {
 async fn answers_to_a_copy_are_spaced_unless_a_new_stock_waits_for_it() {
     let folder = tempfile::tempdir().unwrap();
     let (state, store, _) = volume(folder.path()).await;
-    // The test sells without a commit, because virtual time would not wait for the committer's
-    // thread.
+    // The test reserves units without a commit. Virtual time does not wait for the thread that
+    // commits, so it would advance past the spacing that this test measures.
     let sell = || {
         let line = crate::domain::order::Line { id: 7, quantity: 1 };
         assert_eq!(state.stock().reserve_at(store, &[line]), Found::Free);

@@ -82,8 +82,8 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
     let state = transactors.state();
     let put_back = |fault: &OrderError| {
         match fault {
-            // The order is migrating or has migrated. The dispatcher of its next volume will send
-            // the message again.
+            // The order is migrating or has migrated. The dispatcher of the order's next volume
+            // will send the message again.
             OrderError::Moved => {
                 tracing::debug!(order = %job.order, "warehouse answer dropped: the order is being migrated");
             }
@@ -98,8 +98,8 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
     match state.storage.order(&job.order) {
         Err(error) => put_back(&OrderError::Storage(error)),
         Ok(None) => {
-            // This cannot happen, because order and message are committed together. The message is
-            // given up, because retries would never end.
+            // This cannot happen, because order and message are committed together. The message
+            // becomes a dead letter, because retries would never end.
             tracing::error!(order = %job.order, "message without an order failed for good");
             let failure = Failure::new(FailureKind::Malformed, "the order does not exist");
             count(state, &*wms, job.kind, |outbox| {
@@ -108,8 +108,10 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
             });
         }
         Ok(Some(order)) if !wants(order.state, job.kind) => {
-            // The order may have been cancelled a moment ago. If not, the message is here by a
-            // fault. Then it would be sent for ever, because no answer to it changes the order.
+            // The order does not need the message. Usually a step of the order, such as a
+            // cancellation, was just committed and will remove the message. Otherwise a fault has
+            // left the message in the outbox. It would be sent for ever, because no answer to it
+            // changes the order.
             match transactors.ask(&job.order, Ask::Drop(job.kind)).await {
                 Ok(outcome) => {
                     if !outcome.repeated {
@@ -190,8 +192,8 @@ fn command(kind: Kind, answer: &Answer) -> Result<Command, Failure> {
     }
 }
 
-/// Calls `end`, which records the end of a call in the outbox and returns the cause if the call
-/// failed. Logs if the circuit breaker opened or closed.
+/// Calls `end`, which records the end of a call to the warehouse in the outbox, and returns the
+/// cause if the call failed. Logs if the circuit breaker opened or closed.
 fn count(
     state: &VolumeState,
     wms: &dyn Warehouse,
@@ -247,8 +249,8 @@ async fn failed(
             "message to the warehouse given up"
         );
     }
-    // If this write fails, the schedule in memory still advances. A restart then repeats at most
-    // one attempt.
+    // If this write fails, only the memory knows of the failed attempt. After a restart, the
+    // message may then have one attempt more than allowed.
     if let Err(fault) = transactors.ask(&job.order, Ask::Note(job.kind, message)).await {
         tracing::warn!(order = %job.order, ?fault, "failed attempt not recorded");
     }

@@ -1,12 +1,12 @@
 //! Expiry: ends orders that are not paid in time.
 //!
-//! Orders are stored by time of arrival, page by page, so expiry keeps no order in memory. Each
-//! unpaid order on a due page is asked to expire.
+//! The ids of orders are stored in the sequence of their arrival, in numbered pages, so expiry
+//! keeps no order in memory. Each unpaid order on a due page gets the command to expire.
 //!
 //! **Invariants**
 //! - The time to pay is measured by the monotonic clock, from the moment at which this process
-//!   first knew the order (`Mark`). The wall clock only gives the order's age at that moment. So a
-//!   step of the wall clock while the process runs ends no order early or late.
+//!   first knew the order (`Mark`). The wall clock gives only the order's age at that moment. So a
+//!   step of the wall clock while the process runs expires no order early or late.
 //! - If an order's time of arrival is in the future, the clock was ahead when the order arrived.
 //!   Such an order is treated as new when the volume is opened, so it waits for at most one payment
 //!   timeout.
@@ -27,12 +27,13 @@ use crate::storage::write_batch::WriteBatch;
 use crate::volume::state::OrderError;
 use crate::volume::transactor::{Ask, Transactors};
 
-/// Interval between two passes. An expiry is late by at most this time.
+/// Interval between two passes over unpaid orders. An order expires too late by at most this time.
 const PASS_INTERVAL: Duration = Duration::from_secs(1);
-/// Number of finished pages after which progress is committed. A crash repeats at most these pages.
+/// Number of finished pages after which progress is committed. After a crash, the search repeats at
+/// most these pages.
 const PAGES_PER_NOTE: u64 = 256;
-/// Maximum number of marks within one payment timeout. So memory is bounded for a timeout of any
-/// length.
+/// Maximum number of marks within one payment timeout. It bounds the memory for marks if the
+/// timeout is long.
 const MARKS_PER_TIMEOUT: u32 = 1_024;
 
 /// Expires unpaid orders until `stop` becomes `true`.
@@ -44,7 +45,7 @@ pub(crate) async fn run(
     let mut expiry = Expiry::new(&transactors, payment_timeout);
     loop {
         match expiry.expire_due(&transactors).await {
-            // The order's slot is being migrated. Its next volume will expire the order.
+            // The order's slot is being migrated. The target volume will expire the order.
             Ok(()) | Err(OrderError::Moved) => {}
             Err(fault) => tracing::warn!(?fault, page = expiry.page, "pass over unpaid orders failed"),
         }
@@ -56,14 +57,14 @@ pub(crate) async fn run(
     }
 }
 
-/// A moment at which this process knew all orders up to a page of arrivals.
+/// A moment, and the pages of arrivals on which this process knew all orders at that moment.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
-    /// First page of arrivals that had not been written at that moment.
+    /// First page of arrivals that had not been written at the moment of the mark.
     end: u64,
     at: Instant,
-    /// Wall-clock time at that moment in UTC milliseconds, less any step forward since the previous
-    /// reading.
+    /// Wall-clock time at the moment of the mark in UTC milliseconds, less any step forward since
+    /// the previous reading of the clock.
     wall_ms: u64,
 }
 
@@ -72,7 +73,7 @@ pub(crate) struct Expiry {
     timeout: Duration,
     /// First page that is not finished: one of its orders may still be paid in time.
     page: u64,
-    /// Marks from the oldest to the newest. A mark is removed once `page` has reached its end.
+    /// Marks from the oldest to the newest. A mark is removed once `page` has reached `Mark::end`.
     marks: VecDeque<Mark>,
     /// The last reading of the wall clock (UTC milliseconds) and of the monotonic clock.
     last: (u64, Instant),

@@ -1,8 +1,9 @@
 //! The periodic tasks of a volume that is being served.
 //!
 //! **Invariants**
-//! - A job stops when the server of its volume stops. All work that it leaves behind is committed.
-//! - A failed pass is logged and repeated, so no job ends early.
+//! - A job stops when the server of its volume stops. The next server continues from the committed
+//!   rows.
+//! - A failed pass is logged and repeated, so an error does not end a job.
 //!
 //! Deliberately absent: a common scheduler. Each job has its own interval, for its own reason.
 

@@ -2,10 +2,11 @@
 //! files a week after the file was added.
 //!
 //! **Invariants**
-//! - The age of a file's name counts from the addition of the file, not from the time in the name.
+//! - The age of a file's name is measured from the addition of the file, not from the time in the
+//!   name.
 //! - The removed name with the latest time remains as a mark (`stat_import::name`). A file with a
-//!   time up to that of the mark may have been added before. Such a file is set aside, because
-//!   adding it twice would be worse.
+//!   time up to that of the mark may have been added before. Such a file is renamed and not added,
+//!   because adding it twice would be worse.
 //! - A step of the clock does not shorten the time for which a response is stored.
 
 use std::ops::RangeInclusive;
@@ -20,12 +21,13 @@ use crate::storage::write_batch::WriteBatch;
 use crate::volume::jobs::stat_import::name::next_mark;
 use crate::volume::state::VolumeState;
 
-/// Interval between two passes.
+/// Interval between two passes that remove expired rows.
 const PASS_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// Minimum time for which a response is stored, in milliseconds.
 const ANSWERS_KEPT_MS: u64 = 24 * 60 * 60 * 1_000;
-/// Time for which the name of an added statistics file is stored, in milliseconds. If a crash
-/// prevents the deletion of an added file, the next scan finds the file again within minutes.
+/// Time for which the name of an added statistics file is stored, in milliseconds. The name is
+/// needed if a crash prevented the deletion of the added file. The next scan finds that file again
+/// within minutes, so a week is long enough.
 const STAT_NAMES_KEPT_MS: u64 = 7 * 24 * 60 * 60 * 1_000;
 /// Maximum number of rows removed by one commit. With more rows, orders that share the sync of the
 /// commit would be delayed.
@@ -70,9 +72,9 @@ fn answers_kept(watched: Watched) -> RangeInclusive<u64> {
 /// Number of removed rows of each kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Removed {
-    /// Responses of idempotency keys.
+    /// Number of removed responses of idempotency keys.
     pub(crate) answers: usize,
-    /// Names of statistics files.
+    /// Number of removed names of statistics files.
     pub(crate) names: usize,
 }
 
@@ -94,7 +96,7 @@ pub(crate) async fn remove_expired(
         };
         Ok((answers, names))
     });
-    // A panic has the effect of a pass that found nothing to remove.
+    // If the search panicked, nothing is removed in this pass. The panic has been logged.
     let (answers, names): (Vec<Vec<u8>>, Vec<String>) =
         looked.await.unwrap_or_else(|_| Ok((Vec::new(), Vec::new())))?;
     for part in answers.chunks(ROWS_AT_ONCE) {

@@ -1,7 +1,7 @@
 //! Imports the warehouse's statistics files: each file is added to the statistics exactly once.
 //!
-//! On one machine, the volume that has the statistics scans the data folder. Behind an engine, each
-//! node scans its own folder and hands the files to that volume (`api::stat_files`).
+//! Without an engine, the volume that has the slot of the statistics scans the data folder. With an
+//! engine, each node scans its own folder and sends the files to that volume (`api::stat_files`).
 //!
 //! The name of a file is committed together with the new sums, and only then is the file deleted.
 //! If the process dies between these steps, the next scan finds both the file and its stored name,
@@ -47,11 +47,12 @@ const SCAN_TIMEOUT: Duration = Duration::from_secs(60);
 /// The reason why a file was not added now. A later scan tries again.
 #[derive(Debug)]
 pub(crate) enum Unadded {
-    /// The slot of the statistics has moved to another volume.
+    /// The file was not added, because the slot of the statistics has moved to another volume.
     Elsewhere,
-    /// The volume with the statistics cannot be reached or does not accept the file now.
+    /// The file was not added, because the volume with the statistics cannot be reached or does not
+    /// accept the file now. The text is the reason.
     Later(String),
-    /// The volume cannot be read or written.
+    /// The file was not added, because the volume could not be read or written.
     Failed(StorageError),
 }
 
@@ -69,7 +70,8 @@ pub(crate) trait FileTarget: Send + Sync {
     /// Returns `true` if files can be added now.
     fn is_ready(&self) -> bool;
 
-    /// Returns the outcome for a file if its name alone decides, without the content of the file.
+    /// Returns the outcome for a file if the name alone decides it. Returns `None` if the content
+    /// of the file must be read.
     fn foreseen(&self, name: &str) -> Result<Option<Imported>, Unadded>;
 
     /// Adds the content of a whole file to the statistics.
@@ -213,8 +215,8 @@ impl<T: FileTarget> Scanner<T> {
         self.delete(name, stamp).await;
     }
 
-    /// Deletes a file that was added. Sets the file aside if another program has written to it
-    /// since its stamp was taken.
+    /// Deletes a file that was added. Renames the file to `NAME.rejected` instead if another
+    /// program has written to it since its stamp (size and times) was taken.
     async fn delete(&mut self, name: &str, stamp: Stamp) {
         let path = self.folder.join(name);
         match blocking("delete a file", move || folder::delete(&path, &stamp)).await {

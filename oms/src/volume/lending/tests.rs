@@ -1,4 +1,5 @@
-//! A lent unit is counted in exactly one place, also after failures and repeated requests.
+//! Tests of lending: after failures and repeated requests, each unit is still either lent, reserved
+//! or free, and is not counted twice.
 
 use std::task::Poll;
 
@@ -56,7 +57,7 @@ fn lent(state: &VolumeState, store: u32) -> u32 {
     state.stock().loans().of(store, 7)
 }
 
-/// Other volumes, which only record the recalls that they receive.
+/// A client for other volumes that records recalls and does nothing else.
 #[derive(Default)]
 struct Recalled(Mutex<Vec<Recall>>);
 
@@ -95,7 +96,7 @@ async fn a_loan_is_durable_and_a_repeated_or_outdated_request_changes_nothing() 
     let state = stocked(folder.path(), &shared).await;
     state.set_allotments(true);
     let store = store_where(&shared, true);
-    // A half of the units beyond the two that are never lent.
+    // The store has five units. Two are never lent in tests, and half of the others are lent.
     assert_eq!(granted(&state, &request(1, 1, store)).await, (1, 1));
     assert_eq!(granted(&state, &request(1, 1, store)).await, (1, 1));
     assert_eq!((level(&state, store), lent(&state, store)), ((5, 0), 1));
@@ -117,7 +118,8 @@ async fn a_loan_is_durable_and_a_repeated_or_outdated_request_changes_nothing() 
     }
     let (last, units) = granted(&state, &request(1, 1, store)).await;
     assert!(last > 1 && units == 0, "an outdated request is refused");
-    // The order has a usual reservation from here on.
+    // The order has a usual reservation now, so a settlement ends it, and a repeated settlement
+    // changes nothing.
     let settlement = Settlement {
         store,
         lines: Box::default(),
@@ -138,7 +140,8 @@ async fn a_grant_is_answered_once_it_is_durable() {
     state.set_allotments(true);
     let store = store_where(&shared, true);
     let mut answering = std::pin::pin!(state.allot(request(1, 1, store)));
-    // The commit begins only after this task yields.
+    // The commit begins only after this task yields, so an answer at the first poll would come
+    // before the commit.
     let first = std::future::poll_fn(|context| Poll::Ready(answering.as_mut().poll(context)));
     assert!(first.await.is_pending(), "answered before the commit");
     answering.await.unwrap();
@@ -161,7 +164,8 @@ async fn a_late_reservation_does_not_make_an_order_enter_twice() {
     (enter.wanted, enter.spent) = (Vec::new(), vec![spent(&order, 1)]);
     granted(&state, &enter).await;
     assert!(!reserve(&state, &order, 1, store, 1).await.unwrap());
-    // The next server of the borrower has not read that the order is entered.
+    // The next server of the borrower does not know that the order has a reservation here, and
+    // reports the order again. The units must not leave the loan twice.
     (enter.incarnation, enter.sequence, enter.clears) = (2, 1, true);
     assert_eq!(granted(&state, &enter).await, (2, 0));
     assert_eq!((level(&state, store), lent(&state, store)), ((4, 1), 0));
@@ -185,7 +189,8 @@ async fn a_new_server_of_the_borrower_returns_the_units_of_the_earlier_one() {
     restart.spent = vec![spent(&order, 1)];
     assert_eq!(granted(&state, &restart).await, (2, 0));
     assert_eq!((level(&state, store), lent(&state, store)), ((4, 1), 0));
-    // The next server does not know that the order is entered.
+    // The third server of the borrower does not know that the order has a reservation here, and
+    // reports the order again. The units must not leave the loan twice.
     restart.incarnation = 3;
     assert_eq!(granted(&state, &restart).await, (3, 0));
     assert_eq!((level(&state, store), lent(&state, store)), ((4, 1), 0));
@@ -221,7 +226,8 @@ async fn lent_units_are_recalled_for_an_order_and_their_store_is_never_passed_ov
         sequence: None,
     };
     state.settle(&order, &settlement).await.unwrap();
-    // A borrower that does not answer: the order waits, and no store is passed over.
+    // The borrower has a unit again and does not return it. The order must wait: a search still
+    // finds this store, and the reservation is not refused.
     assert_eq!(granted(&state, &request(1, 3, store)).await, (1, 1));
     for _ in 0..3 {
         let waits = reserve(&state, &order, 2, store, 5).await;
@@ -229,7 +235,7 @@ async fn lent_units_are_recalled_for_an_order_and_their_store_is_never_passed_ov
         let lines = [line(5)];
         assert_eq!(state.stock().first_store(&lines), Some(store));
     }
-    // It answers again.
+    // The borrower returns the unit, so the order gets all five units.
     let mut back = request(1, 4, store);
     (back.wanted, back.returned) = (Vec::new(), vec![line(1)]);
     granted(&state, &back).await;

@@ -5,8 +5,8 @@
 //! staged them is undone. No request reads stale rows.
 //!
 //! **Invariants**
-//! - A note in the volume says that there may be stale rows. The note is removed last, so a cleanup
-//!   that was interrupted by a crash is repeated.
+//! - A note (a row of the table `Meta`) says that the volume may have stale rows. The note is
+//!   removed last, so a cleanup that was interrupted by a crash is repeated.
 //! - A volume with such a note accepts no slots, so a stale row cannot become active again.
 //! - After each page, the cleanup pauses for as long as the page took, so that orders are not
 //!   delayed.
@@ -67,7 +67,7 @@ pub(crate) async fn remove_stale_rows(
             break;
         }
         tokio::task::yield_now().await;
-        // No request waits for the cleanup, so it pauses for as long as the page took.
+        // Orders are served at the same time, so the cleanup works at most half of the time.
         tokio::time::sleep(begun.elapsed()).await;
     }
     let mut batch = WriteBatch::default();
@@ -77,10 +77,10 @@ pub(crate) async fn remove_stale_rows(
     Ok(true)
 }
 
-/// The removals that result from one page of a walk.
+/// The removals that result from one page of the walk over all rows.
 struct Page {
     batch: WriteBatch,
-    /// `true` if the walk has ended.
+    /// `true` if the walk over all rows has ended.
     is_last: bool,
 }
 

@@ -2,10 +2,12 @@
 //!
 //! **Invariants**
 //! - Rows received by the target are staged: no request reads them before the new ring is written.
-//! - The source rejects commits for a slot from its seal on, until the migration ends.
+//! - From the seal of a slot until the end of the migration, the source rejects commits for the
+//!   slot.
 //! - Cleanup removes only rows of slots that the ring assigns to another volume.
 //!
-//! Deliberately absent: the decision to migrate and the commit point, which belong to `control`.
+//! Deliberately absent: the decision to migrate, and the write of the new ring that commits the
+//! migration. They belong to `control`.
 
 pub(crate) mod cleanup;
 pub(crate) mod source;

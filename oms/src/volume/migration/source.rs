@@ -1,20 +1,22 @@
 //! The source of a migration: sends the rows of some slots page by page, as the target requests
 //! them.
 //!
-//! The first pages contain a walk over one snapshot, and the next ones the later commits, while the
-//! slots are still served. Once few commits are left, the target requests pages with `seal`. The
-//! source then rejects commits to these slots, waits for the queued commits, and sends the rest.
+//! The first pages contain the rows of one snapshot of the volume, which a walk reads. The next
+//! pages contain the rows that later commits have changed, which the change feed returns. The slots
+//! are served at the same time. Once few commits are left, the target requests pages with `seal`.
+//! The source then rejects commits to these slots, waits for the queued commits, and sends their
+//! rows.
 //!
 //! | field | bytes | meaning |
 //! | --- | --- | --- |
 //! | at end | 1 | 1 if there were no further rows when the page was made |
-//! | about | 8 | estimate of the rows in the walk; little-endian, as all numbers here |
+//! | about | 8 | estimated number of rows in the walk; little-endian, as all numbers here |
 //! | count, digest | 8, 16 | of the rows that follow |
 //! | rows | | table (1; plus 128 for a removed row), key length (4), value length (4), key, value |
 //!
 //! **Invariants**
 //! - The digest is the sum of the rows' hashes, so it does not depend on their order.
-//! - Pages are numbered. The last one is stored, so that a lost answer can be repeated.
+//! - Pages are numbered. The last page is kept in memory, so that a lost answer can be repeated.
 //! - The seal and the note that rows may have to be removed later become durable in one commit.
 
 use std::collections::BTreeMap;
@@ -45,21 +47,22 @@ use crate::volume::state::VolumeState;
 const PAGE_HEAD_BYTES: usize = 1 + 8 + 8 + 16;
 /// Size of the header of each row of a page, in bytes.
 const ROW_HEAD_BYTES: usize = 9;
-/// Added to the table code of a row that was removed.
+/// Added to the table code of a row in a page if the row was removed.
 const REMOVED: u8 = 128;
 /// Maximum number of rows of a page. The target commits a page of this size within milliseconds, so
-/// orders that share its sync are hardly delayed.
+/// orders in the same group commit are hardly delayed.
 const PAGE_ROWS_MAX: usize = 4_000;
 /// Size at which a page is complete, in bytes.
 const PAGE_BYTES: usize = 1 << 20;
-/// Maximum number of rows read for one page, including rows of other slots.
+/// Maximum number of rows read for one page, including rows of slots that do not migrate.
 const ROWS_READ_MAX: usize = 200_000;
-/// Maximum size of a key or value, in bytes. A larger size in a page is taken for damage. The
-/// largest rows are the catalogue and the quantities of a store: four bytes for each of
-/// `PRODUCT_MAX` products. The limit is four times as large, because a row above it could not be
-/// moved, and because it does not bound memory: a page is already in memory when it is decoded.
+/// Maximum size of a key or value, in bytes. A page with a larger size is rejected as damaged. The
+/// largest rows are the catalogue and the quantities of a store, with four bytes for each of
+/// `PRODUCT_MAX` products. The limit is four times as large, because a slot with a row above it
+/// could not migrate. The generous limit costs no memory: a page is already in memory when it is
+/// decoded.
 const FIELD_BYTES_MAX: usize = 4 * ROW_BYTES_MAX;
-/// Maximum size of a value that a volume has, in bytes.
+/// Maximum size of a value that a volume stores, in bytes: four for each product, and a header.
 const ROW_BYTES_MAX: usize = 4 * PRODUCT_MAX as usize + 16;
 
 /// The request for a page, sent to the server of the source volume.
@@ -123,7 +126,8 @@ impl Page {
             let removed = if row.value.is_none() { REMOVED } else { 0 };
             let value = row.value.as_deref().unwrap_or_default();
             page.push(row.table as u8 | removed);
-            // Each length fits into 32 bits, because a batch of a volume has at most 64 MiB.
+            // Each length fits into 32 bits, because each row was written by a batch, and a batch
+            // has at most 64 MiB.
             page.extend_from_slice(&(row.key.len() as u32).to_le_bytes());
             page.extend_from_slice(&(value.len() as u32).to_le_bytes());
             page.extend_from_slice(&row.key);
@@ -189,8 +193,8 @@ impl Page {
 #[derive(Default)]
 pub(crate) struct Exports(Mutex<BTreeMap<NodeName, Export>>);
 
-/// An outgoing copy to one target volume, and the id of its migration. The id is outside the lock,
-/// which is held while a page is being made.
+/// An outgoing copy to one target volume, and the id of its migration. The id is outside the lock
+/// of `outgoing`, so that it can be read while a page is being made.
 #[derive(Clone)]
 struct Export {
     id: u64,
@@ -210,7 +214,7 @@ struct Outgoing {
 struct Reading {
     /// The walk over the snapshot. `None` once the walk has ended.
     walk: Option<Walk>,
-    /// The commits after the snapshot.
+    /// The change feed with the commits after the snapshot of the walk.
     feed: Feed,
     /// Reservations that remain in this volume: their orders migrate, but their stores do not.
     left_behind: RemoteReservations,
@@ -233,9 +237,10 @@ impl Exports {
         self.0.lock()
     }
 
-    /// Drops the outgoing copies of migrations that have ended, by the cluster's state `version`
-    /// with the migration `under_way`. Keeps the copies of a later migration, because this state
-    /// may not contain that migration yet.
+    /// Drops the outgoing copies of migrations that have ended. `version` is the version of the
+    /// cluster's state, and `under_way` the id of the migration in this state. The copies of a
+    /// migration with an id above `version` stay, because this state is too old to contain that
+    /// migration.
     ///
     /// A copy of an ended migration is dropped even if a request is making a page of it. That
     /// request keeps the copy alive until its end.
@@ -250,7 +255,8 @@ impl Exports {
         state: &Arc<VolumeState>,
         request: &ExportRequest,
     ) -> Result<Bytes, ExportError> {
-        // Orders with borrowed units are entered at their owners before their slots can be sealed.
+        // The slots can be sealed only after the owners of stores have written reservations for all
+        // orders with borrowed units. So this volume stops borrowing for a while.
         state.suspend_borrowing();
         let known = self.all().get(&request.to).cloned();
         let known = match known {
@@ -292,7 +298,7 @@ impl Exports {
     }
 
     /// Returns the reservations that remain in this volume, although their orders have migrated.
-    /// Returns `None` if the ring takes slots that were not copied completely.
+    /// Returns `None` if the ring takes slots from this volume that were not copied completely.
     pub(crate) async fn left_behind(
         &self,
         slots: &Slots,
@@ -352,8 +358,8 @@ impl Outgoing {
     }
 }
 
-/// Waits until the owners of the stores have entered all orders with borrowed units in slots that
-/// are to be sealed.
+/// Waits until the owners of the stores have written reservations for all orders with borrowed
+/// units in slots that are to be sealed.
 ///
 /// # Errors
 /// `Busy` if an owner does not answer in time.
@@ -363,9 +369,9 @@ pub(crate) async fn enter_orders(state: &VolumeState, request: &ExportRequest) -
     state.leave_no_order(goes).await
 }
 
-/// Seals slots for a migration. When this function returns `true`, all commits before the
-/// seal are durable and visible to the feed. Returns `false` and seals nothing if an order in these
-/// slots is not entered (see `enter_orders`).
+/// Seals slots for a migration. When this function returns `true`, all commits before the seal are
+/// durable and visible to the change feed. Returns `false` and seals nothing if an order in these
+/// slots has borrowed units without a reservation at the store's owner (see `enter_orders`).
 pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result<bool, StorageError> {
     let asked = SlotSet::of(&request.slots, state.slots.ring().slots());
     let goes = |order: &OrderId| asked.has(state.slots.slot_of_order(order));
@@ -388,7 +394,8 @@ pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result
 }
 
 impl Reading {
-    /// Returns the next rows of the requested slots, first from the walk, then from the feed.
+    /// Returns the next rows of the requested slots, first from the walk over the snapshot, then
+    /// from the feed of later commits.
     fn fill(&mut self, slots: &Slots, asked: &SlotSet) -> Result<Page, StorageError> {
         let Reading {
             walk,
@@ -410,8 +417,8 @@ impl Reading {
             })
         };
         let mut page = Page::default();
-        // From here on, the log of all commits so far is kept until the feed has read it, however
-        // long the walk takes.
+        // Keeps compaction from removing the log of all commits so far before the feed has read it,
+        // however long the walk takes.
         feed.extend()?;
         if let Some(walking) = walk {
             let (mut bytes, mut rows_read) = (0, 0);
@@ -522,7 +529,7 @@ mod tests {
         let known: Vec<Export> = exports.all().values().cloned().collect();
         let mut pages = Vec::new();
         for export in &known {
-            // A page of the copy is being made.
+            // The held lock makes the copy busy: a page of it is being made.
             pages.push(export.outgoing.lock().await);
         }
         let left = || {

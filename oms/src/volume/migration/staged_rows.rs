@@ -29,8 +29,8 @@ pub(crate) struct StagingNote {
     pub(crate) stat_files: i64,
 }
 
-/// Size in bytes of a note of earlier releases, without the payments to refund: the migration, a
-/// count for each of 11 states, and the number of statistics files.
+/// Size in bytes of a note of earlier releases: the id of the migration, a count for each of 11
+/// order states, and the number of statistics files. Such a note has no number of extra payments.
 const NOTE_BYTES_V1: usize = 13 * 8;
 
 impl StagingNote {
@@ -76,7 +76,7 @@ impl StagingNote {
             .map_err(|fault| broken(Table::Meta, ARRIVING, fault))
     }
 
-    /// Adds the counts of the staged rows to a batch, and removes the note.
+    /// Adds to a batch the changes of the volume's counters, and the removal of this note.
     pub(crate) fn activate(&self, batch: &mut WriteBatch) {
         batch.add_counts(&self.orders);
         batch.stat_files_moved(self.stat_files);
@@ -92,12 +92,13 @@ pub(super) type Written = Option<(Table, Option<Vec<u8>>)>;
 pub(super) struct StagedPage {
     pub(super) batch: WriteBatch,
     pub(super) note: StagingNote,
-    /// The location of each row, in the order of the page.
+    /// The location of each row of the page, in the sequence of the page.
     pub(super) written: Vec<Written>,
 }
 
 impl StagedPage {
-    /// Prepares a page of the source with the number `source`.
+    /// Prepares a page that came from the source with the number `source`. `note` is the note of
+    /// all earlier pages.
     pub(super) fn of(
         state: &VolumeState,
         page: &Page,
@@ -182,7 +183,8 @@ impl StagedPage {
     }
 }
 
-/// The staged rows of stock, rearranged and ready for activation.
+/// The staged rows of stock, rearranged in the order of this volume's products and ready for
+/// activation.
 #[derive(Default)]
 pub(crate) struct StagedRows {
     pub(crate) stock: StagedStock,

@@ -3,8 +3,8 @@
 //! **Invariants**
 //! - Work that grows with the number of open orders is done here, before activation. Messages are
 //!   parked in the outbox (stored there, but not sent), and reserved units are summed by store.
-//! - No request reads this state before activation. Activation moves a few maps, in constant time
-//!   per store.
+//! - No request reads this state before activation. Activation only moves maps into the state of
+//!   the volume, in constant time per store.
 //!
 //! Deliberately absent: rows of stock, which are in `staged_stock`.
 
@@ -27,7 +27,7 @@ use crate::volume::migration::source::broken;
 use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
 use crate::volume::state::VolumeState;
 
-/// Number of reservations that are dropped before the task yields.
+/// Number of reservations that `drop_slowly` drops before the task yields.
 const DROPPED_AT_ONCE: usize = 500;
 
 /// The state in memory of incoming slots.
@@ -38,7 +38,7 @@ pub(crate) struct StagedState {
     pub(crate) sums: SumsByProduct,
     pub(crate) reserved_units: ReservedUnits,
     pub(crate) remote_reservations: RemoteReservations,
-    /// Loans of the arriving stores.
+    /// Loans of the incoming stores.
     pub(crate) loans: BTreeMap<(u32, NodeName), Loan>,
     reservations: BTreeMap<(OrderId, u32), Reservation>,
 }
@@ -83,9 +83,10 @@ impl StagedState {
             Table::Reservations => {
                 let (order, store) = codec::decode_order_store_key(key)?;
                 let reservation = value.map(|value| codec::decode_reservation(order.clone(), value));
-                // The reservation becomes a remote one in two cases: its order is in this volume
-                // already, or its order does not arrive in these slots. Such an order may arrive
-                // from a third volume, so it must still confirm that it needs the units.
+                // The reservation becomes a remote one if its order does not arrive in these slots:
+                // the order is in this volume already, stays in another volume, or arrives from a
+                // third volume. In each case the order and its reservation do not migrate together,
+                // so the order must confirm that it still needs the units.
                 let is_apart = state.slots.has_order(&order) || !slots.has(state.slots.slot_of_order(&order));
                 self.reserve(&order, store, reservation.transpose()?, is_apart);
             }
@@ -138,9 +139,9 @@ impl StagedState {
         self.reservations.insert(key, reservation);
     }
 
-    /// Adds remote reservations for the incoming settlements. Their orders no longer need the
-    /// units, but the settlements have not been applied to the incoming stores yet. Call this once
-    /// the copy is complete.
+    /// Makes the reservations with an incoming settlement remote ones, because a settlement ends
+    /// only a remote reservation. The orders no longer need the units, but the settlements have not
+    /// been applied to the incoming stores yet. Call this once the copy is complete.
     pub(crate) fn add_settled_reservations(&mut self) {
         for (order, settlement) in &self.settlements {
             let key = (order.clone(), settlement.store);
@@ -153,8 +154,8 @@ impl StagedState {
         }
     }
 
-    /// Drops the state that was needed only during the copy. The state has many small parts, so the
-    /// task yields between them.
+    /// Drops the state that was needed only during the copy. The task yields after every
+    /// `DROPPED_AT_ONCE` reservations, so that the drop of many reservations delays no other task.
     pub(crate) async fn drop_slowly(mut self) {
         while !self.reservations.is_empty() {
             for _ in 0..DROPPED_AT_ONCE {

@@ -8,8 +8,8 @@
 //! **Invariants**
 //! - A fitted (rearranged) column has the row order of this volume. Products that are new to the
 //!   volume are appended.
-//! - Each fitted column names the last delivery that it counts, because the two volumes have
-//!   different stock heads (facts about their last snapshot).
+//! - Each fitted column names the last delivery that its quantities include. The stock head of the
+//!   source (facts about its last snapshot) named it before, but this volume has another head.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -72,8 +72,9 @@ impl StagedStock {
             self.head = self.head.joined_with(head);
         }
         for (source, column) in &mut self.arrived {
-            // The column names the last delivery that it counts, because the stock head of this
-            // volume differs from that of the source.
+            // A column may leave it to the stock head of its volume to name the last delivery that
+            // its quantities include. This volume has another head, so the column must name the
+            // delivery itself.
             let head = self.heads.get(source).copied().unwrap_or_default();
             column.counted_to = CountedTo::Delivery(column.counted_to.resolve(&head));
             if seeded("counts-mixed") {
@@ -97,8 +98,8 @@ impl StagedStock {
         Ok(())
     }
 
-    /// Returns an error if the stock would be too large with these columns and `stores` other
-    /// stores.
+    /// Returns an error if the stock would be too large with these columns and the `stores` stores
+    /// of this volume.
     pub(crate) fn check(&self, stores: usize) -> Result<(), String> {
         let (products, stores) = (self.products.len(), stores + self.columns.len());
         if products * stores <= CELLS_MAX {

@@ -2,7 +2,8 @@
 //! them once the ring gives their slots to this volume.
 //!
 //! **Invariants**
-//! - Each page is one commit (`staged_rows`), which is finished once it has begun.
+//! - Each page is stored by one commit (`staged_rows`). Once its commit has begun, the page is
+//!   completed even if the request ends.
 //! - Each page is compared twice by count and digest: as received, and as stored.
 //! - The state in memory is prepared during the copy (`StagedState`). So activation takes
 //!   milliseconds, however many rows were copied.
@@ -88,7 +89,7 @@ pub(crate) struct Progress {
     pub(crate) importing: BTreeSet<u8>,
 }
 
-/// Keeps the number of a source in `Progress::importing` until it is dropped.
+/// A guard that keeps the number of a source in `Progress::importing` until the guard is dropped.
 struct Importing<'a> {
     progress: &'a Mutex<Progress>,
     source: u8,
@@ -267,8 +268,8 @@ async fn keep_pace(server: &VolumeServer, source: u8, copied: Imported) {
 /// Commits the rows of a page, reads them back, and compares them with the page.
 ///
 /// The work is finished even if the request is dropped. Otherwise the lock of `incoming` could be
-/// released before the rows are durable. An undone migration would then remove the staged rows too
-/// early and leave these rows behind.
+/// released before the rows are durable. If the migration was undone then, the cleanup could run
+/// before these rows are stored, and leave them behind.
 async fn store_page(
     server: &Arc<VolumeServer>,
     request: &ImportRequest,
@@ -281,7 +282,8 @@ async fn store_page(
     let (server, request) = (Arc::clone(server), request.clone());
     let storing = async move { store_page_locked(&server, &request, number, page).await };
     let stored = runtime::to_completion(storing).await;
-    // The panic has been logged. The caller gets the error of a closed volume.
+    // `storing` returns nothing if it panicked. The panic has been logged, and the caller gets the
+    // error of a closed volume.
     stored.unwrap_or(Err(ImportError::Storage(StorageError::Closed)))
 }
 
@@ -293,8 +295,8 @@ async fn store_page_locked(
 ) -> Result<Imported, ImportError> {
     let state = server.app.state();
     let mut guard = server.incoming.lock().await;
-    // The lock of `incoming` is held until the page is durable, so the end of the migration waits
-    // for the page.
+    // This function holds the lock of `incoming` until the page is durable. The end of a migration
+    // needs the lock, so it waits for the page.
     let Some(incoming) = guard.as_mut().filter(|incoming| incoming.id == request.id) else {
         return Err(migration_ended());
     };
@@ -397,8 +399,9 @@ pub(crate) async fn resolve_unfinished(
     }
 }
 
-/// Limits expiry to the current pages of arrivals. Otherwise expiry would finish pages with orders
-/// that are not active yet, and would never return to them.
+/// Limits expiry to the current pages of arrivals, because later pages may list staged orders.
+/// Expiry skips orders that are not active, and never returns to a finished page. So it would miss
+/// these orders.
 pub(crate) fn pause_expiry(storage: &Volume) {
     storage
         .first_inactive_page
@@ -409,6 +412,7 @@ pub(crate) fn pause_expiry(storage: &Volume) {
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
 ) -> Result<T, StorageError> {
-    // The panic has been logged. The caller gets the error of a closed volume.
+    // There is no result if `work` panicked. The panic has been logged, and the caller gets the
+    // error of a closed volume.
     runtime::blocking(work).await.unwrap_or(Err(StorageError::Closed))
 }

@@ -161,7 +161,8 @@ async fn a_settlement_that_cannot_be_written_changes_nothing_and_is_carried_out_
             assert!(reserve(&state, order, nonce, store, quantity).await.unwrap());
         }
         assert_eq!(level(&state, store), (2, 3));
-        // All commits with a fence are now rejected, as if the disk were full.
+        // Under this record the volume owns no slot, so all commits with a fence are rejected. This
+        // simulates commits that fail, for example on a full disk.
         own(&state, SlotOwnership(vec![0; shared.slots() as usize])).await;
         let settlement = settlement(store, delivered);
         for _ in 0..2 {
@@ -210,8 +211,8 @@ async fn a_volume_that_is_opened_again_knows_what_was_asked_for_from_elsewhere()
     let again = open(folder.path(), &alone);
     assert!(again.remote_reservations().get(&asked, store).is_some());
     assert!(again.remote_reservations().get(&own_order, store).is_none());
-    // If only the nonce 76 of another attempt may be ended, the settlement ends nothing. With the
-    // nonce 77, the settlement ends the reservation once.
+    // The reservation has the nonce 77. A settlement for the nonce 76 must end nothing, and two
+    // settlements for the nonce 77 must release the units once.
     for (nonce, left) in [(76, (2, 3)), (77, (4, 1)), (77, (4, 1))] {
         let settlement = settlement(store, false);
         let ended = again.end_reservation(&asked, &settlement, Some(nonce)).await;
@@ -251,8 +252,9 @@ impl RemoteVolumes for NothingKept {
 }
 
 /// The node of the order dies after the reservation, before the order is durable. Then the store's
-/// volume is opened under a ring that also gives it the order's slot. Only the nonce in the row
-/// shows that another volume requested the units.
+/// volume is opened under a ring that also gives it the order's slot. Only the nonce in the
+/// reservation's row shows that another volume requested the units, so the volume must ask if the
+/// order exists.
 #[tokio::test(start_paused = true)]
 async fn units_of_an_order_that_never_came_are_released_by_the_volume_that_has_its_slot_now() {
     let (alone, shared) = rings();
@@ -507,8 +509,9 @@ impl RemoteVolumes for SlowVolume {
     }
 }
 
-/// The other volume was just taken over, so no copy of its stock is ready and the search must ask
-/// the volume. While the volume answers, other orders take the units of the first store here.
+/// The search must ask the other volume, because no copy of its stock is ready. Before that volume
+/// answers, another order takes the units of the first store here. The search must then be repeated
+/// with a higher limit `below`, or it would miss the store of the other volume.
 #[tokio::test]
 async fn an_order_skips_no_store_of_a_volume_that_answers_late() {
     let (_, shared) = rings();
@@ -565,8 +568,8 @@ async fn a_search_by_another_ring_gets_no_answer() {
     let state = stocked(folder.path(), &shared).await;
     let found = |ring: &Ring| state.find_store(&units(1), ring.epoch());
     assert_eq!(found(&shared).unwrap(), Some(store_where(&shared, true)));
-    // Under the ring `alone` all stores are in this volume. This volume follows `shared`, so an
-    // answer could miss a store.
+    // Under the ring `alone` all stores are in this volume. This volume follows `shared`, so its
+    // answer could miss a store that is now in the other volume.
     assert!(matches!(found(&alone), Err(OrderError::Moved)));
     close(&state).await;
 }

@@ -78,7 +78,7 @@ impl VolumeState {
         }))
     }
 
-    /// Begins to put a dead letter (a message that was given up) back into the outbox.
+    /// Begins to put a dead letter (a message that is no longer sent) back into the outbox.
     pub(crate) fn retry_message(
         &self,
         order: Arc<Order>,

@@ -1,4 +1,5 @@
-//! The bytes of a request for units of a store (`Question::Allot`), of its answer and of a recall.
+//! The bytes of a borrower's request about units of a store (`Question::Allot`), of its answer
+//! (`Reply::Allotted`), and of a recall (`Question::Recall`).
 
 use imt_ring::NodeName;
 
@@ -7,10 +8,10 @@ use crate::cluster::channel::wire::{Decoder, Encoder, WireError};
 use crate::domain::loans::{AllotRequest, Recall, SpentUnits};
 use crate::domain::order::Line;
 
-/// Code of the answer.
+/// Code of `Reply::Allotted`, the answer to `Question::Allot`.
 pub(super) const REPLY: u8 = 14;
 
-/// Appends a request.
+/// Appends the content of a `Question::Allot`.
 pub(super) fn encode(request: &AllotRequest, to: &mut Encoder<'_>) {
     to.text(request.borrower.as_str());
     to.number(request.incarnation);
@@ -28,7 +29,7 @@ pub(super) fn encode(request: &AllotRequest, to: &mut Encoder<'_>) {
     to.flag(request.wants_all);
 }
 
-/// Reads a request.
+/// Reads the content of a `Question::Allot`.
 pub(super) fn decode(from: &mut Decoder<'_>) -> Result<AllotRequest, WireError> {
     let Ok(borrower) = NodeName::new(from.text("a volume")?) else {
         return from.fault("a volume");
@@ -39,7 +40,8 @@ pub(super) fn decode(from: &mut Decoder<'_>) -> Result<AllotRequest, WireError> 
     );
     let store = from.number_u32("a store")?;
     let clears = from.flag("a flag of units that are returned")?;
-    // An order's id, its nonce and its number of lines.
+    // An element has at least 10 bytes: 1 for the length of the order's id, 8 for the nonce, 1 for
+    // the number of lines.
     let count = from.count(10, "a number of orders")?;
     let spent = |_| {
         Ok(SpentUnits {
@@ -77,7 +79,7 @@ pub(super) fn decode_reply(from: &mut Decoder<'_>) -> Result<Reply, WireError> {
     })
 }
 
-/// Appends a recall.
+/// Appends the content of a `Question::Recall`.
 pub(super) fn encode_recall(recall: &Recall, to: &mut Encoder<'_>) {
     to.number(u64::from(recall.store));
     to.number(recall.products.len() as u64);
@@ -86,7 +88,7 @@ pub(super) fn encode_recall(recall: &Recall, to: &mut Encoder<'_>) {
     }
 }
 
-/// Reads a recall.
+/// Reads the content of a `Question::Recall`.
 pub(super) fn decode_recall(from: &mut Decoder<'_>) -> Result<Recall, WireError> {
     let store = from.number_u32("a store")?;
     let count = from.count(1, "a number of products")?;

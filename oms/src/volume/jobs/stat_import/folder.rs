@@ -4,7 +4,7 @@
 //! **Invariants**
 //! - Other programs may write into this folder at any time. So a file is read or deleted only if
 //!   its `Stamp` is unchanged.
-//! - Setting a file aside never replaces another file.
+//! - A file that is set aside (renamed to `NAME.rejected`) never replaces another file.
 
 use std::fs::Metadata;
 use std::io::{Error, ErrorKind, Result};
@@ -18,11 +18,11 @@ use crate::volume::jobs::stat_import::name;
 
 /// Maximum size of a statistics file in bytes. A usual file has 10,000 lines and 70 KB.
 pub(crate) const FILE_BYTES_MAX: u64 = 64 * 1_024 * 1_024;
-/// Maximum number of new names tried for a file that is set aside.
+/// Maximum number of new names that are tried when `set_aside` renames a file.
 const ASIDE_NAMES_MAX: u32 = 1_000;
 
 /// The identity of a file and the version of its content. If two stamps are equal, nothing was
-/// written to the file between them.
+/// written to the file between the times at which the stamps were taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
     device: u64,
@@ -85,7 +85,7 @@ pub(crate) fn look(folder: &Path) -> Result<Vec<Found>> {
 pub(crate) enum Content {
     /// The bytes of the whole file.
     Whole(Vec<u8>),
-    /// The last line does not end with a line break.
+    /// The last line of the file does not end with a line break.
     Unfinished,
     /// The file was changed or replaced after its stamp was taken.
     Changed,
@@ -107,8 +107,8 @@ pub(crate) fn read(path: &Path, stamp: &Stamp) -> Result<Content> {
     })
 }
 
-/// Deletes a file that was added. Returns `false` without deleting if its stamp is no longer
-/// `stamp`.
+/// Deletes a file that was added to the statistics. Returns `false` without deleting if the file's
+/// stamp is no longer `stamp`.
 pub(crate) fn delete(path: &Path, stamp: &Stamp) -> Result<bool> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
@@ -136,8 +136,8 @@ pub(crate) fn set_aside(path: &Path) -> Result<PathBuf> {
         match rustix::fs::renameat_with(CWD, path, CWD, &aside, RenameFlags::NOREPLACE) {
             Ok(()) => return Ok(aside),
             Err(rustix::io::Errno::EXIST) => {}
-            // The file system cannot rename without replacing. The new name was free a moment ago,
-            // so a plain rename is used.
+            // The file system does not support `NOREPLACE`. The new name was free a moment ago, so
+            // a plain rename is used.
             Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
                 std::fs::rename(path, &aside)?;
                 return Ok(aside);

@@ -1,15 +1,17 @@
-//! The identity of a folder with statistics files, where each node of a cluster has a folder.
+//! The identity of a folder with statistics files, for clusters in which each node has such a
+//! folder.
 //!
 //! Files of different folders may have the same name, and each of them must be added. So a file is
-//! identified by the id of its folder and its name. A file in the folder holds the id. Another node
-//! that uses the folder later, or shares it, uses the same id.
+//! identified by the id of its folder and its name. The id is stored in the folder, in the file
+//! `stat_files.id`. Another node that uses the folder later, or shares it, uses the same id.
 //!
 //! **Invariants**
 //! - An id is durable before any file is added under it.
 //! - One process at a time scans a folder: the one that holds the lock of the id's file.
 //!
-//! Deliberately absent: protection against a copy of a whole folder on another machine. Both copies
-//! have the same id, so of two files with one name only one is added.
+//! Deliberately absent: protection against a copy of a whole folder on another machine. Such a copy
+//! has the same id, so a file of the copy is not added if a file of the same name was added from
+//! the original folder.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Error, ErrorKind, Read, Result, Seek, Write};
@@ -50,7 +52,8 @@ impl FolderId {
         let mut text = String::new();
         let limit = ID_BYTES_MAX as u64 + 2;
         Read::by_ref(&mut file).take(limit).read_to_string(&mut text)?;
-        // If the line break is missing, the process that wrote the id died before it had finished.
+        // If the line break is missing, the process that wrote the id died before it had finished,
+        // and no file was added under that id. So a new id is written.
         let id = match text.strip_suffix('\n') {
             Some(id) if is_id(id) => id.to_owned(),
             None if text.len() <= ID_BYTES_MAX => {

@@ -1,7 +1,8 @@
-//! Adds files to the statistics of one volume.
+//! Adds statistics files to the statistics of one volume.
 //!
 //! **Invariants**
-//! - One file is added at a time, so the sums are current when they are replaced.
+//! - One file is added at a time, so no sums of another file are lost when new sums replace the
+//!   former ones.
 //! - The key of a file is committed together with the new sums. A file with a stored key is not
 //!   added again.
 //! - The key of a file is its name. If several nodes have folders, the id of the folder and a slash
@@ -56,7 +57,8 @@ impl Importer {
         }
     }
 
-    /// Returns the outcome for a file if its key and name alone decide.
+    /// Returns the outcome for a file if its key and name alone decide it. Returns `None` if the
+    /// content of the file must be read.
     pub(super) fn foreseen(&self, key: &str, name: &str) -> Result<Option<Imported>, StorageError> {
         if self.state.storage.knows_stat_file(key)? {
             return Ok(Some(Imported::Known));
@@ -74,8 +76,8 @@ impl Importer {
         Ok(None)
     }
 
-    /// Adds the content of a whole file to the statistics. A caller must await this future to its
-    /// end. Otherwise the file could be committed without its sums in memory.
+    /// Adds the content of a whole file to the statistics. The caller must await this future to its
+    /// end. If the future is dropped early, the sums may be committed but missing in memory.
     pub(crate) async fn add(&self, key: &str, name: &str, body: &[u8]) -> Result<Imported, StorageError> {
         let _turn = self.turn.lock().await;
         let state = &self.state;
@@ -87,8 +89,8 @@ impl Importer {
             Ok(file) => file,
             Err(fault) => return Ok(Imported::Refused(fault.to_string())),
         };
-        // Additions run one at a time, and only they change the statistics while this volume owns
-        // them. So the sums are still current when they replace the old ones.
+        // Files are added one at a time, and nothing else changes the statistics while this volume
+        // owns them. So the sums computed here are still current when they replace the former sums.
         let version = state.slots.version();
         let sums = self.statistics.read().with(&file);
         let mut batch = WriteBatch::default();
@@ -96,7 +98,8 @@ impl Importer {
         let permit = state.storage.permit().await?;
         let ticket = {
             let _stock = state.stock();
-            // Statistics that are being migrated accept no file. Their next volume will add it.
+            // While the slot of the statistics is migrating, no file is added here. The target
+            // volume will add the file.
             state.slots.check_statistics()?;
             if state.slots.version() != version {
                 return Err(StorageError::Closed);

@@ -9,8 +9,8 @@
 //! - No name that is more than `AHEAD_MAX_MS` ahead of the clock becomes the mark. Such a mark
 //!   would block all later files.
 
-/// Maximum time by which the time in a name may be ahead of the clock, in milliseconds. A day is
-/// enough for clocks that are set to local time.
+/// Maximum time by which the time in a name may be ahead of the clock, in milliseconds. A warehouse
+/// that writes its local time instead of UTC is at most 14 hours ahead, so a day is enough.
 pub(crate) const AHEAD_MAX_MS: u64 = 24 * 60 * 60 * 1_000;
 
 /// Returns the milliseconds in the name of a statistics file; `None` for any other name.
@@ -20,8 +20,7 @@ pub(crate) fn stamp_of(name: &str) -> Option<u64> {
     stamp.parse().ok().filter(|_| is_stamp)
 }
 
-/// Returns `true` if the time in a name is further ahead of the clock than the clock of any
-/// warehouse can be.
+/// Returns `true` if the time in a name is ahead of the clock by more than `AHEAD_MAX_MS`.
 pub(crate) fn is_implausible(name: &str, now_ms: u64) -> bool {
     stamp_of(name).is_some_and(|stamp| stamp > now_ms.saturating_add(AHEAD_MAX_MS))
 }
@@ -29,8 +28,8 @@ pub(crate) fn is_implausible(name: &str, now_ms: u64) -> bool {
 /// Returns `true` if a file of this name may have been added so long ago that its stored name was
 /// removed.
 ///
-/// A mark that is implausibly far ahead of the clock is ignored. Earlier releases accepted any name
-/// as the mark.
+/// A mark that is implausibly far ahead of the clock is ignored, because it would block all later
+/// files. Earlier releases may have stored such a mark.
 pub(crate) fn may_be_forgotten(name: &str, mark: Option<&str>, now_ms: u64) -> bool {
     mark.is_some_and(|mark| name <= mark && !is_implausible(mark, now_ms))
 }

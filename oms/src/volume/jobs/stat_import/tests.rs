@@ -203,7 +203,7 @@ async fn a_file_changed_after_it_was_added_is_set_aside() {
     assert_eq!(aside.unwrap(), "5,1,1\n5,9,1\n");
 }
 
-/// The result of a retention pass that removes one name.
+/// The result of a retention pass that removes the stored name of one file.
 const ONE_NAME: Removed = Removed { answers: 0, names: 1 };
 
 /// Runs one retention pass with a clock that has made no step.
@@ -221,7 +221,8 @@ async fn a_name_far_ahead_of_the_clock_is_set_aside_and_later_files_are_added() 
     world.scan(2).await;
     assert_eq!((world.units(), world.counters()), (1, [1, 0, 1]));
     assert!(world.path(&format!("{ahead}.rejected")).exists());
-    // Eight days later the names of all files added so far are removed.
+    // Eight days later, the stored name of the one file that was added is removed. Its name becomes
+    // the mark.
     let later_ms = NOW_MS + 8 * DAY_MS;
     world.clock.store(later_ms, Ordering::Relaxed);
     assert_eq!(run_retention_once(&world.importer.state).await, ONE_NAME);
@@ -233,8 +234,8 @@ async fn a_name_far_ahead_of_the_clock_is_set_aside_and_later_files_are_added() 
     assert_eq!(world.units(), 3, "a file older than the mark is not added");
 }
 
-/// Earlier releases accepted any file name. So the mark (the removed name with the latest time) may
-/// be ahead of the clock.
+/// Earlier releases accepted a file name with any time. So the stored mark (the removed name with
+/// the latest time) may be ahead of the clock, and must be ignored then.
 #[tokio::test]
 async fn a_mark_of_an_earlier_version_ahead_of_the_clock_does_not_block_later_files() {
     let mut world = World::new();

@@ -1,9 +1,10 @@
-//! The files that scans have found and not added yet, and the decision about each file. Without IO.
+//! The files that scans have found and not added yet, and the decision about each file. This module
+//! does no IO.
 //!
 //! **Invariants**
 //! - A file is added once two scans in a row saw the same stamp.
-//! - An incomplete file waits: one that is empty, that cannot be read, or that ends within a line.
-//!   Such a file is reported once, and set aside after `INCOMPLETE_TIMEOUT`.
+//! - A file is incomplete if it is empty, cannot be read, or ends within a line. An incomplete file
+//!   is logged once, and renamed to `NAME.rejected` after `INCOMPLETE_TIMEOUT`.
 //! - Waiting times are measured by the monotonic clock.
 
 use std::collections::HashMap;
@@ -13,9 +14,9 @@ use tokio::time::Instant;
 
 use crate::volume::jobs::stat_import::folder::{FILE_BYTES_MAX, Found, Stamp};
 
-/// Longest wait for an incomplete file, counted from its last change. Writers finish within
-/// seconds, and ten minutes also cover a copy over a network that stalls. After that an operator
-/// can inspect the file.
+/// Longest wait for an incomplete file, measured from its last change. Writers finish within
+/// seconds, and ten minutes also cover a copy over a network that stalls. After that time the file
+/// is renamed, so that an operator can inspect it.
 pub(crate) const INCOMPLETE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// A file that a scan has found and not added yet.
@@ -32,7 +33,7 @@ pub(crate) enum Step {
     Take(Stamp),
     /// Check again at the next scan.
     Wait,
-    /// Rename the entry, for this reason.
+    /// Rename the entry to `NAME.rejected`. The text is the reason.
     SetAside(String),
 }
 
@@ -41,7 +42,7 @@ pub(crate) enum Step {
 pub(crate) struct Watched(HashMap<String, Waiting>);
 
 impl Watched {
-    /// Removes the files that no longer exist in the folder.
+    /// Removes from the waiting files those that no longer exist in the folder.
     pub(crate) fn retain(&mut self, found: &[Found]) {
         self.0.retain(|name, _| {
             let at = found.binary_search_by(|entry| entry.name.as_str().cmp(name));
@@ -103,12 +104,13 @@ impl Watched {
         Step::Wait
     }
 
-    /// Removes a file that changed during the scan, so that the next scan treats it as new.
+    /// Removes a file from the waiting ones because it changed during the scan. So the next scan
+    /// treats it as new.
     pub(crate) fn changed(&mut self, name: &str) {
         self.0.remove(name);
     }
 
-    /// Removes a file that was added or set aside.
+    /// Removes a file from the waiting ones after it was added to the statistics or renamed.
     pub(crate) fn done(&mut self, name: &str) {
         self.0.remove(name);
     }
