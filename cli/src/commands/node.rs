@@ -159,8 +159,8 @@ pub(crate) struct StartArgs {
     /// Maximum rows per second copied to this node during a rebalance [default: unlimited]
     #[arg(long, env = "IMT_MOVE_ROWS_PER_SECOND", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     move_rows_per_second: Option<u64>,
-    /// Borrow units of hot stores from other nodes, and lend them; no effect with --engine [default:
-    /// true]
+    /// Lend units of stores with many orders to other nodes, and borrow such units; no effect with
+    /// --engine [default: true]
     #[arg(long, env = "IMT_ALLOTMENTS", value_name = "BOOL", action = clap::ArgAction::Set, num_args = 0..=1, require_equals = true, default_value_t = true, default_missing_value = "true", hide_default_value = true, hide_possible_values = true)]
     allotments: bool,
     #[command(flatten)]

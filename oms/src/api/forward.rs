@@ -206,7 +206,8 @@ async fn answer_among(
 }
 
 /// Executes a request once if this node serves its volume. Returns `None` if another node serves
-/// the volume, or if the slot or the volume moves. Then `ClusterHandle::perform` routes the request.
+/// the volume, or if the slot or the volume moves. In these cases the caller routes the request
+/// with `ClusterHandle::perform`.
 ///
 /// Requests of direct clients end here, so this function neither boxes the response nor waits for
 /// changes of the topology.
