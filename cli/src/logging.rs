@@ -53,7 +53,8 @@ pub(crate) fn start(format: LogFormat, filter: &str) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Maximum number of warnings that are printed after a live view has ended.
+/// Maximum number of warnings that are printed again after a live view has ended. These warnings
+/// were logged while the view used the terminal.
 const WARNINGS_REPEATED: usize = 20;
 
 /// File that receives the log lines while a live view uses the terminal.

@@ -86,9 +86,10 @@ pub(crate) fn front_in_flight_max() -> usize {
 }
 
 /// Returns the numbers of connections and of warehouse calls that fit into a limit of open files.
-/// The number of calls applies to each of the two kinds: announcements and deliveries. If the
-/// configured numbers do not fit, connections get half of the descriptors and each kind of call a
-/// quarter. Descriptors that connections do not need are used for calls, and the other way round.
+/// The number of calls applies to each of the two kinds: announcements and deliveries. `FOR_FILES`
+/// descriptors are set aside first. If `connections` and `calls` do not fit into the rest,
+/// connections get half of the rest and each kind of call gets a quarter. Descriptors that
+/// connections do not need are used for calls, and the other way round.
 fn fitting(limit: u64, connections: usize, calls: usize) -> (usize, usize) {
     let left = usize::try_from(limit.saturating_sub(FOR_FILES)).unwrap_or(usize::MAX);
     if calls.saturating_mul(2).saturating_add(connections) <= left {

@@ -167,7 +167,8 @@ fn contexts_are_kept_for_the_owner_alone_and_listed() {
     assert_eq!(output.status.code(), Some(2));
     assert!(stdout(&output).contains("payment_timeout"), "{}", stdout(&output));
     assert!(stderr(&output).contains("chmod 600"), "{}", stderr(&output));
-    // Commands that ignore contexts do not read the file. These commands fail for other reasons.
+    // Commands that ignore contexts do not read the file of contexts, so they do not report its
+    // wrong permissions. Each of these commands fails because of its arguments.
     for (args, named) in [
         (&["node", "start", "--weight", "0"][..], "weight"),
         (&["sim", "compare"], "required"),

@@ -55,7 +55,8 @@ fn fields(mut message: &[u8]) -> Vec<(u64, Field<'_>)> {
     fields
 }
 
-/// Returns the bytes of each field with the number `number`, which are messages or texts.
+/// Returns the content of each field of `message` that has the field number `number` and contains
+/// a message or a text.
 fn all(message: &[u8], number: u64) -> Vec<&[u8]> {
     let fields = fields(message).into_iter();
     let bytes = fields.filter_map(|field| match field {
@@ -83,8 +84,9 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Returns the attributes in the fields with the number `at`, as text by key. All numbers of the
-/// exporter are integers.
+/// Returns the attributes of a protobuf message by key. Each field of `message` with the field
+/// number `at` is one attribute. A value that is not text is read as an integer, because the
+/// exporter sends no other numbers.
 fn attributes(message: &[u8], at: u64) -> BTreeMap<String, String> {
     let pairs = all(message, at).into_iter();
     let pairs = pairs.map(|pair| {

@@ -2,8 +2,9 @@
 //!
 //! Invariants:
 //! - [`restore`] restores the terminal at its first call, and further calls have no effect. It is
-//!   called at the end of the view, on an error, on a panic in any thread, and on the exit by a
-//!   second signal.
+//!   called at the end of the view, on an error, and on a panic in any thread. The first signal
+//!   (such as Ctrl-C) asks the run to end. A second signal ends the process at once, and
+//!   [`restore`] is called before that too.
 //! - Nothing is drawn after [`restore`], because the view checks [`is_taken`] before it draws.
 
 use std::io::{self, Stdout};

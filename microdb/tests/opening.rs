@@ -452,9 +452,9 @@ fn a_missing_segment_is_damage_if_later_bytes_were_durable_and_else_the_end() {
             }
         };
         for segment in [2, 4, 6, 7] {
-            // Without the hints, only the header of the eighth segment shows the frontier. All
-            // segments up to the seventh were durable when the eighth was begun. So the error names
-            // the seventh.
+            // Without the hints, an open learns the durable frontier only from the header of the
+            // eighth segment. The header proves that the first seven segments were durable. The
+            // open misses the last of them, and the error names it.
             let named = if lost { 7 } else { segment };
             names_segment(found(&image, |disk| gone(disk, segment)), named);
         }

@@ -105,8 +105,9 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // After a failed test, a file on the file system may still be open. Then a lazy unmount
-        // removes the file system from the tree, and the loop device ends with its last user.
+        // After a failed test, a file on the file system may still be open, and an ordinary unmount
+        // fails. A lazy unmount detaches the mount point at once. The kernel releases the loop
+        // device when the last open file is closed.
         let folder = self.folder.to_str().unwrap();
         let _ = self.unmount().or_else(|_| command("umount", &["--lazy", folder]));
     }
@@ -245,8 +246,8 @@ fn the_other_process() {
     }
     match witness::check(&db, &promised) {
         Ok(()) => {}
-        // The file system was shut down during the check. Unreadable records are checked after the
-        // next mount.
+        // The file system was shut down during the check, so the error proves no damage. All records
+        // are checked again after the next mount.
         Err(_) if is_gone(&folder) => return,
         Err(error) => return say(&format!("WRONG {error}")),
     }

@@ -479,7 +479,7 @@ pub struct RestocksPage {
 pub struct Refusal {
     /// Id of the order that was not delivered.
     pub order: String,
-    /// Number of the store that does not have the units.
+    /// Id of the store that has too few units for the order.
     pub store: u32,
     /// Number of the first product of the order with too few units.
     pub product: u32,

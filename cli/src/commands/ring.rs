@@ -19,8 +19,8 @@ pub(crate) enum RingCommand {
         #[command(flatten)]
         cluster: ClusterArgs,
     },
-    /// Show the moves that a change of members would cause, and the least possible number. Changes
-    /// nothing.
+    /// Show the moves that a change of members would cause, and the smallest number of moves that
+    /// any ring with these members would need, without changing the ring
     #[command(after_help = "\
 Examples:
   imt ring plan --add beta

@@ -33,8 +33,9 @@ const SPLIT_SIZES: [usize; 16] = [
 const BUCKETS_MAX: usize = 1 << 16;
 /// Maximum depth of a chunk. It permits 16 million chunks, which can hold about 64 billion keys.
 const DEPTH_MAX: u8 = 24;
-/// Minimum average number of keys per root entry, a sixtieth of the usual number. Without this
-/// limit, many hashes with equal top bits would double the root again and again.
+/// Minimum average number of keys per entry of the root, a sixtieth of the usual number. The root
+/// is the array of pointers to the chunks, indexed by the top bits of a hash. Without this limit,
+/// many hashes with equal top bits would double the size of the root again and again.
 const KEYS_A_ROOT_ENTRY: u64 = 64;
 
 /// Returns a size larger by about the square root of two.

@@ -410,8 +410,8 @@ struct Appender<'a> {
     buffer: Vec<u8>,
 }
 
-/// Number of bytes that an [`Appender`] writes per call, large enough that the cost of the calls is
-/// negligible.
+/// Number of bytes that an [`Appender`] collects before it writes them to the file. The number is
+/// large enough that the cost of the system calls is negligible.
 const APPEND_BYTES: usize = 2 << 20;
 
 fn out_position(out: &Appender<'_>) -> u64 {

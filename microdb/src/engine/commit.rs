@@ -79,9 +79,10 @@ const BUCKET_AHEAD: usize = 32;
 /// into the processor's cache.
 const RECORD_AHEAD: usize = 16;
 
-/// Maximum number of records published under one pin. Replaced chunks of the directory are freed
-/// only after the pin ends. A batch of millions of records replaces all chunks several times, so
-/// one pin for the whole batch would take much memory.
+/// Maximum number of records published under one pin. Publishing replaces chunks (parts of the
+/// directory) by larger ones, and a replaced chunk is freed only after the pin ends. A batch of
+/// millions of records replaces every chunk several times, so one pin for the whole batch would
+/// keep much memory allocated.
 const PINNED_RECORDS: usize = 4096;
 
 /// Maximum number of records of a body that are looked up before the commit lock is taken. With

@@ -191,9 +191,10 @@ impl<T: Send + Sync + 'static> ArcCell<T> {
         // `retire` releases that count only when the epoch permits it.
         let old = unsafe { Arc::from_raw(old) };
         if cfg!(all(loom, not(crossbeam_loom))) {
-            // The model checker runs this code many times in one process, and no run may see state
-            // of another run. All runs would share the real collector, so the value is leaked here
-            // instead of retired. A second model (`crossbeam_loom`) checks the collector.
+            // Loom runs this code many times in one process, and no run may see state of another
+            // run. The collector is a static variable, which all runs would share. So the value is
+            // leaked here instead of retired. Builds with `--cfg crossbeam_loom` retire it, and
+            // their tests check the collector.
             std::mem::forget(old);
         } else if seeded("retired-at-once") {
             drop(old);

@@ -96,8 +96,9 @@ impl VerifyReport {
             }
             _ => &mut self.damage,
         };
-        // Damage of a chunk that the directory in use shares with its checkpoint is found twice,
-        // but listed once.
+        // The directory in memory may read a chunk (a part of the hash table) from the file of the
+        // checkpoint. Damage of such a chunk is found in the directory and in the checkpoint, but
+        // is listed once.
         let text = error.to_string();
         if !list.contains(&text) {
             list.push(text);

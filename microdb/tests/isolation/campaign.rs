@@ -288,8 +288,9 @@ fn snapshot(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Rando
     recorder.push("snapshot", (begin, end), effects, true);
 }
 
-/// Deletes a key that no other thread deletes. So `order` can match the deletions of a key with its
-/// commits in the order of that one thread.
+/// Deletes the key that only this thread deletes. One thread makes all deletions of a key, so the
+/// function `order` can assign them, in the order in which that thread made them, to the commits
+/// that delete the key.
 fn delete(recorder: &mut Recorder<'_>, handle: &Handle, how: Durability) {
     let number = recorder.thread as u8 % KEYS;
     if recorder.thread >= KEYS.into() {
@@ -438,8 +439,8 @@ fn order(ops: &[Op], commits: &[Vec<Operation>]) -> Result<Vec<usize>, String> {
             continue;
         }
         apply(commit, &mut present);
-        // If a batch puts a key twice, only its last value was recorded. So earlier values are not
-        // found.
+        // If a batch puts a key twice, only the last value of the key was recorded. An earlier value
+        // is not in `by_value`, and the search goes on to the next operation.
         let value = commit.iter().find_map(|operation| match operation {
             Operation::Put { table, value, .. } if *table > 0 => by_value.get(&decode(value)).copied(),
             _ => None,

@@ -5,7 +5,7 @@
 //! - The same functions check a cursor from a client and a cursor that another node sends.
 //! - Each number has a minimum and a maximum.
 //!
-//! The table `routes` lists the parameters of each path.
+//! The module `routes` has a table of all paths with their parameters.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -207,7 +207,8 @@ impl ConnectionHandler {
 
 /// The fields of an answered request that the access log may contain.
 struct Answered<'a> {
-    /// Method and URI, if the request is part of the sample or the level is debug.
+    /// Method and URI. `None` if the access log is not at debug level and the request is not one
+    /// of the requests that the access log samples.
     request: Option<&'a str>,
     /// Name of the route, such as `GET /order/{id}`.
     route: &'static str,

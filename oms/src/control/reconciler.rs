@@ -1,8 +1,8 @@
 //! The reconciler: makes the volumes that this process serves match the cluster's state.
 //!
-//! One task runs one pass at a time. A pass reads the state and lets volume servers follow a
-//! changed ring. It closes volumes that are assigned to other nodes, and opens volumes that are
-//! assigned to this node once their lock is free. Finally the pass publishes the new topology.
+//! One task runs one pass at a time. A pass reads the state and gives a changed ring to the volume
+//! servers. It closes volumes that are assigned to other nodes, and opens volumes that are assigned
+//! to this node once their lock is free. Finally the pass publishes the new topology.
 //!
 //! **Invariants**
 //! - The reconciler decides nothing: it only applies the state.

@@ -403,8 +403,10 @@ impl Allotments {
         self.durable_incarnation = self.durable_incarnation.max(incarnation);
     }
 
-    /// Begins an incarnation that is higher than `known`, an incarnation that an owner has
-    /// recorded. All usable units become unusable, and the next requests return them.
+    /// Begins a new incarnation of this borrower, with the number `known + 1`. `known` is the
+    /// incarnation of this borrower that the owner of a store has recorded. If `known` is lower than
+    /// the present incarnation, nothing changes. Otherwise all usable units become unusable, and the
+    /// next requests return them to their owners.
     pub(crate) fn restart_after(&mut self, known: u64) {
         if known < self.incarnation {
             return;

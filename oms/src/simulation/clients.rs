@@ -1,8 +1,9 @@
 //! Eight clients that work on the same few orders at four nodes under faults, and record their
 //! operations with the responses.
 //!
-//! Each request goes to a random node that listens. This node may have lost its volumes without
-//! knowing it. The histories are checked afterwards (`history`).
+//! Each request goes to a random node that listens. Another node may have taken over the volumes
+//! of this node, and this node may not know it yet. After the run, the module `history` checks the
+//! recorded operations of each order.
 //!
 //! **Invariants**
 //! - A request is recorded before it is sent, and a response once the client has received it.

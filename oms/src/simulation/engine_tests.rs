@@ -219,8 +219,9 @@ fn a_former_owner_appends_nothing() {
     });
 }
 
-/// Detects the mistake `engine-no-own-entry`: a takeover appends no own entry, so an append of the
-/// former owner in flight can still get the next number in the log.
+/// Detects the mistake `engine-no-own-entry`: a new owner appends no entry of its own when it takes
+/// over the volume. So an append that the former owner has sent before can still get the next
+/// number in the log.
 #[test]
 fn a_commit_in_flight_is_refused_or_known_to_the_takeover() {
     simulated(|engine| async move {

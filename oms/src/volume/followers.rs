@@ -99,8 +99,9 @@ impl Followers {
         self.stock_changed.notify_waiters();
     }
 
-    /// Records that a copy has sent a request, and the state of the stock that it has. Returns the
-    /// value of `commits` at the newest answer to this copy. `None` if the copy is not known.
+    /// Records that a copy has sent a request, and the state of the stock in that copy. Returns the
+    /// number of commits (`commits`) at the newest answer to this copy, or `None` if this is the
+    /// first request of the copy.
     fn note(&self, follower: u64, has: Option<StockMoment>) -> Option<u64> {
         let asked = Instant::now();
         let mut known = self.known();

@@ -47,8 +47,8 @@ fn acknowledged_orders_survive_crashes_between_any_two_steps() {
 fn the_checker_finds_every_mistake() {
     for mistake in MISTAKES {
         let finish = HasDiscoveries::AnyFailures;
-        // The smallest maximum numbers of crashes, sent orders and moves with which the mistake is
-        // found.
+        // The model limits the numbers of crashes, sent orders and moves. These are the smallest
+        // limits with which the checker finds the mistake.
         let (crashes, sends, moves) = match mistake {
             Mistake::CommitAfterUndo | Mistake::AcceptOldCopy => (1, 1, 2),
             _ => (2, 1, 1),

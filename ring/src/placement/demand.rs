@@ -1,16 +1,18 @@
 //! Queues of the nodes that lack slots, ordered by relative need: first by zone, then by node
 //! within a zone.
 //!
-//! The relative need is the number of lacking slots divided by the quota. Taking the node with the
-//! largest relative need interleaves all nodes evenly. Ties are broken in a scattered order, so
-//! that any two nodes share about as many slots as any other two. So when a node leaves, all others
-//! become primaries of its slots in equal parts.
+//! The quota of a node or zone is the number of slots that it must hold. Its relative need is the
+//! number of slots that it still lacks, divided by its quota. Taking the node with the largest
+//! relative need interleaves all nodes evenly. Nodes of equal relative need are taken in a
+//! pseudo-random order. So any two nodes hold about as many slots in common as any other two, and
+//! when a node leaves, all others become primaries of its slots in equal parts.
 //!
-//! A zone that is needed in every remaining slot is taken before all others, because otherwise it
-//! could not meet its quota. So filling an empty ring always meets every quota.
+//! A zone that needs a replica of every slot that is still to be filled is taken before all others,
+//! because otherwise it could not meet its quota. So filling an empty ring always meets every
+//! quota.
 //!
-//! A new ring of 65,536 slots and three replicas takes 196,608 nodes from these queues. So entries
-//! are changed in place, and a ratio is computed once per change.
+//! Filling a new ring of 65,536 slots and three replicas takes a node from these queues 196,608
+//! times. So entries are changed in place, and a relative need is computed once per change.
 
 use alloc::collections::BinaryHeap;
 use alloc::collections::binary_heap::PeekMut;
@@ -201,8 +203,9 @@ impl<'z> Demand<'z> {
         self.node.more(node);
         self.zone.more(zone);
         self.left += 1;
-        // A node or zone without need has no entry in its queue, so an entry is added if the need
-        // is now 1. Existing entries are updated when they reach the front.
+        // The needs have just grown by 1. A need that is now 1 was 0 before, and a node or zone with
+        // need 0 has no entry in its queue. So an entry is added. Existing entries are updated when
+        // they reach the front.
         if self.node.need[node] == 1 {
             self.nodes_of[zone].extend(self.node.entry(node, slot));
         }

@@ -87,7 +87,7 @@ pub enum Finding {
         /// Id of the order.
         order: String,
     },
-    /// An open order has no store, although an order gets its store before it reaches this state.
+    /// An order that has not ended has no store, although every order in the state `state` has one.
     StoreMissing {
         /// Id of the order.
         order: String,
@@ -227,7 +227,8 @@ pub enum Finding {
         /// Id of the order.
         order: String,
     },
-    /// An order request sent twice got a status other than 200 or two different answers.
+    /// An order request was sent twice. The second answer has a status other than 200, or it
+    /// differs from the first answer.
     AnswerDiffers {
         /// Id of the order.
         order: String,

@@ -4,8 +4,8 @@
 //! - Commands that change nothing open the database read-only, so they cannot change a byte. They
 //!   acquire no lock, so they also work while another process has the database open.
 //! - Damage is reported with its file, its byte offset and a remedy.
-//! - A check that finds damage or a difference ends with exit code 3. A check that cannot be
-//!   carried out ends with another code.
+//! - A check that finds damage, or a difference between two databases, ends with exit code 3. A
+//!   check that cannot be carried out ends with another code.
 
 mod bench;
 mod copy;

@@ -12,7 +12,7 @@ use serde_json::Value;
 /// Subcommands of `imt order dead`.
 #[derive(clap::Subcommand)]
 pub(crate) enum DeadCommand {
-    /// List the dead letters with their order, message and last error.
+    /// List the dead letters with their order, kind of message and last error
     #[command(after_help = "Examples:\n  imt order dead list\n  imt order dead list --output json")]
     List {
         #[command(flatten)]

@@ -269,8 +269,9 @@ impl Step {
         self.from.clear();
     }
 
-    /// Adds a copy of `record`. `origin` is the id of the segment to which a tombstone was first
-    /// written, or `None` for a put.
+    /// Adds a copy of `record` to the records that this step appends to the log. If `record` is a
+    /// tombstone, `origin` is the id of the segment to which it was first written. For a put,
+    /// `origin` is `None`.
     fn push(
         &mut self,
         table: Arc<TableCore>,

@@ -135,8 +135,9 @@ impl StagedPage {
                 self.note.stat_files += i64::from(value.is_some()) - i64::from(is_known);
             }
             Table::Answers => {
-                // This volume may have stored a response under the same key for an order of its
-                // own. Such a response is not replaced.
+                // The copied row is the stored response to a request with an `Idempotency-Key`. This
+                // volume may have its own row under this key, for one of its own orders. That row
+                // is kept, and the copied row is skipped.
                 let known = state.storage.raw(table, key)?;
                 let home = state.slots.home_of(table, key, known.as_deref());
                 let home = home.map_err(|fault| broken(table, key, fault))?;
