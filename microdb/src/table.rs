@@ -162,8 +162,9 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// [`Error::TooLarge`]; [`Error::Io`] if the disk is full (nothing has changed);
-    /// [`Error::Poisoned`] after a failed write or sync.
+    /// [`Error::TooLarge`] if the key or the value is too large; [`Error::Io`] if the disk is full
+    /// (nothing has changed); [`Error::Poisoned`] if a write or sync failed, in this call or in an
+    /// earlier one.
     #[inline]
     pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
         self.put_with(key, value, self.engine.options.durability)

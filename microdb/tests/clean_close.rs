@@ -17,8 +17,8 @@ use microdb::{Db, Durability, Options};
 /// bound.
 const REPLAYED_BYTES_MAX: u64 = 256 * 1024;
 
-/// Number of bytes written to the log while the background work is stopped, far above
-/// `REPLAYED_BYTES_MAX`.
+/// Number of bytes that a test writes at a time: twice before the work, and once while the gate
+/// holds the work, or as the durable batch. It is far above `REPLAYED_BYTES_MAX`.
 const MEANWHILE_BYTES: usize = 1 << 20;
 
 const VALUE_BYTES: usize = 4000;

@@ -154,9 +154,9 @@ proptest! {
         let mut bytes = ring.encode();
         bytes.truncate(bytes.len() - 16);
         for (place, value) in edits {
-            // The table is the largest part behind the header, so most changes are in the table.
-            // There, the values 0 to 4 are indexes of the five members, so that many changed rings
-            // are valid.
+            // The columns with a member for each slot are the largest part behind the header, so
+            // most changes are in the columns. There, the values 0 to 4 are indexes of the five
+            // members, so that many changed rings are valid.
             let index = FIRST_MEMBER + usize::from(place) % (bytes.len() - FIRST_MEMBER);
             bytes[index] = if value == 5 { 0xFF } else { value };
         }

@@ -120,8 +120,8 @@ pub(crate) struct Directory {
     view_stamp: AtomicU64,
     /// Each view holds a clone of this token. If the token has no other clone, no view exists.
     views: Token,
-    /// Reports, when dropped, that the memory of a directory was freed. Declared last, so that all
-    /// chunks are freed before the report.
+    /// Reports, when dropped, that the memory of a directory was freed. Declared last, so that the
+    /// report comes after the drop of all chunks. Chunks shared with a view are freed with the view.
     _end: End,
 }
 

@@ -73,8 +73,8 @@ use crate::storage::StorageFile;
 const CLOSE_REPLAY_BYTES: u64 = 256 * 1024;
 
 /// Maximum number of bytes of the directory that the next open may copy during its replay. If it
-/// would copy more, `close` writes a checkpoint. Reading, verifying and copying so much takes about
-/// a millisecond.
+/// would copy more, a close with [`Closing::Usual`] writes a checkpoint. Reading, verifying and
+/// copying so much takes about a millisecond.
 const CLOSE_COPY_BYTES: u64 = 2 << 20;
 
 /// Estimated number of bytes of the directory that the replay of one record copies: a chunk of

@@ -254,9 +254,9 @@ impl ClusterState {
         Some(state)
     }
 
-    /// Assigns every volume a follower, a running node that is not its server. The first choice is
-    /// the present follower, then the volume's own node, then the node that follows the fewest
-    /// volumes.
+    /// Assigns each volume a follower: a running node that is not leaving and is not the volume's
+    /// server. A volume has no follower if there is no such node. The first choice is the present
+    /// follower, then the volume's own node, then the node that follows the fewest volumes.
     pub(crate) fn with_followers(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
         let mut next = self.clone();
         next.following.clear();

@@ -40,9 +40,9 @@ pub(crate) struct Follower {
 }
 
 impl Follower {
-    /// Starts a task that opens the local copy with `open` and applies the log to it. While another
-    /// volume server of this process still closes the copy, the copy is locked, so `open` fails and
-    /// the task tries again.
+    /// Starts a task that opens the local copy with `open` and applies the log to it. If this
+    /// process served the volume before, its volume server may still be closing the copy. The copy
+    /// is then locked, so `open` fails and the task tries again.
     pub(crate) fn start(
         open: impl Fn() -> Result<Cache, StorageError> + Send + Sync + 'static,
         log: Box<dyn Log>,

@@ -106,8 +106,8 @@ struct RandomEventsTable {
     actions: Vec<Spanned<String>>,
 }
 
-/// Parses single values of the TOML text, and computes the line of a mistake from its position in
-/// the text.
+/// Checks the parsed tables and values, and converts them into the parts of a scenario. Computes
+/// the line of a mistake from its position in the TOML text.
 struct Reader<'a> {
     text: &'a str,
 }

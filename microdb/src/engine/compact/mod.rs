@@ -204,8 +204,8 @@ impl Engine {
         let mut is_above_target = self.is_above_target();
         let compacted = self.empty_due(compaction, rate, &mut is_above_target, &mut report);
         // Emptied segments are removed even after an error. In two cases a later checkpoint removes
-        // them: the rate limit ended the turn, or nothing was copied and the log is not above its
-        // target size.
+        // them: the rate limit ended the turn, or there was no segment to empty and the log is not
+        // above its target size. (`empty_due` sets `is_above_target` if it finds a segment.)
         if !matches!(compacted, Ok(Some(_))) && is_above_target && self.dying_bytes() > 0 {
             let checkpointed = self.checkpoint();
             let wait = compacted?;

@@ -182,9 +182,10 @@ impl Cache {
     }
 }
 
-/// Copies log entries to the cache up to the entry `last`, and returns the position of this entry.
-/// Begins at the position of the cache, or with the engine's rows if the cache must be filled
-/// again.
+/// Copies log entries to the cache until the cache contains the entry `last`, and returns the
+/// position of the cache. This position is after `last` if the cache, or the engine's rows, already
+/// contained later entries. Begins at the position of the cache, or with the engine's rows if the
+/// cache must be filled again.
 ///
 /// The cache may contradict the log. If `drops` is `true`, such a cache is cleared and filled
 /// again. Otherwise the result is `Differs`.

@@ -92,7 +92,8 @@ pub(crate) enum Settled {
         /// `true` if an earlier attempt had no result. Its entry may still appear in the log.
         may_appear: bool,
     },
-    /// The previous entry is missing in the engine, although this process saw it in the log.
+    /// The servers that answered do not have the previous entry, although that entry was in the log
+    /// earlier. The entry is treated as lost.
     PredecessorLost,
     /// The writer was stopped while the outcome was unknown.
     Abandoned,
