@@ -81,6 +81,8 @@ fn a_page_of_another_origin_is_allowed_only_if_its_origin_is_named() {
         assert!(ask(&open, method, "https://shop.example").head.contains(allows));
         for (at, origin) in [(&open, "https://evil.example"), (&closed, "https://shop.example")] {
             let answer = ask(at, method, origin);
+            // Without this refusal, a browser would send an order of any page as plain text.
+            assert_eq!(answer.status == 403, method == "POST", "{}", answer.head);
             assert!(
                 !answer.head.contains("access-control-allow-origin"),
                 "{}",

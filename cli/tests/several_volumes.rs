@@ -2,6 +2,9 @@
 //! lists must cover all volumes.
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::sync::OnceLock;
 
 use crate::support::{Answer, Server, http, run, stderr, stdout, try_http, until};
 use serde_json::json;
@@ -15,6 +18,25 @@ fn folder(data: &TempDir) -> &str {
     data.path().to_str().unwrap()
 }
 
+/// Returns the URL of a warehouse that answers 500 to every call, so that messages become dead
+/// letters. All nodes of a data folder have the same warehouse.
+fn failing_warehouse() -> &'static str {
+    static URL: OnceLock<String> = OnceLock::new();
+    URL.get_or_init(|| {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let _ = stream.read(&mut [0; 4096]);
+                let head = "HTTP/1.1 500 Internal Server Error\r\nconnection: close\r\n";
+                let _ = stream.write_all(format!("{head}content-length: 0\r\n\r\n").as_bytes());
+            }
+        });
+        url
+    })
+}
+
 fn start(data: &TempDir, name: &str) -> Server {
     start_with(data, name, &[])
 }
@@ -22,7 +44,7 @@ fn start(data: &TempDir, name: &str) -> Server {
 fn start_with(data: &TempDir, name: &str, more: &[&str]) -> Server {
     let usual = [
         "--warehouse",
-        "http://127.0.0.1:9",
+        failing_warehouse(),
         "--stat-scan",
         "50ms",
         "--warehouse-tries",

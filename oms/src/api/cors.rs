@@ -1,16 +1,20 @@
-//! Cross-origin requests of browsers (CORS). They are refused by default.
+//! Requests of browsers for pages of other origins (CORS). By default, such a page can neither read
+//! a response nor change anything.
 //!
 //! The API has no authentication. So a page of an allowed origin can place and cancel orders at any
 //! node that the user's browser can reach.
 //!
 //! **Invariants**
+//! - A request that may change something is refused if its page has neither an allowed origin nor
+//!   the address of the request as its origin. A browser sends some requests of any page, such as a
+//!   POST of plain text, without asking the node first.
 //! - The operator lists each allowed origin. The wildcard `*` is rejected.
 //! - Responses to requests of other nodes never contain CORS headers.
 
 use std::convert::Infallible;
 use std::time::Duration;
 
-use axum::http::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, ETAG, RETRY_AFTER};
+use axum::http::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HOST, ORIGIN, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::Full;
 use tower::{Layer, ServiceExt, service_fn};
@@ -30,7 +34,10 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const STOCK_AS_OF: HeaderName = HeaderName::from_static("x-stock-as-of");
 
 /// The CORS rules for requests to the public routes.
-pub(crate) struct Cors(CorsLayer);
+pub(crate) struct Cors {
+    layer: CorsLayer,
+    allowed: Vec<HeaderValue>,
+}
 
 impl Cors {
     /// Returns the rules for the given origins, or `None` if `origins` is empty.
@@ -46,8 +53,9 @@ impl Cors {
             .iter()
             .map(|origin| parse_origin(origin).map_err(refused))
             .collect();
+        let allowed = allowed?;
         let layer = CorsLayer::new()
-            .allow_origin(AllowOrigin::list(allowed?))
+            .allow_origin(AllowOrigin::list(allowed.clone()))
             .allow_methods([
                 Method::GET,
                 Method::HEAD,
@@ -64,7 +72,7 @@ impl Cors {
             ])
             .expose_headers([ALLOW, ETAG, OWNER, RETRY_AFTER, REPLAYED, REQUEST_ID])
             .max_age(PREFLIGHT_KEPT);
-        Ok(Some(Cors(layer)))
+        Ok(Some(Cors { layer, allowed }))
     }
 
     /// Answers a preflight request. For any other request it calls `answer` and adds the CORS
@@ -77,8 +85,27 @@ impl Cors {
     where
         F: Future<Output = Result<Response<AnswerBody>, Infallible>>,
     {
-        let Ok(response) = self.0.layer(service_fn(answer)).oneshot(request).await;
+        let Ok(response) = self.layer.layer(service_fn(answer)).oneshot(request).await;
         response
+    }
+}
+
+/// Returns `true` if a browser sent the request for a page that may not change anything. Other
+/// clients send no header `Origin`.
+pub(crate) fn is_foreign<B>(cors: Option<&Cors>, request: &Request<B>) -> bool {
+    let Some(origin) = request.headers().get(ORIGIN) else {
+        return false;
+    };
+    if request.method().is_safe() || cors.is_some_and(|cors| cors.allowed.contains(origin)) {
+        return false;
+    }
+    // HTTP/2 has the address of the request in the URI.
+    let in_uri = request.uri().authority().map(|address| address.as_str());
+    let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+    let of_page = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+    match (in_uri.or(host), of_page) {
+        (Some(host), Some((_, of_page))) => !host.eq_ignore_ascii_case(of_page),
+        _ => true,
     }
 }
 
@@ -112,6 +139,38 @@ pub(crate) fn parse_origin(text: &str) -> Result<HeaderValue, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_pages_of_the_node_and_of_allowed_origins_may_change_anything() {
+        let cors = Cors::of(&["https://shop.example".to_owned()]).unwrap();
+        let request = |method: &str, uri: &str, origin: &str| {
+            let request = Request::builder().method(method).uri(uri);
+            let request = request.header(HOST, "127.0.0.1:9090");
+            request.header(ORIGIN, origin).body(()).unwrap()
+        };
+        for (origin, is_refused) in [
+            ("https://evil.example", true),
+            ("null", true),
+            ("http://127.0.0.1:9091", true),
+            ("http://127.0.0.1:9090", false),
+            ("https://shop.example", false),
+        ] {
+            let post = request("POST", "/order", origin);
+            assert_eq!(is_foreign(cors.as_ref(), &post), is_refused, "{origin}");
+            let get = request("GET", "/order/1", origin);
+            assert!(!is_foreign(cors.as_ref(), &get), "{origin}");
+        }
+        let allowed = request("POST", "/order", "https://shop.example");
+        assert!(is_foreign(None, &allowed), "no origin is allowed");
+        let http2 = request(
+            "PUT",
+            "http://node.example:9090/stocks",
+            "http://node.example:9090",
+        );
+        assert!(!is_foreign(None, &http2));
+        let without = Request::builder().method("POST").uri("/order").body(()).unwrap();
+        assert!(!is_foreign(None, &without), "no browser sent it");
+    }
 
     #[test]
     fn parse_origin_accepts_only_scheme_host_and_port() {

@@ -342,6 +342,9 @@ fn kinds(route: &Route) -> Vec<Kind> {
     if *route.method() == Method::POST {
         kinds.extend([Kind::KeyInProgress, Kind::KeyReused]);
     }
+    if !route.method().is_safe() {
+        kinds.push(Kind::ForeignOrigin);
+    }
     kinds.extend_from_slice(about.problems);
     kinds.sort_unstable();
     kinds.dedup();

@@ -25,10 +25,10 @@ use imt_ring::NodeName;
 use tokio::time::Instant;
 
 use crate::api::content::RequestBody;
-use crate::api::cors::Cors;
+use crate::api::cors::{Cors, is_foreign};
 use crate::api::fast_path::{AnswerBody, Entrance};
 use crate::api::idempotency::Commanded;
-use crate::api::problem::{Problem, REPLAYED};
+use crate::api::problem::{Kind, Problem, REPLAYED};
 use crate::api::request::{NodeOperation, Operation, VolumeOperation, routing_key};
 use crate::api::routes::{self, Target};
 use crate::api::{
@@ -67,6 +67,10 @@ impl Api {
         target: Target,
         request: Request<impl RequestBody>,
     ) -> Response<AnswerBody> {
+        if !matches!(target, Target::Peer) && is_foreign(self.cors.as_ref(), &request) {
+            let reason = "web pages of this origin may not call the API";
+            return refusal(Problem::new(Kind::ForeignOrigin, reason));
+        }
         match &self.cors {
             Some(cors) if !matches!(target, Target::Peer) => {
                 let answer = |request| {

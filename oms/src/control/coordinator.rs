@@ -160,6 +160,10 @@ impl Coordinator {
             Event::Changed => self.cluster.look.notify_one(),
             Event::Deposed => {
                 self.is_elected = false;
+                // Only a coordinator reports a reason, and only a coordinator acts on requests.
+                self.cluster.set_trouble(None);
+                (self.warehouse, self.engine) = (None, None);
+                self.leaving.clear();
                 tracing::warn!(node = %self.cluster.me, "another node became the coordinator");
             }
             Event::Replaced => {
@@ -188,23 +192,37 @@ impl Coordinator {
         }
     }
 
-    /// Returns the state with the warehouse that an operator has set. `None` if no warehouse was
-    /// set, or if the state has it already.
-    fn named_warehouse(&mut self, state: &ClusterState) -> Option<ClusterState> {
-        let named = self.warehouse.take()?.to_string();
-        let next = state.with_warehouse(&named)?;
-        let before = state.warehouse.as_deref().unwrap_or("none");
-        tracing::info!(from = before, to = named, "warehouse of the cluster changed");
-        Some(next)
+    /// Writes the warehouse that an operator has set to the state, and returns the new state.
+    /// `None` if no warehouse was set, or if the state has it already. If writing fails, the request
+    /// is kept for the next round.
+    async fn set_named_warehouse(&mut self, state: &ClusterState) -> Result<Option<ClusterState>, NodeError> {
+        let Some(named) = self.warehouse.as_ref().map(ToString::to_string) else {
+            return Ok(None);
+        };
+        let next = state.with_warehouse(&named);
+        if let Some(next) = &next {
+            self.replace(next).await?;
+            let before = state.warehouse.as_deref().unwrap_or("none");
+            tracing::info!(from = before, to = named, "warehouse of the cluster changed");
+        }
+        self.warehouse = None;
+        Ok(next)
     }
 
-    /// Returns the state with the engine that an operator has added. `None` if no engine was added,
-    /// or if the state has it already.
-    fn named_engine(&mut self, state: &ClusterState) -> Option<ClusterState> {
-        let (name, url) = self.engine.take()?;
-        let next = state.with_engine(&name, &url)?;
-        tracing::info!(name, url, "engine added; new volumes are placed on it too");
-        Some(next)
+    /// Writes the engine that an operator has added to the state. Returns `false` if no engine was
+    /// added, or if the state has it already. If writing fails, the request is kept for the next
+    /// round.
+    async fn add_named_engine(&mut self, state: &ClusterState) -> Result<bool, NodeError> {
+        let Some((name, url)) = &self.engine else {
+            return Ok(false);
+        };
+        let next = state.with_engine(name, url);
+        if let Some(next) = &next {
+            self.replace(next).await?;
+            tracing::info!(name, url, "engine added; new volumes are placed on it too");
+        }
+        self.engine = None;
+        Ok(next.is_some())
     }
 
     fn retry_later(&self) {
@@ -225,12 +243,7 @@ impl Coordinator {
             self.replace(&next).await?;
             return Ok(true);
         }
-        if let Some(next) = self.named_warehouse(&state) {
-            self.replace(&next).await?;
-            return Ok(true);
-        }
-        if let Some(next) = self.named_engine(&state) {
-            self.replace(&next).await?;
+        if self.set_named_warehouse(&state).await?.is_some() || self.add_named_engine(&state).await? {
             return Ok(true);
         }
         if self.cluster.membership.has_followers()
@@ -239,12 +252,13 @@ impl Coordinator {
             self.replace(&next).await?;
             return Ok(true);
         }
-        if let Some(node) = self.leaving.pop() {
-            match state.with_leaving(&node) {
+        if let Some(node) = self.leaving.last() {
+            match state.with_leaving(node) {
                 Ok(next) => self.replace(&next).await?,
                 Err(Unleavable::Leaving) => tracing::info!(%node, "node is leaving already"),
                 Err(fault) => tracing::warn!(%node, reason = fault.reason(), "node cannot leave"),
             }
+            self.leaving.pop();
             return Ok(true);
         }
         if let Some(undone) = state.undo_move() {
@@ -356,6 +370,7 @@ impl Coordinator {
         self.replace(begun).await?;
         let start = Instant::now();
         let mut now = begun.clone();
+        let progress = ShownProgress(Arc::clone(&cluster));
         let copying = copy_all(&cluster, begun, node_infos);
         tokio::pin!(copying);
         let outcome = loop {
@@ -381,15 +396,14 @@ impl Coordinator {
                 self.replace(&next).await?;
                 now = next;
             }
-            if let Some(next) = self.named_warehouse(&now) {
-                self.replace(&next).await?;
+            if let Some(next) = self.set_named_warehouse(&now).await? {
                 now = next;
             }
             if let Some(interruption) = interruption {
                 break Err(Unmoved::Interrupted(interruption));
             }
         };
-        *cluster.progress() = None;
+        drop(progress);
         match outcome {
             Ok(moved) => {
                 if let Some(done) = now.commit_move() {
@@ -430,6 +444,16 @@ impl Coordinator {
                 Ok(false)
             }
         }
+    }
+}
+
+/// Removes the progress of a migration from the node's report when the migration ends, also by an
+/// error.
+struct ShownProgress(Arc<ClusterHandle>);
+
+impl Drop for ShownProgress {
+    fn drop(&mut self) {
+        *self.0.progress() = None;
     }
 }
 

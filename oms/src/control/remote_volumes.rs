@@ -130,9 +130,9 @@ impl RemoteVolumes for RemoteVolumeClient {
                     Found::NotKnown => not_known.push(volume.clone()),
                 }
             }
-            if not_known.is_empty() && first.is_none() && below.is_none() {
+            if first.is_none() && below.is_none() {
                 // No copy has a store with the units. A copy may be outdated, so only answers of
-                // the owners may reject an order.
+                // all owners may reject an order.
                 not_known = others().cloned().collect();
             }
             drop(topology);

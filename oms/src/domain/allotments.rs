@@ -321,8 +321,12 @@ impl Allotments {
             allotment.unsent.insert(order.clone());
             return allotment.unsent.len() == SPENT_SOON || allotment.unsent.len() == 1;
         }
-        for line in &spent.lines {
-            allotment.cells.entry(line.id).or_default().usable += line.quantity;
+        // After `restart_after`, the next request returns all units except those of orders, so the
+        // units of an order that failed must not become usable.
+        if allotment.is_clear {
+            for line in &spent.lines {
+                allotment.cells.entry(line.id).or_default().usable += line.quantity;
+            }
         }
         self.spent.remove(order);
         false

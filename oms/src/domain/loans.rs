@@ -73,7 +73,8 @@ pub(crate) struct Loans {
     open: BTreeMap<(u32, NodeName), OpenLoan>,
     /// Lent units by store and product, summed over all borrowers.
     sum: ReservedUnits,
-    /// Number of loans with units.
+    /// Number of loans with units, or with a change under way. Units that leave a loan count as lent
+    /// until the row of the change is durable.
     with_units: usize,
     /// Lent products of which a store has few free units, until `take_recalled`.
     recalled: Recalled,
@@ -189,7 +190,10 @@ impl Loans {
     }
 
     fn count(&mut self) {
-        let lent = self.open.values().filter(|open| !open.loan.units.is_empty());
+        let lent = self
+            .open
+            .values()
+            .filter(|open| open.is_changing || !open.loan.units.is_empty());
         self.with_units = lent.count();
     }
 
@@ -407,6 +411,22 @@ mod tests {
             );
         }
         assert_eq!(units(&loans), [(7, 2), (8, 4)].into());
+    }
+
+    #[test]
+    fn the_last_lent_units_count_as_lent_until_their_return_is_durable() {
+        let mut loans = Loans::default();
+        let grant = loans
+            .begin(&request(3, 1, &[]), &[], [line(7, 5)].into(), 0)
+            .unwrap();
+        loans.end(grant, true, 0);
+        for (is_durable, left) in [(false, 5), (true, 0)] {
+            let all = request(3, 2, &[line(7, 4)]);
+            let change = loans.begin(&all, &[line(7, 1)], Box::default(), 0).unwrap();
+            assert_eq!((loans.of(1, 7), loans.any()), (5, true), "not durable yet");
+            loans.end(change, is_durable, 0);
+            assert_eq!((loans.of(1, 7), loans.any()), (left, left > 0));
+        }
     }
 
     #[test]

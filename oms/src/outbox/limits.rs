@@ -6,8 +6,8 @@
 /// Limits of tries, waits and calls in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboxLimits {
-    /// Number of failed tries after which a message becomes a dead letter. While the breaker is
-    /// open and the warehouse answers nothing, a message may be tried more often.
+    /// Number of failed tries after which a message becomes a dead letter. A message is tried more
+    /// often while the warehouse answers no other message either.
     pub tries_max: u32,
     /// Maximum wait after the first failed try, in milliseconds. The maximum doubles with each
     /// further failed try.

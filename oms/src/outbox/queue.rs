@@ -336,7 +336,14 @@ impl MessageQueue {
         let (answers, is_open) = (self.answers, self.breaker.is_open());
         let slot = self.get(&job.order)?;
         let attempts = slot.attempts.saturating_add(1);
-        let is_given_up = attempts >= limits.tries_max && (is_own || !is_open);
+        let may_give_up = match failure.kind {
+            // Without an answer to another message in the meantime, the failure says nothing about
+            // this message: the warehouse may be down. So an outage makes no dead letters, however
+            // few orders there are.
+            FailureKind::Unreachable => is_own,
+            _ => is_own || !is_open,
+        };
+        let is_given_up = attempts >= limits.tries_max && may_give_up;
         let is_dead = failure.kind == FailureKind::Malformed || is_given_up;
         let backoff_ms = (limits.backoff_ms(attempts) as f64 * jitter) as u64;
         let asked_ms = failure.retry_after_ms.unwrap_or(0);

@@ -34,6 +34,12 @@ fn fail(outbox: &mut Outbox, job: &Job, now_ms: u64) -> Message {
     outbox.failed(job, &unreachable(), at(now_ms), 1.0).unwrap()
 }
 
+/// Reports an answer of the warehouse that its handling of the message failed.
+fn refuse(outbox: &mut Outbox, job: &Job, now_ms: u64) -> Message {
+    let error = Failure::new(FailureKind::Error, "500");
+    outbox.failed(job, &error, at(now_ms), 1.0).unwrap()
+}
+
 #[test]
 fn a_message_is_tried_eight_times_with_doubling_waits_and_is_then_dead() {
     let limits = OutboxLimits {
@@ -47,11 +53,11 @@ fn a_message_is_tried_eight_times_with_doubling_waits_and_is_then_dead() {
     loop {
         let job = outbox.next(now_ms).unwrap();
         assert_eq!(outbox.next(now_ms), Err(None), "a message is in flight once");
-        let message = fail(&mut outbox, &job, now_ms);
+        let message = refuse(&mut outbox, &job, now_ms);
         if message.state == MessageState::Dead {
             assert_eq!(
                 (message.attempts, message.last_error.as_deref()),
-                (8, Some("504"))
+                (8, Some("500"))
             );
             break;
         }
@@ -68,6 +74,42 @@ fn a_message_is_tried_eight_times_with_doubling_waits_and_is_then_dead() {
     set(&mut outbox, id(1), Kind::Announce, Message::new(now_ms));
     assert!(outbox.next(now_ms).is_ok(), "an operator can retry it");
     assert_eq!(outbox.dead(), 0);
+}
+
+#[test]
+fn an_outage_makes_no_dead_letter_of_a_single_message() {
+    let mut outbox = outbox(OutboxLimits::default());
+    set(&mut outbox, id(1), Kind::Announce, Message::new(0));
+    let mut now_ms = 0;
+    let mut tries = 0;
+    // The warehouse is away for a day, and there is no other order.
+    while now_ms < 24 * 3_600_000 {
+        match outbox.next(now_ms) {
+            Ok(job) => {
+                assert_eq!(fail(&mut outbox, &job, now_ms).state, MessageState::Waiting);
+                tries += 1;
+            }
+            Err(at_ms) => now_ms = at_ms.unwrap(),
+        }
+    }
+    assert!(tries > 100, "{tries} tries");
+    // Once the warehouse answers another message, a further failure is the message's own.
+    set(&mut outbox, id(2), Kind::Announce, Message::new(now_ms));
+    loop {
+        match outbox.next(now_ms) {
+            Ok(job) if job.order == id(2) => {
+                outbox.answered(&job);
+                outbox.remove(&job.order, job.kind);
+            }
+            Ok(job) => {
+                if fail(&mut outbox, &job, now_ms).state == MessageState::Dead {
+                    break;
+                }
+            }
+            Err(at_ms) => now_ms = at_ms.unwrap(),
+        }
+    }
+    assert_eq!((outbox.len(), outbox.dead()), (1, 1));
 }
 
 #[test]
@@ -384,7 +426,7 @@ fn dead_letters_count_for_the_maximum_number_of_messages() {
         assert!(!outbox.is_full());
         set(&mut outbox, id(number), Kind::Announce, Message::new(0));
         let job = outbox.next(0).unwrap();
-        assert_eq!(fail(&mut outbox, &job, 0).state, MessageState::Dead);
+        assert_eq!(refuse(&mut outbox, &job, 0).state, MessageState::Dead);
     }
     assert!(outbox.is_full() && outbox.dead() == 2);
     // Once the warehouse has confirmed a retried message, there is room for an order.

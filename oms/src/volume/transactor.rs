@@ -329,6 +329,9 @@ impl Work {
     }
 
     fn remember(&mut self, outcome: &Result<Outcome, OrderError>) {
+        if !matches!(outcome, Err(OrderError::Interrupted)) {
+            self.transactors.succeeded(&self.id);
+        }
         // After a failed step, `known` is empty, so the next step reads the order from the volume.
         self.known = outcome.as_ref().ok().map(|outcome| Arc::clone(&outcome.order));
     }
@@ -401,10 +404,7 @@ impl Work {
     /// Runs a step and turns a panic into `OrderError::Interrupted`.
     fn guarded<T>(&self, step: impl FnOnce() -> Result<T, OrderError>) -> Result<T, OrderError> {
         match catch_unwind(AssertUnwindSafe(step)) {
-            Ok(done) => {
-                self.transactors.succeeded(&self.id);
-                done
-            }
+            Ok(done) => done,
             Err(_) => {
                 self.transactors.panicked(&self.id);
                 Err(OrderError::Interrupted)

@@ -12,6 +12,7 @@ use serde::{Serialize, Serializer};
 pub(crate) enum Kind {
     Malformed,
     MalformedLine,
+    ForeignOrigin,
     NodesOnly,
     NotFound,
     Method,
@@ -46,9 +47,10 @@ pub(crate) struct Texts {
 
 impl Kind {
     /// Every kind, sorted by status.
-    pub(crate) const ALL: [Kind; 22] = [
+    pub(crate) const ALL: [Kind; 23] = [
         Kind::Malformed,
         Kind::MalformedLine,
+        Kind::ForeignOrigin,
         Kind::NodesOnly,
         Kind::NotFound,
         Kind::Method,
@@ -76,7 +78,7 @@ impl Kind {
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Kind::Malformed | Kind::MalformedLine => StatusCode::BAD_REQUEST,
-            Kind::NodesOnly => StatusCode::FORBIDDEN,
+            Kind::ForeignOrigin | Kind::NodesOnly => StatusCode::FORBIDDEN,
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::Method => StatusCode::METHOD_NOT_ALLOWED,
             Kind::SlowBody => StatusCode::REQUEST_TIMEOUT,
@@ -127,6 +129,14 @@ impl Kind {
                 meaning: "A line of a CSV body is invalid; `line` and `column` say where. Nothing of the \
                           body was applied.",
                 next: "Correct the line and send the whole body again.",
+            },
+            Kind::ForeignOrigin => &Texts {
+                slug: "foreign-origin",
+                title: "Not from a page of another origin",
+                meaning: "A browser sent the request for a web page: the header `Origin` names neither \
+                          the address of the request (`Host`) nor an origin that the operator allows. \
+                          Nothing was applied.",
+                next: "The operator can allow the origin of the page with `--cors-origin`.",
             },
             Kind::NodesOnly => &Texts {
                 slug: "nodes-only",

@@ -188,3 +188,15 @@ fn an_owner_with_a_newer_incarnation_ends_all_allotments_of_this_one() {
     assert_eq!((request.incarnation, request.spent.len()), (9, 1));
     assert!(request.clears);
 }
+
+#[test]
+fn an_order_that_fails_after_a_restart_makes_no_units_usable() {
+    let mut allotments = with_units(5);
+    assert!(allotments.spend(&id("a"), 1, 1, &[line(7, 2)], 1_000));
+    allotments.restart_after(8);
+    allotments.incarnation_is_durable(9);
+    allotments.end_spending(&id("a"), false);
+    assert_eq!(allotments.usable(), 0, "the next request returns these units");
+    let request = allotments.request(1, 1_000, false).unwrap();
+    assert!(request.clears && request.spent.is_empty());
+}
