@@ -60,6 +60,9 @@ impl SlotOwnership {
             return fault(0, "a number of slots");
         };
         let count = u32::from_le_bytes(*count) as usize;
+        if count > imt_ring::SLOTS_MAX as usize {
+            return fault(0, "a number of slots that a ring can have");
+        }
         let mut epochs = Vec::new();
         for (at, run) in runs.chunks(12).enumerate() {
             let (Some(length), Some(epoch)) = (
@@ -100,6 +103,10 @@ mod tests {
         let mut long = bytes.clone();
         long[4] = 200;
         assert!(SlotOwnership::decode(&long).is_err());
+        // One run of four billion slots must not allocate memory for them.
+        let huge = [u32::MAX.to_le_bytes(); 2].concat();
+        let fault = SlotOwnership::decode(&[&huge[..], &[0; 8]].concat()).unwrap_err();
+        assert_eq!(fault.expected, "a number of slots that a ring can have");
     }
 
     #[test]

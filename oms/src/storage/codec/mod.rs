@@ -140,7 +140,9 @@ pub(crate) fn decode_answer(bytes: &[u8]) -> Result<KeptAnswer, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let answer = KeptAnswer {
         at_ms: row.number("milliseconds")?,
-        status: row.number("a status")? as u16,
+        status: row
+            .number("a status")
+            .and_then(|status| u16::try_from(status).map_err(|_| row.fault("a status")))?,
         request: row.blob("a request")?.to_vec(),
         body: row.blob("a body")?.to_vec(),
     };

@@ -170,3 +170,23 @@ fn a_loan_reads_back_with_its_key_and_not_from_a_shortened_row() {
     assert_eq!(row, [1, 0xac, 0x02]);
     assert_eq!(decode_incarnation(&row).unwrap(), 300);
 }
+
+#[test]
+fn a_number_of_more_than_64_bits_is_refused() {
+    let row = |last: u8| [&[1][..], &[0xff; 9], &[last]].concat();
+    let number = |row: &[u8]| Reader::new(row).unwrap().number("a number");
+    assert_eq!(number(&row(1)).unwrap(), u64::MAX);
+    assert_eq!(number(&row(3)).unwrap_err().expected, "a number");
+}
+
+#[test]
+fn a_stored_status_over_16_bits_is_refused() {
+    let row = bytes(|bytes| {
+        let mut row = Writer::new(bytes, 16);
+        row.number(1);
+        row.number(65_536 + 200);
+        row.blob(b"request");
+        row.blob(b"body");
+    });
+    assert_eq!(decode_answer(&row).unwrap_err().expected, "a status");
+}

@@ -198,10 +198,11 @@ pub(crate) async fn catch_up(
 ) -> Result<Position, CatchUpError> {
     for _ in 0..COPIES_MAX {
         let begin = match resume(cache, log, volume, drops).await? {
-            Some(position) => Some(position),
+            Some(position) => Some((position, last)),
             None => copy_rows(cache, log).await?,
         };
-        let Some(mut at) = begin else { continue };
+        let Some((mut at, newest)) = begin else { continue };
+        let last = last.max(newest);
         loop {
             if at.seq >= last {
                 let refreshed = cache.clone();
@@ -269,9 +270,13 @@ async fn resume(
     Ok(None)
 }
 
-/// Fills a cache with the engine's rows. Returns the position of the last entry that these rows
-/// contain, or `None` if this entry was removed from the log.
-async fn copy_rows(cache: &Cache, log: &mut dyn Log) -> Result<Option<Position>, CatchUpError> {
+/// Fills a cache with the engine's rows. Returns the position of the last entry that all these rows
+/// contain, and the number of the last entry that any of them may contain. `None` if the first of
+/// the two entries was removed from the log.
+///
+/// A checkpoint during the copy makes the rows that are read later newer than the position. Once all
+/// entries up to the returned number are applied, every row is of one moment again.
+async fn copy_rows(cache: &Cache, log: &mut dyn Log) -> Result<Option<(Position, u64)>, CatchUpError> {
     let cleared = cache.clone();
     blocking(move || cleared.clear()).await?;
     let Some(head) = log.head().await? else {
@@ -312,7 +317,8 @@ async fn copy_rows(cache: &Cache, log: &mut dyn Log) -> Result<Option<Position>,
         return Err(error.into());
     }
     batch.commit_at(&position)?;
-    Ok(Some(position))
+    let now = log.head().await?.map_or(0, |head| head.kept_from);
+    Ok(Some((position, now.saturating_sub(1))))
 }
 
 async fn blocking<T: Send + 'static>(
