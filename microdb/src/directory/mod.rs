@@ -453,6 +453,7 @@ impl Directory {
         change(&mut stash);
         let len = stash.len();
         self.stash.replace(Arc::new(stash), guard);
+        guard.flush();
         self.stashed.store(len, Ordering::Release);
     }
 }

@@ -387,6 +387,9 @@ impl Engine {
                 std::mem::forget(table.directory.load_arc(guard));
             }
             table.directory.replace(Arc::new(Directory::new()), guard);
+            // Hands the old directory to the collector now. Otherwise it would stay in memory if
+            // this thread makes no further call.
+            guard.flush();
             core.usages.drop_table(table.id);
             core.usages.add_tombstone(at, bytes);
             return Ok(true);

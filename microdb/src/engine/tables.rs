@@ -210,3 +210,48 @@ fn check_name(name: &str) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
+    use std::time::{Duration, Instant};
+
+    use crate::raw::epoch;
+
+    /// Longest wait for the memory. It ends a test that fails, and no test that passes needs it.
+    const FREED_WITHIN: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn the_directory_of_a_cleared_table_is_freed_though_its_thread_makes_no_further_call() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = crate::Db::open(folder.path().join("db")).unwrap();
+        let table = db.table("t").unwrap();
+        table.put("k", "v").unwrap();
+        let old = Arc::downgrade(&table.core.directory.load_arc(&epoch::pin()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (cleared, is_cleared) = mpsc::channel();
+        let thread = {
+            let (table, stop) = (table.clone(), Arc::clone(&stop));
+            std::thread::spawn(move || {
+                table.clear().unwrap();
+                cleared.send(()).unwrap();
+                // The thread stays alive, with its part of the epoch-based memory reclamation.
+                while !stop.load(Ordering::Relaxed) {
+                    std::thread::park();
+                }
+            })
+        };
+        is_cleared.recv().unwrap();
+        let until = Instant::now() + FREED_WITHIN;
+        while old.strong_count() > 0 {
+            assert!(Instant::now() < until, "the old directory is still in memory");
+            epoch::collect();
+            std::thread::yield_now();
+        }
+        stop.store(true, Ordering::Relaxed);
+        thread.thread().unpark();
+        thread.join().unwrap();
+    }
+}

@@ -218,7 +218,7 @@ impl StockFanOut {
             is_unknown |= failures.is_unknown;
             drop(topology);
             if let Some(refusal) = failures.refusal {
-                if confirmed.volumes.is_empty() && !is_unknown {
+                if confirmed.stores.is_empty() && !is_unknown {
                     return Ok(Some(refusal));
                 }
                 let status = refusal.status();
@@ -228,7 +228,7 @@ impl StockFanOut {
                 return Ok(None);
             };
             if failures.is_silent || Instant::now() >= self.until {
-                if confirmed.volumes.is_empty() && !is_unknown {
+                if confirmed.stores.is_empty() && !is_unknown {
                     return Err(Problem::busy(format!("{reason}; nothing was applied")));
                 }
                 let status = StatusCode::SERVICE_UNAVAILABLE;
@@ -281,6 +281,9 @@ impl StockFanOut {
                     failures.reason = Some("some stores are being moved to another node; retry".to_owned());
                 }
                 Ok(Attempt::Done(response)) if response.status().is_server_error() => {
+                    // A volume writes its part store by store, so an internal error may follow
+                    // after some stores. A busy volume has applied nothing.
+                    failures.is_unknown |= response.status() != StatusCode::SERVICE_UNAVAILABLE;
                     failures.reason = Some(format!("{volume} answered {}", response.status()));
                 }
                 Ok(Attempt::Done(response)) => failures.refusal = Some(response),
