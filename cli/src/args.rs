@@ -1,7 +1,8 @@
-//! Parsers of the values of flags, which come from the command line, the environment or `imt.toml`.
+//! Parsers of the values of flags, which come from the command line, the environment, the context
+//! or the file of settings.
 //!
 //! Invariants:
-//! - A value that a command cannot use is refused here, before anything starts, with exit code 2.
+//! - A value that a parser refuses ends the command with exit code 2, before anything starts.
 //! - Each error message has an example of a value that is accepted.
 
 use clap::builder::{PathBufValueParser, TypedValueParser};
@@ -103,7 +104,7 @@ fn name_rule(example: &str) -> String {
     )
 }
 
-/// Parses the path of a folder that exists or can be created. The path of a file is refused.
+/// Parses the path of a folder, which need not exist. The path of a file is refused.
 pub(crate) fn folder() -> impl TypedValueParser<Value = PathBuf> {
     PathBufValueParser::new().try_map(check_folder)
 }

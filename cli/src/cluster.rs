@@ -2,10 +2,10 @@
 //! engine.
 //!
 //! Invariants:
-//! - A [`Look`] shows the cluster at one moment. Commands that wait for a change call
+//! - A [`Look`] does not follow later changes. Commands that wait for a change call
 //!   [`Cluster::look`] again.
-//! - The cluster's secret is read only by commands that call the internal API of the nodes. All
-//!   other commands also work for a role of the engine that may not read the secret.
+//! - Only [`Cluster::client`] reads the cluster's secret. A command that calls only the other
+//!   functions of this module also works for a role of the engine that may not read the secret.
 
 use crate::args;
 use crate::error::CliError;
@@ -25,7 +25,7 @@ const USUAL_NODE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 
 /// Maximum time to connect to a node that the engine lists.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Arguments that name the nodes.
+/// Arguments that name the cluster.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct ClusterArgs {
     /// Data folder that the nodes share
@@ -43,7 +43,7 @@ pub(crate) struct ClusterArgs {
     insecure_plaintext: bool,
 }
 
-/// Address of the node to ask.
+/// Arguments that name the node to ask, by its address or by the engine that lists it.
 #[derive(clap::Args, Clone, Debug)]
 pub(crate) struct NodeAddress {
     /// Address of a node; any node answers for every order [default: http://127.0.0.1:9090, or a
@@ -85,14 +85,14 @@ pub(crate) enum Cluster {
     },
 }
 
-/// State of a cluster at one moment.
+/// State of a cluster, as [`Cluster::look`] has read it.
 pub(crate) struct Look {
     /// Descriptions that the nodes have published. Stopped nodes are included.
     pub(crate) cards: Vec<NodeInfo>,
     running: BTreeSet<NodeName>,
-    /// The ring that the nodes use at present. `None` if no node was ever started.
+    /// The ring of the nodes. `None` if no node has stored a ring yet.
     pub(crate) ring: Option<Ring>,
-    /// URL of the cluster's warehouse. `None` if no node has named a warehouse yet.
+    /// URL of the cluster's warehouse. `None` if no node has stored one yet.
     pub(crate) warehouse: Option<String>,
 }
 
@@ -179,7 +179,7 @@ impl Cluster {
         }
     }
 
-    /// Reads the ring alone. No node has to run.
+    /// Returns the ring, or `None` if no node has stored one yet. No node has to run.
     pub(crate) async fn ring(&self) -> Result<Option<Ring>, CliError> {
         match self {
             Self::Folder(data) => imt_oms::read_ring(data)
@@ -229,7 +229,7 @@ impl Cluster {
 }
 
 impl Look {
-    /// Returns the address of a running node that accepts connections.
+    /// Returns the address of the first running node that accepts a connection.
     pub(crate) async fn reachable(&self, cluster: &Cluster) -> Result<Endpoint, CliError> {
         let mut failed = None;
         for card in self.running() {
@@ -253,12 +253,12 @@ impl Look {
         })
     }
 
-    /// Returns `true` if the node's process runs.
+    /// Returns `true` if the node was running at the time of the look.
     pub(crate) fn runs(&self, node: &NodeName) -> bool {
         self.running.contains(node)
     }
 
-    /// Returns the descriptions of the running nodes.
+    /// Returns the descriptions of the nodes that were running at the time of the look.
     pub(crate) fn running(&self) -> impl Iterator<Item = &NodeInfo> {
         self.cards.iter().filter(|card| self.runs(&card.name))
     }

@@ -12,16 +12,16 @@ const USUAL: &str = "\x1b[0m";
 pub(crate) struct Paint(bool);
 
 impl Paint {
-    /// Chooses colours if standard output is a terminal that shows them, unless `NO_COLOR` or
-    /// `--plain` is set.
+    /// Chooses colours if standard output is a terminal that shows them. `--plain`, or a variable
+    /// `NO_COLOR` that is not empty, turns colours off.
     pub(crate) fn of_stdout(is_plain: bool) -> Self {
         let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         Self(!is_plain && !is_set("NO_COLOR") && !is_dumb && std::io::stdout().is_terminal())
     }
 
-    /// Colours the text between the word `verdict` and the next colon, in lines that begin with
-    /// this word. All other text is unchanged.
+    /// Returns `text` with a coloured verdict: the words between the label `verdict` at the
+    /// beginning of a line and the next colon.
     pub(crate) fn verdict(self, text: &str) -> String {
         if !self.0 {
             return text.to_owned();

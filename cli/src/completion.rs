@@ -1,14 +1,13 @@
 //! Shell completion of names: nodes, runs, scenarios and contexts.
 //!
 //! The script that `imt completions` prints makes the shell call this binary for each completion.
-//! The crate `clap_complete` completes commands, flags and paths, and calls the functions below for
-//! names.
+//! The crate `clap_complete` completes commands, flags and paths. For names, it uses the candidates
+//! of the functions below.
 //!
 //! Invariants:
-//! - A completion changes nothing, and a file that cannot be read yields no names instead of an
-//!   error.
-//! - The data folder comes from the command line, else from the environment, the context or
-//!   `imt.toml`, in this order.
+//! - A completion changes nothing. A file that cannot be read is ignored without a message.
+//! - The data folder comes from the command line, else from the environment, the context or the
+//!   file of settings, in this order. Without any of them it is `data`.
 
 use crate::config::{ConfigFile, flag_value};
 use crate::contexts::Contexts;
@@ -61,7 +60,8 @@ pub(crate) fn script(shell: Shell) -> std::io::Result<Vec<u8>> {
     Ok(script)
 }
 
-/// Completes a node's name with the names of the nodes in the data folder.
+/// Completes a node's name with the names of the ring's members and of all nodes of the data
+/// folder.
 pub(crate) fn nodes() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {
         let data = data_folder();

@@ -1,16 +1,17 @@
-//! Reads settings from a file. The environment and the flags take precedence.
+//! Reads settings from a file. Flags, the environment and the context take precedence.
 //!
-//! Each flag with an environment variable `IMT_X` can be set as `x = VALUE` in `imt.toml`, or in
-//! the file that `--config` or `IMT_CONFIG` names.
+//! Each flag with an environment variable `IMT_X`, except `--config` and `--context`, can be set as
+//! `x = VALUE` in `imt.toml`, or in the file that `--config` or `IMT_CONFIG` names instead.
 //!
 //! Invariants:
 //! - The clap definitions of the flags are the only list of settings.
-//! - Values of the file and of the context become the defaults of the flags. Therefore a flag
-//!   overrides the environment, the environment overrides the context, and the context overrides
-//!   the file.
-//! - An unknown key, or a value that its flag would reject, is an error that names the file and the
-//!   line. The error comes before any command runs, except for `imt config`, which reports it last.
-//! - Help, version and completions do not read the file, so they also work if the file is broken.
+//! - Values of the file and of the context become the defaults of the flags. Therefore a flag and
+//!   the environment override both. A value of the context replaces one of the file.
+//! - An unknown key, or a value that a flag of this key would reject, is an error that names the
+//!   file and the line. The error comes before the command runs, except for `imt config`, which
+//!   reports it last.
+//! - `--help`, `--version`, `imt man` and `imt completions` do not read the file, so they also work
+//!   if the file is broken.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -29,8 +30,8 @@ pub(crate) const USUAL_FILE: &str = "imt.toml";
 const PREFIX: &str = "IMT_";
 /// Keys of flags that decide which file and which context are read. The file cannot set them.
 const CHOICE_KEYS: [&str; 2] = ["config", "context"];
-/// Commands that ignore contexts. They start servers or send orders, and a context may name a real
-/// shop.
+/// Commands that ignore contexts, with all their subcommands. They can start servers or send
+/// orders, and a context may name a real shop.
 const WITHOUT_CONTEXT: [&str; 2] = ["sim", "node start"];
 
 /// Maximum number of characters of a line of the file that an error message shows.
@@ -84,8 +85,8 @@ impl Defaults {
     }
 }
 
-/// Returns `true` if the command with this path, such as `order list`, uses the values of a
-/// context.
+/// Returns `false` for the path of a command in [`WITHOUT_CONTEXT`], and for those of its
+/// subcommands, such as `sim run`. Returns `true` for any other path.
 pub(crate) fn follows_context(path: &str) -> bool {
     let is_at_or_below = |known: &&str| {
         path.strip_prefix(*known)
@@ -94,7 +95,8 @@ pub(crate) fn follows_context(path: &str) -> bool {
     !WITHOUT_CONTEXT.iter().any(is_at_or_below)
 }
 
-/// A setting: its key in the file, its environment variable, and all flags that have this key.
+/// A setting: its key in the file, its environment variable, and all flags that have this key, each
+/// with the path of its command.
 pub(crate) struct Setting {
     pub(crate) key: String,
     pub(crate) variable: String,
@@ -102,7 +104,7 @@ pub(crate) struct Setting {
 }
 
 /// Returns the key of a flag in the file: the name of its environment variable without the prefix,
-/// in lower case.
+/// in lower case. Returns `None` for a flag that the file cannot set.
 fn key_of(arg: &Arg) -> Option<String> {
     let variable = arg.get_env()?.to_str()?;
     let key = variable.strip_prefix(PREFIX)?.to_lowercase();
@@ -131,11 +133,12 @@ pub(crate) fn settings(command: &Command) -> Vec<Setting> {
 }
 
 impl ConfigFile {
-    /// Reads the file that the arguments or the environment name, or `imt.toml` if it exists.
+    /// Reads the file that the arguments or the environment name, else `imt.toml`. Returns no
+    /// settings if no file is named and `imt.toml` does not exist.
     ///
     /// # Errors
-    /// Fails if a named file cannot be read, or if the file has a key or value that no flag
-    /// accepts.
+    /// Fails if the file cannot be read or is not TOML, has an unknown key, or has a value that a
+    /// flag of its key rejects.
     pub(crate) fn find(args: &[OsString], command: &Command) -> Result<ConfigFile, CliError> {
         let named = flag_value(args, "config", None).or_else(|| std::env::var_os("IMT_CONFIG"));
         let named = named.map(PathBuf::from);
@@ -207,7 +210,8 @@ impl ConfigFile {
     }
 }
 
-/// Reads `imt.toml`. Only a regular file is read, because opening a FIFO would block every command.
+/// Reads `imt.toml`. Only a regular file is read. A FIFO is refused without waiting for its writer,
+/// because such a wait would block every command.
 fn read_usual(path: &Path) -> std::io::Result<String> {
     use std::os::unix::fs::OpenOptionsExt;
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
@@ -220,8 +224,9 @@ fn read_usual(path: &Path) -> std::io::Result<String> {
     }
 }
 
-/// Returns the value of a flag on the command line. Runs before clap, because `--config` and
-/// `--context` choose the file and the context that set the defaults of other flags.
+/// Returns the value of a flag on the command line. The first of `args` is the name of the program,
+/// and arguments after `--` are ignored. Callers need the value where no clap result is available.
+/// For example, `--config` and `--context` choose the defaults of other flags.
 pub(crate) fn flag_value(args: &[OsString], long: &str, short: Option<char>) -> Option<OsString> {
     let long = format!("--{long}");
     let short = short.map(|short| format!("-{short}"));
@@ -243,7 +248,7 @@ pub(crate) fn flag_value(args: &[OsString], long: &str, short: Option<char>) -> 
     None
 }
 
-/// Warns of each environment variable that begins with `IMT_` and is no setting.
+/// Warns of each environment variable that begins with `IMT_` and sets no flag.
 pub(crate) fn warn_of_unknown_variables(command: &Command) {
     let known: Vec<String> = settings(command)
         .into_iter()

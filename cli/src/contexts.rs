@@ -1,11 +1,12 @@
-//! Named contexts: addresses of a cluster under a name, stored in the user's configuration folder.
+//! Named contexts: settings of a cluster, such as addresses, under a name. They are stored in one
+//! file in the user's configuration folder.
 //!
 //! Invariants:
-//! - Only the owner can read or write the file, because addresses may contain a password. A file
-//!   that others can read or write is refused.
+//! - The file is created for its owner alone, because addresses may contain a password. A file that
+//!   other users may read or write is refused.
 //! - The file is replaced as a whole, so that a crash leaves either the old or the new file.
-//! - A context changes only commands for which `config::follows_context` returns `true`. Other
-//!   commands do not read the file, so a broken file does not stop them.
+//! - Commands for which `config::follows_context` returns `false` do not read the file, so a broken
+//!   file does not stop them.
 
 use crate::config::flag_value;
 use crate::error::CliError;
@@ -45,7 +46,8 @@ impl Context {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Contexts {
-    /// Name of the context that `imt context use` has chosen.
+    /// Name of the context that commands use by default, chosen by `imt context use` or
+    /// `imt context add --use`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) current: Option<String>,
     /// Settings of each context by its name.
@@ -53,7 +55,8 @@ pub(crate) struct Contexts {
     pub(crate) contexts: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// Returns the path of the contexts file. `None` if there is no home folder.
+/// Returns the path of the contexts file. `None` if neither `XDG_CONFIG_HOME` nor `HOME` is an
+/// absolute path.
 pub(crate) fn path() -> Option<PathBuf> {
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
     let base = variable("XDG_CONFIG_HOME").filter(|path| path.is_absolute());
@@ -63,7 +66,7 @@ pub(crate) fn path() -> Option<PathBuf> {
 }
 
 impl Contexts {
-    /// Reads all contexts. Returns no contexts if the file does not exist.
+    /// Reads all contexts. Returns no contexts if the file does not exist or has no path.
     pub(crate) fn read() -> Result<Self, CliError> {
         match path() {
             Some(path) => Self::read_from(&path),
@@ -160,7 +163,8 @@ impl Contexts {
         Ok(Context::new(name, values.clone()))
     }
 
-    /// Returns the context that the command line, the environment or `imt context use` names.
+    /// Returns the context that the command line or the environment names, else the current one.
+    /// Returns `None` if there is none, or if the given name is empty.
     pub(crate) fn chosen(args: &[OsString]) -> Result<Option<Context>, CliError> {
         let named = flag_value(args, "context", None).or_else(|| std::env::var_os("IMT_CONTEXT"));
         let contexts = Self::read()?;

@@ -4,7 +4,7 @@ use crate::exit::Exit;
 use serde_json::json;
 use std::error::Error;
 
-/// Failure of a command. It is printed as one line with the remedy, and its causes follow below.
+/// Failure of a command. As text, it is printed as one line, and a line for each cause follows.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
     /// The arguments or settings cannot be used, for a reason that clap does not check.
@@ -13,7 +13,7 @@ pub(crate) enum CliError {
     /// The arguments were accepted, and the command failed.
     #[error("{message}")]
     Failed {
-        /// Sentence that names the failure and its remedy.
+        /// Sentence that names the failure, and the remedy if one is known.
         message: String,
         /// Error of the called library or of the system, if there is one.
         source: Option<Box<dyn Error + Send + Sync>>,
@@ -21,15 +21,15 @@ pub(crate) enum CliError {
     /// A node answered with a problem document (RFC 9457).
     #[error("{message}")]
     Refused {
-        /// Sentence that names the failure and its remedy.
+        /// Sentence that names the node, the status and the reason.
         message: String,
         /// The problem document as the node sent it.
         problem: Box<serde_json::Value>,
     },
-    /// A server does not answer.
+    /// A server gave no answer, or no complete one.
     #[error("{message}")]
     Unreachable {
-        /// Sentence that names the failure and its remedy.
+        /// Sentence that names the failure, and the remedy if one is known.
         message: String,
         /// Error of the connection.
         source: Box<dyn Error + Send + Sync>,
@@ -57,7 +57,7 @@ impl CliError {
         }
     }
 
-    /// Returns the error with `note` at the end of its message.
+    /// Returns the error with `note` at the end of its message. `BrokenPipe` stays as it is.
     pub(crate) fn with_note(mut self, note: &str) -> Self {
         match &mut self {
             Self::Usage(message)

@@ -10,16 +10,17 @@ pub(crate) enum Exit {
     Done = 0,
     /// The arguments were accepted, and the command failed.
     Failed = 1,
-    /// The arguments cannot be used. clap uses the same code.
+    /// The arguments or settings cannot be used. clap uses the same code.
     Usage = 2,
-    /// A check (audit, verify, diff, salvage) found damage or a difference.
+    /// A check, such as `imt audit` or `imt db verify`, found a fault or a difference, or an order
+    /// ended in another state than the awaited one.
     Found = 3,
     /// A run missed a threshold of its scenario.
     ThresholdMissed = 4,
-    /// A server does not answer.
+    /// A server gave no answer, or no complete one.
     Unreachable = 5,
-    /// The command was ended early by Ctrl-C or SIGTERM. Shells use this code for a program that
-    /// Ctrl-C ended.
+    /// Ctrl-C or SIGTERM ended the command before its work was complete. Shells use this code for a
+    /// program that Ctrl-C ended.
     Interrupted = 130,
 }
 

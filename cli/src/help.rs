@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - No line is wider than 78 columns, so that help fits a terminal of 80.
-//! - `-h` is short: it leaves out the environment variables and the limits of a node. `--help`
-//!   shows both.
+//! - `-h` is short: it leaves out the environment variables, and rarely used flags such as the
+//!   limits of a node. `--help` shows them.
 
 use clap::Command;
 use std::ffi::OsString;
@@ -11,8 +11,8 @@ use std::ffi::OsString;
 /// Maximum width of a line of a help text, in columns.
 pub(crate) const WIDTH: usize = 78;
 
-/// Returns the command with help texts of at most [`WIDTH`] columns, short ones if `-h` is in
-/// `args`.
+/// Returns the command with help texts of at most [`WIDTH`] columns. If `-h` is in `args`, the
+/// texts do not name environment variables.
 pub(crate) fn shaped(command: Command, args: &[OsString]) -> Command {
     let is_short = args.iter().any(|arg| arg == "-h");
     shaped_below(command.max_term_width(WIDTH), is_short)

@@ -18,7 +18,7 @@ pub(crate) async fn get(node: &Endpoint, path: &str) -> Result<Answer, CliError>
     answer.map_err(|failure| unanswered(&client, path, failure))
 }
 
-/// Returns the error for a request without a complete response. Its message has a remedy.
+/// Returns the error for a request without a complete response.
 fn unanswered(client: &Client, path: &str, failure: Failure) -> CliError {
     let node = client.endpoint();
     let message = match failure.kind {

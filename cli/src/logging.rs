@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - A log line is printed above the progress bar and never splits it.
-//! - While the live view uses the terminal, log lines go to the view's pane and to the run's log
-//!   file. They also go to standard error if standard error is not a terminal.
+//! - While the live view uses the terminal, log lines go to the view's pane, and to the run's log
+//!   file once the run has one. They also go to standard error if that is not a terminal.
 //! - A closed standard error does not end the process.
 
 use crate::error::CliError;
@@ -53,14 +53,16 @@ pub(crate) fn start(format: LogFormat, filter: &str) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Maximum number of warnings that are printed again after a live view has ended. These warnings
+/// Maximum number of warnings and errors that are printed again after a live view has ended. They
 /// were logged while the view used the terminal.
 const WARNINGS_REPEATED: usize = 20;
 
-/// File that receives the log lines while a live view uses the terminal.
+/// File that receives the log lines while a live view uses the terminal. `None` before the run has
+/// a folder.
 static VIEW_FILE: Mutex<Option<File>> = Mutex::new(None);
 
-/// Returns the newest lines of the log, which the live view shows.
+/// Returns the newest log lines of the time in which the live view uses the terminal. The view
+/// shows them.
 pub(crate) fn view_lines() -> &'static LogLines {
     static LINES: OnceLock<LogLines> = OnceLock::new();
     LINES.get_or_init(LogLines::default)
@@ -73,9 +75,9 @@ pub(crate) fn keep_view_lines_in(path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Prints the newest warnings of the live view on standard error. Call this after the view has left
-/// the terminal. Does nothing if standard error is not a terminal, because the warnings were then
-/// written to standard error at once.
+/// Prints the newest warnings and errors of the live view on standard error. Call this after the
+/// view has left the terminal. Does nothing if standard error is not a terminal, because these
+/// lines were then written to standard error at once.
 pub(crate) fn repeat_warnings() {
     if !std::io::stderr().is_terminal() {
         return;

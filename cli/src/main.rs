@@ -4,9 +4,9 @@
 //! outcome into an exit code (`exit.rs`). A command parses its arguments, calls the libraries and
 //! prints the results. The libraries have all rules of orders, nodes and databases.
 //!
-//! The command line is parsed twice. The first parse does not read the files of settings and
-//! contexts, so help, the version and errors of usage work without these files. The second parse
-//! uses the values of these files as defaults of flags.
+//! The first parse of the command line needs no files of settings and contexts, so help, the
+//! version and most errors of usage work without these files. If a command is to run, a second
+//! parse uses the values of the files as defaults of flags.
 
 mod args;
 mod cluster;
@@ -72,7 +72,7 @@ struct Cli {
 #[derive(clap::Args)]
 struct Global {
     /// File of settings [default: imt.toml, if it exists]
-    // `config` reads this flag before clap parses the line. The field only makes clap accept and
+    // `config` reads this flag from the unparsed arguments. The field only makes clap accept and
     // document the flag.
     #[arg(
         long,
@@ -84,7 +84,7 @@ struct Global {
     )]
     config: Option<PathBuf>,
     /// Context to use, see `imt context` [default: the one in use]
-    // `Contexts` reads this flag before clap parses the line. The field only makes clap accept and
+    // `Contexts` reads this flag from the unparsed arguments. The field only makes clap accept and
     // document the flag.
     #[arg(
         long,
@@ -234,7 +234,7 @@ Examples:
 }
 
 impl Command {
-    /// Returns `true` if the command works without the files of settings and contexts.
+    /// Returns `true` if the files of settings and contexts are not read for the command.
     fn needs_no_files(&self) -> bool {
         matches!(self, Self::Completions { .. } | Self::Man(_))
     }
@@ -270,8 +270,8 @@ fn report(error: &CliError, args: &[OsString]) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Returns `true` if the user asked for errors as JSON. Reads the unparsed arguments, because an
-/// error may occur before clap has parsed them.
+/// Returns `true` if `--output` or `IMT_OUTPUT` asks for errors as JSON. Reads the unparsed
+/// arguments, because an error may occur before clap has parsed them.
 fn wants_json(args: &[OsString]) -> bool {
     let named = flag_value(args, "output", Some('o')).or_else(|| std::env::var_os("IMT_OUTPUT"));
     named.is_some_and(|format| format == "json")

@@ -16,7 +16,7 @@ pub(crate) struct Display {
 }
 
 impl Display {
-    /// Starts a display of progress in `total` steps.
+    /// Starts a display of work in `total` units.
     pub(crate) fn new(total: u64) -> Self {
         let is_shown = std::io::stderr().is_terminal() && !output::is_quiet();
         let bar = is_shown.then(|| {
@@ -36,7 +36,8 @@ impl Display {
         }
     }
 
-    /// Shows that `done` of `total` steps are finished, with a text.
+    /// Shows that `done` of `total` units are finished, with a text. Without a bar, logs only the
+    /// text, and at most once in [`LINE_EVERY`].
     pub(crate) fn show(&mut self, done: u64, total: u64, text: &str) {
         match &self.bar {
             Some(bar) => {

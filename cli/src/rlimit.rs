@@ -7,8 +7,8 @@
 use imt_oms::NodeConfig;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Number of descriptors that a node needs under full load. A lower limit that cannot be raised is
-/// logged as a warning.
+/// Number of descriptors that a node needs under full load. If an attempt to raise a lower limit
+/// fails, a warning is logged.
 const WANTED: u64 = 32_768;
 
 /// Raises the soft limit of open files to the hard limit.
@@ -48,8 +48,8 @@ pub(crate) fn fit(config: &mut NodeConfig) {
     if (fewer_connections, fewer_calls) == (connections, calls) {
         return;
     }
-    // The defaults are upper bounds, so lowering them needs no warning. If a setting of the user is
-    // lowered, a warning is logged.
+    // The defaults are upper bounds, so lowering them needs no warning. If the user has set one of
+    // the two numbers, a warning is logged.
     if is_usual(config) {
         tracing::debug!(
             limit,
@@ -78,8 +78,8 @@ fn is_usual(config: &NodeConfig) -> bool {
 
 /// Returns the maximum number of requests in flight of a shop front. If the node runs in the same
 /// process, each request takes two descriptors, one of the front and one of the node. The result is
-/// an eighth of the limit of open files, because the node needs most descriptors for other
-/// purposes.
+/// an eighth of the limit of open files, but at least 64 and at most 2,048, because the node needs
+/// most descriptors for other purposes.
 pub(crate) fn front_in_flight_max() -> usize {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     usize::try_from(limit / 8).unwrap_or(usize::MAX).clamp(64, 2_048)
@@ -89,7 +89,7 @@ pub(crate) fn front_in_flight_max() -> usize {
 /// The number of calls applies to each of the two kinds: announcements and deliveries. `FOR_FILES`
 /// descriptors are set aside first. If `connections` and `calls` do not fit into the rest,
 /// connections get half of the rest and each kind of call gets a quarter. Descriptors that
-/// connections do not need are used for calls, and the other way round.
+/// connections do not need are used for calls, and the other way round. Each number is at least 1.
 fn fitting(limit: u64, connections: usize, calls: usize) -> (usize, usize) {
     let left = usize::try_from(limit.saturating_sub(FOR_FILES)).unwrap_or(usize::MAX);
     if calls.saturating_mul(2).saturating_add(connections) <= left {

@@ -1,4 +1,5 @@
-//! Waits for Ctrl-C and SIGTERM, and ends child processes together with this process.
+//! Waits for Ctrl-C and SIGTERM. If a second signal ends this process at once, its registered child
+//! processes are killed with it.
 
 use crate::error::CliError;
 use parking_lot::{Mutex, MutexGuard};
@@ -33,8 +34,8 @@ impl StopSignals {
         }
     }
 
-    /// Starts a task that ends this process and its child processes at the next signal. It is a way
-    /// out of a shutdown that hangs.
+    /// Starts a task that ends this process and its registered child processes at the next signal.
+    /// It is a way out of a shutdown that hangs.
     pub(crate) fn exit_on_next(mut self) {
         tokio::spawn(async move {
             let name = self.next().await;

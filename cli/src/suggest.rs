@@ -21,7 +21,7 @@ pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
 }
 
 /// Adds suggestions to an error about an unknown subcommand: the nearest subcommand, or all if none
-/// is near.
+/// is near. Suggestions of clap are kept, and other errors are unchanged.
 pub(crate) fn improve(mut error: Error, root: &Command, args: &[std::ffi::OsString]) -> Error {
     let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand).cloned() else {
         return error;

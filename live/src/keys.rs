@@ -7,7 +7,7 @@ use crate::state::{Overlay, Pane, State};
 /// Effect of an input that remains for the loop of the view to carry out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
-    /// The loop has nothing to do.
+    /// Nothing remains for the loop to do.
     Nothing,
     /// The frame must be drawn again at once.
     Redraw,

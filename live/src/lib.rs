@@ -1,7 +1,7 @@
 //! Live view of a simulated run in the terminal.
 //!
-//! The view reads copies of a run's telemetry and draws them a few times a second. The run never
-//! waits for the view.
+//! The view reads copies of a run's telemetry and draws them a few times a second. The run does not
+//! wait while the view draws.
 //!
 //! - [`state`]: everything that is drawn, as plain data.
 //! - [`draw`](mod@draw): draws the state, without IO.

@@ -9,8 +9,8 @@ pub const SECONDS_SHOWN: usize = 300;
 /// Number of events and of log lines that the view reads, enough for one row each on a tall screen.
 pub const LINES_SHOWN: usize = 100;
 
-/// Content of the bottom panel of a small screen, which the key `l` changes. Larger screens show
-/// events and log in two panels.
+/// Content of the bottom panel of a small screen, which the keys `l` and Tab change. Larger screens
+/// show events and log in two panels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pane {
     /// The panel shows the events of the run.
@@ -44,7 +44,7 @@ pub enum Ending {
 /// Result of a run after its audit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
-    /// Verdict of the audit and of the thresholds together.
+    /// Verdict on the run as a whole.
     pub verdict: Verdict,
     /// Number of findings of the audit.
     pub findings: usize,
@@ -69,7 +69,8 @@ pub struct State {
     pub outcome: Option<Outcome>,
     /// Address of the web console, if there is one.
     pub console: Option<String>,
-    /// A message that is shown for a few seconds in place of the web console's address.
+    /// A message that the loop of the view shows for a few seconds in place of the web console's
+    /// address.
     pub notice: Option<String>,
 }
 

@@ -1,8 +1,8 @@
 //! Renders a picture of the view as SVG, for documents.
 //!
 //! Each word becomes a `text` element with a fixed length (`textLength`), so that the columns stay
-//! aligned in any monospace font. Block and frame characters are drawn as shapes, because fonts
-//! leave gaps between them.
+//! aligned in any monospace font. The block and frame characters of the view are drawn as shapes,
+//! because fonts leave gaps between them.
 
 use std::fmt::Write as _;
 
@@ -185,7 +185,7 @@ fn render_row(svg: &mut String, buffer: &Buffer, row: u16, paper: Paper) {
     }
 }
 
-/// Position and width of adjacent cells in one row that have the same style.
+/// Position and width of adjacent cells in one row that are drawn together.
 struct Run {
     x: f64,
     y: f64,

@@ -1,11 +1,12 @@
 //! Switches the terminal to the view and restores it.
 //!
 //! Invariants:
-//! - [`restore`] restores the terminal at its first call, and further calls have no effect. It is
-//!   called at the end of the view, on an error, and on a panic in any thread. The first signal
-//!   (such as Ctrl-C) asks the run to end. A second signal ends the process at once, and
-//!   [`restore`] is called before that too.
-//! - Nothing is drawn after [`restore`], because the view checks [`is_taken`] before it draws.
+//! - The first call of [`restore`] after [`take`] restores the terminal, and further calls have no
+//!   effect. [`restore`] is called at the end of the view, on an error, and on a panic in any
+//!   thread. The first signal (such as Ctrl-C) asks the run to end. A second signal ends the
+//!   process at once, and [`restore`] is called before that too.
+//! - The view checks [`is_taken`] before each frame, so it begins no further frame after
+//!   [`restore`].
 
 use std::io::{self, Stdout};
 use std::sync::Once;
@@ -27,8 +28,8 @@ static PANIC_HOOK: Once = Once::new();
 ///
 /// # Errors
 ///
-/// Returns an error if the terminal refuses one of the two modes. In that case the terminal is
-/// restored.
+/// Returns an error if the terminal refuses one of the two modes or does not tell its size. In that
+/// case the terminal is restored.
 pub fn take() -> io::Result<Terminal<CrosstermBackend<Stdout>>> {
     PANIC_HOOK.call_once(|| {
         let usual = std::panic::take_hook();

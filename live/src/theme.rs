@@ -4,8 +4,8 @@
 //! - Usual text has the terminal's default colours, so that light and dark terminals both work.
 //! - The indexed colours have a contrast ratio of at least 3 to both white and black, and hues that
 //!   people with any common colour blindness can tell apart (after Okabe and Ito).
-//! - No fact is shown by colour alone. Each fact also has a word or a symbol, so nothing is lost
-//!   without colours (`NO_COLOR`).
+//! - Without colours (`NO_COLOR`), words, symbols, and reversed or underlined text show the facts
+//!   that colours show otherwise.
 
 use ratatui::style::{Color, Modifier, Style};
 
@@ -17,7 +17,7 @@ pub enum Palette {
     Indexed,
     /// The 16 colours of the terminal's theme.
     Basic,
-    /// No colours: bold, dim and reversed text only.
+    /// No colours: bold, dim, reversed and underlined text only.
     Monochrome,
 }
 

@@ -1,9 +1,9 @@
 //! The loop of the view, in a thread of its own: reads input and state, and draws.
 //!
 //! Invariants:
-//! - The run never waits for the view: the thread only reads copies of the run's state.
-//! - The effect of a key or of a new terminal size is drawn at once. All other changes are drawn
-//!   with the next of the `PICTURES_PER_SECOND` frames.
+//! - The run does not wait while the view draws: the thread draws copies of the run's state.
+//! - A change of the view by a key, a saved picture or a new terminal size is drawn at once. All
+//!   other changes are drawn with the next of the `PICTURES_PER_SECOND` frames.
 //! - The terminal is restored before [`View::close`] returns, and on every error.
 
 use std::io;
@@ -25,7 +25,7 @@ use crate::{LogLines, Theme, draw, picture, terminal};
 
 /// Number of frames drawn per second. Drawing them takes about 1 % of a processor core.
 const PICTURES_PER_SECOND: u32 = 5;
-/// Longest wait for an input. After at most this time the view notices that it must end.
+/// Longest wait for an input, after which the loop checks if the view must end.
 const INPUT_WAIT: Duration = Duration::from_millis(50);
 
 /// Time for which a message is shown, long enough to read a path.

@@ -80,7 +80,7 @@ impl Batch {
         }
     }
 
-    /// Adds the deletion of a key. Deleting an absent key has no effect.
+    /// Adds the deletion of a key. Deleting an absent key has no visible effect.
     pub fn delete<T: AnyTable>(&mut self, table: &T, key: impl KeyFor<T>) {
         match key.key_bytes(table) {
             Ok(key) => self.push(RecordKind::Delete, table.raw(), &key, &[]),
@@ -120,7 +120,8 @@ impl Batch {
         self.body.bytes.len()
     }
 
-    /// Commits with the durability of the database's options. Returns the sequence of the commit.
+    /// Commits with the durability of the database's options. Returns the sequence of the commit,
+    /// or that of the last visible commit if the batch is empty.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -136,17 +137,16 @@ impl Batch {
     /// ```
     ///
     /// # Errors
-    /// - [`Error::TooLarge`], [`Error::ForeignTable`] or [`Error::TableDropped`] for one of the
-    ///   added records.
-    /// - Errors of the disk.
+    /// - [`Error::TooLarge`], [`Error::ForeignTable`], [`Error::TableDropped`] or [`Error::Encode`]
+    ///   for one of the added records.
+    /// - The other errors of [`Table::put`].
     ///
     /// Nothing of the batch is visible after an error, now or after a reopen. There are two
     /// exceptions:
-    /// - After [`Error::Poisoned`] or a failed sync, a reopen may find the whole batch or nothing
-    ///   of it.
-    /// - If the cause of [`Error::Poisoned`] is [`Error::Corrupt`], a checkpoint was damaged while
-    ///   the batch was being committed. Reads of this handle may then find some records of the
-    ///   batch. A reopen finds the whole batch if it was durable.
+    /// - After [`Error::Poisoned`], a reopen may find the whole batch or nothing of it.
+    /// - If the cause of [`Error::Poisoned`] is [`Error::Corrupt`], damage of a checkpoint was
+    ///   found during this or an earlier commit. Reads of this handle may then find some records of
+    ///   the batch. A reopen finds the whole batch if it was durable.
     pub fn commit(self) -> Result<Sequence> {
         let durability = self.engine.options.durability;
         self.commit_with(durability)

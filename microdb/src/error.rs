@@ -1,12 +1,12 @@
 //! Errors of the engine. Each error names the place of the failure and the evidence for it.
 //!
-//! - Damage on disk is always [`Error::Corrupt`]; faults of the operating system are always
-//!   [`Error::Io`]. The remedy for damage is a backup. Faults of the operating system require an
-//!   administrator of the machine.
+//! - Damage on disk is [`Error::Corrupt`], and a fault of the operating system is [`Error::Io`].
+//!   Either may be the cause of [`Error::Poisoned`]. The remedy for damage is a backup. Faults of
+//!   the operating system require an administrator of the machine.
 //! - The text of an error does not contain the text of its source. Print the chain of `source()`
 //!   for the full cause.
-//! - An operation that returns an error has changed nothing on disk, unless the documentation of
-//!   the error's variant says otherwise.
+//! - An operation that returns an error has changed no record, unless the documentation of the
+//!   operation or of the error's variant says otherwise.
 
 use std::fmt;
 use std::io;
@@ -66,10 +66,12 @@ pub enum Error {
         /// Error of the operating system.
         source: io::Error,
     },
-    /// An earlier write or sync failed. The state of the disk is unknown, so nothing more is
-    /// written. Reads continue. Remove the cause, then reopen the database.
+    /// A write or sync failed, in this call or an earlier one, or LOCK or SUPER was removed or
+    /// replaced. Or a damaged checkpoint was found after the frame of a commit was written. The
+    /// state of the disk is unknown, so nothing more is written. Reads continue. Remove the cause,
+    /// then reopen the database.
     Poisoned {
-        /// The error of the first write or sync that failed.
+        /// The first error that poisoned the database.
         cause: Arc<Error>,
     },
     /// Another process, or another `Db` of this process, has the database open for writing.
@@ -79,7 +81,7 @@ pub enum Error {
         /// Id of the process that holds the lock, if known.
         holder: Option<u32>,
     },
-    /// The path holds no database, and the options do not permit to create one.
+    /// The path holds no database, and none was to be created.
     NotADatabase {
         /// The folder in which no database was found.
         path: PathBuf,
@@ -94,13 +96,15 @@ pub enum Error {
         supported: u32,
     },
     /// In every permitted run of a transaction's body, other commits changed keys that the run had
-    /// read. Inside the body, the error means that the current run has read outdated data. The body
-    /// runs again unless this run was the last one permitted.
+    /// read, or the run exceeded the time limit of its turn. A transaction begun with
+    /// [`Db::begin`](crate::Db::begin) has one run. Inside the body, the error means that the
+    /// current run has read outdated data. The body runs again unless this run was the last one
+    /// permitted.
     Conflict {
         /// Number of runs of the body.
         tries: u32,
     },
-    /// A key, value, batch, name or transaction exceeds a limit of the format or the options.
+    /// A key, value, batch, name or transaction exceeds its limit.
     TooLarge {
         /// The part that is too large: "key", "value", "batch", "table name", or the reads or
         /// writes of a transaction.
@@ -119,18 +123,18 @@ pub enum Error {
         /// Message of the decoder.
         reason: String,
     },
-    /// A key or value of a typed table cannot be encoded.
+    /// A key or value of a typed table cannot be encoded, or could not be read back.
     Encode {
         /// Name of the table.
         table: String,
         /// Message of the encoder.
         reason: String,
     },
-    /// An option or argument is invalid.
+    /// An option or argument is invalid, or the ids of the log's segments span too far.
     Invalid {
-        /// Name of the option or argument.
+        /// Name of the option or argument, or "log".
         what: &'static str,
-        /// Reason why the option or argument was refused.
+        /// Reason of the refusal.
         reason: String,
     },
     /// There is no table with this name.
@@ -155,13 +159,15 @@ pub enum Error {
     /// The process is a forked child and the handle belongs to its parent. The child may open the
     /// database after the parent has closed it.
     Forked,
-    /// A batch, transaction or snapshot was used with a table of another database.
+    /// A batch, transaction or snapshot was used with a table of another database, or of another
+    /// opening of the same database.
     ForeignTable {
         /// Name of the table.
         name: String,
     },
-    /// The body of a transaction wrote directly to its database, or began another transaction on
-    /// that database.
+    /// The body of a transaction wrote directly to its database, ran another
+    /// [`Db::transaction`](crate::Db::transaction) on it, or called its `compact` or `wait_idle`.
+    /// Or the bodies of transactions on more than four databases were nested.
     InTransaction,
     /// A change feed was requested from a sequence that is higher than the sequence of the last
     /// commit.
@@ -208,8 +214,8 @@ impl Error {
         }
     }
 
-    /// Returns `true` for damage on disk, as opposed to a fault of the machine or a refused
-    /// request.
+    /// Returns `true` for [`Error::Corrupt`]: damage on disk, as opposed to a fault of the machine
+    /// or a refused request.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -229,7 +235,8 @@ impl Error {
         matches!(self, Self::Corrupt { .. })
     }
 
-    /// Returns `true` if the disk was full, also if that is the cause of [`Error::Poisoned`].
+    /// Returns `true` if the disk or a quota was full, also if that is the cause of
+    /// [`Error::Poisoned`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

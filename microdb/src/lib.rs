@@ -21,8 +21,8 @@
 //!   [`Db::transaction`] change several records at once. [`Snapshot`] is a view of one moment.
 //!   Batches, transactions and snapshots accept both kinds of tables.
 //! - Handles are cheap to clone and usable from any thread.
-//! - Every read verifies a checksum. A read returns the right value, absence, or an error that
-//!   names the damage.
+//! - Every read of a record verifies its checksum. A read returns the right value, absence, or an
+//!   error that names the damage.
 //! - One process writes, protected by a file lock. Other processes may open the same folder
 //!   read-only.
 //! - [`heal`] repairs damage from a backup, [`salvage`] copies everything that is still readable.

@@ -82,8 +82,8 @@ impl Default for Options {
             // little memory and disk space.
             segment_bytes_first: 256 * 1024,
             // This size bounds the memory of the active segment, and is the unit in which space is
-            // freed. Once a log has more than 16,384 segments (256 GiB), its new segments are
-            // larger.
+            // freed. Once the ids of the segments span more than 16,384 (256 GiB of log), new
+            // segments are larger.
             segment_bytes_max: 16 << 20,
             // A write call of this size carries a few thousand small records, so the fixed cost of
             // the call is negligible.
@@ -173,8 +173,8 @@ impl Options {
         self
     }
 
-    /// Size of the first segment, in bytes. Each later segment is twice as large, up to
-    /// [`Options::segment_bytes_max`]. Default: 256 KiB.
+    /// Size of the first segment, in bytes: 4 KiB to 64 MiB. Each later segment is twice as large,
+    /// up to [`Options::segment_bytes_max`]. Default: 256 KiB.
     #[must_use]
     pub fn segment_bytes_first(mut self, bytes: u32) -> Self {
         self.segment_bytes_first = bytes;
@@ -183,17 +183,17 @@ impl Options {
 
     /// Maximum size of a segment, in bytes: 4 KiB to 64 MiB. Default: 16 MiB.
     ///
-    /// The active segment, to which new frames are appended, is in memory. A frame larger than the
-    /// maximum gets a segment of its own. Segments of a log with more than 16,384 segments may have
-    /// up to 64 MiB.
+    /// The frames appended to the active segment are in memory. A frame that does not fit gets a
+    /// larger segment. Once the ids of the segments span more than 16,384, new segments may have up
+    /// to 64 MiB.
     #[must_use]
     pub fn segment_bytes_max(mut self, bytes: u32) -> Self {
         self.segment_bytes_max = bytes;
         self
     }
 
-    /// Maximum number of bytes of buffered commits in memory before they are handed to the
-    /// operating system. Default: 256 KiB.
+    /// Number of bytes of the log in memory at which they are handed to the operating system. More
+    /// bytes may collect while another thread writes. Default: 256 KiB.
     #[must_use]
     pub fn buffer_bytes(mut self, bytes: u64) -> Self {
         self.buffer_bytes = bytes;
@@ -221,9 +221,11 @@ impl Options {
         self
     }
 
-    /// Runs checkpoints and compaction in the background if `true`, on a thread pool shared by all
-    /// databases of the process. If `false`, they run only on request and on close, and commits are
-    /// never delayed to bound the size of the log. Default: `true`.
+    /// Runs checkpoints, compaction, sealing and delayed writes of buffered commits in the
+    /// background if `true`, on a thread pool shared by all databases of the process. If `false`,
+    /// checkpoints are written only on request and on close, and compaction runs only on request.
+    /// Buffered commits then stay in memory until [`Options::buffer_bytes`] are reached or the log
+    /// is synced. Commits are never delayed to bound the size of the log. Default: `true`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -245,9 +247,10 @@ impl Options {
     /// Default: 33.
     ///
     /// A higher value makes updates cheaper, since segments have fewer live records when they are
-    /// compacted, but uses more disk. Commits are first slowed and then wait, so that the log never
-    /// exceeds the size at which compaction starts by more than 15 % of the live bytes plus two
-    /// segments.
+    /// compacted, but uses more disk. Commits are first slowed and then wait, so that the log
+    /// usually exceeds the size at which compaction starts by at most 15 % of the live bytes plus
+    /// two segments. A commit waits for about one second at most, and not during a backup or
+    /// [`crate::Db::compact`].
     #[must_use]
     pub fn compaction_dead_percent(mut self, percent: u32) -> Self {
         self.compaction_dead_percent = percent;
@@ -256,7 +259,8 @@ impl Options {
 
     /// Maximum number of bytes per second copied by background compaction. `None` (the default)
     /// means no limit. [`Options::open`] refuses 0, because compaction would never end.
-    /// [`crate::Db::compact`] and [`crate::Db::wait_idle`] are not limited.
+    /// [`crate::Db::compact`] and [`crate::Db::wait_idle`] are not limited, nor is a commit that
+    /// compacts because it waits for space.
     #[must_use]
     pub fn compaction_bytes_per_second(mut self, bytes: Option<u64>) -> Self {
         self.compaction_bytes_per_second = bytes;
@@ -302,8 +306,8 @@ impl Options {
     /// Installs the handler for SIGBUS when a file is mapped, if `true`. Default: `true`.
     ///
     /// The process has one handler for all its databases. The handler lets a read of a mapped file
-    /// that another program has cut short, or that the disk cannot read, return [`Error::Corrupt`].
-    /// It passes all other signals on to the handler that was installed before.
+    /// that another program has cut short, or that the disk cannot read, return [`Error::Corrupt`]
+    /// or [`Error::Io`]. It passes every other SIGBUS on to the handler that was installed before.
     ///
     /// If `false`, this database installs nothing, and a read of such a file ends the process by
     /// SIGBUS unless the program handles the signal itself. Choose `false` where another library
@@ -326,8 +330,8 @@ impl Options {
     }
 
     /// Maps a file for reading, or reads it if the storage has no maps. The first map of each
-    /// segment and checkpoint is made by this function, so that the handler for SIGBUS is installed
-    /// before any map is read.
+    /// segment and checkpoint of an open database is made by this function, so that the handler for
+    /// SIGBUS is installed before any map is read.
     pub(crate) fn map(&self, file: &dyn StorageFile, len: u64) -> io::Result<Arc<Map>> {
         let map = map_or_read(file, len)?;
         if self.sigbus_handler && map.is_mapped() {

@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 pub struct Sequence(pub u64);
 
 impl Sequence {
-    /// The moment before the first commit.
+    /// The sequence before the first commit.
     pub const ZERO: Self = Self(0);
 
     /// Returns the number of the following commit.

@@ -1,8 +1,9 @@
 //! Views of one moment: snapshots, and iterators over their records.
 //!
-//! - A view holds the directory as it was at that moment, and the segments to which that directory
-//!   points.
-//! - Writers never wait for a view. A writer copies the part of the directory that it changes.
+//! - A view holds the directory as it was at that moment, and the segments of the log at that
+//!   moment.
+//! - Commits wait while a view is taken, but not while it exists. A commit copies the part of the
+//!   directory that it changes.
 //! - A segment removed by compaction stays readable until the last view of it is dropped.
 //!
 //! Deliberately absent: key order, and writes.
@@ -73,8 +74,9 @@ impl Snapshot {
     /// ```
     ///
     /// # Errors
-    /// The errors of [`Table::get`], and [`Error::ForeignTable`]. For a typed table also
-    /// [`Error::Decode`].
+    /// [`Error::ForeignTable`], [`Error::Corrupt`] if the record or the directory is damaged, and
+    /// [`Error::Io`] if the disk cannot read the record. For a typed table also [`Error::Encode`]
+    /// and [`Error::Decode`].
     pub fn get<T: AnyTable>(&self, table: &T, key: impl KeyFor<T>) -> Result<Option<T::Value>> {
         self.view(table.raw())?;
         let key = key.key_bytes(table)?;
@@ -179,8 +181,8 @@ impl Snapshot {
         &self.views
     }
 
-    /// Returns the directory view of a table, or `None` if the table was created after the
-    /// snapshot. Fails for a table of another database.
+    /// Returns the directory view of a table, or `None` if the table did not exist at the moment of
+    /// the snapshot. Fails for a table of another database.
     fn view(&self, table: &Table) -> Result<Option<&View>> {
         if !Arc::ptr_eq(&self.engine, &table.engine) {
             return Err(Error::ForeignTable { name: table.name() });
@@ -197,8 +199,8 @@ impl std::fmt::Debug for Snapshot {
 
 /// Iterator over the keys and values of a table at one moment, in no particular order.
 ///
-/// After an error the iterator continues with the next record, so that all undamaged records can be
-/// read.
+/// After an error the iterator continues with the next record, so that all readable records are
+/// returned.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -253,7 +255,8 @@ impl Iter {
         Err(self.unreadable(location))
     }
 
-    /// Returns the location of the next record, or `None` at the end.
+    /// Returns the location of the next record, an error for a damaged part of the directory, or
+    /// `None` at the end.
     #[inline(always)]
     fn next_place(&mut self) -> Option<Result<Location>> {
         let place = self.walk.next(&self.segments)?;
@@ -288,7 +291,8 @@ impl Iter {
     /// ```
     ///
     /// # Errors
-    /// The errors of [`Table::get`], and those of `visit`.
+    /// [`Error::Corrupt`] if a record or the directory is damaged, [`Error::Io`] if the disk cannot
+    /// read a record, and the errors of `visit`.
     pub fn for_each_record<E: From<Error>>(
         &mut self,
         mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
@@ -333,8 +337,8 @@ impl Iterator for Iter {
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
-        // The number of items has no upper bound, because each damage of the directory adds an
-        // error to the items.
+        // The number of items is unknown, because each damage of the directory hides records and
+        // adds an error.
         (0, None)
     }
 }
@@ -348,8 +352,9 @@ impl std::fmt::Debug for Iter {
 impl Handle {
     pub(crate) fn iter_table(self: &Arc<Self>, table: &TableCore) -> Iter {
         let (segments, view) = {
-            // While `core` is locked, no commit changes the directory or the segments. The thread
-            // is pinned after it has the lock, because a pinned thread must not wait for a lock.
+            // While `core` is locked, no commit and no compaction changes the directory. The thread
+            // is pinned after it has the lock, because the pin of a waiting thread would delay the
+            // freeing of memory.
             let _core = lock(&self.core);
             let guard = pin();
             (
@@ -362,12 +367,12 @@ impl Handle {
 }
 
 impl Snapshot {
-    /// Takes a snapshot of all tables at this moment. Writers are not blocked.
+    /// Takes a snapshot of all tables at this moment. Commits wait while it is taken.
     pub(crate) fn of(engine: &Arc<Handle>) -> Self {
-        // While `core` is locked, no commit changes a directory, the catalog or the segments.
+        // While `core` is locked, no commit and no compaction changes a directory or the catalog.
         let mut core = lock(&engine.core);
-        // The thread is pinned after it has the lock, because a pinned thread must not wait for a
-        // lock.
+        // The thread is pinned after it has the lock, because the pin of a waiting thread would
+        // delay the freeing of memory.
         let guard = pin();
         let catalog = ignore_poison(engine.catalog.read());
         let mut tables: Vec<_> = catalog.by_id.values().cloned().collect();

@@ -52,7 +52,7 @@ pub struct Stats {
     pub log_bytes: u64,
     /// Bytes of the hash directories, in memory or in the mapped checkpoint.
     pub directory_bytes: u64,
-    /// Bytes of visible commits not yet handed to the operating system.
+    /// Bytes appended to the log in memory and not yet handed to the operating system.
     pub buffered_bytes: u64,
     /// Number of commits since opening.
     pub commits: u64,
@@ -73,12 +73,12 @@ pub struct Stats {
     pub write_stalls: u64,
     /// Total delay of the commits counted in `write_stalls`, in nanoseconds.
     pub write_stall_ns: u64,
-    /// Distribution of the number of commits per sync.
+    /// Distribution of the number of commits per commit group that was synced.
     pub group_commits: Histogram,
     /// Distribution of the durations of syncs of segment files, in nanoseconds.
     pub sync_ns: Histogram,
-    /// Distribution of the durations of durable commits, from call to acknowledgement, in
-    /// nanoseconds.
+    /// Distribution of the times that durable commits take from joining a commit group to the
+    /// result, in nanoseconds.
     pub durable_commit_ns: Histogram,
     /// Number of segments that compaction skips because of damage. Verify the database, then heal
     /// it.
@@ -137,7 +137,8 @@ pub struct TableInfo {
     pub id: u32,
     /// Number of keys.
     pub keys: u64,
-    /// Encoding and type of the keys, if the table was created as a typed table.
+    /// Encoding and type of the keys, if the table was created as a typed table and they were
+    /// recorded.
     pub keys_as: Option<KeyCodec>,
     /// Bytes of live records.
     pub live_bytes: u64,

@@ -1,7 +1,8 @@
 //! Tables of byte keys and byte values.
 //!
-//! - A read takes no lock, and returns only bytes with a verified checksum.
-//! - A single put encodes its record in a spare buffer of the thread, so it allocates nothing.
+//! - A get takes no lock, and returns only bytes with a verified checksum.
+//! - A single put encodes its record in a spare buffer of the thread, so the encoding of a small
+//!   record allocates nothing.
 //! - A delete of an absent key writes nothing.
 //!
 //! Deliberately absent: key order. A scan by prefix reads every key.
@@ -46,13 +47,13 @@ pub struct Table {
 }
 
 thread_local! {
-    /// Buffer in which a single put of this thread encodes its record, so that the put allocates
-    /// nothing.
+    /// Buffer in which a single put or delete of this thread encodes its record, so that the
+    /// encoding allocates nothing.
     static SPARE_BODY: Cell<Option<Body>> = const { Cell::new(None) };
 }
 
-/// Maximum size in bytes of a buffer that the thread keeps for its next put. A larger buffer is
-/// freed.
+/// Maximum size in bytes of a buffer that the thread keeps for its next put or delete. A larger
+/// buffer is freed.
 const SPARE_BYTES_MAX: usize = 64 * 1024;
 
 impl Table {
@@ -62,7 +63,8 @@ impl Table {
         self.core.name()
     }
 
-    /// Returns the value of `key`, after verifying its checksum.
+    /// Returns the value of `key`, after verifying the checksum of its record. Returns `None` if
+    /// the key is absent.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -77,7 +79,9 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if the record, or the part of the directory that leads to it, is damaged.
+    /// [`Error::Corrupt`] if the record, or the part of the directory that leads to it, is damaged;
+    /// [`Error::Io`] if the disk cannot read the record; [`Error::TableDropped`], [`Error::Closed`]
+    /// and [`Error::Forked`].
     #[inline]
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Value>> {
         self.engine.get(&self.core, key.as_ref())
@@ -105,7 +109,8 @@ impl Table {
         self.engine.multi_get(&self.core, keys)
     }
 
-    /// Returns the current location of the record of `key`, for use with [`crate::inspect`].
+    /// Returns the current location of the record of `key`, or `None` if the key is absent, for use
+    /// with [`crate::inspect`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -162,9 +167,12 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// [`Error::TooLarge`] if the key or the value is too large; [`Error::Io`] if the disk is full
-    /// (nothing has changed); [`Error::Poisoned`] if a write or sync failed, in this call or in an
-    /// earlier one.
+    /// - [`Error::TooLarge`] if the key or the value is too large.
+    /// - [`Error::Io`] if the log cannot grow, for example on a full disk (nothing has changed).
+    /// - [`Error::Poisoned`] if a write or sync failed, in this call or in an earlier one.
+    /// - [`Error::Corrupt`] if the part of the directory that leads to the record is damaged.
+    /// - [`Error::TableDropped`], [`Error::ReadOnly`], [`Error::Closed`], [`Error::Forked`] and
+    ///   [`Error::InTransaction`]. [`Error::Invalid`] if the ids of the segments span too far.
     #[inline]
     pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
         self.put_with(key, value, self.engine.options.durability)
@@ -308,17 +316,18 @@ impl Table {
             };
             match committed {
                 Ok(_) => return Ok(true),
-                // Another commit changed the key after the comparison, so the comparison is
-                // repeated. The repetition cannot block all threads, because the other commit
-                // succeeded.
+                // Another commit changed the key after the comparison, or compaction moved its
+                // record. So the comparison is repeated. The repetition cannot block all threads,
+                // because another commit succeeded.
                 Err(Error::Conflict { .. }) => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Returns an iterator over all records of this moment, in no particular order. Writers are not
-    /// blocked, and the iterator does not see later commits.
+    /// Returns an iterator over all records of this moment, in no particular order. Commits wait
+    /// while the iterator is created, but not while it exists. The iterator does not see later
+    /// commits.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -365,7 +374,7 @@ impl Table {
     }
 
     /// Returns an iterator over the records with keys that begin with `prefix`, in no particular
-    /// order. Reads every key of the table, because the engine keeps no order of keys.
+    /// order. Reads every record of the table, because the engine keeps no order of keys.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -401,10 +410,11 @@ impl Table {
         self.len() == 0
     }
 
-    /// Removes all records in constant time. The removal is always durable on return, even if the
-    /// options of the database say [`Durability::Buffered`].
+    /// Removes all records without reading them. The removal is always durable on return, even if
+    /// the options of the database say [`Durability::Buffered`].
     ///
-    /// Conflicts with every transaction or compare-and-swap that has read a key of the table.
+    /// Conflicts with every open transaction and compare-and-swap that has read a record of the
+    /// table.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

@@ -1,4 +1,4 @@
-//! Values returned by reads: short ones copied, long ones shared with their segment.
+//! Values returned by reads: short ones are copied, long ones usually shared with their segment.
 //!
 //! - A shared value keeps its segment readable, even after compaction removed the segment.
 //! - After a read has noticed that the file of a shared value was truncated, access to the value's
@@ -23,13 +23,13 @@ const INLINE_BYTES_MAX: usize = 112;
 /// A key or value read from a database; dereferences to `[u8]`.
 ///
 /// A `Value` has 128 bytes, even for a short key. Up to 112 bytes are stored in place, so that a
-/// read allocates nothing. A collection of many small keys or values is smaller as `Vec<u8>` or
-/// `Box<[u8]>`.
+/// read of them allocates nothing. A collection of many small keys or values is smaller as
+/// `Vec<u8>` or `Box<[u8]>`.
 ///
-/// A larger value shares the memory of its segment, usually a mapped file. The segment stays in
-/// memory as long as the value exists. Use `to_vec` to keep bytes for a long time. If another
-/// program truncates the file while the value exists, truncated bytes read as zeros until a read
-/// has noticed the truncation; dereferencing panics from then on.
+/// A larger value usually shares the bytes of its segment, which is mapped or in memory. The
+/// segment and its disk space are kept as long as the value exists. Use `to_vec` to keep bytes for
+/// a long time. If another program truncates the file while the value exists, truncated bytes read
+/// as zeros until a read has noticed the truncation; dereferencing panics from then on.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {

@@ -43,7 +43,7 @@ pub struct NodeConfig {
     /// Address of the API. Port 0 selects any free port.
     pub listen: SocketAddr,
     /// URL of the warehouse, `http://HOST:PORT`. `None` selects the URL that the cluster has
-    /// stored. The first node of a cluster then uses [`DEFAULT_WAREHOUSE`].
+    /// stored, or [`DEFAULT_WAREHOUSE`] if the cluster has stored none.
     pub warehouse: Option<String>,
     /// Timeout of an announcement. The warehouse usually answers within 2 to 4 s.
     pub announce_timeout: Duration,
@@ -58,7 +58,7 @@ pub struct NodeConfig {
     /// Interval between two scans of the data folder for statistics files. Zero turns the scans
     /// off.
     pub stat_scan_every: Duration,
-    /// Longest time for which a stop waits for requests in progress.
+    /// Longest time for which the HTTP server waits for requests in progress when the node stops.
     pub drain_timeout: Duration,
     /// Weight of the node: its share of the slots relative to the weights of the other nodes.
     pub weight: u32,
@@ -107,8 +107,8 @@ impl NodeConfig {
 /// The encryption of connections between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerEncryption {
-    /// Connections to and from other machines are encrypted. An unencrypted connection from another
-    /// machine is refused.
+    /// Connections to and from nodes on other machines are encrypted. An unencrypted connection of
+    /// a node on another machine is refused.
     BetweenMachines,
     /// Connections between nodes are never encrypted. The operator must keep strangers off the
     /// network between the nodes.
@@ -120,7 +120,8 @@ pub enum PeerEncryption {
 pub struct ServerLimits {
     /// Maximum number of open connections. Further connections wait in the kernel's queue.
     pub connections_max: usize,
-    /// Maximum number of requests in progress. Further requests are answered with 503.
+    /// Maximum number of requests in progress. Further requests are answered with 503, except
+    /// health probes and `GET /metrics`.
     pub requests_max: usize,
 }
 

@@ -61,21 +61,22 @@ pub enum StorageError {
         #[source]
         fault: DecodeError,
     },
-    /// A write batch could not be made durable. None of its rows was written.
+    /// A write to the volume could not be made durable, or the volume could not be closed.
     #[error("cannot make a write durable")]
     Commit {
         /// The error of microdb.
         source: Arc<microdb::Error>,
     },
-    /// The operation was refused because the commit queue is full. The caller may try again.
+    /// The operation was refused because the commit queue is full, or because the operation would
+    /// have to wait too long. The caller may try again.
     #[error("the commit queue is full; retry")]
     Busy,
-    /// A command or write batch was refused: the volume does not own its slots, or the slots are
-    /// sealed for a migration. Nothing was written.
+    /// A command or write batch was refused: the volume does not own its slots, the slots are
+    /// sealed for a migration, or another process has taken over the volume. Nothing was written.
     #[error("the volume no longer owns the slots of this write")]
     Stale,
-    /// The engine of the volume does not answer, so the rows of a write batch may or may not have
-    /// been written.
+    /// The engine of the volume does not answer. If a write batch was sent, its rows may or may not
+    /// have been written.
     #[error("the engine of the volume does not answer, so the change may or may not have been made; retry")]
     EngineAway,
     /// An entry of the volume's log in the engine cannot be used.
@@ -86,7 +87,8 @@ pub enum StorageError {
         /// The reason why the entry cannot be used.
         reason: String,
     },
-    /// The operation was refused because the volume is being closed.
+    /// The operation was refused, or ended without a result, because the volume is being closed or
+    /// is closed.
     #[error("the volume is being closed")]
     Closed,
 }
@@ -103,7 +105,8 @@ impl StorageError {
     }
 }
 
-/// A fault that prevents the start of a node or a clean stop.
+/// A fault that prevents the start of a node or a clean stop, or makes an operation on the cluster
+/// fail.
 #[derive(Debug, Error)]
 pub enum NodeError {
     /// A setting is invalid.
@@ -151,7 +154,8 @@ pub enum NodeError {
         /// The description that the running node of this name published, if it could be read.
         holder: Option<String>,
     },
-    /// The ring file (`ring.json`) is missing, damaged or of an unknown format.
+    /// The ring file (`ring.json`) cannot be used, for example because it is missing, damaged or of
+    /// an unknown format.
     #[error("the ring in {} cannot be used: {reason}", path.display())]
     Ring {
         /// Path of the ring file.
@@ -234,7 +238,7 @@ pub enum NodeError {
         /// The folder of the volume.
         folder: PathBuf,
     },
-    /// The volume could not be opened, read or closed.
+    /// An operation on a volume failed.
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// The node still had requests in flight when its drain timeout ended.
@@ -246,7 +250,7 @@ pub enum NodeError {
 }
 
 impl StorageError {
-    /// Returns `true` if the disk was full. Nothing was written, and a later try may succeed.
+    /// Returns `true` if the disk or a quota was full. A later try may succeed.
     pub(crate) fn is_full_disk(&self) -> bool {
         let mut reason = std::error::Error::source(self);
         while let Some(error) = reason {

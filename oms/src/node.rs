@@ -162,7 +162,7 @@ impl Node {
     }
 
     /// Returns a function that renders the number of slots of each volume, as this node sees them
-    /// at the time of the call. The text is empty while the cluster has only one volume.
+    /// at the time of the call. The text is empty while this node serves the only volume.
     pub fn overview(&self) -> impl Fn() -> String + Send + use<> {
         let cluster = Arc::clone(self.member.cluster());
         move || {
@@ -180,8 +180,8 @@ impl Node {
         }
     }
 
-    /// Waits until another process asks the node to stop, or the node has left the cluster for
-    /// good.
+    /// Waits until another process asks the node to stop or has taken over its name, or the node
+    /// has left the cluster for good.
     pub async fn asked_to_stop(&self) {
         let mut asked = self.member.cluster().asked_to_stop.subscribe();
         // The sender lives as long as this node, so the wait cannot fail.
@@ -189,9 +189,9 @@ impl Node {
     }
 
     /// Stops the node. Hands its volumes over if there are other nodes, accepts no more
-    /// connections, and finishes the requests in progress. Then checkpoints and closes the
-    /// remaining volumes. The next node that serves one of these volumes repeats the volume's
-    /// unanswered calls to the warehouse.
+    /// connections, and finishes the requests in progress within the drain timeout. Then
+    /// checkpoints and closes the remaining volumes. The next node that serves one of these volumes
+    /// repeats the volume's unanswered calls to the warehouse.
     ///
     /// # Errors
     /// `NodeError::Drain` if requests outlasted the drain timeout, or the error of a volume that
@@ -228,7 +228,8 @@ async fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), NodeEr
 /// weight. Changes nothing.
 ///
 /// # Errors
-/// `NodeError::Config` for a weight of 0 where no other member of the ring has a weight above 0.
+/// `NodeError::Config` for a weight of 0 where no other member of the ring has a weight above 0, or
+/// the error of reading the ring.
 pub fn check_weight(data: &Path, name: &str, weight: u32) -> Result<(), NodeError> {
     if weight > 0 {
         return Ok(());

@@ -1,14 +1,13 @@
-//! The audit: reads the order management and the warehouse (the two sides) after a run, and
-//! compares them with each other and with the record of the shop front (the front).
+//! The audit: reads the order management and the warehouse (the two sides), and compares them with
+//! each other and, after a run, with the record of the shop front (the front).
 //!
 //! The audit first waits, for a limited time, until the outbox of the order management has no
-//! message left to send. Then it reads the orders, reservations and messages of the order
-//! management. Last, it reads the deliveries, refusals and arrivals of goods of the warehouse. The
-//! comparison itself is a pure function ([`check`]).
+//! message left to send. Then it reads the order management, and last the warehouse. The comparison
+//! itself is a pure function ([`check`]).
 //!
 //! **Invariants**
-//! - A clean verdict means that both sides were read completely and that there is no [`Finding`].
-//!   If one side cannot be read, the audit returns an error and no verdict.
+//! - A clean verdict means that the lists of both sides were read completely and that there is no
+//!   [`Finding`]. If a list cannot be read, the audit returns an error and no verdict.
 //! - A difference of the two sides is reported as a finding only if three readings in a row show
 //!   it. The two sides are not read at the same instant, so a message in flight can look like a
 //!   difference.
@@ -69,8 +68,9 @@ pub struct AuditConfig {
     /// `true` if the front sent all requests of the log to the node at the address `oms`. Then the
     /// audit also compares the node's counters with the log.
     pub log_is_of_node: bool,
-    /// Number of orders with a store that the audit sends twice more, to compare the two answers.
-    /// With 0, the audit sends no order, and the node's counter of order requests stays unchanged.
+    /// Maximum number of orders with a store that the audit sends twice more, to compare the two
+    /// answers. With 0, the audit sends no order, and the node's counter of order requests stays
+    /// unchanged.
     pub repeats: usize,
 }
 
@@ -98,7 +98,7 @@ pub enum AuditProgress {
     /// The audit has begun and has not read the outbox yet.
     #[default]
     Begun,
-    /// The audit waits, because the outbox has messages that the warehouse has not confirmed.
+    /// The audit waits until no message waits in the outbox.
     Draining {
         /// Number of messages in the outbox that are to be sent or sent again; dead letters
         /// excluded.
@@ -162,15 +162,16 @@ pub struct AuditReport {
     /// Number of messages that still wait in the outbox, by kind and reason. Waiting messages are
     /// no findings.
     pub waiting: Vec<Waiting>,
-    /// Number of orders for which the history was checked.
+    /// Number of orders for which the history was read.
     pub histories: u64,
     /// Number of stores for which the stock of both sides was compared.
     pub stores: u64,
     /// Number of lines in the front's log of requests; 0 without a log.
     pub log_lines: u64,
-    /// Number of orders that the audit sent twice more, to compare the two answers.
+    /// Number of orders that the audit sent twice more, and for which both answers arrived.
     pub repeated: u64,
-    /// For each order with a finding, its history in the order management and in the warehouse.
+    /// History of each order with a finding, at most of 50 orders: at the front, in the order
+    /// management and in the warehouse.
     pub explained: BTreeMap<String, Vec<String>>,
     /// Time for which the audit waited for the messages in the outbox to be sent, milliseconds.
     pub waited_ms: u64,
@@ -188,8 +189,8 @@ impl AuditReport {
 /// this record, so the checks that need it are left out for them.
 ///
 /// # Errors
-/// If one side, or the log of requests, cannot be read completely. There is no verdict in this
-/// case.
+/// If a list of one side, the warehouse's summary or the log of requests cannot be read. There is
+/// no verdict in this case.
 pub async fn audit(
     config: &AuditConfig,
     record: &OrderRecord,
@@ -294,8 +295,8 @@ fn orders_of_run(record: &OrderRecord, orders: &[Order]) -> BTreeMap<String, u64
     counts
 }
 
-/// Waits until no message waits in the outbox, the outbox has not changed for `stalled_after`, or
-/// `wait_max` is over.
+/// Waits until no message waits in the outbox, the set of waiting messages has not changed for
+/// `stalled_after`, or `wait_max` is over.
 ///
 /// An order management that does not answer may be restarting, so a failed poll of the outbox is
 /// treated as an unchanged outbox. If the last poll failed, its error is returned.

@@ -4,9 +4,10 @@
 //! Invariants:
 //! - Every call has a deadline, so that no call stays in flight for ever. Every answer has a
 //!   maximum size.
-//! - A failed call has one of four kinds of failure. The report of a run has a count for each kind.
-//! - No request is sent twice. If the server has closed a pooled connection before a byte of the
-//!   request was written, the request is sent on another connection.
+//! - A failed call has one of four kinds of failure. The report of a run counts the failures by
+//!   kind.
+//! - This client sends no request twice. If the server has closed a pooled connection before a byte
+//!   of the request was written, the request is sent on another connection.
 //!
 //! Absent on purpose: redirects, TLS, proxies.
 
@@ -27,10 +28,11 @@ use crate::{Error, Result};
 /// Maximum size of an answer's body in bytes. The largest usual answer, a page of 10,000 orders,
 /// has about 2 MB.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
-/// Name of the response header with the address of the node that owns the request's order.
+/// Name of the response header with the address of the node that owns the request's order or the
+/// statistics.
 const OWNER: &str = "x-imt-owner";
 
-/// Address of a server: `http://HOST:PORT`.
+/// Address of a server: `http://HOST[:PORT]`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Endpoint {
     authority: String,
@@ -108,12 +110,12 @@ impl fmt::Display for Endpoint {
 /// Reason for which a call has no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FailureKind {
-    /// The connection was refused, because no server listens at the address.
+    /// The connection was refused.
     Refused,
     /// The connection was closed before the whole answer arrived. The server may have performed the
     /// call.
     Closed,
-    /// No answer arrived before the deadline. The server may have performed the call.
+    /// The whole answer did not arrive before the deadline. The server may have performed the call.
     TimedOut,
     /// The call failed for another reason.
     Other,
@@ -136,7 +138,8 @@ impl FailureKind {
 pub struct Failure {
     /// The kind of the failure.
     pub kind: FailureKind,
-    /// Messages of the error and its causes, outermost first.
+    /// Messages of the error and its causes, outermost first; empty if the deadline of the call
+    /// passed.
     pub detail: String,
 }
 
@@ -203,8 +206,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Returns the address of the node that owns the request's order; `None` if the answer has no
-    /// valid header `x-imt-owner`.
+    /// Returns the address of the node that owns the request's order or the statistics; `None` if
+    /// the answer has no valid header `x-imt-owner`.
     pub fn owner(&self) -> Option<Endpoint> {
         let address = self.headers.get(OWNER)?.to_str().ok()?;
         format!("http://{address}").parse().ok()
@@ -276,7 +279,7 @@ impl Client {
         }
     }
 
-    /// Sends `POST path` with the JSON body, or `GET path` without a body.
+    /// Sends `POST path` with `body` as JSON, or `GET path` if `body` is `None`.
     ///
     /// # Errors
     /// [`Failure`] if the whole answer did not arrive within the deadline.
@@ -377,11 +380,13 @@ impl Client {
         serde_json::from_slice(&answer.body).map_err(|e| wrong(e.to_string()))
     }
 
-    /// Sends `GET path` with the entity tag of an earlier answer. Returns the answer, parsed as
-    /// JSON, and its tag; `None` if the answer has not changed since that tag.
+    /// Sends `GET path` with the entity tag of an earlier answer, if there is one. Returns the
+    /// answer, parsed as JSON, and its tag; `None` if the server answers 304, because nothing has
+    /// changed.
     ///
     /// # Errors
-    /// The errors of [`Client::get_json`].
+    /// [`Error::Unreachable`] if there is no answer. [`Error::Answer`] if the status is neither 200
+    /// nor 304, or the body cannot be parsed as `T`.
     pub(crate) async fn get_unless<T: DeserializeOwned>(
         &self,
         path: &str,

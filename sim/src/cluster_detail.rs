@@ -91,7 +91,8 @@ pub struct NodeDetail {
     /// Names of the volumes that the node serves.
     #[serde(default)]
     pub serves: Vec<String>,
-    /// Requests that the node handled in its last full second; `None` if the node does not answer.
+    /// Requests that the node handled in its last full second; `None` if they are unknown, for
+    /// example because the node does not answer.
     #[serde(default)]
     pub requests: Option<NodeRequests>,
 }
@@ -167,7 +168,7 @@ impl Known {
 }
 
 /// Requests the web console's document from a node and applies it to `known`. `known` is cleared if
-/// the node does not answer or has no web console.
+/// the answer is missing or is not such a document.
 pub(crate) async fn ask(client: &Client, known: &mut Known) {
     let cursor = Some(("last-event-id", known.cursor.as_str())).filter(|(_, cursor)| !cursor.is_empty());
     let answer = client.get_with(PATH, cursor).await.ok();

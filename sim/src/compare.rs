@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - Each row is a number that both summaries have, with the relative change from the first run to
-//!   the second.
+//!   the second. A run without an audit counts as one with 0 findings.
 //! - Differences of scenario, seed, version or machine are listed above the table, because the
 //!   numbers of such runs may not be comparable.
 
@@ -80,12 +80,12 @@ pub(crate) struct RowText<'a> {
     pub(crate) first: String,
     pub(crate) second: String,
     pub(crate) change: String,
-    /// The run with the better number. `None` for rates and counts of requests, and for changes of
-    /// a latency by at most [`NOISE`].
+    /// The run with the better number. `None` for rates and counts of requests, for equal counts of
+    /// faults, and for changes of a latency by at most [`NOISE`].
     pub(crate) better: Option<Better>,
 }
 
-/// Smallest relative change of a latency that is shown as better or worse. Two runs of the same
+/// Relative change of a latency above which it is shown as better or worse. Two runs of the same
 /// program often differ by up to this much.
 const NOISE: f64 = 0.05;
 
@@ -103,7 +103,7 @@ impl Comparison {
     /// Reads both run folders and compares the runs.
     ///
     /// # Errors
-    /// If a folder cannot be read, or one of the runs was killed before it wrote its summary.
+    /// If a folder cannot be read, or one of the runs has no summary.
     pub fn of(first: &RunFolder, second: &RunFolder) -> Result<Self> {
         let facts = [first.facts()?, second.facts()?];
         let summaries = [whole(first)?, whole(second)?];

@@ -1,4 +1,4 @@
-//! Errors of a simulation, with the affected file, setting or address and a remedy.
+//! Errors of the simulators.
 //!
 //! An outcome of a request that every shop must handle (a 409, a time-out, a closed connection) is
 //! not an error here. The shop front counts such outcomes. `Display` never repeats the text of
@@ -18,10 +18,10 @@ pub enum Error {
     Config {
         /// Name of the setting, as in the configuration.
         setting: &'static str,
-        /// Description of the fault in the value, with the allowed values.
+        /// Description of the fault in the value.
         problem: String,
     },
-    /// A given address is not of the form `http://HOST:PORT`.
+    /// A given address is not of the form `http://HOST[:PORT]`.
     #[error("{given:?} is not an address: {problem}; expected http://HOST:PORT")]
     Address {
         /// The text that was given as the address.
@@ -29,17 +29,17 @@ pub enum Error {
         /// Description of the fault in the address.
         problem: &'static str,
     },
-    /// A file or folder could not be read or written.
+    /// An action on a file, a folder or a thread failed.
     #[error("cannot {action} {}", path.display())]
     Io {
         /// The failed action, a verb such as "read" or "create".
         action: &'static str,
-        /// The file or folder.
+        /// The file, the folder, or the name of the thread.
         path: PathBuf,
         /// The operating system's error.
         source: std::io::Error,
     },
-    /// The simulator cannot listen: the port is taken, or the address is not one of this machine.
+    /// The simulator cannot listen on its address.
     #[error("cannot listen on {address}; if another process does, choose another port, or 0 for a free one")]
     Listen {
         /// The address to listen on.
@@ -47,14 +47,14 @@ pub enum Error {
         /// The operating system's error.
         source: std::io::Error,
     },
-    /// A file has content that cannot be parsed.
+    /// A file has content that cannot be used, or a run folder has no summary.
     #[error("{}, line {line}: {problem}", path.display())]
     Malformed {
-        /// The file that cannot be parsed.
+        /// The file or the run folder.
         path: PathBuf,
-        /// Number of the faulty line, from 1.
+        /// Number of the faulty line, from 1; 0 for a missing summary.
         line: u64,
-        /// Description of the fault, with a remedy.
+        /// Description of the fault.
         problem: String,
     },
     /// Another process has locked the file.
@@ -63,7 +63,7 @@ pub enum Error {
         /// The locked file.
         path: PathBuf,
     },
-    /// A server does not answer.
+    /// A server does not answer, or is not ready in time.
     #[error("{who} does not answer at {address}: {problem}")]
     Unreachable {
         /// Name of the server, for example "the warehouse".

@@ -8,9 +8,9 @@
 //! - A late request is counted, and its latency is still measured from its intended start. A
 //!   request with a lag above `drop_after` is dropped and counted, so that a stalled server does
 //!   not cause an ever longer backlog.
-//! - A payment or cancellation is sent after the answer to its order. The exceptions are payments
-//!   that are planned before their order, and replays, which send all requests at the recorded
-//!   times.
+//! - A payment or cancellation is sent after the request that places its order has ended. The
+//!   exceptions are payments that are planned before their order, and replays, which send all
+//!   requests at the recorded times.
 //! - Request ids are never used twice with one data folder.
 //! - For the audit, the front records the content of each order and the outcomes of its requests.
 //!   No request is retried, except that with the setting `route` a request is sent once more, to
@@ -144,7 +144,7 @@ impl FrontConfig {
 pub struct FrontReport {
     /// Seed of all random choices.
     pub seed: u64,
-    /// Start of the first request, unix milliseconds.
+    /// Start of the sending window, unix milliseconds.
     pub started_at_ms: u64,
     /// Configured length of the sending window, the time in which orders and statistics requests
     /// start.
@@ -157,7 +157,7 @@ pub struct FrontReport {
     pub stopped_early: bool,
     /// Number of requests started, payments and cancellations included.
     pub requests: u64,
-    /// Number of requests with an intended start in the sending window.
+    /// Number of requests that were sent and have an intended start in the sending window.
     pub requests_in_window: u64,
     /// Number of requests that started more than 10 ms after their intended start.
     pub late: u64,
@@ -165,8 +165,8 @@ pub struct FrontReport {
     pub dropped: u64,
     /// Lag of the requests: actual start minus intended start.
     pub lag: Latency,
-    /// Number of planned payments that were never sent, because the run was stopped early or a
-    /// request was dropped.
+    /// Number of orders that were sent without any of their planned payments, because the run was
+    /// stopped early or requests were dropped.
     pub payments_not_sent: u64,
     /// Results of each route, in the order of [`Route::ALL`].
     pub routes: Vec<RouteReport>,
@@ -176,7 +176,7 @@ pub struct FrontReport {
     pub stats_csv: Option<PathBuf>,
     /// Reason for which `stats.csv` or `series.csv` is incomplete; `None` if both are complete.
     pub log_problem: Option<String>,
-    /// Every order that the front sent, with its outcome.
+    /// The orders that the front sent or dropped, with their outcomes.
     pub record: OrderRecord,
     /// Counts of requests that were sent to owners, forwarded or sent again; `None` if the setting
     /// `route` is `false`.
@@ -206,9 +206,10 @@ impl FrontReport {
 /// the run.
 ///
 /// # Errors
-/// If a setting cannot be used, the data folder cannot be written, the order management does not
-/// answer within `ready_timeout`, or `stop` becomes `true` before the first request. Once requests
-/// have started, a report is always returned.
+/// If a setting cannot be used, a file or folder cannot be written, the order management is not
+/// ready within `ready_timeout`, its ring cannot be read (with `route`), or `stop` becomes `true`
+/// before the first request. Once requests have started, a report is returned, unless a thread of
+/// the front panics.
 pub async fn run_front(
     config: FrontConfig,
     telemetry: &Telemetry,
@@ -290,7 +291,7 @@ pub async fn run_front(
 /// Returns `false` if the stock of some stores is still missing after `stock_timeout`.
 ///
 /// # Errors
-/// [`Error::Unreachable`] if the order management does not answer within `ready_timeout`.
+/// [`Error::Unreachable`] if the order management is not ready within `ready_timeout`.
 /// [`Error::Interrupted`] if `stop` becomes `true`.
 pub async fn wait_until_ready(config: &FrontConfig, mut stop: watch::Receiver<bool>) -> Result<bool> {
     let client = Client::new(config.oms.clone(), config.request_timeout);
@@ -346,7 +347,7 @@ async fn wait_ready(client: &Client, config: &FrontConfig) -> Result<bool> {
     }
 }
 
-/// Returns the number of the warehouse's stores, or 0 if the warehouse does not answer.
+/// Returns the number of the warehouse's stores, or 0 if the warehouse does not tell it.
 async fn stores_of(config: &FrontConfig) -> u64 {
     let client = Client::new(config.warehouse.clone(), config.request_timeout);
     let summary = client

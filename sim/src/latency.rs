@@ -1,9 +1,10 @@
-//! Histograms of latencies, all with the same bounds, and their percentiles.
+//! Histograms of latencies and lags, all with the same bounds, and their percentiles.
 //!
 //! Invariants:
-//! - Latencies are microseconds from the intended start of a request (no coordinated omission).
-//! - All histograms have three significant digits and the same range, so that the latencies of two
-//!   histograms can be added up.
+//! - A latency counts from the intended start of a request (no coordinated omission). All values
+//!   are microseconds.
+//! - All histograms have three significant digits and the same range, so that one histogram can be
+//!   added to another.
 //! - A latency above the range is recorded as the largest value and never lost.
 
 use std::time::Duration;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
-/// Largest recorded latency, microseconds: ten minutes, far above every request timeout.
+/// Largest recorded latency, microseconds: ten minutes, far above the usual request timeouts.
 const MAX_US: u64 = 600_000_000;
 /// Significant decimal digits of a recorded latency.
 const DIGITS: u8 = 3;

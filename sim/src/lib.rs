@@ -1,17 +1,18 @@
 //! Simulators of the systems around the order management: a shop front that sends load, and a
 //! warehouse that supplies stock and delivers. An audit compares the order management with both.
 //!
-//! The simulators use the order management over HTTP only, as real systems would. All random
-//! choices derive from one seed.
+//! The simulators use the order management from outside, as real systems would: over HTTP, and by
+//! statistics files. Each simulator derives all its random choices from a seed.
 //!
-//! - [`mod@audit`]: compares the order management, the warehouse and the record of the front after
-//!   a run.
+//! - [`mod@audit`]: compares the order management with the warehouse and, after a run, with the
+//!   record of the front.
+//! - [`client`]: a small HTTP client.
 //! - [`cluster_detail`]: the ring and the nodes, as the web console describes them.
 //! - [`compare`]: the numbers of two runs side by side.
 //! - [`front`]: the shop front, with open-loop load, latencies from the intended start, and
 //!   `stats.csv`.
 //! - [`latency`]: latency histograms and their percentiles.
-//! - [`monitor`]: polls both servers during a run.
+//! - [`monitor`]: polls the order management and the warehouse during a run.
 //! - [`report`]: draws a run as one HTML page.
 //! - [`run_folder`]: the record of a run on disk.
 //! - [`samples`]: small files in the formats of the original system, from which this project grew.
@@ -22,7 +23,10 @@
 //! - [`thresholds`]: conditions under which a run fails.
 //! - [`warehouse`]: a simulated warehouse with stock and a durable ledger, slow and unreliable on
 //!   purpose.
-//! - [`workload`]: the planned requests and their intended starts, as pure functions of a seed.
+//! - [`wire`]: the messages of the order management and the warehouse, as the simulators read and
+//!   write them.
+//! - [`workload`]: the planned requests and their intended starts, as pure functions of the
+//!   settings and a seed.
 #![forbid(unsafe_code)]
 
 pub mod audit;

@@ -6,7 +6,8 @@
 //!   first poll.
 //! - If a server does not answer, its last counts stay published. An order management that does not
 //!   answer is marked as unreachable. A failed poll never ends a run.
-//! - Changes of the ring and of the circuit breaker are recorded as events.
+//! - Members that join or leave the ring, changes of the circuit breaker, and an order management
+//!   that stops or resumes answering are recorded as events.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,12 +21,12 @@ use crate::telemetry::{ClusterState, EventKind, NodeState, Telemetry};
 use crate::wire::{Health, WarehouseStatus, WarehouseSummary};
 
 /// Time between two polls. `series.csv` has one line for each second. With two polls a second, each
-/// line has the results of a poll in that second.
+/// line has recent results.
 const POLL_EVERY: Duration = Duration::from_millis(500);
 /// Number of polls from one read of the detail of ring and nodes to the next. A node counts its
 /// requests by whole seconds, so one read of the detail per second is enough.
 const DETAIL_EVERY: u64 = 2;
-/// Maximum time of one poll.
+/// Maximum time of each request of a poll.
 const POLL_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A running monitor; dropping it ends the polls.
@@ -41,8 +42,8 @@ impl Drop for Monitor {
 }
 
 impl Monitor {
-    /// Polls once for the baseline, then starts to poll periodically. If the warehouse does not
-    /// answer the first poll, its baseline is zero.
+    /// Polls once for the baseline, then starts to poll periodically. If a server does not answer
+    /// the first poll, its baseline is zero.
     pub async fn start(oms: Endpoint, warehouse: Endpoint, telemetry: Telemetry) -> Self {
         let poller = Arc::new(Poller {
             oms: Client::new(oms, POLL_TIMEOUT),
@@ -71,15 +72,15 @@ impl Monitor {
         Self { poller, polls }
     }
 
-    /// Polls once, immediately. After the audit, this publishes the counts that the audit compared.
+    /// Polls once, immediately, so that the published counts are up to date.
     pub async fn poll_once(&self) {
         let answers = self.poller.ask(true).await;
         self.poller.publish(answers);
     }
 }
 
-/// Answers of one poll. A field is `None` or empty if its server did not answer. `detail` can be
-/// that of the poll before.
+/// Answers of one poll. A field is `None` or empty if its server did not answer. `detail` is that
+/// of an earlier poll if this poll did not read it.
 struct Answers {
     health: Option<Health>,
     warehouse: Option<WarehouseSummary>,

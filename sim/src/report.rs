@@ -64,7 +64,7 @@ impl Material {
 /// Draws the report of a run. Returns the HTML page.
 ///
 /// # Errors
-/// If a file of the run folder cannot be read or parsed.
+/// If a file of the run folder cannot be read or parsed, or a chart cannot be drawn.
 pub fn render(folder: &RunFolder) -> Result<String> {
     let material = Material::read(folder)?;
     let histograms = folder.histograms()?;

@@ -1,15 +1,17 @@
-//! The record of a run: the folder `DATA/runs/TIME/`, one for each run, never overwritten.
+//! The record of a run: the folder `DATA/runs/TIME/`, one for each run. No run overwrites the
+//! folder of another run.
 //!
 //! | file | content |
 //! | --- | --- |
 //! | `run.json` | scenario, seed, versions; written at the start, so that a killed run has it |
 //! | `series.csv` | a line for each second |
 //! | `stats.csv` | a line for each request, in the format of the original system |
-//! | `events.csv` | events of load, nodes and warehouse |
-//! | `histograms.csv` | latencies of each route without the warm-up |
-//! | `run.log` | log lines written while a live view used the terminal; written by the view |
+//! | `events.csv` | the newest events of the run; written at the end |
+//! | `histograms.csv` | latencies of each route without the warm-up; written at the end |
+//! | `run.log` | log lines of a run with a live view, from the creation of the folder on |
 //! | `view-N.svg`, `view-N.json` | pictures of the live view, if any were saved |
 //! | `summary.json` | the results, the audit and the thresholds; written at the end |
+//! | `report.html` | the run as a page, if `imt sim report` has drawn it |
 
 use std::fmt::Write as _;
 use std::fs;
@@ -43,7 +45,7 @@ pub struct RunFacts {
     pub version: String,
     /// Name of the scenario.
     pub scenario: String,
-    /// The scenario as TOML text.
+    /// The scenario as TOML text; empty for a scenario from command line flags.
     pub scenario_toml: String,
     /// Seed of all random choices.
     pub seed: u64,
@@ -167,7 +169,7 @@ impl RunFolder {
         self.read_json(RUN_JSON)
     }
 
-    /// Reads the summary; `None` for a killed run, which has none.
+    /// Reads the summary; `None` if the run has none, because it was killed or is not over.
     ///
     /// # Errors
     /// If the file exists and cannot be read or parsed.
@@ -178,7 +180,8 @@ impl RunFolder {
         }
     }
 
-    /// Reads the events. Returns an empty list for a killed run, which has no file of events.
+    /// Reads the events. Returns an empty list if there is no file of events, because the run was
+    /// killed or is not over.
     ///
     /// # Errors
     /// If the file exists and cannot be read or parsed.
@@ -200,8 +203,8 @@ impl RunFolder {
             .collect()
     }
 
-    /// Reads the latencies of each route, in the order of the file. Returns an empty list for a
-    /// killed run, which has no such file.
+    /// Reads the latencies of each route, in the order of the file. Returns an empty list if there
+    /// is no such file, because the run was killed or is not over.
     ///
     /// # Errors
     /// If the file exists and cannot be read or parsed.

@@ -54,7 +54,7 @@ fn orders() -> Vec<u8> {
     format!("[\n  {}\n]\n", lines.join(",\n  ")).into_bytes()
 }
 
-/// Writes the samples into a folder and creates it if needed.
+/// Writes the samples into a folder, which is created if it does not exist.
 ///
 /// # Errors
 /// If the folder or a file cannot be written.

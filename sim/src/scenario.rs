@@ -1,7 +1,8 @@
 //! Scenarios: load, behaviour of the warehouse, node events and thresholds of a run, as TOML.
 //!
 //! Invariants:
-//! - An unknown key is an error. Errors name file, line and field.
+//! - An unknown key is an error. An error in the text names file and line, and the field if it is
+//!   known.
 //! - A scenario and a seed determine the requests, the faults and the node events of a run, each
 //!   with its planned time.
 //! - The scenarios of `data/scenarios/` are compiled into the binary, and a test checks each of
@@ -55,7 +56,8 @@ const RANDOM_EVENTS_MAX: usize = 10_000;
 pub struct WarehouseFault {
     /// Time at which the change begins, since the start of the run.
     pub at: Duration,
-    /// Length of the change. Afterwards the warehouse returns to its usual behaviour.
+    /// Length of the change. Afterwards the warehouse returns to its usual behaviour, unless the
+    /// next change has begun.
     pub lasts: Duration,
     /// Behaviour of the warehouse during the change.
     pub profile: Profile,
@@ -114,8 +116,8 @@ pub struct NodeEvent {
     pub action: NodeAction,
     /// Number of the node, from 1.
     pub node: u32,
-    /// Time from the end of the node's process until the node is started again, or length of the
-    /// pause of the process.
+    /// Length of the pause of the process; for a stop, kill or leave, the time from the recovery of
+    /// the other nodes until the node is started again. Without effect for a join.
     pub lasts: Duration,
 }
 
@@ -130,8 +132,9 @@ pub struct RandomEvents {
 }
 
 impl RandomEvents {
-    /// Returns the random events of a run. No event is planned in the last interval of the run, so
-    /// that nodes are available again when the last requests are completed.
+    /// Returns the random events of a run. There are at most [`RANDOM_EVENTS_MAX`]. No event is
+    /// planned in the last interval of the run, so that nodes are available again when the last
+    /// requests are completed.
     fn draw(&self, nodes: u32, seed: u64, until: Duration) -> Vec<NodeEvent> {
         let mut dice = Dice::new(seed, Purpose::Faults);
         let mut events = Vec::new();
@@ -188,9 +191,10 @@ impl Default for WarehousePlan {
 /// All settings of a run: load, customers, warehouse, node events and thresholds.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scenario {
-    /// Name of a built-in scenario, or name of the scenario's file without `.toml`.
+    /// Name of a built-in scenario, name of the scenario's file without its extension, or another
+    /// name for a scenario from command line flags.
     pub name: String,
-    /// Description for people, one sentence.
+    /// Description for people.
     pub description: String,
     /// Seed of all random choices; `None` for the default seed.
     pub seed: Option<u64>,
@@ -233,8 +237,8 @@ impl Scenario {
     /// Finds a built-in scenario by its name, or reads a scenario from a file.
     ///
     /// # Errors
-    /// If there is no such scenario or file, or the text cannot be used. The message names file,
-    /// line and field.
+    /// If there is no such scenario or file, or the text cannot be used. The error of the text
+    /// names the file and the line.
     pub fn find(name_or_path: &str) -> Result<Self> {
         if let Some((name, text)) = BUILT_IN.iter().find(|(name, _)| *name == name_or_path) {
             return Self::parse(name, text).map_err(|fault| fault.in_file(Path::new(name)));

@@ -1,11 +1,11 @@
 //! Random numbers of a simulation, all derived from one seed.
 //!
 //! Invariants:
-//! - Each purpose has its own stream of random numbers (ChaCha8 has 2^64 streams). So one more
+//! - Each purpose has its own streams of random numbers (ChaCha8 has 2^64 streams). So one more
 //!   random number for the requests of the shop front never changes the stock of the warehouse.
 //! - Concurrent calls to the warehouse have a stream for each order id and number of the attempt.
-//!   So the delay and the fault of a call do not depend on the sequence in which the calls arrive,
-//!   and are the same in a repeated run.
+//!   So the delay and the fault of a call do not depend on the sequence in which the calls arrive.
+//!   Under the same behaviour of the warehouse, they are the same in a repeated run.
 //! - A number in a range is computed here by a multiplication, and not by a library. A new version
 //!   of a library may give other numbers, but the samples in `data/samples` must keep every byte.
 
@@ -19,7 +19,7 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 pub(crate) enum Purpose {
     /// Intended starts of the front's requests.
     Arrivals = 1,
-    /// Content of the front's requests: products, quantities and transaction ids.
+    /// Kinds and content of the front's requests, and the usual delays of payments.
     Requests = 2,
     /// The stock with which a new warehouse begins.
     Stock = 3,

@@ -3,8 +3,7 @@
 //! Invariants:
 //! - The first line names the columns. A reader finds columns by name and reads absent columns as
 //!   0, so that a newer program reads the run folders of an older program.
-//! - A killed run leaves whole lines. Only the last line may be incomplete, and a reader ignores
-//!   it.
+//! - The last line of a killed run may be incomplete. A reader ignores such a line.
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -84,8 +83,8 @@ pub(crate) fn line(point: &SecondPoint) -> String {
 /// Reads the series of a run folder. An incomplete last line is ignored.
 ///
 /// # Errors
-/// If the file cannot be read, or a line does not have a number in each column. The error of such a
-/// line contains its line number.
+/// If the file cannot be read, or a line after the first does not have exactly one number for each
+/// column. The error of such a line contains its line number.
 pub fn read(folder: &Path) -> Result<Vec<SecondPoint>> {
     let path = folder.join(FILE);
     let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;

@@ -1,4 +1,5 @@
-//! The summary of a run: as a table of at most 80 columns for people, and as JSON for programs.
+//! The summary of a run: as a table for people, and as JSON for programs. The table has 80 columns,
+//! except in lines with a path, a command or a finding.
 //!
 //! Invariants:
 //! - Counts include this run only. Totals of the data folder have a separate field.
@@ -35,7 +36,7 @@ pub enum Verdict {
     ThresholdMissed,
     /// The lag of the shop front was too large, so the latencies are not those of the server.
     Invalid,
-    /// The order management or the warehouse could not be read, so the run has no audit.
+    /// The audit could not be done.
     Unaudited,
 }
 
@@ -105,8 +106,8 @@ pub struct Summary {
     pub dropped: u64,
     /// Lag of the requests: actual start minus intended start.
     pub lag: Latency,
-    /// Number of payments that were never sent, because the run was stopped early or a request was
-    /// dropped.
+    /// Number of orders that were sent without any of their planned payments, because the run was
+    /// stopped early or requests were dropped.
     pub payments_not_sent: u64,
     /// Results of each route.
     pub routes: Vec<RouteReport>,
@@ -121,7 +122,7 @@ pub struct Summary {
     pub nodes: Vec<NodeState>,
     /// Totals of the data folder, including earlier runs.
     pub data_folder: FolderTotals,
-    /// Report of the audit; `None` if the order management or the warehouse could not be read.
+    /// Report of the audit; `None` if the audit could not be done.
     pub audit: Option<AuditReport>,
     /// Result of each threshold of the run.
     pub thresholds: Vec<ThresholdResult>,

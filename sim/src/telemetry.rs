@@ -1,15 +1,15 @@
 //! Live state of a run: the parts of a simulation write it, and every view reads it.
 //!
-//! Writers are the shop front's recorder, the monitor of both servers (order management and
-//! warehouse) and the driver of node events. A view (progress line, terminal, web page) reads a
+//! Writers are for example the shop front, the monitor of both servers (order management and
+//! warehouse) and the driver of node events. A view (a progress line or the live view) reads a
 //! copy.
 //!
 //! Invariants:
-//! - A reader holds the lock only while it copies the counts and the requested seconds, never while
-//!   it draws.
-//! - Second `n` is published once, after it has ended. A published second never changes.
+//! - A view holds the lock only while it copies the state, never while it draws.
+//! - Each second is published once, after it has ended; the last second is published when the run
+//!   ends. A published second never changes.
 //! - The newest [`SECONDS_MAX`] seconds and [`EVENTS_MAX`] events stay in memory. The run folder
-//!   has all of them.
+//!   has all seconds, and the events that are in memory at the end.
 //!
 //! Deliberately absent: percentiles over several seconds. Percentiles of single seconds cannot be
 //! added, so the recorder calculates those of the whole run from its histograms.
@@ -86,8 +86,9 @@ pub enum Phase {
     Waiting,
     /// The shop front starts requests.
     Sending,
-    /// The sending window, in which orders and statistics requests start, is over. Payments that
-    /// are due are still sent, and requests in flight are completed.
+    /// The sending window, in which orders and statistics requests start, is over or was stopped.
+    /// Requests in flight are completed. Unless the run was stopped, the remaining payments and
+    /// cancellations are still sent.
     Draining,
     /// The audit compares the order management with the warehouse.
     Auditing,
@@ -144,7 +145,9 @@ pub struct RouteSecond {
     pub max_us: u64,
 }
 
-/// One second of a run. Except in `sent`, a request is counted in the second in which it ended.
+/// One second of a run. Except in `sent`, a request is counted in the second in which it ended. All
+/// counts are taken about 0.1 s after the end of the second, so they may include the beginning of
+/// the next second.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecondPoint {
     /// Seconds since the start of the run, from 0.
@@ -162,7 +165,7 @@ pub struct SecondPoint {
     pub dropped: u64,
     /// Number of requests in flight at the end of the second.
     pub in_flight: u64,
-    /// 99th percentile of the lag, microseconds.
+    /// 99th percentile of the lag of the requests that ended, microseconds.
     pub lag_p99_us: u64,
     /// Results of each route, in the order of [`Route::ALL`].
     pub routes: [RouteSecond; Route::COUNT],
@@ -197,7 +200,7 @@ pub struct NodeState {
     pub is_served: bool,
 }
 
-/// State of the order management as of the last poll.
+/// State of the order management at the last poll that it answered.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterState {
     /// `true` if the order management answered the last poll.
@@ -210,8 +213,8 @@ pub struct ClusterState {
     pub nodes: Vec<NodeState>,
     /// Names of the volumes that are served by the node that answers the polls.
     pub volumes: Vec<String>,
-    /// The ring and the nodes in detail, as read from the node's web console; empty if the node has
-    /// no web console.
+    /// The ring and the nodes in detail, as read from the node's web console; empty if the console
+    /// did not answer the last read.
     #[serde(default)]
     pub detail: ClusterDetail,
     /// Number of orders by state in the whole data folder, earlier runs included.
@@ -301,13 +304,13 @@ impl EventKind {
 pub struct RunEvent {
     /// Time of the event, unix milliseconds.
     pub at_ms: u64,
-    /// Milliseconds since the first request of the run; 0 for events before it.
+    /// Milliseconds since the start of the sending window; 0 for events before it.
     pub offset_ms: u64,
     /// The kind of the event.
     pub kind: EventKind,
     /// Name of the subject of the event: a node, a load phase, a fault, or a server.
     pub subject: String,
-    /// Description of the event for people, one sentence.
+    /// Description of the event for people.
     pub text: String,
 }
 
@@ -320,9 +323,9 @@ pub struct RunState {
     pub scenario: String,
     /// Seed of all random choices.
     pub seed: u64,
-    /// Start of the first request, unix milliseconds; 0 before that request.
+    /// Start of the sending window, unix milliseconds; 0 before it.
     pub started_at_ms: u64,
-    /// Time since the start of the first request.
+    /// Time since the start of the sending window.
     pub elapsed: Duration,
     /// Configured length of the sending window, the time in which orders and statistics requests
     /// start.
@@ -375,7 +378,7 @@ impl RunState {
             .map(|now| now.since(&self.warehouse_before))
     }
 
-    /// Adds the current state of the order management and the warehouse to a second that has ended,
+    /// Adds the current state of the order management and the warehouse to the counts of a second,
     /// and appends the second to `seconds`. If `seconds` is full, its oldest second is removed.
     pub fn push_second(&mut self, mut point: SecondPoint) {
         point.in_flight = self.in_flight();

@@ -59,7 +59,8 @@ pub struct WarehouseConfig {
     pub oms: Endpoint,
     /// Folder for the statistics files. The ledger is `warehouse/ledger.jsonl` in this folder.
     pub data: PathBuf,
-    /// Seed of all random choices.
+    /// Seed of all random choices. An existing ledger keeps the stock of the seed with which it
+    /// began.
     pub seed: u64,
     /// Numbers of products and stores of a new ledger. An existing ledger keeps its own numbers.
     pub shape: StockShape,
@@ -71,8 +72,7 @@ pub struct WarehouseConfig {
     pub stat_file_lines: u32,
     /// Behaviour at the start. [`WarehouseControl`] can replace it later.
     pub behaviour: Behaviour,
-    /// `true` to restock before each snapshot about half of the quantities from which units were
-    /// sold.
+    /// `true` to restock some of the quantities from which units were sold, before each snapshot.
     pub restock: bool,
 }
 
@@ -240,11 +240,10 @@ pub struct Warehouse {
 
 impl Warehouse {
     /// Opens the ledger, listens, and starts to send stock snapshots and to write statistics files.
-    /// A snapshot is sent again until the order management accepts or refuses it.
     ///
     /// # Errors
-    /// If a setting cannot be used, the data folder cannot be written or is in use, the ledger is
-    /// malformed, or the port is taken.
+    /// If a setting cannot be used, the warehouse cannot listen on its address, the data folder
+    /// cannot be written, or the ledger is in use or malformed.
     pub async fn start(config: WarehouseConfig) -> Result<Self> {
         config.check()?;
         let folder = config.data.join("warehouse");
@@ -321,7 +320,7 @@ impl Warehouse {
         WarehouseControl(Arc::clone(&self.shared))
     }
 
-    /// Waits until the order management has accepted the first snapshot of the stock.
+    /// Waits until the order management has accepted a snapshot of the stock since the start.
     pub async fn stocked(&self) {
         // `self` holds the shared state with the sender, so `wait_for` cannot fail.
         let _ = self.shared.stocked.subscribe().wait_for(|stocked| *stocked).await;

@@ -1,9 +1,8 @@
 //! Messages on the wire, as the simulators understand them.
 //!
-//! The simulators use only the public routes of the order management, as a real shop and a real
-//! warehouse would. These types are defined here and not imported from the order management. So a
-//! run fails if the order management changes its formats by mistake. Reading is lenient: unknown
-//! fields are ignored, and optional fields may be absent.
+//! These types are defined here and not imported from the order management, so that a run can
+//! reveal a change of the order management's formats by mistake. Reading is lenient: unknown fields
+//! are ignored, and optional fields may be absent.
 
 use std::collections::BTreeMap;
 
@@ -42,9 +41,9 @@ pub enum OrderState {
     Received,
     /// A store has reserved the units of the order.
     Reserved,
-    /// The warehouse prepares the order.
+    /// The warehouse has confirmed that it prepares the order.
     Announced,
-    /// The customer has paid the order.
+    /// The customer has paid the order, and its delivery is not requested yet.
     Paid,
     /// The warehouse has been asked to deliver the order.
     Delivering,
@@ -66,8 +65,7 @@ pub enum OrderState {
 }
 
 impl OrderState {
-    /// All known states: first the states of a usual order in sequence, then the other final
-    /// states.
+    /// All known states: first the states of a usual order in sequence, then the others.
     pub const ALL: [Self; 11] = [
         Self::Received,
         Self::Reserved,
@@ -128,7 +126,7 @@ pub struct Order {
     pub store_id: Option<u32>,
     /// The state of the order.
     pub state: OrderState,
-    /// Transaction id of the payment; `None` before the payment.
+    /// Transaction id of the first payment; `None` before it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transaction_id: Option<u64>,
     /// Transaction ids of the payments that must be refunded.
@@ -286,7 +284,7 @@ pub struct Health {
     /// Epoch of the newest ring that the node knows.
     #[serde(default)]
     pub epoch: u64,
-    /// Number of orders by state, in the whole data folder.
+    /// Number of orders by state, earlier runs included.
     #[serde(default)]
     pub orders: BTreeMap<String, u64>,
     /// Number of messages in the outbox that the warehouse has not confirmed, dead letters
@@ -367,10 +365,11 @@ pub struct WarehouseSummary {
     pub malformed: u64,
     /// Number of calls that the warehouse answered 504 since its start, performed or not.
     pub gateway_timeouts: u64,
-    /// Number of delivery calls since the warehouse's start that repeated a delivery already
-    /// confirmed to the caller.
+    /// Number of delivery calls since the warehouse's start that the warehouse confirmed although
+    /// it had already confirmed the same delivery since its start.
     pub duplicates_after_answer: u64,
-    /// Number of stock snapshots that the order management accepted since the warehouse's start.
+    /// Number of stock snapshots that the order management accepted since the warehouse's start. A
+    /// repetition on purpose is not counted.
     pub snapshots_sent: u64,
     /// Number of stock snapshots that the order management refused since the warehouse's start.
     #[serde(default)]
@@ -481,7 +480,7 @@ pub struct Refusal {
     pub order: String,
     /// Id of the store that has too few units for the order.
     pub store: u32,
-    /// Number of the first product of the order with too few units.
+    /// Id of the first product of the order with too few units.
     pub product: u32,
     /// Number of units of this product that were requested.
     pub asked: u32,

@@ -7,8 +7,9 @@
 //!   down (open loop).
 //! - Requests are ordered by their intended starts. A payment or cancellation comes after its
 //!   order, except for a payment that is planned ahead of its order.
-//! - Every statistics request and every order has a new id, from `first_id`. Payments and
-//!   cancellations have no id of their own.
+//! - Every statistics request and every order has a new id, from `first_id`. A replay gives one id
+//!   to all requests that placed the same order. Payments and cancellations have no id of their
+//!   own.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -45,8 +46,8 @@ pub enum Request {
         order: u64,
         /// The bank's number of the payment.
         transaction_id: u32,
-        /// `true` for a payment ahead of its order. Such a payment does not wait for the answer to
-        /// its order.
+        /// `true` for a payment ahead of its order, and for each payment of a replay. Such a
+        /// payment does not wait for the answer to its order.
         is_early: bool,
     },
     /// `POST /order/{order}/cancel`.
@@ -66,7 +67,7 @@ pub struct Arrival {
 }
 
 /// Source of the intended starts. Phases determine only the starts of orders and statistics
-/// requests. Payments and cancellations start at random times relative to their order.
+/// requests; payments and cancellations then start at random times relative to their order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Load {
     /// Phases, each with a rate of requests.
@@ -123,8 +124,7 @@ impl Load {
 pub struct Workload {
     /// Seed of all random choices.
     pub seed: u64,
-    /// Lowest id of the run. Orders and statistics requests have consecutive ids that begin with
-    /// it.
+    /// Lowest id of the run. The ids of orders and statistics requests begin with it.
     pub first_id: u64,
     /// Source of the intended starts.
     pub load: Load,

@@ -1,5 +1,5 @@
-//! `imt audit`: compares an order management with its warehouse, as `imt sim run` does after its
-//! last request.
+//! `imt audit`: compares an order management with its warehouse and with a log of requests, if
+//! there is one. `imt sim run` does the same after its last request, and also knows all answers.
 
 use crate::cluster::NodeAddress;
 use crate::colour::Paint;
@@ -78,8 +78,9 @@ async fn audit(args: AuditArgs, output: OutputFormat) -> Result<Exit, CliError> 
         stalled_after: args.wait.min(STALLED_AFTER),
         wait_max: args.wait,
         log: args.requests.or_else(|| own_log(&args.data, is_own)),
-        // The audit compares the log with the counters of `oms` only if the cluster has a single
-        // node. With several nodes, the shop may have sent some requests of the log to other nodes.
+        // The audit compares the log with the counters of `oms` only if the data folder lists a
+        // single node. With several nodes, the shop may have sent some requests of the log to other
+        // nodes.
         log_is_of_node: imt_oms::node_infos(&args.data).is_ok_and(|nodes| nodes.len() == 1),
         repeats: args.repeat.into(),
         ..AuditConfig::new(oms, warehouse(asked, &args.data, is_own)?)
@@ -120,8 +121,9 @@ fn own_log(data: &Path, is_own: bool) -> Option<PathBuf> {
     Some(data.join(LOG)).filter(|log| is_own && log.is_file())
 }
 
-/// Returns the address of the warehouse: `asked` if given, else the one in the node's data folder,
-/// else the default. `is_own` is `true` if the audited node belongs to the data folder `data`.
+/// Returns the address of the warehouse: `asked` if given, else the one stored in the data folder
+/// `data`, else the default. `is_own` is `true` if the audited node belongs to this folder.
+/// Otherwise the folder is not read.
 fn warehouse(asked: Option<String>, data: &Path, is_own: bool) -> Result<Endpoint, CliError> {
     let stored = || match is_own {
         true => imt_oms::read_warehouse(data).ok().flatten(),

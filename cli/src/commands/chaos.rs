@@ -3,11 +3,11 @@
 //!
 //! Invariants:
 //! - Each node with random events runs in a process of its own. The first of these nodes
-//!   coordinates the cluster.
+//!   coordinates the cluster until an event ends it.
 //! - Without `--route`, the shop calls only a node in this process, and no event happens to this
 //!   node. A failed request is therefore a fault of the cluster, and not a connection that ended
 //!   with a killed node.
-//! - The seed determines the order of the events.
+//! - The seed determines the events and their order.
 
 use super::sim::load::LoadArgs;
 use super::sim::{self, ShopPlan};
@@ -20,7 +20,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Name of the node in this process, which the shop calls.
+/// Name of the node in this process. Without `--route`, the shop calls only this node.
 const ENTRY: &str = "chaos-entry";
 
 #[derive(clap::Args)]

@@ -1,4 +1,5 @@
-//! `imt config`: shows each setting with the value that commands use, and the source of that value.
+//! `imt config`: shows each setting with the value that commands use if no flag sets it, and the
+//! source of that value.
 
 use std::process::ExitCode;
 

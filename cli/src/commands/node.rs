@@ -1,4 +1,5 @@
-//! `imt node`: starts, lists, stops and removes the nodes of a data folder or of an engine.
+//! `imt node`: starts, lists, stops and removes the nodes of a data folder or of an engine, and
+//! shows or changes their warehouse.
 
 mod default_name;
 mod other_nodes;
@@ -23,9 +24,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Default address of the first node of a cluster. Further nodes use a free port by default.
+/// Default address of a node that starts while no other node of its cluster runs. Otherwise a node
+/// uses a free port by default.
 const FIRST_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9090);
-/// Timeout of a request to a node. A node that exceeds it is listed as not answering.
+/// Maximum time for a node to answer a request of a command.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval of polls while a command waits for a change of a node's state.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -247,7 +249,8 @@ async fn start(args: StartArgs) -> Result<ExitCode, CliError> {
 /// address, the message names `flag`, the flag that sets the address.
 pub(super) fn cannot_start(name: &str, error: NodeError, flag: &str) -> CliError {
     let advice = match error {
-        // A setting that contradicts the running nodes is an error of usage, like a wrong flag.
+        // A setting that contradicts the state of the cluster is an error of usage, like a wrong
+        // flag.
         NodeError::Config {
             setting: "weight", ..
         }
@@ -267,7 +270,7 @@ enum NodeState {
     Leaving,
     Degraded,
     NotAnswering,
-    /// The node has published a description, and its process has ended.
+    /// The node has published a description and does not run.
     Gone,
     /// The ring has the node as a member, and no description of the node exists.
     Stopped,
@@ -502,9 +505,9 @@ async fn stop(name: &NodeName, cluster: Cluster, output: OutputFormat) -> Result
     Ok(ExitCode::SUCCESS)
 }
 
-/// Removes a node from the ring, and waits until its slots have moved and its process has ended.
-/// Once the coordinator has recorded the request, the nodes complete the removal even if this
-/// command is stopped.
+/// Removes a node from the ring, and waits until its slots have moved, at most for `timeout`. Then
+/// waits for the end of its process, at most for [`END_TIMEOUT`]. Once the coordinator has recorded
+/// the request, the nodes complete the removal even if this command is stopped.
 async fn leave(
     node: &NodeName,
     cluster: Cluster,
@@ -566,8 +569,8 @@ async fn is_member(cluster: &Cluster, node: &NodeName) -> Result<bool, CliError>
     Ok(ring.is_some_and(|ring| ring.member(node).is_some()))
 }
 
-/// Refuses a leave that could never be completed. The node must be a member of the ring, and
-/// another member must have a weight above 0, so that the orders can move to that member.
+/// Refuses a leave that the present members could not complete. The node must be a member of the
+/// ring, and another member must have a weight above 0, so that the orders can move to that member.
 async fn check_leaving(cluster: &Cluster, name: &NodeName) -> Result<(), CliError> {
     // Unlike `Cluster::ring`, `Cluster::look` fails if the data folder does not exist, with a
     // message that names the folder.
@@ -607,8 +610,9 @@ async fn reports(cluster: &Cluster) -> Vec<NodeReport> {
     found
 }
 
-/// Logs the progress of a leave. Sends the request to leave again if no node reports it, because
-/// the nodes that received the request may have died.
+/// Logs the progress of a leave, or the trouble that a node reports. Sends the request to leave
+/// again if nodes answer and none of them reports the leave, because the nodes that received the
+/// request may have died.
 async fn remind(cluster: &Cluster, name: &str) {
     let reports = reports(cluster).await;
     if !reports.is_empty()

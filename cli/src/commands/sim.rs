@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Default interval at which the node of a simulated shop searches for statistics files. It is
-/// short, so that the first sales are known within a second.
+/// Interval at which the node of a simulated shop searches for statistics files, in place of the
+/// default of `--stat-scan`. It is short, so that a new file is counted within a second.
 const STAT_SCAN_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) mod fleet;
@@ -396,7 +396,7 @@ pub(super) struct ShopPlan {
 }
 
 /// Starts the nodes, the warehouse and the shop front with the settings of `plan`, and stops them
-/// after the run.
+/// after the run. `tune` changes the configuration of the node in this process.
 pub(super) async fn run_shop(
     plan: ShopPlan,
     tune: impl FnOnce(&mut NodeConfig),

@@ -52,7 +52,7 @@ pub(crate) fn print_json_line(value: &serde_json::Value) -> Result<(), CliError>
     print_text(&value.to_string())
 }
 
-/// Prints a result in the wanted format: a sentence for people, or a JSON document for programs.
+/// Prints a result in the wanted format: text for people, or a JSON document for programs.
 pub(crate) fn print_either(
     output: OutputFormat,
     text: &str,

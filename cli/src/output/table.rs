@@ -15,7 +15,7 @@ use unicode_width::UnicodeWidthStr;
 const STATE: &str = "state";
 /// Number of blanks between two columns of a table.
 const GAP: usize = 2;
-/// Minimum width to which a column of a table is narrowed, in characters.
+/// Minimum width to which a column of a table is narrowed, in columns of the terminal.
 const COLUMN_MIN: usize = 4;
 
 /// Flags of a command that prints a table.
@@ -47,7 +47,7 @@ impl TableArgs {
         self.no_header
     }
 
-    /// Returns a table as text. The first row in `rows` is the heading.
+    /// Returns a table as text, or as CSV with `--csv`. The first row in `rows` is the heading.
     ///
     /// # Errors
     /// Fails if `--fields` names a column that the table does not have.
@@ -105,7 +105,7 @@ fn csv_line(row: &[String], is_heading: bool) -> String {
 }
 
 /// Aligns rows in columns. The first row is the heading. Columns of numbers are aligned to the
-/// right. On a terminal, long cells are cut so that a row fits its width.
+/// right. On a terminal, long cells are cut so that a row fits its width, if possible.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     laid_out(rows, terminal::width(), true)
 }
@@ -146,7 +146,8 @@ fn laid_out(rows: &[Vec<String>], columns: Option<usize>, has_heading: bool) -> 
     text
 }
 
-/// Narrows the widest columns until a row fits into `columns`, but none below [`COLUMN_MIN`].
+/// Narrows the widest columns until a row fits into a terminal of `columns` columns, or until no
+/// column is wider than [`COLUMN_MIN`].
 fn shrink(widths: &mut [usize], columns: usize) {
     let gaps = GAP * widths.len().saturating_sub(1);
     for width in widths.iter_mut() {

@@ -1,6 +1,6 @@
 //! Properties of the output: colour, width of the terminal, and quiet mode.
 //!
-//! Invariant: `--color` overrides `NO_COLOR`, and `NO_COLOR` turns colour off on a terminal.
+//! Invariant: `--color always` overrides `NO_COLOR`. Otherwise `NO_COLOR` turns colour off.
 
 use std::io::IsTerminal;
 use std::sync::OnceLock;
@@ -60,8 +60,9 @@ pub(crate) fn is_coloured(stream: &impl IsTerminal) -> bool {
     choices().color.applies_to(stream)
 }
 
-/// Returns the width of the terminal at standard output, or `None` if standard output is no
-/// terminal.
+/// Returns the width of the terminal at standard output. If the terminal does not report it, the
+/// variable `COLUMNS` gives the width. Returns `None` if standard output is no terminal, or if the
+/// width is unknown.
 pub(crate) fn width() -> Option<usize> {
     let stdout = std::io::stdout();
     if !stdout.is_terminal() {
@@ -74,7 +75,7 @@ pub(crate) fn width() -> Option<usize> {
     columns.or_else(|| std::env::var("COLUMNS").ok()?.parse().ok())
 }
 
-/// Cuts a line to a number of columns. An ellipsis marks the cut.
+/// Cuts a line to a number of columns, at least 1. An ellipsis marks the cut.
 pub(crate) fn cut(line: &str, columns: usize) -> String {
     if line.width() <= columns {
         return line.to_owned();

@@ -12,9 +12,8 @@ pub(super) struct Point {
     pub(super) style: Style,
 }
 
-/// Draws the newest points of a curve, with the last point at the right edge. If the area has more
-/// columns than the run has seconds, each second gets several columns, up to 8. So the curve of a
-/// complete run fills most of the area.
+/// Draws the newest points of a curve, with the last point at the right edge. If the area has
+/// columns for it, each planned second of the run gets several columns of equal number, at most 8.
 pub(super) fn draw(frame: &mut Frame, area: Rect, points: &[Point], seconds_planned: u64) {
     if area.is_empty() {
         return;

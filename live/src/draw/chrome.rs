@@ -23,7 +23,7 @@ pub(super) fn draw_too_small(frame: &mut Frame, area: Rect) {
     frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }), area);
 }
 
-/// Draws the name of the scenario, the stage of the run and its progress.
+/// Draws the name of the scenario, the seed, the stage of the run and its progress.
 pub(super) fn draw_header(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     let [title, progress] = super::rows(area, [Constraint::Length(1), Constraint::Length(1)]);
     let stage = stage(state, theme);
@@ -157,8 +157,8 @@ pub(super) fn draw_footer(frame: &mut Frame, area: Rect, state: &State, theme: T
         frame.render_widget(notice.alignment(Alignment::Right), area);
         return;
     }
-    // The details of the nodes come from the web console. Without details there is no console, so
-    // its address is not shown.
+    // The details of the nodes come from the web console. Without details there is no console, or
+    // it does not answer, so its address is not shown.
     let has_console = !state.run.cluster.detail.nodes.is_empty();
     if let Some(console) = state.console.as_ref().filter(|_| has_console) {
         let link = Line::from(vec![

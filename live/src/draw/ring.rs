@@ -106,8 +106,8 @@ pub(super) struct NodeRow {
 pub(super) struct RingView {
     pub(super) epoch: u64,
     pub(super) nodes: Vec<NodeRow>,
-    /// Runs of neighbouring slots with the same owner, in slot order. `SlotRun::member` is an index
-    /// in `nodes` here.
+    /// Runs of neighbouring slots with the same owner, in slot order; if the slots are unknown, one
+    /// run for each node. `SlotRun::member` is an index in `nodes` here.
     pub(super) runs: Vec<SlotRun>,
 }
 
@@ -212,8 +212,9 @@ impl NodeRow {
         }
     }
 
-    /// Returns the text of the column `serves`. For a serving node, these are the volumes that it
-    /// serves. For any other node, this is its status and the node that serves its volume.
+    /// Returns the text of the column `serves`. For a serving node, this is its own volume and the
+    /// others that it serves. For any other node, this is its status and the node that serves its
+    /// volume, if there is one.
     fn note(&self, ring: &RingView, width: usize) -> String {
         if !self.is_serving() {
             let server = ring.server_of(&self.name).filter(|server| *server != self.name);
@@ -239,13 +240,14 @@ impl NodeRow {
     }
 }
 
-/// Returns the letter by which the node at an index is recognised without colours.
+/// Returns the letter by which the node at an index is recognised without colours. After 26 nodes
+/// the letters repeat.
 pub(super) fn letter(place: usize) -> char {
     char::from(b'A' + (place % 26) as u8)
 }
 
 /// Returns a bar in which each node has a part as wide as its share of the slots. The node's letter
-/// is in the middle of its part.
+/// is in the middle of its part, if that has a column.
 fn share_bar(ring: &RingView, width: usize, theme: Theme) -> Line<'static> {
     let slots = ring.slots();
     let (mut before, mut column) = (0_u64, 0);

@@ -1,5 +1,5 @@
-//! Draws the ring as a circle of half-block characters in the owners' colours. Slot 0 is at the
-//! top, and the slots continue clockwise.
+//! Draws the ring as a circle of block characters in the owners' colours, or of the owners' letters
+//! without colours. Slot 0 is at the top, and the slots continue clockwise.
 //!
 //! A terminal cell is about twice as high as wide, so each cell has two square points, one above
 //! the other.
@@ -19,7 +19,7 @@ use crate::theme::{Palette, Theme};
 /// text.
 const HOLE: f64 = 0.62;
 
-/// Draws the largest circle that fits, in the centre of the area.
+/// Draws the largest circle that fits, in the centre of the area, if that has room for one.
 pub(super) fn draw(buffer: &mut Buffer, area: Rect, ring: &RingView, theme: Theme) {
     let points = area.width.min(area.height.saturating_mul(2));
     // With a diameter below 8 points, the circle would have no hole.
@@ -78,7 +78,7 @@ struct Circle<'a> {
 
 impl Circle<'_> {
     /// Returns the index of the member that owns the slot at a point. Returns `None` for a point in
-    /// the hole or outside the circle.
+    /// the hole or outside the circle, and for a ring without slots.
     fn owner(&self, column: u16, row: u16) -> Option<usize> {
         let x = f64::from(column) + 0.5 - self.radius;
         let y = f64::from(row) + 0.5 - self.radius;

@@ -73,7 +73,7 @@ fn event_line(event: &RunEvent, width: usize, theme: Theme) -> Line<'static> {
     let Mark { symbol, style } = mark(event.kind, theme);
     let seconds = event.offset_ms as f64 / 1_000.0;
     let at = format!("{seconds:>7.1} s ");
-    // The time, a blank, the symbol and another blank come before the text.
+    // The time with its blank, the symbol and another blank come before the text.
     let text = fit(&event.text, width.saturating_sub(at.len() + 2));
     Line::from(vec![
         Span::styled(at, theme.quiet()),

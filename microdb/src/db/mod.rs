@@ -65,7 +65,7 @@ impl Db {
     /// - [`Error::Locked`](crate::Error::Locked) if another process or handle has the database open
     ///   for writing.
     /// - [`Error::Corrupt`](crate::Error::Corrupt) if bytes before the durable frontier are
-    ///   damaged. No file is changed in that case.
+    ///   damaged. No file except LOCK is changed in that case.
     /// - [`Error::Version`](crate::Error::Version) for a newer format.
     /// - [`Error::Invalid`](crate::Error::Invalid) for the empty path.
     /// - [`Error::Io`](crate::Error::Io) for errors of the operating system.
@@ -98,7 +98,7 @@ impl Db {
     ///   for an unusable name.
     /// - [`Error::NoSuchTable`](crate::Error::NoSuchTable) if the table does not exist and the
     ///   database is read-only.
-    /// - The errors of a commit.
+    /// - The errors of [`Table::put`].
     pub fn table(&self, name: &str) -> Result<Table> {
         let core = match self.engine.table_named(name) {
             Some(core) => core,
@@ -159,7 +159,8 @@ impl Db {
     /// it does not exist. [`Codec`] has an example.
     ///
     /// A new table records its encoding and the name of its type of keys, so that tools can show
-    /// keys (see [`TableInfo::keys_as`]). Neither is checked when the table is opened again.
+    /// keys (see [`TableInfo::keys_as`]). A text of more than 255 bytes is not recorded. Neither
+    /// encoding nor type is checked when the table is opened again.
     ///
     /// # Errors
     /// The errors of [`Db::table`].
@@ -210,8 +211,8 @@ impl Db {
         tables.into_iter().map(info).collect()
     }
 
-    /// Drops a table with all its records, durably. Existing handles to the table return
-    /// [`Error::TableDropped`](crate::Error::TableDropped) from then on.
+    /// Drops a table with all its records, durably. Gets and writes through existing handles of the
+    /// table fail with [`Error::TableDropped`](crate::Error::TableDropped) from then on.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -227,7 +228,7 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable), and the errors of a commit.
+    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable), and the errors of [`Table::put`].
     pub fn drop_table(&self, name: &str) -> Result<()> {
         self.engine.drop_table(name)
     }
@@ -248,7 +249,9 @@ impl Db {
     ///
     /// # Errors
     /// [`Error::NoSuchTable`](crate::Error::NoSuchTable),
-    /// [`Error::TableExists`](crate::Error::TableExists), and the errors of a commit.
+    /// [`Error::TableExists`](crate::Error::TableExists),
+    /// [`Error::TooLarge`](crate::Error::TooLarge) or [`Error::Invalid`](crate::Error::Invalid) for
+    /// an unusable new name, and the errors of [`Table::put`].
     pub fn rename_table(&self, from: &str, to: &str) -> Result<()> {
         self.engine.rename_table(from, to)
     }
@@ -274,7 +277,8 @@ impl Db {
     ///
     /// # Errors
     /// [`Error::NoSuchTable`](crate::Error::NoSuchTable); [`Error::Invalid`](crate::Error::Invalid)
-    /// if a name occurs twice; the errors of a commit. Nothing has changed after an error.
+    /// if a name occurs twice or is unusable; the errors of [`Table::put`]. Nothing has changed
+    /// after an error, except perhaps after [`Error::Poisoned`](crate::Error::Poisoned).
     pub fn replace_tables(&self, pairs: &[(&str, &str)]) -> Result<()> {
         self.engine.replace_tables(pairs)
     }
@@ -294,13 +298,16 @@ impl Db {
     ///
     /// # Errors
     /// [`Error::Poisoned`](crate::Error::Poisoned) if this or an earlier write or sync fails.
+    /// [`Error::ReadOnly`](crate::Error::ReadOnly), [`Error::Closed`](crate::Error::Closed) and
+    /// [`Error::Forked`](crate::Error::Forked).
     pub fn sync(&self) -> Result<()> {
         self.engine.check_writable()?;
         self.engine.sync_log().map(|_| ())
     }
 
     /// Writes a checkpoint, so that the next open need not replay the log up to this moment.
-    /// Checkpoints are also written in the background as the log grows, and by [`Db::close`].
+    /// Checkpoints are also written in the background as the log grows, and by [`Db::close`] if the
+    /// next open would otherwise replay much. Segments emptied by compaction are removed.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -314,8 +321,10 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) if the disk is full (commits continue);
-    /// [`Error::Poisoned`](crate::Error::Poisoned) after a failed write or sync of the log.
+    /// [`Error::Io`](crate::Error::Io) if the checkpoint cannot be written, for example on a full
+    /// disk, or if an old file cannot be removed (commits continue).
+    /// [`Error::Poisoned`](crate::Error::Poisoned) after a failed write or sync of the log or of
+    /// SUPER. [`Error::Corrupt`](crate::Error::Corrupt) if the directory is damaged.
     pub fn checkpoint(&self) -> Result<()> {
         self.engine.checkpoint()?;
         if !self.engine.options.background {
@@ -389,8 +398,8 @@ impl Db {
     /// Other handles return [`Error::Closed`](crate::Error::Closed) from then on.
     ///
     /// Dropping the last handle also closes the database, but cannot report an error. Rust never
-    /// drops a handle in a `static`: without this call, the last buffered commits are lost when the
-    /// process ends.
+    /// drops a handle in a `static`: without this call, the last buffered commits can be lost when
+    /// the process ends.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -406,16 +415,17 @@ impl Db {
     ///
     /// # Errors
     /// [`Error::Poisoned`](crate::Error::Poisoned) if this or an earlier write or sync fails.
+    /// [`Error::Forked`](crate::Error::Forked) in a forked child, where nothing is closed.
     pub fn close(self) -> Result<()> {
         self.engine.close(Closing::Usual)
     }
 
     /// Closes like [`Db::close`], but faster, because another process waits to open the database.
     ///
-    /// `close` usually writes a checkpoint, which takes time proportional to the size of the
-    /// directory. This method writes none if at most 256 KiB of log were appended since the last
-    /// checkpoint. The next open replays such a log in about a millisecond, and copies each part of
-    /// the directory that the log changes.
+    /// `close` of a large database usually writes a checkpoint, which takes time proportional to
+    /// the size of the directory. This method writes none if the log since the last checkpoint has
+    /// at most 256 KiB. The next open replays such a log in about a millisecond, and copies each
+    /// part of the directory that the log changes.
     ///
     /// For random keys, the copying took 12 ms of processor time with a million keys, and 50 ms
     /// with four million. Call [`Db::checkpoint`] just before this method, so that the next open
@@ -441,7 +451,8 @@ impl Db {
 }
 
 impl Options {
-    /// Opens the database in the folder `path`, or creates it there.
+    /// Opens the database in the folder `path`. Creates it there if it does not exist and
+    /// [`Options::create`] permits.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -454,8 +465,9 @@ impl Options {
     /// ```
     ///
     /// # Errors
-    /// The errors of [`crate::Db::open`], and [`Error::Invalid`](crate::Error::Invalid) if an
-    /// option has an invalid value.
+    /// The errors of [`crate::Db::open`], [`Error::Invalid`](crate::Error::Invalid) if an option
+    /// has an invalid value, and [`Error::NotADatabase`](crate::Error::NotADatabase) if there is no
+    /// database and the options do not permit to create one.
     pub fn open(self, path: impl AsRef<Path>) -> Result<Db> {
         self.check()?;
         Db::open_with(path.as_ref(), self)

@@ -22,7 +22,8 @@ use crate::tools::digest::Digest;
 use crate::tools::verify::{VerifyReport, verify};
 
 impl Db {
-    /// Returns a view of all tables at this moment. Writers are not blocked.
+    /// Returns a view of all tables at this moment. Commits wait while the view is taken, but not
+    /// while it exists.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -60,7 +61,7 @@ impl Db {
         Batch::new(&self.engine)
     }
 
-    /// Returns the state of the database at this moment.
+    /// Returns statistics of the database at this moment.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -93,14 +94,15 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) if a file cannot be read. Damage is not an error but part of
-    /// the report.
+    /// [`Error::Closed`](crate::Error::Closed), [`Error::Forked`](crate::Error::Forked), and
+    /// [`Error::Poisoned`](crate::Error::Poisoned) if this or an earlier write or sync failed.
+    /// Damage and unreadable files are not errors but part of the report.
     pub fn verify(&self) -> Result<VerifyReport> {
         self.verify_with(|_, _| {})
     }
 
-    /// Verifies the database like [`Db::verify`]. Calls `watch` from time to time with the number
-    /// of verified bytes and the number of all bytes of the log.
+    /// Verifies the database like [`Db::verify`]. Calls `watch` before each segment and at the end,
+    /// with the number of verified bytes and the number of all bytes of the log.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -122,7 +124,8 @@ impl Db {
 
     /// Copies the database in its current state to the folder `path`, which must be missing or
     /// empty. The copy is durable on return and opens like any database. Commits continue during
-    /// the copy. Compaction waits until the copy is complete.
+    /// the copy. Compaction waits until the copy is complete. Complete segments are hard links
+    /// instead of copies if the file system permits.
     ///
     /// The copy of a read-only database has the state in which the database was opened. Such a copy
     /// can be made from read-only media, and while another process writes to the database.
@@ -143,7 +146,8 @@ impl Db {
     /// # Errors
     /// [`Error::Invalid`](crate::Error::Invalid) if the folder is not empty, or is inside or around
     /// the folder of the database. [`Error::Io`](crate::Error::Io) if a file cannot be read or
-    /// written. The folder then holds no database.
+    /// written. The content of the folder may then be incomplete or not durable. Further errors are
+    /// those of [`Db::checkpoint`].
     pub fn backup_to(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
         self.engine.backup_to(path.as_ref())
     }
@@ -170,18 +174,21 @@ impl Db {
     ///
     /// # Errors
     /// [`Error::FeedGone`](crate::Error::FeedGone) if compaction has removed commits after
-    /// `sequence`. [`Error::FeedAhead`](crate::Error::FeedAhead) if no commit has `sequence` yet.
-    /// The error holds the sequence of the last commit.
+    /// `sequence`. [`Error::FeedAhead`](crate::Error::FeedAhead) if no commit has `sequence` yet;
+    /// this error holds the sequence of the last commit. [`Error::Corrupt`](crate::Error::Corrupt)
+    /// if the header of a segment is damaged.
     pub fn changes_since(&self, sequence: Sequence) -> Result<Changes> {
         Changes::since(&self.engine, sequence)
     }
 
-    /// Returns the digests of all live records at this moment. Databases with the same records have
-    /// the same digests, even if their histories differ.
+    /// Returns the digests of all live records at this moment. Databases with the same tables and
+    /// records have the same digests, even if their histories differ.
     ///
     /// The first call reads, verifies and hashes every record. A later call reads and verifies
     /// every record of the tables that were written since the previous call. Of these, it hashes
-    /// only the records with the same [`crate::digest_prefix`] as a key written since.
+    /// only the records with the same [`crate::digest_prefix`] as a key written since. If
+    /// compaction has removed the commits since, or if they have about as many records as the
+    /// database has keys, everything is hashed again.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -198,7 +205,7 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Corrupt`](crate::Error::Corrupt) if a live record is damaged.
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if a live record or the directory is damaged.
     pub fn digest(&self) -> Result<Digest> {
         self.engine.digest()
     }
@@ -223,13 +230,13 @@ impl Db {
     /// # Errors
     /// [`Error::Corrupt`](crate::Error::Corrupt) if a record is damaged. The segment of that record
     /// is kept, and all other segments are compacted before the error is returned. Further errors
-    /// are those of a commit.
+    /// are those of [`Db::checkpoint`] and [`Batch::commit`].
     pub fn compact(&self) -> Result<CompactReport> {
         self.engine.compact()
     }
 
-    /// Runs the background work that is due, compaction and checkpoint, and returns when it is
-    /// done. Commits and reads continue during the call and may cause further work.
+    /// Runs the background work that is due (seals, compaction and a checkpoint), and returns when
+    /// it is done. Commits and reads continue during the call and may cause further work.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -243,7 +250,8 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// The errors of [`Db::compact`].
+    /// The errors of [`Db::compact`]. A damaged record is no error here, because background
+    /// compaction skips its segment.
     pub fn wait_idle(&self) -> Result<()> {
         self.engine.wait_idle()
     }
@@ -269,7 +277,8 @@ impl Db {
 /// ```
 ///
 /// # Errors
-/// [`Error::Corrupt`](crate::Error::Corrupt) if a record of either database is damaged.
+/// [`Error::Corrupt`](crate::Error::Corrupt) if a record of either database is damaged, and the
+/// other errors of [`Db::digest`].
 pub fn diff(
     first: &Db,
     second: &Db,

@@ -97,7 +97,7 @@ impl BenchDirectory {
         self.0.len()
     }
 
-    /// Returns the memory of the directory in bytes.
+    /// Returns the memory of the directory's root and chunks in bytes, without mapped bytes.
     pub fn bytes(&self) -> u64 {
         self.0.bytes()
     }
@@ -105,7 +105,7 @@ impl BenchDirectory {
     /// Opens the image written to `file` by [`BenchView::encode`].
     ///
     /// # Errors
-    /// If the file cannot be mapped.
+    /// If the length of the file cannot be read, or the file cannot be mapped.
     pub fn open(file: &std::fs::File, table: (u64, u64)) -> std::io::Result<Self> {
         let map = Arc::new(Map::of_file(file, file.metadata()?.len())?);
         let table = ImageTable {

@@ -3,11 +3,13 @@
 //!
 //! A key has two buckets. Its *home* is the position of its hash in the hash range of the chunk,
 //! scaled to the number of buckets. Its *second* is at a distance from the home. The distance
-//! depends on the key's *class*: three bits of its hash.
+//! depends on the key's *class*: three bits of its hash. In a chunk of one bucket, both are this
+//! bucket.
 //!
-//! A key is in its home if the home had room. Otherwise the key is in its second, and a flag in the
-//! home marks the class as displaced. So nearly every lookup reads one cache line, no lookup reads
-//! more than two, and chunks fill to nine tenths.
+//! A new key is placed in its home, or else in its second, and a key may move to its second to make
+//! room for another. A flag in the home marks the class of a key in its second as displaced. So
+//! most lookups read one bucket (a cache line), no lookup reads more than two, and chunks fill to
+//! nine tenths.
 //!
 //! **Races**: there are one writer and any number of readers. A reader of a key checks its home,
 //! then the flag of its class in the home, then its second.
@@ -15,8 +17,8 @@
 //! - In a chunk, a key moves only from home to second, never back.
 //! - The writer sets the flag of the key's class before the key appears in the second bucket. The
 //!   key appears in the second bucket before its old slot is reused.
-//! - So a reader that does not find the key in the home finds the flag set, and then the key in the
-//!   second bucket.
+//! - So a reader that does not find a present key in the home finds the flag set, and then the key
+//!   in the second bucket.
 //!
 //! Deliberately absent: growth, which is in `grow.rs`.
 
@@ -32,12 +34,14 @@ use crate::raw::map::Map;
 /// keys to make room, and more lookups need a second cache line.
 const FULL_OF_1024: usize = 922;
 
-/// Maximum number of keys that an insertion moves to make room. If more moves are needed, the chunk
-/// grows. With three moves, random keys fill at least 94 % of the slots before an insertion fails.
+/// Maximum length of a chain of moves with which an insertion makes room. If no such chain exists,
+/// the chunk grows or the key is added to the stash. With three moves, random keys fill 94 % of the
+/// slots or more before an insertion fails.
 const MOVES_MAX: u32 = 3;
 
-/// Distance from home to second bucket by class, in 1/65,536 of the number of buckets. The
-/// differences between the distances grow, so that chains of moves spread over many buckets.
+/// Distance from home to second bucket by class, in 1/65,536 of the number of other buckets,
+/// without the 1 that [`Chunk::distance`] adds. The differences between the distances grow, so that
+/// chains of moves spread over many buckets.
 const DISTANCE: [usize; BUCKET_WORDS] = [0, 819, 2_458, 4_915, 8_192, 12_288, 17_203, 22_938];
 
 /// The buckets for all hashes that begin with the `depth` bits of `path`. Fields used by lookups
@@ -48,16 +52,16 @@ pub(super) struct Chunk {
     /// `true` if the next access must verify the checksum in `source`.
     unverified: AtomicBool,
     depth: u8,
-    /// Number of extra bytes per slot: 0, 1 or 2. They hold the bits of a hash that neither the tag
-    /// nor the position of the slot determines.
+    /// Number of extra bytes per slot: 0, 1 or 2. They hold the bits of a prefix that neither the
+    /// tag nor the position of the slot determines.
     extra_bytes: u8,
     path: u32,
     keys: AtomicU32,
     /// Value of the directory's `view_stamp` when this chunk was made. Views taken later may share
     /// the chunk.
     born: u64,
-    /// The extra bytes of all slots, used only by the writer. Empty for a mapped chunk, which the
-    /// writer copies before changing it.
+    /// The extra bytes of all slots, which lookups never read. Empty for a mapped chunk: its extra
+    /// bytes are in the map.
     extras: Box<[AtomicU8]>,
     /// Position of a mapped chunk in its checkpoint. `None` for a chunk in memory of its own.
     source: Option<Source>,
@@ -165,12 +169,13 @@ impl Chunk {
         self.buckets.count() * BUCKET_WORDS
     }
 
-    /// Returns `true` if the chunk can be changed in place.
+    /// Returns `true` if the buckets are in memory of their own, `false` if they are in a map.
     pub(super) fn is_owned(&self) -> bool {
         self.buckets.is_owned()
     }
 
-    /// Verifies the checksum and the number of keys of a mapped chunk, unless this was done before.
+    /// Verifies the checksum and the number of keys of a mapped chunk, unless its last verification
+    /// succeeded.
     ///
     /// # Errors
     /// If the checksum or the number of keys of a mapped chunk is wrong.
@@ -311,15 +316,15 @@ impl Chunk {
         }
     }
 
-    // The following functions are for the writer. Only one thread at a time calls them, so a
-    // relaxed load returns the latest value.
+    // The functions from here to `home_of` are for the writer, except `free_word`. Only one thread
+    // at a time calls them, so a relaxed load returns the latest value.
 
     fn slot(&self, place: Place) -> Slot {
         Slot(self.buckets.bucket(place.bucket).load(place.word))
     }
 
-    /// Stores the slot of a key. Keeps the flag in that slot, because the flag belongs to the
-    /// bucket and not to the key.
+    /// Stores a slot, or empties it with `Slot(0)`. Keeps the flag in that slot, because the flag
+    /// belongs to the bucket and not to the key.
     pub(super) fn store(&self, place: Place, slot: Slot) {
         let flag = self.slot(place).flag();
         self.buckets
@@ -368,7 +373,7 @@ impl Chunk {
         (free != 0).then_some(free.trailing_zeros() as usize)
     }
 
-    /// Returns the position of the key with this prefix and `location`.
+    /// Returns the position of the key with this prefix and `location`, or `None`.
     pub(super) fn find(&self, prefix: Prefix, location: Location) -> Option<Place> {
         let (home, tag) = (self.home(prefix), prefix.tag());
         [(home, Rank::Home), (self.second(home, tag), Rank::Second)]
@@ -383,7 +388,7 @@ impl Chunk {
             })
     }
 
-    /// Adds an absent key. Returns `false` without a change if there is no room.
+    /// Adds an absent key. Returns `false` without adding the key if there is no room.
     pub(super) fn insert(&self, prefix: Prefix, location: Location) -> bool {
         let (home, tag) = (self.home(prefix), prefix.tag());
         let second = self.second(home, tag);
@@ -402,8 +407,8 @@ impl Chunk {
         true
     }
 
-    /// Returns a free slot (bucket, and index in the bucket) in the home or else in the second
-    /// bucket, after moving other keys if necessary.
+    /// Returns a free slot (bucket, and index in the bucket) in the home or the second bucket,
+    /// after moving other keys if necessary.
     fn room(&self, home: usize, second: usize) -> Option<(usize, usize)> {
         (0..=MOVES_MAX).find_map(|moves| {
             let free = |bucket| self.vacate(bucket, moves).map(|word| (bucket, word));
@@ -411,8 +416,9 @@ impl Chunk {
         })
     }
 
-    /// Frees a slot of `bucket` by at most `moves` moves of keys from their home to their second
-    /// bucket. Returns the index of the slot in the bucket.
+    /// Finds or makes a free slot in `bucket`, by a chain of at most `moves` moves of keys from
+    /// their home to their second bucket. Returns the index of the slot in the bucket, or `None` if
+    /// there is no such chain.
     pub(super) fn vacate(&self, bucket: usize, moves: u32) -> Option<usize> {
         if let Some(word) = self.free_word(bucket) {
             return Some(word);
@@ -466,8 +472,8 @@ impl Chunk {
         self.store(place, self.slot(place).with_location(to));
     }
 
-    /// Removes the key in slot `place`. Clears the flag of its class if no other key needs the
-    /// flag, so that lookups stay short after many changes.
+    /// Removes the key in slot `place`. If the key was displaced and no other key needs the flag of
+    /// its class, clears the flag, so that lookups stay short after many changes.
     pub(super) fn remove(&self, place: Place) {
         let slot = self.slot(place);
         self.store(place, Slot(0));
@@ -533,8 +539,9 @@ impl Chunk {
             .map(Slot)
     }
 
-    /// Copies a mapped chunk in advance for the writer, which needs a copy to change it. Any thread
-    /// may call this function while the writer works, since a chunk in a checkpoint never changes.
+    /// Copies a mapped chunk in advance for the writer, which needs a copy to change it. If a view
+    /// was taken since an earlier copy, only verifies the chunk. Any thread may call this function
+    /// while the writer works, since a chunk in a checkpoint never changes.
     ///
     /// # Errors
     /// The errors of [`Chunk::copied`]. After a success, [`Chunk::prepared_or_copied`] fails only
@@ -546,7 +553,7 @@ impl Chunk {
         match source.prepared.get() {
             Some(copy) if copy.born() >= born => Ok(()),
             // A view was taken since the copy was made, so the writer will copy the chunk again.
-            // This verification reports damage already now.
+            // Damage is reported already now.
             Some(_) => self.verify_again(),
             None => {
                 let copy = self.copied(born)?;

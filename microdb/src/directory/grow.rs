@@ -1,11 +1,11 @@
 //! Growth and shrinking of a directory: one chunk at a time, by rebuilding it.
 //!
-//! - A chunk grows by a factor of about the square root of two, beginning with one bucket. Beyond
-//!   its largest size it splits into two.
+//! - A chunk begins with one bucket. It grows by a factor of about the square root of two, or by
+//!   one bucket while it is very small. Beyond its largest size it splits into two.
 //! - With a factor below two, few slots stay unused: on average, about 0.77 of the slots are used,
 //!   which gives 10.4 bytes per key.
 //! - Sixteen different sets of sizes, chosen by the top four bits of the hashes, keep chunks from
-//!   growing at the same time. So the average holds at any time.
+//!   growing at the same time. So the average of a large table holds at any time.
 //! - A rebuilt chunk is complete before its pointer is swapped, and the old chunk is never changed
 //!   again. Readers that still use the old chunk see its state at the swap.
 //!
@@ -21,9 +21,10 @@ use super::{Directory, Root};
 use crate::raw::epoch::{ArcCell, Guard};
 
 /// Number of buckets of each half after a split, by the top four bits (n) of its hashes: 512 x
-/// 2^(n/32). Such a chunk grows only once more, by a factor of 1.41, before it splits. So a chunk
-/// of this kind has at most 63 KiB, which are rebuilt or copied in tens of microseconds. Each half
-/// begins with 2,600 keys or more, so the memory of its header and root entry is negligible.
+/// 2^(n/32). Such a chunk usually grows only once more, by a factor of 1.41, before it splits. So a
+/// chunk of this kind has at most 63 KiB, which are rebuilt or copied in tens of microseconds. Each
+/// half begins with about 2,600 keys or more, so the memory of its header and root entry is
+/// negligible.
 const SPLIT_SIZES: [usize; 16] = [
     512, 523, 535, 546, 558, 571, 583, 596, 609, 622, 636, 650, 664, 679, 693, 709,
 ];
@@ -53,8 +54,9 @@ fn split_size(path: u32, depth: u8) -> usize {
 }
 
 impl Directory {
-    /// Replaces a full chunk by a larger chunk or by two chunks. Returns `false` if the chunk has
-    /// its maximum size, or if more room would not help, because many keys have equal prefixes.
+    /// Replaces a chunk without room for a key by a larger chunk or by two chunks. Returns `false`
+    /// if the chunk has its maximum size, or if less than half of its slots are used. In the latter
+    /// case many keys have nearly equal prefixes, and more room would not help.
     pub(super) fn grow(&self, guard: &Guard, chunk: &Chunk) -> bool {
         if chunk.keys() * 2 < chunk.slots() {
             return false;
@@ -113,12 +115,12 @@ impl Directory {
         guard.flush();
     }
 
-    /// Returns the filled chunk, or a larger chunk if keys found no room. Keys that find no room in
-    /// any size are added to the stash.
+    /// Returns the filled chunk, or a larger chunk if keys found no room. Keys that find no room
+    /// even then are added to the stash.
     fn finished(&self, guard: &Guard, filler: Filler) -> Arc<Chunk> {
         let (mut chunk, mut left) = filler.finish();
         // If keys find no room although three quarters of the slots are free, their prefixes are
-        // equal, and a larger chunk would not help.
+        // nearly equal, and a larger chunk would not help.
         while !left.is_empty() && chunk.keys() * 4 >= chunk.slots() && chunk.bucket_count() < BUCKETS_MAX {
             let size = next_size(chunk.bucket_count());
             let mut larger = Filler::new(chunk.path(), chunk.depth(), size, self.stamp());
@@ -137,8 +139,8 @@ impl Directory {
     pub(super) fn replace(&self, guard: &Guard, old: &Chunk, new: Arc<Chunk>) {
         self.usage(new.bytes(), old.bytes());
         self.install(guard, &new);
-        // Hands the retired chunk of up to 64 KiB to the collector now, not at the next pin of this
-        // thread, so that its memory is freed soon.
+        // Hands the retired chunk to the collector now, not later, so that its memory is freed
+        // soon.
         guard.flush();
     }
 

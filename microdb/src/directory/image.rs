@@ -11,10 +11,10 @@
 //! table  | header | chunk entries, in order of their hashes | stash entries |
 //! ```
 //!
-//! - An open reads only the table, which has a thousandth of the size of the image.
+//! - An open reads only the table, which has about a thousandth of the size of a large image.
 //! - A chunk is used in place from the map. Its checksum is verified at the first access, and again
-//!   when the chunk is copied, for a change or for the next checkpoint. So damage is reported and
-//!   never copied.
+//!   when the chunk is copied, for a change or for the next checkpoint. So damage that exists at
+//!   the first access is reported, and damage is never copied.
 //! - Checksums are CRC-32 over the seed of the caller (which depends on the database and the
 //!   checkpoint), the offset in the file, and the bytes. So a table of another database or
 //!   checkpoint is refused.
@@ -166,8 +166,8 @@ impl Source {
     pub(super) fn verify(&self, buckets: usize, depth: u8) -> Result<(), Damage> {
         let (offset, expected) = (self.offset, u64::from(self.crc));
         let (at, len) = (offset as usize, image_bytes(buckets, depth));
-        // Requests all pages of the chunk from the disk at once. Otherwise the checksum would wait
-        // for each page in turn.
+        // In a map without read-ahead, requests all pages of the chunk from the disk at once.
+        // Otherwise the checksum would wait for each page in turn.
         self.map.will_need(at, len);
         let bytes = self.map.get(at, len).unwrap_or_default();
         let found = u64::from(checksum(self.seed, offset, bytes));
@@ -194,9 +194,9 @@ impl Source {
 
 impl View {
     /// Writes the image of this view, which begins at offset `start` of the file. Returns the
-    /// position of its table. Each chunk is released once it is written. If the writer changes a
-    /// chunk during the call, it works on a copy, so both versions are in memory until the version
-    /// of the view is written.
+    /// position of its table. Each chunk is released once it is written. If the writer of the
+    /// directory changes a chunk during the call, it works on a copy, so both versions are in
+    /// memory until the version of the view is written.
     ///
     /// # Errors
     /// The errors of `out`, and damage of a chunk in an older checkpoint.

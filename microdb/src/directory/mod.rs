@@ -7,18 +7,18 @@
 //! ```
 //!
 //! The top bits of a hash select a chunk. The bits behind them, scaled to the number of buckets,
-//! select a bucket. The tag, bits of the hash that each slot stores, selects a slot. The directory
+//! select a bucket. The tag, bits of the hash that each slot stores, selects slots. The directory
 //! stores no keys. It returns *candidates*, and the caller compares the searched key with the keys
 //! in their records. Wrong candidates are rare (see [`slot`]). The location of a present key is
 //! never missing.
 //!
-//! - Two buckets can store a key: its *home bucket* and, if that is full, its *second bucket* (see
-//!   [`chunk`]).
+//! - A key is in one of two buckets: its *home bucket* or its *second bucket* (see [`chunk`]). A
+//!   key that finds no room in them is in the *stash*.
 //! - There is one writer at a time, which holds the commit lock. Any number of readers take no lock
 //!   and never wait. Each reader holds an epoch pin or a view, so memory that it reads is not
 //!   freed.
-//! - Growth rebuilds one chunk of at most 64 KiB (see [`grow`]) and swaps the pointer to it. So no
-//!   operation waits for a rebuild of the whole directory.
+//! - Growth rebuilds one chunk, usually of at most 64 KiB (see [`grow`]), and swaps the pointers to
+//!   it. So no operation waits for a rebuild of the whole directory.
 //! - A [`View`] keeps the directory of one moment for any length of time. A view shares its chunks
 //!   with the directory, and the writer copies a shared chunk before changing it.
 //! - One atomic store changes the location of a key, so readers see the old or the new location.
@@ -69,15 +69,15 @@ pub(crate) struct Damage {
     pub(crate) offset: u64,
     /// Name of the damaged field.
     pub(crate) field: &'static str,
-    /// The expected value, or the limit for the value.
+    /// The expected value, or the limit for the value. For a stash entry: its prefix.
     pub(crate) expected: u64,
-    /// The value found.
+    /// The value found. For a stash entry: its location. For a truncated file: 0.
     pub(crate) found: u64,
 }
 
-/// Keys that found no room in their chunk. The stash is empty unless more than sixteen keys (two
-/// buckets) have nearly equal hashes, which is very unlikely with a secret hash seed. A lookup also
-/// searches a stash that is not empty, so no key is lost, but lookups become slower.
+/// Keys that found no room in their chunk. A key gets there only if many keys have nearly equal
+/// hashes, which is very unlikely with a secret hash seed. A lookup also searches a stash that is
+/// not empty, so no key is lost, but lookups become slower.
 type Stash = Vec<(Prefix, Location)>;
 
 /// The top of the directory: 2^depth pointers to chunks. If the depth of a chunk is smaller than
@@ -107,7 +107,7 @@ impl Root {
 /// The directory of one table.
 ///
 /// Only one thread at a time may call `view` and the functions that change the directory. The
-/// commit lock, which their callers hold, ensures this.
+/// commit lock ensures this once the database is open.
 pub(crate) struct Directory {
     root: ArcCell<Root>,
     /// Length of the stash. Readers search the stash only if it is not zero.
@@ -118,10 +118,10 @@ pub(crate) struct Directory {
     /// Number of views taken so far. A chunk made before the newest view was taken may be shared
     /// with a view.
     view_stamp: AtomicU64,
-    /// Each view holds a clone of this token. If the token has no other clone, no view exists.
+    /// Each view holds a clone of this token. If the token has no clone, no view exists.
     views: Token,
     /// Reports, when dropped, that the memory of a directory was freed. Declared last, so that the
-    /// report comes after the drop of all chunks. Chunks shared with a view are freed with the view.
+    /// report follows the drop of all chunks. Chunks shared with a view are freed with the view.
     _end: End,
 }
 
@@ -162,7 +162,8 @@ impl Directory {
         self.keys.load(Ordering::Relaxed)
     }
 
-    /// Returns the memory of the directory in bytes, without chunks held only by views.
+    /// Returns the memory of the root and its chunks in bytes. Mapped bytes, the stash, and chunks
+    /// held only by views are not counted.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -183,18 +184,18 @@ impl Directory {
             .sum()
     }
 
-    /// Makes the chunk of a key writable before the key is looked up and changed. If the chunk is
-    /// in a checkpoint, it is copied to memory, and the copy verifies its checksum. Without this
-    /// call, the look-up would verify the chunk first, and the copy would verify it again. Damage
-    /// is ignored here, because the change reports it.
+    /// Makes the chunk of a key writable before the key is looked up and changed. Copies the chunk
+    /// if it is in a checkpoint or shared with a view. Copying verifies a chunk of a checkpoint.
+    /// Without this call, the look-up would verify the chunk first, and the copy would verify it
+    /// again. Damage is ignored here, because the look-up reports it.
     #[inline]
     pub(crate) fn thaw(&self, guard: &Guard, hash: KeyHash) {
         let _ = self.writable(guard, hash.prefix());
     }
 
-    /// Copies the chunk of a key from the checkpoint to memory, for a later change of the key. Does
-    /// nothing if the chunk is in memory already. Any thread may call this function while the
-    /// writer works.
+    /// Copies the chunk of a key in advance, for a later change of the key, if the chunk is in a
+    /// checkpoint (see [`Chunk::prepare`]). Any thread may call this function while the writer
+    /// works.
     ///
     /// # Errors
     /// If the chunk is in a checkpoint and damaged.
@@ -211,8 +212,8 @@ impl Directory {
         self.root.load(guard).chunk(prefix, guard).prefetch(prefix);
     }
 
-    /// Prefetches into the processor's cache the bucket in which an absent key will be stored,
-    /// unless that is its home bucket.
+    /// Prefetches into the processor's cache the second bucket of an absent key if its home bucket
+    /// is full, because the key will probably be stored there.
     #[inline]
     pub(crate) fn prefetch_room(&self, guard: &Guard, hash: KeyHash) {
         let prefix = hash.prefix();
@@ -247,9 +248,9 @@ impl Directory {
         })
     }
 
-    /// Checks that the file of a mapped chunk was not truncated. If any mapped file was truncated,
-    /// call this function before reporting a key as absent: missing bytes read as zeros, like empty
-    /// slots.
+    /// Checks that the checkpoint of a key's chunk was not truncated while its bytes were read. If
+    /// any mapped file was cut (see [`any_cut`](crate::raw::sigbus::any_cut)), call this function
+    /// before reporting a key as absent: missing bytes read as zeros, like empty slots.
     ///
     /// # Errors
     /// If the chunk of the key is in a checkpoint that was truncated.
@@ -281,8 +282,9 @@ impl Directory {
     /// Adds an absent key.
     ///
     /// # Errors
-    /// If its chunk is in a checkpoint and damaged. A successful `find` or `candidates` of this
-    /// hash has verified the chunk, so after it the error occurs only for damage that arose since.
+    /// If its chunk is in a checkpoint and damaged. After a successful `find` or `candidates` of
+    /// this hash, the chunk has been verified at least once. Then the error occurs only for damage
+    /// that arose later.
     pub(crate) fn insert(&self, guard: &Guard, hash: KeyHash, to: Location) -> Result<(), Damage> {
         let prefix = hash.prefix();
         loop {
@@ -414,8 +416,8 @@ impl Directory {
         Ok(chunk)
     }
 
-    /// Returns the chunk of a prefix for writing. Copies the chunk first if it is in a mapped
-    /// checkpoint or shared with a view.
+    /// Returns the chunk of a prefix for writing. First replaces the chunk by a copy if it is in a
+    /// checkpoint or may be shared with a view.
     fn writable<'g>(&'g self, guard: &'g Guard, prefix: Prefix) -> Result<&'g Chunk, Damage> {
         let chunk = self.root.load(guard).chunk(prefix, guard);
         if self.is_writable(chunk) {
@@ -468,8 +470,8 @@ impl Drop for End {
     }
 }
 
-/// Iterator over the locations at which the record of a key may be. Each location is searched for
-/// on demand.
+/// Iterator over the locations at which the record of a key may be. The second bucket of the key is
+/// read only if the candidates in its home bucket did not suffice.
 pub(crate) struct Candidates<'g> {
     probe: Probe<'g>,
     prefix: Prefix,

@@ -16,7 +16,7 @@ pub(super) struct Probe<'a> {
     home: usize,
     tag: Tag,
     pattern: Pattern,
-    /// Bit mask of the slots in `bucket` that match and were not returned yet.
+    /// Bit mask of the slots in `bucket` that matched and were not visited yet.
     matches: u8,
     rank: Rank,
 }
@@ -37,7 +37,7 @@ impl<'a> Probe<'a> {
         }
     }
 
-    /// Returns the next candidate.
+    /// Returns the next candidate, or `None`.
     #[inline(always)]
     pub(super) fn next(&mut self) -> Option<Location> {
         loop {

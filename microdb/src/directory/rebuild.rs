@@ -1,10 +1,10 @@
 //! Rebuilding of a chunk from its slots alone, without reading records.
 //!
 //! **Quotienting** (Knuth, volume 3, 6.4, exercise 13; Cleary 1984; Pagh's quotient filters): a
-//! slot stores only those bits of a prefix that do not follow from the position of the slot. The
-//! home bucket of a key is its prefix, scaled to the number of buckets. Scaling keeps the order, so
-//! all prefixes with one home bucket are in one short interval. In an interval no longer than 2^k,
-//! the low k bits of a prefix identify it. The tag of a slot has the low 20 bits.
+//! slot need not store those bits of a prefix that follow from the position of the slot. The home
+//! bucket of a key is its prefix, scaled to the number of buckets. Scaling keeps the order, so all
+//! prefixes with one home bucket are in one short interval. In an interval no longer than 2^k, the
+//! low k bits of a prefix identify it. The tag of a slot has the low 20 bits.
 //!
 //! For longer intervals (few buckets, small tables), one or two *extra* bytes per slot hold the
 //! next bits. Extra bytes are stored beside the buckets, and lookups never read them. The position,

@@ -8,7 +8,7 @@
 //! - *location* (the low 42 bits): location of the newest record of a key. Zero marks an empty
 //!   slot, because no record begins at offset 0.
 //! - *tag*: the low 20 bits of the key's *prefix*, which is the top 34 bits of its hash. Tags
-//!   distinguish the keys of a bucket without reading records.
+//!   distinguish most keys of a bucket without reading records.
 //! - *rank*: 0 if the key is in its home bucket, 1 if it is in its second bucket (see `chunk.rs`).
 //! - *flag*: unrelated to the key of this slot. A key has a *class*, the low three bits of its tag.
 //!   Slot `c` of a bucket stores the flag of class `c`. The flag is set if a key of this class that
@@ -17,7 +17,7 @@
 
 /// Number of bits of a hash that the directory can recover from a slot and its position. With 34
 /// bits, the probability that a lookup finds another key with the same prefix is keys / 2^34, or
-/// 0.12 % at 20 million keys. Tables of more than 100,000 keys need no extra bytes (see
+/// 0.12 % at 20 million keys. Tables of more than about 100,000 keys need no extra bytes (see
 /// `rebuild.rs`).
 pub(super) const PREFIX_BITS: u32 = 34;
 /// Number of low bits of the prefix that a slot stores as its tag.
@@ -46,8 +46,8 @@ impl Location {
     /// Returns the location at `offset` of the segment with id `segment`.
     ///
     /// # Panics
-    /// If the offset is 0 or beyond 64 MiB, which is a bug of the caller. The segment header is at
-    /// offset 0, and zero marks an empty slot.
+    /// If the offset is 0, or 64 MiB or more, which is a bug of the caller. The segment header is
+    /// at offset 0, and zero marks an empty slot.
     #[inline]
     pub(crate) fn new(segment: u64, offset: u32) -> Self {
         assert!(
@@ -82,8 +82,8 @@ impl Location {
     }
 }
 
-/// The 64-bit hash of a key, keyed with the seed of the database so that nobody can choose
-/// colliding keys.
+/// The 64-bit hash of a key, keyed with the seed of the database so that nobody without the seed
+/// can choose colliding keys.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct KeyHash(pub(crate) u64);
 

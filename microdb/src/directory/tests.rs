@@ -1,5 +1,6 @@
-//! Comparison of the directory with a plain map, over random histories, with evenly distributed
-//! hashes and with colliding ones.
+//! Tests of the directory: comparison with a plain map over random histories, with evenly
+//! distributed and with colliding hashes; and tests of size, false matches, flags, views and
+//! concurrent readers.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,7 +28,7 @@ pub(super) fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Returns a different location for every number.
+/// Returns a different location for every number below 65,536 x (2^26 - 1).
 pub(super) fn location(number: u64) -> Location {
     let places = (1 << 26) - 1;
     Location::new(number / places, (number % places) as u32 + 1)
@@ -150,7 +151,7 @@ fn check_view(view: &View, model: &BTreeMap<u64, Location>, hashing: Hashing, lo
 }
 
 /// Runs random operations in six phases, of which some mainly add keys and some mainly delete keys.
-/// Takes views during the run and compares them with the model later.
+/// Takes views during the run, and later compares each view with the model of its moment.
 fn history(seed: u64, hashing: Hashing, keys: u64, steps: u64) {
     let mut random = Random(seed);
     let mut bench = Bench::new(hashing);
@@ -334,8 +335,8 @@ fn a_view_that_is_gone_costs_nothing() {
     assert_eq!(view.candidates(hash).unwrap().next(), Some(location(70_000)));
 }
 
-/// Every key is always found while the writer adds, relocates and removes other keys, and while
-/// views are taken and dropped.
+/// Every key below `STEADY` is always found while the writer relocates such keys, adds and removes
+/// other keys, and takes and drops views.
 #[test]
 fn readers_never_miss_a_key() {
     const STEADY: u64 = 3_000;

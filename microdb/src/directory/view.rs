@@ -1,7 +1,7 @@
 //! The directory of one moment, kept for any length of time.
 //!
 //! - Taking a view clones the pointers to the chunks: some thousand pointers at 20 million keys.
-//!   From then on the writer copies a chunk before it first changes it.
+//!   While the view exists, the writer copies a shared chunk before it first changes it.
 //! - A view holds no epoch pin, so a snapshot may exist for hours. The view costs the memory of the
 //!   chunks that have changed since.
 //!
@@ -69,7 +69,7 @@ impl View {
     /// [`super::Directory::candidates`].
     ///
     /// # Errors
-    /// If the chunk is in a checkpoint and damaged.
+    /// If the chunk of the key is in a checkpoint and damaged.
     pub(crate) fn candidates(&self, hash: KeyHash) -> Result<Candidates<'_>, Damage> {
         let prefix = hash.prefix();
         let chunk = self.chunk(prefix);
@@ -86,7 +86,7 @@ impl View {
         &self.0.chunks[self.0.index[entry] as usize]
     }
 
-    /// Checks that the file of a mapped chunk was not truncated, like
+    /// Checks that the checkpoint of a key's chunk was not truncated, like
     /// [`super::Directory::check_uncut`].
     ///
     /// # Errors
@@ -110,7 +110,7 @@ impl View {
     }
 
     /// Returns the locations of one part, in no order. All parts together contain each key once. A
-    /// part has some thousand keys at most.
+    /// part usually has some thousand keys at most.
     ///
     /// # Errors
     /// If the part is in a checkpoint and damaged. Other parts may be intact.
@@ -133,7 +133,7 @@ impl View {
         Ok(locations)
     }
 
-    /// Returns every location, part by part.
+    /// Returns every location, part by part, and an error for each damaged part.
     pub(crate) fn iter(&self) -> impl Iterator<Item = Result<Location, Damage>> + '_ {
         (0..self.parts()).flat_map(|part| {
             let (locations, damage) = match self.part(part) {
@@ -144,7 +144,8 @@ impl View {
         })
     }
 
-    /// Calls `visit` for each location, with the low 16 bits of the id of its segment.
+    /// Calls `visit` for each location, with the low 16 bits of the id of its segment. Stops at the
+    /// first damaged part.
     ///
     /// # Errors
     /// If a part is in a checkpoint and damaged.

@@ -1,9 +1,11 @@
-//! Background work of an open database: handing over buffered commits, checkpoints, compaction.
+//! Background work of an open database: handing over buffered commits, checkpoints, compaction and
+//! sealing.
 //!
 //! - Jobs run on the thread pool shared by all databases, and only if there is work.
 //! - A job returns its error to no caller. A failed write or sync poisons the database, so the next
-//!   commit fails with that error. A failed checkpoint or compaction (full disk, damaged record)
-//!   loses no data and is repeated after the log has grown.
+//!   commit fails with [`Error::Poisoned`](crate::error::Error::Poisoned). A failed checkpoint or
+//!   compaction (full disk, damaged record) loses no data. A later job tries it again, without the
+//!   damaged segment.
 //!
 //! Deliberately absent: threads of a single database.
 
@@ -14,8 +16,8 @@ use crate::engine::{Engine, lock};
 use crate::raw::pool::{self, Lane};
 use crate::raw::sync::{AtomicBool, Ordering};
 
-/// Maximum time that buffered commits wait in memory before they are handed to the operating
-/// system. Commits handed over survive a crash of the process.
+/// Delay of the job that hands buffered commits in memory to the operating system. Commits handed
+/// over survive a crash of the process.
 const WRITE_AFTER: Duration = Duration::from_millis(100);
 
 /// Maximum delay of a scheduled compaction, even if the rate limit requires a longer pause. The

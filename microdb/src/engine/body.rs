@@ -1,4 +1,4 @@
-//! The records of one commit, encoded before any lock is taken.
+//! The records of one frame, encoded before the commit lock is taken.
 //!
 //! - A body is the sequence of records of one frame, with their content checksums.
 //! - Each checksum is masked under the commit lock, once the position of its record in the log is
@@ -33,11 +33,11 @@ pub(crate) struct Op {
     /// Content checksum of the record, before it is masked.
     pub(crate) crc: u32,
     pub(crate) hash: KeyHash,
-    /// `true` if a later record of the commit has the same key.
+    /// `true` if a later record of the commit has the same table and key.
     pub(crate) superseded: bool,
 }
 
-/// The encoded records that are committed together, and one `Op` for each of them.
+/// The encoded records of one frame, and one `Op` for each of them.
 #[derive(Debug, Default)]
 pub(crate) struct Body {
     pub(crate) bytes: Vec<u8>,
@@ -45,8 +45,8 @@ pub(crate) struct Body {
 }
 
 impl Body {
-    /// Returns `true` if the body ends with a clear marker. Only commits that clear or drop tables
-    /// contain clear markers.
+    /// Returns `true` if the body ends with a clear marker. Of all commits, only those that clear
+    /// or drop tables contain clear markers.
     pub(crate) fn frees_space(&self) -> bool {
         self.ops.last().is_some_and(|op| op.kind == RecordKind::Clear)
     }
@@ -89,8 +89,8 @@ impl Body {
         Ok(())
     }
 
-    /// Marks each operation that is followed by another operation on the same key. Readers never
-    /// see the record of a marked operation.
+    /// Marks each operation that is followed by another operation on the same key. No directory
+    /// ever points to the record of a marked operation.
     pub(crate) fn mark_superseded(&mut self) {
         if self.ops.len() < 2 {
             return;

@@ -1,7 +1,7 @@
 //! Tables in memory: their directories, and the catalog of their names.
 //!
 //! - The catalog is table 0 of the log: the key is a name, the value a table id (4 bytes) and, for
-//!   typed tables, the codec of the keys.
+//!   typed tables, the codec and the type of the keys as text.
 //! - Each record carries the id of its table, not the name. So renaming a table changes only the
 //!   catalog.
 //! - Clearing a table replaces its directory. Handles of the table stay valid.
@@ -26,7 +26,8 @@ pub(crate) struct TableCore {
     pub(crate) id: u32,
     pub(crate) name: RwLock<String>,
     pub(crate) dropped: AtomicBool,
-    /// Codec of the keys, recorded when a typed table is created. Unset for other tables.
+    /// Codec and type of the keys, as recorded in the catalog when a typed table was created. Unset
+    /// if nothing was recorded.
     pub(crate) key_codec: OnceLock<KeyCodec>,
     pub(crate) directory: ArcCell<Directory>,
 }
@@ -70,6 +71,8 @@ impl TableCore {
         self.dropped.load(Ordering::Acquire)
     }
 
+    /// Fails for a dropped table.
+    ///
     /// # Errors
     /// [`Error::TableDropped`] if the table was dropped.
     #[inline]
@@ -102,7 +105,8 @@ pub(crate) enum CatalogChange {
 pub(crate) struct Catalog {
     pub(crate) by_id: HashMap<u32, Arc<TableCore>>,
     pub(crate) by_name: HashMap<String, Arc<TableCore>>,
-    /// Id of the next new table. No table ever had this id or a higher one.
+    /// Id of the next new table. No record of the log belongs to a table with this id or a higher
+    /// one.
     pub(crate) next_id: u32,
 }
 

@@ -2,27 +2,27 @@
 //!
 //! Order of steps:
 //!
-//! 1. Views of all directories are taken. Writers wait only for this step.
-//! 2. The log is synced up to the moment of the views, so that the checkpoint never points to
-//!    records that a power cut removes.
+//! 1. Views of all directories are taken. Commits wait for this step.
+//! 2. The log is synced, at least up to the moment of the views, so that the checkpoint never
+//!    points to records that a power cut removes.
 //! 3. The file is written under a temporary name, synced and renamed, and its name is made durable.
-//! 4. SUPER names the new checkpoint.
+//! 4. SUPER names the new checkpoint. Durable commits wait for this step and for step 2.
 //! 5. The previous checkpoint and the segments emptied by compaction are removed.
 //!
-//! After each step, SUPER names a complete checkpoint and all segments of its log.
+//! After each step, SUPER names a complete checkpoint or none, and all durable segments of the log.
 //!
 //! Invariants of removal:
 //!
 //! - A segment is removed only after a state of SUPER without this segment is durable. No directory
-//!   of the checkpoint points into the segment. The usage counts alone do not decide this.
+//!   of the checkpoint points into the segment. Counts of live bytes alone do not decide this.
 //! - The copies of the segment's live records are durable before this state of SUPER.
 //! - Replaying the whole log without the removed segments gives the same records. So a state of
 //!   SUPER that names no checkpoint is valid too. Writing such a state needs no space, so it is
 //!   used on a full disk.
 //! - If a step after a removal fails, the removed segments stay removed.
 //!
-//! A checkpoint contains only data that can be derived from the log. A missing or damaged
-//! checkpoint is ignored, and the log is replayed from its beginning.
+//! A checkpoint contains only data that can be derived from the log. An open that finds the
+//! checkpoint missing or damaged ignores it, and replays the log from its beginning.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -51,7 +51,8 @@ struct Moment {
     next_table: u32,
     tables: Vec<(Arc<TableCore>, View)>,
     usages: Vec<(u64, SegmentUsage)>,
-    /// Segments to which no directory of this moment points.
+    /// Segments to be removed after the checkpoint. Once `keep_referenced` has removed wrong
+    /// entries, no directory of this moment points to them.
     emptied: Vec<u64>,
     /// Segments of `emptied` that were chosen by their usage counts and are not yet checked against
     /// the directories.
@@ -176,8 +177,8 @@ impl Engine {
         self.remove_segments(&std::mem::take(&mut moment.emptied))
     }
 
-    /// Writes the file of a checkpoint and makes it durable. On an error the file is removed and
-    /// nothing has changed.
+    /// Writes the file of a checkpoint and makes it durable. Consumes the views of `moment`. On an
+    /// error the file is removed.
     fn make_checkpoint(&self, moment: &mut Moment, generation: u64) -> Result<()> {
         let (path, temporary) = (
             self.paths.checkpoint(generation),
@@ -204,7 +205,7 @@ impl Engine {
     }
 
     /// Returns the next generation of a checkpoint. Generations are skipped if a checkpoint of
-    /// another database has their file name.
+    /// another database, a folder or a pipe has their file name.
     fn next_generation(&self) -> Result<u64> {
         let mut generation = lock(&self.writer).generation + 1;
         let storage = self.options.storage.as_ref();
@@ -297,7 +298,7 @@ impl Engine {
     /// Removes the file of a checkpoint that SUPER no longer names.
     fn remove_checkpoint(&self, generation: u64) {
         if generation > 0 {
-            // The file may be missing, since users may delete a checkpoint at any time.
+            // The file may be missing, since a user may have deleted it.
             let path = self.paths.checkpoint(generation);
             let storage = self.options.storage.as_ref();
             if let Ok(false) = is_foreign_checkpoint(storage, &path, self.database) {
@@ -307,7 +308,7 @@ impl Engine {
     }
 
     /// Removes segments that are no longer part of the durable state. If a file cannot be removed,
-    /// the remaining files are removed all the same, and the next open removes this file.
+    /// the remaining files are removed all the same. The next open then removes this file.
     fn remove_segments(&self, emptied: &[u64]) -> Result<()> {
         let storage = self.options.storage.as_ref();
         // The segments and their maps are removed from the segment table before the files are
@@ -323,7 +324,7 @@ impl Engine {
         for id in emptied {
             let path = self.paths.segment(*id);
             // The seal is removed before its segment. Otherwise, a crash could leave a seal without
-            // a segment, and each open would have to search for such seals.
+            // a segment.
             let _ = storage.remove(&self.paths.seal(*id));
             let removed = is_own_segment(storage, &path, self.database).and_then(|is_own| {
                 if !is_own {
@@ -410,8 +411,8 @@ struct Appender<'a> {
     buffer: Vec<u8>,
 }
 
-/// Number of bytes that an [`Appender`] collects before it writes them to the file. The number is
-/// large enough that the cost of the system calls is negligible.
+/// Size of the pieces that an [`Appender`] writes, except the first and the last. It is large
+/// enough that the cost of the system calls is negligible.
 const APPEND_BYTES: usize = 2 << 20;
 
 fn out_position(out: &Appender<'_>) -> u64 {
@@ -431,8 +432,8 @@ impl Write for Appender<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.buffer.extend_from_slice(bytes);
         loop {
-            // Each piece ends at a multiple of `APPEND_BYTES`, so that the page cache can hold the
-            // piece in one large page.
+            // Each piece except the last ends at a multiple of `APPEND_BYTES`, so that the page
+            // cache can hold the piece in one large page.
             let piece = APPEND_BYTES - self.at as usize % APPEND_BYTES;
             if self.buffer.len() < piece {
                 break;

@@ -1,14 +1,14 @@
 //! Commits. All commits have one order, which is their order in the log.
 //!
 //! - A buffered commit takes the commit lock, appends and publishes. A durable commit joins a group
-//!   ([`crate::engine::group`]).
+//!   ([`crate::engine::group`]), and so does a buffered commit while a group is in flight.
 //! - A commit may carry checks (compare-and-swap, transactions): keys that must have the same
 //!   record as when they were read, or must still be absent. Checks run under the commit lock, so
 //!   no other commit can change a key between its check and the append.
-//! - A check fails if an earlier commit of the same group writes the key, or clears or drops its
-//!   table.
-//! - A commit to a dropped table is refused under the same lock, so that no acknowledged record is
-//!   in a dropped table.
+//! - A check also fails if an earlier commit of the same group writes the key, or clears or drops
+//!   its table.
+//! - A commit to a dropped table is refused under the same lock, so that no record is acknowledged
+//!   after its table was dropped.
 //!
 //! Deliberately absent: IO. `log` writes and syncs.
 
@@ -45,7 +45,8 @@ pub(crate) struct Check {
 /// The reads on which a commit depends.
 #[derive(Clone, Default)]
 pub(crate) struct Checks {
-    /// Version of the visible state at which all reads were valid.
+    /// All reads are valid while the visible state has this version. For reads from a snapshot it
+    /// is `u64::MAX`, which the visible state never has.
     pub(crate) version: u64,
     pub(crate) keys: Vec<Check>,
 }
@@ -64,7 +65,8 @@ impl Checks {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Outcome {
     pub(crate) sequence: u64,
-    /// Number of records of the commit that replaced or removed another record.
+    /// Number of records of the commit that replaced or removed an earlier record. A clear marker
+    /// counts as one.
     pub(crate) replaced: u32,
 }
 
@@ -81,7 +83,7 @@ const RECORD_AHEAD: usize = 16;
 
 /// Maximum number of records published under one pin. Publishing replaces chunks (parts of the
 /// directory) by larger ones, and a replaced chunk is freed only after the pin ends. A batch of
-/// millions of records replaces every chunk several times, so one pin for the whole batch would
+/// millions of records may replace every chunk several times, so one pin for the whole batch would
 /// keep much memory allocated.
 const PINNED_RECORDS: usize = 4096;
 
@@ -90,8 +92,9 @@ const PINNED_RECORDS: usize = 4096;
 const WARM_RECORDS: usize = 512;
 
 impl Engine {
-    /// Commits `body` if all `checks` hold. Otherwise returns [`Error::Conflict`]. The records of
-    /// `body` refer to `tables` by index. The body can be committed again after an error.
+    /// Commits `body` if all `checks` hold, and fails with [`Error::Conflict`] if one does not. The
+    /// records of `body` refer to `tables` by index. The caller can reuse the buffer `body`
+    /// afterwards.
     pub(crate) fn commit(
         &self,
         body: &mut Body,
@@ -114,7 +117,7 @@ impl Engine {
         self.commit_and_wait(body, request)
     }
 
-    /// Commits a change of the catalog durably.
+    /// Commits durably a change of the catalog, or the clearing of a table (without `change`).
     pub(crate) fn commit_change(
         &self,
         mut body: Body,
@@ -168,8 +171,8 @@ impl Engine {
         result
     }
 
-    /// Performs the steps of a commit that need no lock. Makes the checks that can fail early, and
-    /// loads into the processor's caches the memory that the commit will access.
+    /// Performs the steps of a commit that do not need the commit lock. Makes the checks that can
+    /// fail early, and loads into the processor's caches the memory that the commit will access.
     pub(crate) fn prepare(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
         nesting::check_outside(self)?;
         self.check_writable()?;
@@ -181,7 +184,8 @@ impl Engine {
     }
 
     /// Commits `body` without a group and makes it visible immediately. Returns `None` if a group
-    /// waits for the disk, because this commit must not become visible before that group.
+    /// is in flight (see `Core::in_flight`), because this commit must not become visible before
+    /// that group.
     pub(crate) fn commit_at_once(
         &self,
         body: &mut Body,
@@ -208,9 +212,10 @@ impl Engine {
         }))
     }
 
-    /// Prepares the directory for a commit before any lock is taken. Look-ups of the first keys
-    /// fill the caches. Each chunk that the commit changes is verified, and copied if it is in a
-    /// checkpoint. So damage in the directory is found while the commit can still be refused.
+    /// Prepares the directory for a commit before the commit lock is taken. Look-ups of the first
+    /// keys fill the caches. Each chunk that the commit changes is copied to memory if it is in a
+    /// checkpoint, and the copy verifies it. So damage in the directory is found while the commit
+    /// can still be refused.
     pub(crate) fn warm(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
         let guard = pin();
         let (first, later) = body.ops.split_at(body.ops.len().min(WARM_RECORDS));
@@ -253,7 +258,7 @@ impl Engine {
     /// are the commits of the same group that are not visible yet; they must not touch the keys.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if a key has changed.
+    /// [`Error::Conflict`] if a key has changed, and the errors of a look-up.
     pub(crate) fn check_all(&self, checks: &Checks, writes: Option<&GroupWrites>) -> Result<()> {
         if checks.is_empty() {
             return Ok(());
@@ -272,15 +277,16 @@ impl Engine {
         Ok(())
     }
 
-    /// Returns `true` if a key has the record that was read, or is still absent. The checksum of
-    /// the record is verified again, because the key of a damaged record cannot be trusted.
+    /// Returns `true` if a key has the record that was read, at the same location, or is still
+    /// absent. So a record that compaction has moved counts as changed. The checksum of the record
+    /// is verified again, because the key of a damaged record cannot be trusted.
     pub(crate) fn is_as_read(&self, guard: &Guard, check: &Check) -> Result<bool> {
         let found = self.lookup(guard, &check.table, check.hash, &check.key)?;
         Ok(found.map(|found| found.location) == check.expected)
     }
 
-    /// Makes an appended frame visible as a whole. Returns the number of replaced or removed
-    /// records.
+    /// Makes an appended frame visible. Snapshots, iterators and transactions see all of its
+    /// records or none. Returns the number of replaced or removed records.
     pub(crate) fn publish(
         &self,
         core: &mut Core,
@@ -328,8 +334,7 @@ impl Engine {
             let op = ops.get(index)?;
             Some((&*tables[op.table as usize], op.hash))
         };
-        // With a single operation, there is no later operation to prefetch for, and `warm` has just
-        // looked up its slot.
+        // With a single operation, there is no later operation to prefetch for.
         let mut ahead = (ops.len() > 1).then(|| LookAhead::new(self, &guard, key));
         for (index, op) in ops.iter().enumerate() {
             let hint = match &mut ahead {
@@ -364,8 +369,8 @@ impl Engine {
     }
 
     /// Applies one record of the log to the directory and the usage counts, for fresh commits and
-    /// for replay. Returns `true` if the record replaced or removed another record. `hint` is the
-    /// probable location of the key's present record.
+    /// for replay. Returns `true` for a clear marker, and if the record replaced or removed another
+    /// record. `hint` is the probable location of the key's present record.
     #[inline]
     pub(crate) fn apply(
         &self,
@@ -430,10 +435,10 @@ impl Engine {
 }
 
 /// Loads into the processor's caches the memory that a sequence of operations will access, in three
-/// stages. The first copies the directory chunk of a key for writing. The second prefetches the
-/// bucket in the chunk, and the third the record to which the bucket points. The location of that
-/// record is kept for the operation. The kept location may be outdated, but the key comparison
-/// prevents its use for another key.
+/// stages. The first copies the directory chunk of a key for writing, unless it is writable
+/// already. The second prefetches the bucket in the chunk, and the third the record to which the
+/// bucket points. The location of that record is kept for the operation. The kept location may be
+/// outdated, but the key comparison prevents its use for another key.
 pub(crate) struct LookAhead<'a> {
     engine: &'a Engine,
     guard: &'a Guard,
@@ -483,7 +488,7 @@ impl<'a> LookAhead<'a> {
     }
 
     /// Advances to the operation at `index`. Returns the probable location of the present record of
-    /// the operation's key.
+    /// the operation's key, or `None` for a key that was probably absent.
     #[inline]
     pub(crate) fn step<'t>(
         &mut self,
@@ -504,8 +509,8 @@ impl<'a> LookAhead<'a> {
 }
 
 impl Engine {
-    /// Prefetches memory into the processor's cache: the record to which the bucket of a key
-    /// points, or the slot for a new key. Returns the location of the record.
+    /// Prefetches memory into the processor's cache: the first candidate for the record of a key,
+    /// or the bucket for a new key. Returns the location of that candidate.
     #[inline]
     fn look_ahead(&self, guard: &Guard, table: &TableCore, hash: KeyHash) -> Option<Location> {
         let directory = table.directory.load(guard);

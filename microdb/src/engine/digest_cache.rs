@@ -1,7 +1,8 @@
 //! The digests computed last, kept in memory by the engine.
 //!
 //! - A digest is computed only on request, by `tools::digest`.
-//! - The cache is empty after an error, so that it never differs from the log.
+//! - The cache is empty after a failed computation, so that it never holds digests of only some
+//!   tables.
 //!
 //! Deliberately absent: the computation of digests.
 
@@ -46,7 +47,7 @@ impl Serialize for DigestHash {
 }
 
 /// Digest and number of keys of each prefix that has keys. The prefix of a key is the top 12 bits
-/// of its hash. The map is shared with the cache.
+/// of its XXH3 hash. The cache and the digests returned to callers share the map.
 pub(crate) type Prefixes = Arc<BTreeMap<u16, (DigestHash, u64)>>;
 
 /// The digests computed last, kept by the engine.

@@ -1,8 +1,9 @@
 //! Group commit: commits that wait at the same time share one sync of the disk.
 //!
 //! A durable commit joins the forming group. A waiting thread that finds no leader becomes the
-//! leader of all waiting threads. The leader appends the frames of these members in order, syncs
-//! once, publishes the frames in the order of the log and wakes the members.
+//! leader of all waiting threads. The leader appends the frames of these members in order, and
+//! syncs once if a member must be durable. It publishes the frames in the order of the log and
+//! wakes the members.
 //!
 //! - While a group waits for the disk, its frames are in the log but not visible. Commits that
 //!   arrive in this time, buffered or durable, join the next group.
@@ -13,15 +14,16 @@
 //! A transaction that met a conflict may run again inside its group. After the frames of the
 //! ordinary members are appended and before the sync, such transactions get turns, one after the
 //! other, each in its own thread. During a turn no other commit is appended or published, and the
-//! reads of the transaction include the earlier frames of the group. So the transaction cannot meet
-//! a conflict. All turns of a group share its sync.
+//! reads of the transaction include the earlier frames of the group. So the transaction meets no
+//! conflict, unless two keys have equal 64-bit hashes. All turns of a group share its sync.
 //!
 //! - Progress: if the body of a transaction ends within the time limit of its turn, the transaction
-//!   commits, or returns the error of its body. Each further turn of the same transaction doubles
-//!   the limit.
-//! - A slower body loses its turn, and another waiting thread takes the group over. So a body that
-//!   waits for a writer delays writers by the limit, but never blocks them for good. The
-//!   transaction then commits like an ordinary member of the next group, with checks.
+//!   commits, or returns an error other than a conflict. Each further turn of the same transaction
+//!   doubles the limit.
+//! - A slower body loses its turn once another waiting thread notices the delay, and that thread
+//!   takes the group over. So a body that waits for a writer delays writers by little more than the
+//!   limit, and never blocks them for good. A run that lost its turn can commit only as an ordinary
+//!   member of a later group, with checks.
 //! - A group has at most as many turns as members.
 
 use std::collections::VecDeque;
@@ -54,9 +56,9 @@ pub(crate) struct Queue {
     /// Number of the group that the waiting commits will form.
     group: usize,
     /// Number of members expected in the next group: the members of the last group, and the commits
-    /// that arrived during its sync.
+    /// that waited when that group finished.
     committers: usize,
-    /// Duration of the last group's sync.
+    /// Duration of the last group's sync, or zero if that group needed none.
     sync_time: Duration,
     /// The current group, while one of its transactions has the turn.
     paused: Option<Group>,
@@ -65,7 +67,7 @@ pub(crate) struct Queue {
 impl Queue {
     /// Ends a turn that has exceeded its time limit. The transaction gets the result
     /// [`Committed::TurnLost`]. Returns the group of that transaction, which the caller must
-    /// continue.
+    /// continue, or `None` if no turn is overdue.
     fn take_overdue(&mut self) -> Option<Group> {
         let mut overdue = self.paused.take_if(|paused| paused.is_overdue())?;
         if let Some(late) = overdue.running.take() {
@@ -173,7 +175,7 @@ pub(crate) enum Committed {
 /// The writes of a transaction that ran in its turn, or `None` if there is nothing to write.
 pub(crate) type Ran = Option<(Body, Vec<Arc<TableCore>>)>;
 
-/// Runs the body of a transaction in its turn.
+/// Runs the body of a transaction in its turn. The argument holds the earlier writes of the group.
 pub(crate) type Runner<'a> = &'a mut dyn FnMut(Arc<GroupWrites>) -> Ran;
 
 /// A group of commits that is being appended, synced and published together.
@@ -184,8 +186,9 @@ struct Group {
     /// Members that passed their checks, in the order of the log. The place is `None` for a member
     /// without writes.
     passed: Vec<(Request, Option<Place>)>,
-    /// Members that failed their checks. They are woken after the group is published, because only
-    /// then the commit with which they conflict is visible.
+    /// Members that are not committed, each with the error: a check failed, or the frame could not
+    /// be appended. They are woken after the group is published, because only then the commit with
+    /// which they conflict is certainly visible.
     refused: Vec<(Request, Error)>,
     turns: VecDeque<Request>,
     /// The transaction that has the turn.
@@ -268,7 +271,8 @@ impl Engine {
 
     /// Waits for new commits of the threads that the last group has just woken. Without the wait,
     /// two groups of half the size would alternate, and twice as many syncs would be needed. The
-    /// wait is at most a fraction of the time of a sync, and is skipped for a single committer.
+    /// wait is at most half the time of the last sync, and ends once the expected number of members
+    /// waits. A single committer does not wait.
     fn gather<'q>(&'q self, queue: MutexGuard<'q, Queue>) -> MutexGuard<'q, Queue> {
         let bound = queue.sync_time / GATHER_SHARE;
         let incomplete = |queue: &mut Queue| queue.waiting.len() < queue.committers;
@@ -318,7 +322,7 @@ impl Engine {
         group
     }
 
-    /// Appends the frame of a member if its checks hold. On an error nothing has changed.
+    /// Appends the frame of a member if its checks hold. On an error no frame was appended.
     fn append_member(
         &self,
         core: &mut Core,
@@ -352,7 +356,7 @@ impl Engine {
         answer.wake.notify_one();
     }
 
-    /// Appends the writes of the transaction that had the turn.
+    /// Appends the writes of the transaction that had the turn, and continues the group.
     fn end_turn(&self, mut group: Group, ran: Ran) {
         if let Some(mut member) = group.running.take() {
             match ran {
@@ -376,7 +380,7 @@ impl Engine {
     }
 
     /// Syncs the frames of the group if the commit of a member must be durable. Publishes the
-    /// frames, and wakes the members.
+    /// frames unless that sync failed, and wakes the members.
     fn finish(&self, group: Group) {
         let mut synced = Ok(());
         let mut sync_time = Duration::ZERO;
@@ -391,7 +395,7 @@ impl Engine {
             sync_time = started.elapsed();
             let appended = group.passed.iter().filter(|(_, place)| place.is_some());
             self.counters.group_commits.add(appended.count() as u64);
-            // The frames of the group are durable from here on.
+            // If the sync succeeded, the frames of the group are durable from here on.
             core = lock_briefly(&self.core);
         }
         core.in_flight = false;
@@ -423,7 +427,7 @@ impl Engine {
         queue.sync_time = sync_time;
         self.group_done[group.number % 2].notify_all();
         group.wakes.iter().for_each(|answer| answer.wake.notify_one());
-        // Wakes the thread of the first waiting commit, which becomes the leader of the next group.
+        // Wakes one waiting thread, so that the next group gets a leader.
         if let Some(first) = queue.waiting.first()
             && !seeded("wake-up-missed")
         {
@@ -449,7 +453,8 @@ impl Engine {
         Ok(Outcome { sequence, replaced })
     }
 
-    /// Waits until all frames of the log are published. Returns with the commit lock held.
+    /// Waits until no group is in flight. Returns with the commit lock held. All frames of the log
+    /// are then published, except those of a group with a failed sync.
     pub(crate) fn lock_quiet(&self) -> MutexGuard<'_, Core> {
         let mut core = lock_briefly(&self.core);
         while core.in_flight {

@@ -23,7 +23,7 @@ use crate::seeded::seeded;
 pub(crate) enum Pending {
     /// The group has not written the key. The directory has the record of the key, if there is one.
     Untouched,
-    /// The group has deleted the key.
+    /// The group has deleted the key, or another key with the same hash, or has cleared the table.
     Absent,
     /// The group has put the key, or another key with the same hash, at this location.
     At(Location),
@@ -68,7 +68,8 @@ impl GroupWrites {
         }
     }
 
-    /// Returns the state of the key with this hash after the commits of the group.
+    /// Returns the state of the key with this hash after the commits that the group has appended so
+    /// far.
     pub(crate) fn key(&self, table: u32, hash: KeyHash) -> Pending {
         match self.keys.get(&(table, hash.0)) {
             Some(Some(location)) => Pending::At(*location),

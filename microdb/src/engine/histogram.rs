@@ -1,7 +1,7 @@
 //! Lock-free histograms with four buckets per power of two.
 //!
-//! - A value is recorded with an error of at most a quarter. That is enough to distinguish 1 ms
-//!   from 10 ms, or 1 commit per sync from 30.
+//! - A value below 2^40 is recorded with an error of at most a quarter. That is enough to
+//!   distinguish 1 ms from 10 ms, or 1 commit per sync from 30.
 //! - Recording takes two relaxed additions.
 //!
 //! Deliberately absent: resetting.
@@ -15,7 +15,7 @@ use serde::Serialize;
 const STEPS_LOG: u32 = 2;
 const STEPS: usize = 1 << STEPS_LOG;
 /// Number of buckets, enough to distinguish values below 2^40 (18 minutes in nanoseconds). The last
-/// bucket holds all larger values.
+/// bucket also holds all larger values.
 const BUCKETS: usize = STEPS * 40;
 
 /// Counts of values per bucket.
@@ -48,7 +48,8 @@ fn bucket(value: u64) -> usize {
     ((high - STEPS_LOG + 1) as usize * STEPS + step).min(BUCKETS - 1)
 }
 
-/// Returns the largest value of a bucket.
+/// Returns the largest value of a bucket. Values that are too large for the last bucket are counted
+/// in it all the same.
 fn upper(bucket: usize) -> u64 {
     if bucket < STEPS {
         return bucket as u64;
@@ -93,7 +94,7 @@ impl Counts {
 }
 
 /// Distribution of values. Each figure except count and mean is the upper end of a bucket, so it is
-/// up to a quarter too high.
+/// up to a quarter too high. Values above 2^40 (18 minutes in nanoseconds) may be shown too low.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {

@@ -3,14 +3,15 @@
 //! - Opening a database keeps its folder open (`Storage::hold_folder`). Renaming the database, a
 //!   `chdir`, a changed symbolic link or another database under the old path have no effect.
 //! - LOCK is checked after each sync. LOCK and SUPER are checked before each new segment,
-//!   checkpoint and state of SUPER. If either file was removed or replaced, the database is
+//!   checkpoint, seal and state of SUPER. If either file was removed or replaced, the database is
 //!   poisoned and acknowledges no further commits. SUPER is locked too, so that a second opener
 //!   that creates a new LOCK is refused.
-//! - A handle inherited by a forked child refuses each call with `Error::Forked`. It writes,
-//!   removes and unlocks nothing, not even when dropped.
-//! - A file in the folder is removed only if it belongs to this database: the segment header has
-//!   the id of the database, or the file is empty. If a new file's name is already taken, the
-//!   engine uses the next name.
+//! - In a forked child, reads, writes and maintenance through an inherited handle fail with
+//!   `Error::Forked`. The handle writes, removes and unlocks nothing, not even when dropped.
+//! - A file with the name of a segment is removed only if its header has the id of this database,
+//!   or if it is empty or begins with zeros. A file with the name of a checkpoint is kept if it
+//!   belongs to another database. If the name of a new segment is already taken, the engine uses
+//!   the next id.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -87,11 +88,12 @@ pub(crate) fn check_path(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Returns a storage that keeps the folder `root` open, or `storage` itself if it cannot keep
-/// folders open.
+/// Returns a storage that keeps the folder `root` open, or `storage` itself if its `hold_folder`
+/// returns `None`.
 ///
 /// # Errors
-/// [`Error::NotADatabase`] if the folder does not exist.
+/// [`Error::NotADatabase`] if the folder does not exist, [`Error::Invalid`] for the empty path, and
+/// [`Error::Io`].
 pub(crate) fn hold(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dyn Storage>> {
     check_path(root)?;
     match storage.hold_folder(root) {
@@ -114,8 +116,8 @@ pub(crate) fn hold_new(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dy
     };
     make()?;
     match hold(root, storage) {
-        // After its creation, the folder was renamed, or the path is relative and the working
-        // folder changed. So the folder is created once more.
+        // After its creation, the folder was removed or renamed, or the path is relative and the
+        // working folder changed. So the folder is created once more.
         Err(Error::NotADatabase { .. }) => {
             make()?;
             hold(root, storage)
@@ -125,8 +127,8 @@ pub(crate) fn hold_new(root: &Path, storage: &Arc<dyn Storage>) -> Result<Arc<dy
 }
 
 /// Returns `true` if the file at `path` may be removed as a segment of `database`: its header has
-/// the id of the database, or the file is empty. Segments of other databases and foreign files are
-/// kept.
+/// the id of the database, or the file is empty or begins with zeros. Segments of other databases
+/// and foreign files are kept.
 pub(crate) fn is_own_segment(storage: &dyn Storage, path: &Path, database: DatabaseId) -> Result<bool> {
     let head = match read_head(storage, path)? {
         Head::Bytes(head) => head,
@@ -140,7 +142,8 @@ pub(crate) fn is_own_segment(storage: &dyn Storage, path: &Path, database: Datab
     Ok(is_empty || is_ours)
 }
 
-/// Returns `true` if the file at `path` is a checkpoint of another database than `database`.
+/// Returns `true` if `path` leads to a checkpoint of another database than `database`, or to a
+/// folder or a named pipe.
 pub(crate) fn is_foreign_checkpoint(
     storage: &dyn Storage,
     path: &Path,
@@ -186,7 +189,7 @@ fn read_head(storage: &dyn Storage, path: &Path) -> Result<Head> {
 }
 
 impl Engine {
-    /// Fails in a forked child of the process that opened the database.
+    /// Fails with [`Error::Forked`] in a forked child of the process that opened the database.
     #[inline]
     pub(crate) fn check_process(&self) -> Result<()> {
         if self.birth.is_here() || seeded("fork-unnoticed") {
@@ -212,7 +215,7 @@ impl Engine {
 
     fn check_locks(&self, check: impl FnOnce(&Locks) -> std::io::Result<()>) -> Result<()> {
         self.check_process()?;
-        // A database that is read-only, or still being opened, has no locks.
+        // A database that is read-only, closed, or still being opened, has no locks here.
         let checked = self.locks().as_ref().map_or(Ok(()), check);
         let lost = Error::io("cannot continue to write to", self.paths.root());
         checked.map_err(|error| self.poisoned(lost(error)))

@@ -2,8 +2,8 @@
 //!
 //! - A directory has its keys in hash order. Reading the records in that order costs a cache miss
 //!   for each record. If the log is larger than memory, it also costs reading a page from the disk.
-//! - So locations are sorted into log order first, some millions at a time. Records ahead of the
-//!   current one are prefetched: their pages from the disk, and their cache lines from memory.
+//! - So locations are sorted into log order first, about two million at a time. Records ahead of
+//!   the current one are prefetched: their pages from the disk, and their cache lines from memory.
 //!
 //! Deliberately absent: one order over the whole view. Each sorted part, called a stride, begins
 //! again at the front of the log.
@@ -11,13 +11,13 @@
 use crate::directory::{Damage, Location, View};
 use crate::engine::segments::SegmentTable;
 
-/// Number of records sorted at a time. A walk over a view of up to this many keys reads the log
-/// once. A walk over a larger view reads the log several times, each time other records. Sorting
-/// needs 16 bytes of memory per record.
+/// Number of records sorted at a time, after the first strides. Each stride reads the log from
+/// front to back, each time other records. A stride takes whole parts of a view, so it may be a
+/// little larger. Sorting needs 16 bytes of memory per record.
 const STRIDE_RECORDS: usize = 2 << 20;
 
-/// Numbers of records in the first strides. They are small so that the first records of a view
-/// arrive soon: sorting two million locations takes tens of milliseconds.
+/// Numbers of records in the first strides. These strides are small so that the first records of a
+/// view arrive soon: sorting two million locations takes tens of milliseconds.
 const FIRST_STRIDES: [usize; 2] = [4 << 10, 64 << 10];
 
 /// Distance, in records, at which a record is prefetched from memory into the processor's cache. It

@@ -3,15 +3,16 @@
 //! Order in which a thread takes the locks:
 //!
 //! 1. `digests` (computing digests), `compacting`, `checkpointing`, `sealed` (sealing), `ddl`
-//!    (creating and dropping tables).
+//!    (creating, renaming, clearing and dropping tables).
 //! 2. `writer` (writing and syncing the log).
 //! 3. `core` (appending and publishing). The lock is held for less than a microsecond per small
-//!    commit. It is never held during a call that waits for the disk, except for the creation of a
-//!    segment.
-//! 4. `catalog` (names of tables). No other lock is taken while it is held.
+//!    commit. While it is held, the only calls to the disk create a segment, allocate or cut blocks
+//!    of the active segment, and check LOCK and SUPER.
+//! 4. `catalog` (names of tables). While it is held, only the lock of a table's name is taken.
 //!
 //! No other lock is taken while `queue` (commit groups) is held, except for the mutex of the result
-//! of a group's member. Readers take none of these locks.
+//! of a group's member. `get` and `multi_get` of a table take none of these locks. The creation of
+//! a snapshot or iterator takes `core` for a moment.
 
 pub(crate) mod background;
 pub(crate) mod body;
@@ -67,25 +68,25 @@ use crate::raw::tail::Spare;
 use crate::seeded::seeded;
 use crate::storage::StorageFile;
 
-/// Maximum number of bytes of log since the last checkpoint for which `close` writes no further
-/// checkpoint. Replaying so much log takes about a millisecond of processor time (0.7 ms for 1,900
-/// records and 1.3 ms for 7,900 were measured), without the time for copying directory chunks.
+/// Number of bytes of log since the last checkpoint above which every `close` writes a checkpoint.
+/// Replaying so much log takes about a millisecond of processor time (0.7 ms for 1,900 records and
+/// 1.3 ms for 7,900 were measured), without the time for copying directory chunks.
 const CLOSE_REPLAY_BYTES: u64 = 256 * 1024;
 
-/// Maximum number of bytes of the directory that the next open may copy during its replay. If it
-/// would copy more, a close with [`Closing::Usual`] writes a checkpoint. Reading, verifying and
-/// copying so much takes about a millisecond.
+/// Number of bytes of the directory that the replay of the next open may copy. If the estimate for
+/// a close with [`Closing::Usual`] is higher, that close writes a checkpoint. Reading, verifying
+/// and copying so much takes about a millisecond.
 const CLOSE_COPY_BYTES: u64 = 2 << 20;
 
 /// Estimated number of bytes of the directory that the replay of one record copies: a chunk of
 /// usual size. The estimate is too high if several records change the same chunk.
 const CHUNK_COPY_BYTES: u64 = 48 * 1024;
 
-/// Purpose of a close. It decides if `close` takes the time to write a checkpoint.
+/// Purpose of a close, which determines when `close` writes a checkpoint.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Closing {
-    /// `close` writes a checkpoint if the next open would otherwise take more than about a
-    /// millisecond.
+    /// `close` writes a checkpoint if the replay of the next open would otherwise take more than
+    /// about a millisecond.
     Usual,
     /// Another process waits to open the database, so the time of `close` matters too. `close`
     /// writes a checkpoint only if the log since the last checkpoint has more than
@@ -107,11 +108,11 @@ pub(crate) struct Engine {
     pub(crate) writer: Mutex<Writer>,
     pub(crate) queue: Mutex<Queue>,
     /// Condition variables of the groups with even and with odd numbers. With two of them, a
-    /// finished group wakes only its own members.
+    /// finished group wakes all of its members, and of the next group only one to lead it.
     pub(crate) group_done: [Condvar; 2],
     /// Signals the leader that is gathering members: enough of them have joined its group.
     pub(crate) group_full: Condvar,
-    /// Signals that all appended frames are published. Used with the mutex `core`.
+    /// Signals that `Core::in_flight` has become `false`. Used with the mutex `core`.
     pub(crate) quiet: Condvar,
     /// Version of the visible state, changed only while the mutex `core` is held.
     pub(crate) version: Version,
@@ -135,23 +136,23 @@ pub(crate) struct Engine {
     pub(crate) background: Background,
     /// Segments known to have a complete seal. This mutex is held while segments are sealed.
     pub(crate) sealed: Mutex<HashSet<u64>>,
-    /// Segments in which compaction found damage. Background compaction skips them until the next
-    /// open.
+    /// Segments in which compaction found damage, or with usage counts found wrong. Background
+    /// compaction skips them until the next open.
     pub(crate) damaged: Mutex<HashSet<u64>>,
     /// The most recently computed digests. This mutex is locked before `ddl`.
     pub(crate) digests: Mutex<Option<DigestCache>>,
     pub(crate) reads: DiskReads,
     /// Bounds of the size of the log, and the commits that wait for space.
     pub(crate) space: Space,
-    /// Number of complete segments with bytes that were not yet handed to the operating system.
+    /// Number of complete segments that are not yet written and cut to their length.
     pub(crate) rolled_segments: std::sync::atomic::AtomicUsize,
     /// Memory of a former segment, kept for the next segment.
     pub(crate) spare: Arc<Spare>,
 }
 
 impl Engine {
-    /// Returns the hash under which directories store the key. The hash is keyed, so that nobody
-    /// can choose colliding keys.
+    /// Returns the hash by which directories find the key. The hash uses the secret seed of the
+    /// database, so that nobody can choose colliding keys.
     #[inline]
     pub(crate) fn hash(&self, key: &[u8]) -> KeyHash {
         KeyHash(siphasher::sip::SipHasher13::new_with_key(&self.hash_seed).hash(key))
@@ -174,7 +175,7 @@ impl Engine {
     }
 
     /// Poisons the database, so that it refuses all further writes. Returns [`Error::Poisoned`].
-    /// Its cause is `error`, or the earlier cause if the database was poisoned before.
+    /// Its cause is the first error that poisoned the database, which may be `error`.
     pub(crate) fn poisoned(&self, error: Error) -> Error {
         let error = match error {
             Error::Poisoned { cause } => cause,
@@ -187,8 +188,8 @@ impl Engine {
 
     #[cold]
     pub(crate) fn directory_damage(&self, damage: Damage) -> Error {
-        // Only chunks read from a file are verified, and each of them is in the checkpoint that the
-        // open used. So the damage is in that file.
+        // The directories in use read chunks only from the checkpoint that the open used. So the
+        // error names the file of that checkpoint.
         let path = self.paths.checkpoint(self.recovery.checkpoint);
         let (expected, found) = (
             format_args!("{:#x}", damage.expected),
@@ -198,7 +199,8 @@ impl Engine {
     }
 
     /// Returns the amount of log that the next open would replay: everything after the moment of
-    /// the last checkpoint.
+    /// the last checkpoint. If SUPER names no checkpoint because of a full disk, returns the size
+    /// of the whole log, and `u64::MAX` as the unknown number of records.
     pub(crate) fn log_since_checkpoint(&self) -> LogSize {
         let core = lock_briefly(&self.core);
         if let Some(checkpointed) = core.checkpointed_size {
@@ -221,7 +223,8 @@ impl Engine {
         LogPosition::from_u64(self.frontier.load(Ordering::Acquire))
     }
 
-    /// Writes and syncs buffered commits, and unlocks the database. A second call has no effect.
+    /// Writes and syncs buffered commits, writes a checkpoint if `closing` requires it, and unlocks
+    /// the database. A second call has no effect.
     pub(crate) fn close(&self, closing: Closing) -> Result<()> {
         // The process is checked before any lock is taken: in a forked child, a lock that another
         // thread held at the fork stays locked.
@@ -230,10 +233,11 @@ impl Engine {
             return Ok(());
         }
         self.space.wake();
-        // Once `lock_quiet` has returned, all commits that found the database open are published,
-        // so the checkpoint below contains them.
+        // Once `lock_quiet` has returned, each commit that found the database open is published,
+        // unless its sync failed. So the checkpoint below contains it.
         drop(self.lock_quiet());
-        // Background jobs hold these locks while they work. They end when they see the closed flag.
+        // These locks are held during compactions, checkpoints and sealing, so the close waits for
+        // them. Compactions and sealing end early, because they see the closed flag.
         let compacting = lock(&self.compacting);
         let checkpointing = lock(&self.checkpointing);
         let sealing = lock(&self.sealed);
@@ -263,8 +267,8 @@ impl Engine {
         }
         self.sync_log()?;
         if !self.replays_fast(self.log_since_checkpoint(), closing) {
-            // A failed checkpoint (full disk) is ignored, because the next open can replay the log
-            // instead.
+            // An error that does not poison the database, such as a full disk, is ignored, because
+            // the next open can replay the log instead.
             if let Err(error @ Error::Poisoned { .. }) = self.checkpoint_now() {
                 return Err(error);
             }
@@ -284,9 +288,9 @@ pub(crate) struct Handle {
 }
 
 /// The field of [`Handle`] that is dropped last. Its drop returns the maps and the memory of the
-/// database to the system before the drop of the last [`Handle`] ends. Otherwise another thread
-/// would return the memory later. During that, the next open in this process would wait for the
-/// locks of the address space and of the allocator.
+/// database to the system before the drop of the [`Handle`] ends. Otherwise another thread would
+/// return the memory later. During that, the next open in this process would wait for the locks of
+/// the address space and of the allocator. Segments that a value still shares stay mapped.
 struct End {
     birth: Birth,
     jobs: Arc<RunningJobs>,
@@ -295,7 +299,7 @@ struct End {
 impl Drop for End {
     fn drop(&mut self) {
         // The threads that run the jobs of the parent do not exist in a forked child, so waiting
-        // for these jobs would never end.
+        // for a job that was running at the fork would never end.
         if self.birth.is_here() {
             // A running job may hold the last reference to the engine. So only after all jobs have
             // ended, the engine has certainly been dropped.

@@ -2,7 +2,8 @@
 //!
 //! - A read takes no lock. A pin keeps the directory and the segments alive.
 //! - A value is returned only after its checksum and its key were verified.
-//! - A missing key is reported as absent only if no damage could hide it.
+//! - A key is reported as absent only if no damage was found that could hide it: in its part of the
+//!   directory, or in a record that may be its own.
 //!
 //! Deliberately absent: reads of an earlier moment, which are in `snapshot`.
 
@@ -68,7 +69,7 @@ impl Found<'_> {
     /// has removed. Called after taking the bytes, since the file may be truncated at any moment.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if the record no longer has a correct checksum.
+    /// [`Error::Corrupt`] or [`Error::Io`] if the record no longer has a correct checksum.
     #[inline(always)]
     pub(crate) fn check_uncut(&self) -> Result<()> {
         if any_cut() && self.segment.is_cut() {
@@ -79,7 +80,7 @@ impl Found<'_> {
 }
 
 impl Engine {
-    /// Returns the value of `key`.
+    /// Returns the value of `key`, or `None` if the key is absent.
     #[inline]
     pub(crate) fn get(&self, table: &TableCore, key: &[u8]) -> Result<Option<Value>> {
         let guard = pin();
@@ -214,8 +215,8 @@ impl Engine {
     }
 
     /// Returns the location of `key` in the directory and the length of its record. Compares the
-    /// key without verifying the checksum of the record, because the callers are writers that
-    /// replace the record anyway.
+    /// key without verifying the checksum of the record, because the callers are writers, which
+    /// return none of its content.
     pub(crate) fn locate(
         &self,
         guard: &Guard,

@@ -5,9 +5,9 @@
 //! - Once memory cannot hold the log, read-ahead would read 128 KiB for each look-up of one record,
 //!   and evict other pages. The maps are then marked for random access, and sequential readers
 //!   request their pages themselves ([`Segment::begin_reading`], `log_order`).
-//! - After slow lookups, further lookups request their pages first, so that several reads of the
-//!   disk overlap ([`Lookups`]). Each request is a system call, so no pages are requested while
-//!   lookups are fast.
+//! - After slow look-ups, further look-ups of many keys (`multi_get`, batches, replay) request
+//!   their pages first, so that several reads of the disk overlap ([`Lookups`]). Each request is a
+//!   system call, so no pages are requested while lookups are fast.
 //!
 //! All of this is advice: a wrong guess costs time, nothing else.
 
@@ -26,7 +26,8 @@ const SMALL_BYTES: u64 = 32 << 20;
 /// processor's caches takes a tenth of this time, and a read from the fastest disks takes twice
 /// this time.
 const SLOW: Duration = Duration::from_micros(5);
-/// Number of rounds of look-ups, after a slow round, in which pages are requested ahead.
+/// Number of fast rounds of look-ups, after the last slow round, in which pages are requested
+/// ahead.
 const ASKING_ROUNDS: u32 = 64;
 
 /// State of an engine that decides if look-ups request their pages ahead.
@@ -71,8 +72,8 @@ impl DiskReads {
         if took > SLOW {
             self.asking.store(ASKING_ROUNDS, Ordering::Relaxed);
         } else if asked {
-            // Concurrent threads may lose an update of this counter. That does no harm: it only
-            // adds a round that requests pages.
+            // Concurrent threads may lose an update of this counter. Then some rounds request pages
+            // in vain, or do not request them. No result depends on it.
             let left = self.asking.load(Ordering::Relaxed).saturating_sub(1);
             self.asking.store(left, Ordering::Relaxed);
         }
@@ -130,7 +131,8 @@ fn available_bytes() -> u64 {
     free.unwrap_or(u64::MAX).min(allowed.unwrap_or(u64::MAX))
 }
 
-/// Returns the value of the line `MemAvailable` of `/proc/meminfo`, in bytes.
+/// Returns the value of the line `MemAvailable` of `/proc/meminfo`, in bytes, if there is a valid
+/// one.
 fn mem_available(meminfo: &str) -> Option<u64> {
     let line = meminfo
         .lines()
@@ -139,8 +141,9 @@ fn mem_available(meminfo: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Returns the lowest memory limit of the control groups in `/proc/self/cgroup` and their
-/// ancestors. `root` is the mount point of the control groups.
+/// Returns the lowest memory limit of the control groups in `groups` and of their ancestors, or
+/// `None` if no limit can be read. `groups` is the text of `/proc/self/cgroup`, and `root` the
+/// mount point of the control groups.
 fn group_limit(groups: &str, root: &Path) -> Option<u64> {
     let limits = groups.lines().filter_map(|line| {
         let (_, line) = line.split_once(':')?;

@@ -30,23 +30,25 @@ use crate::sequence::Sequence;
 pub struct RecoveryReport {
     /// `true` if this open created the database.
     pub created: bool,
-    /// `true` if the database had been closed properly before this open.
+    /// `true` if the log ends where the state in SUPER says, as after a proper close. Also `true`
+    /// if this open created the database.
     pub clean: bool,
     /// Sequence of the last commit in the log after recovery.
     pub sequence: Sequence,
-    /// Sequence of the last commit that was known to be durable before this open.
+    /// Sequence of the last commit that SUPER stated as durable before this open.
     pub durable_sequence: Sequence,
     /// Generation of the checkpoint in use, or 0 if the whole log was replayed.
     pub checkpoint: u64,
-    /// `true` if the checkpoint was missing or damaged.
+    /// `true` if the checkpoint that SUPER names was missing or damaged.
     pub checkpoint_unusable: bool,
-    /// Bytes of log that were replayed.
+    /// Bytes of the frames that were replayed.
     pub bytes_replayed: u64,
     /// Number of frames that were replayed.
     pub frames_replayed: u64,
     /// Number of records in the replayed frames.
     pub records_replayed: u64,
-    /// Bytes of a torn tail that were dropped. None of them had been acknowledged as durable.
+    /// Bytes of a torn tail that were dropped. None of them had been acknowledged as durable. A
+    /// read-only open ignores them, and leaves them on disk.
     pub dropped_bytes: u64,
 }
 

@@ -1,7 +1,7 @@
 //! Live bytes of all segments, by table.
 //!
-//! - The counts are changed under the commit lock together with the directory, and saved with each
-//!   checkpoint.
+//! - The counts are changed under the commit lock together with the directory. Counts of bytes are
+//!   saved with each checkpoint, counts of records are not.
 //! - Compaction chooses the segments to compact by these counts. Dropping a table subtracts its
 //!   bytes without reading a record.
 //! - A damaged record may claim a wrong length, so counts of bytes are only estimates. No segment

@@ -1,7 +1,7 @@
 //! Segments of the log as seen by readers.
 //!
-//! - A segment is readable bytes: a map of its file, plus a memory buffer for the appended bytes of
-//!   the active segment.
+//! - A segment is readable bytes: a map of its file, followed by a memory buffer with appended
+//!   bytes. Either may be missing.
 //! - Readers find segments in a table that is replaced as a whole, never changed, so they take no
 //!   lock.
 //! - A removed segment stays readable for readers that hold an earlier table.
@@ -24,8 +24,8 @@ use crate::raw::tail::TailBuffer;
 use crate::seeded::seeded;
 use crate::storage::{OpenMode, Storage};
 
-/// Offset of the end of the key in most records, which have seven bytes of header and a key of 16
-/// to 24 bytes.
+/// Offset of the end of the key in a record with seven bytes of header and a key of 24 bytes. Most
+/// keys are not longer.
 const SHORT_KEY_END: usize = 31;
 
 /// Number of bytes requested from the disk for a look-up. Most records are shorter.
@@ -75,7 +75,8 @@ impl Segment {
         }
     }
 
-    /// Adds the storage, with which a failed read of the file can be explained.
+    /// Returns this segment with the storage of its file, with which a failed read can be
+    /// explained.
     pub(crate) fn in_storage(mut self, storage: &Arc<dyn Storage>) -> Self {
         self.storage = Some(storage.clone());
         self
@@ -202,7 +203,8 @@ impl Segment {
         }
     }
 
-    /// Requests `len` bytes at `offset` from the disk, as far as they are in the file.
+    /// Requests `len` bytes at `offset` from the disk, as far as they are in the map. Does nothing
+    /// unless the map is marked for random access.
     #[cold]
     pub(crate) fn will_need(&self, offset: u32, len: u32) {
         if let Some(map) = &self.head {
@@ -241,14 +243,15 @@ impl Segment {
         }
     }
 
-    /// Returns `true` if the file was truncated while mapped.
+    /// Returns `true` if a read has touched a page of the map that the system could not provide:
+    /// the file was truncated while mapped, or the disk cannot read the page.
     pub(crate) fn is_cut(&self) -> bool {
         self.head.as_ref().is_some_and(|map| map.is_cut())
             || self.tail.as_ref().is_some_and(|tail| tail.is_cut())
     }
 
-    /// Returns the error for a page that the map could not provide: the file was truncated, or the
-    /// disk cannot read the page. Reading the file without the map shows which of the two happened.
+    /// Returns the error for a page that the map could not provide. Reading the file without the
+    /// map shows if the file was truncated or the disk cannot read the page.
     #[cold]
     fn cut_short(&self, offset: u32) -> Error {
         let unreadable = Error::io("cannot read", &self.path);
@@ -328,7 +331,7 @@ impl Segment {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SegmentTable {
     /// Id of the first entry of `segments`. An entry is `None` if compaction has removed its
-    /// segment.
+    /// segment, or if no segment has its id.
     first: u64,
     segments: Vec<Option<Arc<Segment>>>,
 }

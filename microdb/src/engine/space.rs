@@ -13,14 +13,15 @@
 //!
 //! Invariants:
 //!
-//! - With the default options, `hard` is below twice the live bytes plus four segments. This
-//!   includes room for frames that other threads append at the same time.
+//! - With the default options, `hard` is at most twice the live bytes plus three segments. A fourth
+//!   segment is room for frames that other threads append at the same time.
 //! - Compaction never waits for space.
 //! - A commit waits before it takes any lock and before it joins a group. Commits of the catalog do
-//!   not wait, because they hold a lock that a checkpoint needs.
-//! - A commit never waits longer than [`WAIT_MAX`]. It does not wait while a backup or a requested
-//!   compaction holds the segments. Nor does it wait after a failed compaction, or if all dead
-//!   bytes are in damaged segments.
+//!   not wait, because they hold a lock that a checkpoint needs. The commit of a transaction in its
+//!   turn does not wait, because its group waits for it.
+//! - A commit stops waiting after [`WAIT_MAX`], or later if a compaction on its own thread ends
+//!   later. It does not wait while a backup or a requested compaction holds the segments. Nor does
+//!   it wait if the last attempt to free space freed nothing, until another segment was appended.
 //! - A snapshot, an iterator, a feed or a value may still hold removed segments. Their disk space
 //!   is not part of the size, since readers must not stop writers.
 
@@ -34,16 +35,16 @@ use crate::error::Result;
 use crate::raw::sync::ignore_poison;
 use crate::seeded::seeded;
 
-/// Maximum delay of one commit.
+/// Time after which a commit no longer waits for space.
 const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Interval at which a waiting commit checks the size of the log again, in case nothing wakes it.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// Number of bytes committed between two sleeps, while writers are slowed.
+/// Maximum number of bytes committed between two sleeps, while writers are slowed.
 const PACE_BYTES: u64 = 64 * 1024;
 /// Duration of a sleep while the log is just below `hard`. Together with [`PACE_BYTES`], this
-/// duration permits 32 MB/s, which compaction reaches on slow disks too.
+/// duration permits at most about 32 MB/s, which compaction reaches on slow disks too.
 const PACE_SLEEP_MAX: Duration = Duration::from_millis(2);
 
 /// Distance between `target` and `hard`, besides two segments, in percent of the live bytes. The
@@ -56,8 +57,8 @@ const SLACK_PERCENT: u64 = 15;
 pub(crate) struct Space {
     /// Value of `Engine::appended_bytes` from which commits are slowed.
     soft_at: AtomicU64,
-    /// Value of `Engine::appended_bytes` up to which commits do not wait, because the last
-    /// compaction found no space to free.
+    /// Value of `Engine::appended_bytes` up to which commits do not wait, because the last attempt
+    /// to free space freed nothing.
     excused_to: AtomicU64,
     /// Number of running backups and requested compactions. They keep segments from being removed
     /// for a long time.
@@ -89,7 +90,7 @@ pub(crate) struct Sizes {
 }
 
 /// Represents a running backup or requested compaction. While a value of this type exists, commits
-/// do not wait for space.
+/// are slowed above `soft`, but do not wait at `hard`.
 pub(crate) struct Holder<'a>(&'a Space);
 
 impl Drop for Holder<'_> {
@@ -100,7 +101,7 @@ impl Drop for Holder<'_> {
 
 impl Space {
     /// Registers an operation that keeps segments from being removed for a long time. Commits do
-    /// not wait for space until the returned value is dropped.
+    /// not wait at `hard` until the returned value is dropped.
     pub(crate) fn hold(&self) -> Holder<'_> {
         self.holders.fetch_add(1, Ordering::AcqRel);
         self.freed.notify_all();
@@ -128,7 +129,7 @@ impl Engine {
             u64::from(self.options.segment_bytes_max),
         );
         // Share of live bytes in the log, in percent, below which compaction begins. If the option
-        // `compaction_dead_percent` is 100, the share is 0 and compaction never begins.
+        // `compaction_dead_percent` is 100, the share is 0, and the log has no limit.
         let alive_percent = 100_u64.saturating_sub(self.options.compaction_dead_percent.into());
         let target = (live.saturating_mul(100)).checked_div(alive_percent);
         let target = target.unwrap_or(u64::MAX / 2);
@@ -155,12 +156,12 @@ impl Engine {
         sizes.log > sizes.soft
     }
 
-    /// Delays a commit of `bytes` while the log has no room for it. The rules are in the header of
-    /// this file. The caller holds no lock.
+    /// Slows a commit of `bytes` if the log is above `soft`, and delays it while the log is at
+    /// `hard`. The rules are in the header of this file. The caller holds no lock.
     ///
     /// # Errors
-    /// The errors of [`Engine::check_writable`] if the database is closed or poisoned during the
-    /// wait.
+    /// The errors of [`Engine::check_writable`] if the commit is slowed or delayed, for example
+    /// after a close during the wait.
     #[inline]
     pub(crate) fn wait_for_space(&self, bytes: usize) -> Result<()> {
         // Without background work, the user decides when to compact, so commits do not wait.
@@ -219,7 +220,7 @@ impl Engine {
         result
     }
 
-    /// Frees space on this thread, or waits for the thread that is freeing space.
+    /// Frees space on this thread, or waits briefly if another thread is compacting.
     fn help(&self) {
         let one = match self.compacting.try_lock() {
             Ok(one) => one,
@@ -233,7 +234,7 @@ impl Engine {
         drop(one);
         if !matches!(freed, Ok(true)) {
             // No space could be freed: the disk may be full, or the dead bytes may be unreadable.
-            // Freeing is tried again only after another segment was appended.
+            // Freeing is tried again only after as many bytes as one segment were appended.
             let appended = self.appended_bytes.load(Ordering::Relaxed);
             let next = appended + u64::from(self.options.segment_bytes_max);
             self.space.excused_to.fetch_max(next, Ordering::Relaxed);
@@ -256,8 +257,8 @@ mod tests {
             let sizes = db.engine.sizes(&super::lock(&db.engine.core));
             let live = db.stats().live_bytes;
             assert!(sizes.soft < sizes.hard, "{sizes:?}");
-            // The bound in the header has four segments, but `hard` may use only three of them. The
-            // fourth is room for commits that have already passed the check.
+            // The name of this test counts four segments, but `hard` may use only three of them.
+            // The fourth is room for commits that have already passed the check.
             assert!(sizes.hard <= 2 * live + (3 << 24), "{sizes:?}");
             assert_eq!(sizes.log, db.stats().log_bytes);
         }

@@ -1,7 +1,7 @@
 //! Tables of an open database: look-up, creation, renaming, dropping and clearing.
 //!
-//! - Each change is one durable commit of the catalog, made while the mutex `ddl` is held.
-//! - Changes are refused inside the body of a transaction.
+//! - Each change is one durable commit, made while the mutex `ddl` is held.
+//! - Changes are refused inside the body of a transaction on this database.
 //!
 //! Deliberately absent: reading and writing of the records in tables.
 
@@ -32,7 +32,8 @@ impl Engine {
         ignore_poison(self.catalog.read()).by_id.get(&id).cloned()
     }
 
-    /// Returns the id of the next new table. No table ever had this id or a higher one.
+    /// Returns the id of the next new table. No record of the log belongs to a table with this id
+    /// or a higher one.
     pub(crate) fn next_table(&self) -> u32 {
         ignore_poison(self.catalog.read()).next_id
     }

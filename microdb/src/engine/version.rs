@@ -1,11 +1,11 @@
 //! Version of the visible state: shows a reader if several reads belong to one moment.
 //!
 //! - A sequence lock: the version is odd while a commit is being published, and even otherwise.
-//!   Reads between two equal even versions saw no commit in part.
+//!   Reads between two loads of the same even version saw the state of one moment.
 //! - Readers never block a commit.
 //! - Compaction does not change the version, because its copies change no value.
 //!
-//! Follows Transactional Locking II (Dice, Shalev, Shavit 2006), with one clock for all keys.
+//! Follows Transactional Locking II (Dice, Shalev, Shavit 2006), with one version for all keys.
 
 use crate::raw::sync::{AtomicU64, Ordering, fence};
 
@@ -23,8 +23,9 @@ impl Version {
         self.0.load(Ordering::Acquire)
     }
 
-    /// Returns `true` if [`Version::load`] returned `version`, no commit was being published then,
-    /// and none was published since. Call this function after the reads to be validated.
+    /// Returns `true` if `version` is even and still the current version. So if [`Version::load`]
+    /// has returned it, no commit was being published then, and none has begun to be published
+    /// since. Call this function after the reads to be validated.
     #[inline]
     pub(crate) fn is_still(&self, version: u64) -> bool {
         fence(Ordering::Acquire);

@@ -2,11 +2,11 @@
 //!
 //! - a *head* of fixed size: the identity of the file, and the position and checksum of the block;
 //! - an *image* of the directory of each table, one behind the other;
-//! - a *block* of variable size: the position of the log that the checkpoint covers, and the
-//!   tables and segments at that position.
+//! - a *block* of variable size: the position in the log up to which the checkpoint is complete,
+//!   and the tables and segments at that position.
 //!
-//! The head is written last. A checkpoint contains only data that can be derived from the log. If
-//! an open finds a checkpoint damaged, the whole log is replayed instead.
+//! The head is written last. A checkpoint contains only data that can be derived from the log.
+//! Instead of a damaged checkpoint, an open can replay the whole log.
 //!
 //! Deliberately absent: the layout of an image, which `directory` defines.
 
@@ -90,8 +90,8 @@ impl Head {
         Ok(found)
     }
 
-    /// Returns the seed for the checksums of directory images. Each database and generation has a
-    /// different seed, so that an image of another checkpoint is refused.
+    /// Returns the seed for the checksums of directory images. The seed depends on database and
+    /// generation, so that an image of another checkpoint is refused.
     pub(crate) fn image_seed(database: DatabaseId, generation: u64) -> u32 {
         checksum::crc_append(checksum::crc(&database.0), &generation.to_le_bytes())
     }
@@ -107,7 +107,7 @@ pub(crate) struct TableEntry {
     pub(crate) image_bytes: u64,
 }
 
-/// Content of a checkpoint besides the directories.
+/// The block of a checkpoint: its content besides head and directories.
 ///
 /// Its encoding has these fields, in this order. Position, sequence and chain have 8 bytes each.
 /// All other numbers have a variable length.
@@ -115,8 +115,8 @@ pub(crate) struct TableEntry {
 /// - position, sequence and chain of the log; next segment id; next table id
 /// - number of tables, then for each table: id, length of the name, name, offset and length of the
 ///   chunk table in its directory image
-/// - number of segments, then for each segment: id, end, tombstone bytes, number of tables with
-///   live bytes, then for each of these tables: id, live bytes
+/// - number of segments, then for each segment: id, end, tombstone bytes, number of entries of
+///   `SegmentUsage::live`, then for each entry: table id, live bytes
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Block {
     pub(crate) at: Frontier,
@@ -157,8 +157,8 @@ impl Block {
         bytes
     }
 
-    /// Decodes a block. The caller has verified its checksum. Returns `None` if [`Block::encode`]
-    /// never writes such a block.
+    /// Decodes a block. The caller has verified its checksum. Returns `None` if the bytes are
+    /// malformed, or if the segment ids do not ascend or span too much.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader(bytes);
         let position = LogPosition::from_u64(reader.u64()?);

@@ -1,10 +1,11 @@
 //! Checksums of content, and the masks that tie a checksum to a position in the log.
 //!
-//! - Content is covered by CRC-32C, which hardware computes. It detects every single flipped bit
-//!   and every burst of up to 32 bits.
-//! - The stored value is the checksum of the content XORed with a *mask* computed from database id,
-//!   segment id and offset. So a record can be checksummed before its position is known. A copy at
-//!   another position differs only in the mask.
+//! - Content is covered by CRC-32C, which most processors compute in hardware. It detects every
+//!   single flipped bit and every burst of up to 32 bits.
+//! - A segment header, a frame header and a record store the checksum of their content XORed with a
+//!   *mask*. The mask is computed from database id, segment id and offset. So a record can be
+//!   checksummed before its position is known. The stored checksum of a copy at another position
+//!   differs only in the mask.
 //! - Stale or misplaced bytes were masked differently, so their checksum does not match. Examples
 //!   are bytes from an older use of the disk blocks, from a file of another database, or from a
 //!   block written to the wrong place. In a segment, two offsets never have the same mask, because
@@ -50,7 +51,7 @@ pub(crate) fn crc_append(crc: u32, bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc, bytes)
 }
 
-/// Returns the next link of the chain. A reader of the log recomputes the links to prove that it
+/// Returns the next link of the chain. A reader of the log recomputes the links to check that it
 /// has seen each commit unchanged and in order. A link depends only on content and order of the
 /// commits, not on the position of frames.
 pub(crate) fn chain(previous: u64, sequence: u64, body_crc: u32, op_count: u32) -> u64 {

@@ -3,7 +3,7 @@
 //! - The header has its own checksum, so that the lengths in it can be trusted before the body is
 //!   read.
 //! - The body is a sequence of records with a checksum each. The header has a checksum over the
-//!   list of these checksums, so that no byte is hashed twice.
+//!   list of these checksums, so that no byte of a record is hashed twice.
 //! - A commit frame has the next sequence number and the next link of the chain. A relocation frame
 //!   (records copied by compaction) repeats the sequence number and the link of the last commit.
 //!
@@ -28,7 +28,7 @@ use crate::format::checksum::{self, SegmentMask};
 pub(crate) const FRAME_HEADER_BYTES: u32 = 48;
 const _: () = assert!(FRAME_HEADER_BYTES == 4 + 4 + 4 + 4 + 8 + 4 + 4 + 8 + 8);
 
-/// First bytes of a frame, chosen so that text or zeros never look like a frame.
+/// First bytes of a frame, chosen so that UTF-8 text or zeros never look like a frame.
 pub(crate) const FRAME_MAGIC: [u8; 4] = [0xF7, b'm', b'd', 0xB1];
 
 /// Kind of a frame.
@@ -36,8 +36,8 @@ pub(crate) const FRAME_MAGIC: [u8; 4] = [0xF7, b'm', b'd', 0xB1];
 pub(crate) enum FrameKind {
     /// The frame has one batch of puts, deletes and clear markers, in the order of the batch.
     Commit,
-    /// The frame has records copied by compaction. Each was the last record of its key when the
-    /// frame was appended.
+    /// The frame has copies made by compaction: of puts that were live when the frame was appended,
+    /// of tombstones of absent keys, and of clear markers. It may have no record.
     Relocation,
 }
 

@@ -1,7 +1,7 @@
 //! The encoding of a typed table's keys, as recorded in the table's catalog record.
 //!
-//! A catalog record holds the table's id in 4 bytes. Bytes behind the id are text: the name of the
-//! codec, a space, and the name of the type of the keys.
+//! A catalog record holds the table's id in 4 bytes. In the record of a typed table, text may
+//! follow the id: the name of the codec, a space, and the name of the type of the keys.
 //!
 //! - Readers that do not know the text ignore it, so the text requires no new version of the
 //!   format.

@@ -1,14 +1,15 @@
-//! Conversion between bytes and structs for every file of a database.
+//! Conversion between bytes and structs for the files of a database.
 //!
 //! - Functions of this module are pure: they read and write no file.
-//! - Numbers are little-endian, written and read field by field.
+//! - Numbers of fixed size are little-endian. Structures are written and read field by field.
 //! - Decoding cannot panic for any input. Each field is read from the front of a slice after a
 //!   check of the slice's length.
-//! - The layout of a structure is a table in the comment of the constant for its size. An assertion
-//!   checks at compile time that the sizes in the table add up. `docs/format.md` describes the same
-//!   bytes for people.
+//! - The layout of the fields of fixed size is a table in the comment of the constant for their
+//!   size. An assertion checks at compile time that the sizes in the table add up. `docs/format.md`
+//!   describes the same bytes for people.
 //!
-//! Deliberately absent: policy, such as the response to a damaged field.
+//! Deliberately absent: policy, such as the response to a damaged field; and the image of a
+//! directory, which `directory` encodes.
 
 pub(crate) mod checkpoint;
 pub(crate) mod checksum;
@@ -25,20 +26,21 @@ use std::fmt;
 
 use serde::Serialize;
 
-/// Format version written by this build, and the newest that it reads.
+/// Format version that this build writes, and the only one that it reads.
 pub(crate) const FORMAT_VERSION: u32 = 1;
 
-/// Number of bits for the offset in a location. Segments have at most 2^26 bytes = 64 MiB.
+/// Number of bits for the offset in a packed position (see [`LogPosition::to_u64`]). Segments have
+/// at most 2^26 bytes = 64 MiB.
 pub(crate) const OFFSET_BITS: u32 = 26;
 
 /// Maximum size of a segment in bytes, so that every offset in it fits into [`OFFSET_BITS`] bits.
 pub(crate) const SEGMENT_BYTES_LIMIT: u32 = 1 << OFFSET_BITS;
 
-/// Exclusive upper bound of segment ids, so that a position fits into 64 bits. At one new segment
-/// per millisecond, the ids last for eight years.
+/// Exclusive upper bound of segment ids, so that a packed position fits into 64 bits. At one new
+/// segment per millisecond, the ids last for eight years.
 pub(crate) const SEGMENT_ID_LIMIT: u64 = 1 << (64 - OFFSET_BITS);
 
-/// Maximum size of a key, in bytes. The limit is low because keys are compared on every access, and
+/// Maximum size of a key, in bytes. The limit is low because look-ups compare keys, and keys are
 /// copied into batches and into the read sets of transactions.
 pub const KEY_BYTES_MAX: usize = 64 * 1024 - 1;
 
@@ -50,8 +52,7 @@ pub const VALUE_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// The limit exists because a batch is one frame, which must fit into one segment.
 pub const BATCH_BYTES_MAX: usize = SEGMENT_BYTES_LIMIT as usize - 64 * 1024;
 
-/// Maximum length of a table name, in bytes. File systems permit file names of this length, so an
-/// export can name a file after its table.
+/// Maximum length of a table name, in bytes. Most file systems have the same limit for file names.
 pub const TABLE_NAME_BYTES_MAX: usize = 255;
 
 /// Identity of a database: a random number chosen at creation.
@@ -125,11 +126,12 @@ impl fmt::Display for LogPosition {
     }
 }
 
-/// Damage found while bytes were decoded. The caller, which knows the file, converts the flaw into
-/// an `Error::Corrupt`.
+/// Damage found while bytes were decoded. A caller that reports the damage adds the file and
+/// returns an `Error::Corrupt`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Flaw {
-    /// Offset of the damaged field from the start of the decoded structure, in bytes.
+    /// Offset of the damage from the start of the decoded structure, in bytes, or 0 if no single
+    /// field is known to be damaged.
     pub(crate) at: u32,
     pub(crate) field: &'static str,
     pub(crate) expected: String,
@@ -161,8 +163,8 @@ impl Flaw {
     }
 }
 
-/// Reads fields from the front of a slice. Each method removes the bytes that it reads, and returns
-/// `None` if too few are left.
+/// Reads fields from the front of a slice. Each method removes the bytes that it reads. It returns
+/// `None` if too few bytes are left, or if a variable-length number is invalid.
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
@@ -193,7 +195,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Maximum length of a variable-length number in bytes, each of which holds 7 bits.
+/// Maximum length of a variable-length number, in bytes: 64 bits in groups of seven.
 pub(crate) const VARINT_BYTES_MAX: usize = 10;
 
 /// Appends `value` in groups of seven bits, lowest first. Each group is a byte, and the top bit is
@@ -208,7 +210,8 @@ pub(crate) fn varint_encode(mut value: u64, to: &mut Vec<u8>) {
 }
 
 /// Returns the number at the front of `bytes` and its length. Returns `None` if the number is
-/// truncated or not in its shortest form, so that each number has one encoding.
+/// truncated, has more than 64 bits, or is not in its shortest form. So each number has one
+/// encoding.
 #[inline(always)]
 pub(crate) fn varint_decode(bytes: &[u8]) -> Option<(u64, usize)> {
     let first = *bytes.first()?;

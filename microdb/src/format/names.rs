@@ -1,24 +1,24 @@
 //! Names of the files of a database.
 //!
-//! - Numbers in names are decimal and padded to ten digits, so that sorted names are in the order
-//!   of the log.
-//! - A number has one spelling, so two names never mean the same file.
+//! - Numbers in names are decimal and padded to ten digits, so that names with up to ten digits
+//!   sort by number.
+//! - A number has one spelling, so two names never mean the same segment, seal or checkpoint.
 //!
 //! Deliberately absent: access to files.
 
 use std::path::{Path, PathBuf};
 
-/// Name of the file that a writer locks.
+/// Name of the lock file. A writer locks it besides the folder and SUPER.
 pub(crate) const LOCK: &str = "LOCK";
-/// Name of the file with the identity of the database, the durable frontier and the generation of
-/// the newest checkpoint.
+/// Name of the file that identifies the database (see `super_block`).
 pub(crate) const SUPER: &str = "SUPER";
 /// Name of the folder with the segments and their seals.
 pub(crate) const LOG: &str = "log";
 /// Name of the folder with the checkpoints.
 pub(crate) const DIRECTORY: &str = "directory";
-/// Extension of a file that is being written and is not valid yet. The next open removes such a
-/// file if a crash has left it behind.
+/// Extension of a file that is being written and is not valid yet. A crash may leave such a file in
+/// the folder `directory`, and the next writable open removes it there. A new attempt to create the
+/// database replaces a leftover `SUPER.tmp`.
 pub(crate) const TEMPORARY: &str = "tmp";
 
 const SEGMENT: &str = "seg";

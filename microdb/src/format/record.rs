@@ -1,8 +1,8 @@
-//! One record: a put, a delete or a clear marker, for one key of one table.
+//! One record: a put or a delete of one key of a table, or a clear marker for a whole table.
 //!
 //! | size | field | meaning |
 //! | --- | --- | --- |
-//! | 4 | crc | CRC-32C of all following bytes, XOR the mask of the record's offset |
+//! | 4 | crc | CRC-32C of the rest of the record, XOR the mask of the record's offset |
 //! | 1 | tag | bits 0 and 1 kind; bits 2 to 7 table id, or 63: the id follows |
 //! | 0 to 5 | table | variable-length number, if the tag says so |
 //! | 1 to 3 | key bytes | variable-length number |
@@ -11,8 +11,8 @@
 //! | | value | |
 //!
 //! - Records are not aligned. A small record takes seven bytes besides its key and value.
-//! - A record is verified each time it is read. `parse` alone checks only lengths, and never reads
-//!   outside of its slice.
+//! - [`Record::parse`] checks lengths and encoding, not the checksum. It never reads outside of its
+//!   slice.
 //!
 //! Deliberately absent: a sequence number, which the frame has.
 
@@ -27,7 +27,7 @@ const TABLE_FOLLOWS: u8 = 63;
 /// Size of the checksum at the start of a record, in bytes.
 pub(crate) const RECORD_CRC_BYTES: usize = 4;
 
-/// Meaning of a record for its key.
+/// Kind of a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum RecordKind {
     /// The record sets the value of its key.
@@ -35,9 +35,9 @@ pub(crate) enum RecordKind {
     /// The record deletes its key and is called a tombstone. A tombstone copied by compaction has a
     /// value of 8 bytes: the id of the segment to which the tombstone was first written.
     Delete,
-    /// The record clears its whole table, which may then be dropped. The key is empty. The value is
-    /// empty too, except in a clear marker copied by compaction: there it is the id of the segment
-    /// to which the marker was first written.
+    /// The record clears its whole table, alone or as a part of dropping the table. The key is
+    /// empty. The value is empty too, except in a clear marker copied by compaction: there it is
+    /// the id of the segment to which the marker was first written.
     Clear,
 }
 

@@ -2,9 +2,10 @@
 //!
 //! - The header ties the segment to its database and to the previous segment: it contains the
 //!   position at which the previous segment ended, and the sequence and chain there.
-//! - Replay compares these values with the end of the previous segment, so a missing segment is
-//!   noticed. Bytes behind the place at which an earlier recovery cut a torn tail are not read as
-//!   part of the log.
+//! - A segment that SUPER does not list is part of the log only if it continues the last segment
+//!   before it. So an open notices a missing segment.
+//! - An open takes the end of a segment from the header of the segment that continues it. So bytes
+//!   behind the place at which an earlier recovery cut a torn tail are not part of the log.
 //!
 //! Deliberately absent: the seal, which is a separate file.
 

@@ -7,13 +7,14 @@
 //! | 32,768 | 4,096 | hint, even counters |
 //! | 36,864 | 4,096 | hint, odd counters |
 //!
-//! - Both *state* blocks hold the same state. They are rewritten one after the other with a sync in
-//!   between, so one of them is always complete.
-//! - The *hint* blocks hold the durable frontier. After each sync of the log, one of the two blocks
-//!   is overwritten in turn. The block itself is not synced, so a power cut may lose a hint. But a
+//! - Both *state* blocks hold the same state, except while they are rewritten: one after the other,
+//!   with a sync in between. So one of them is always complete.
+//! - The *hint* blocks hold the durable frontier. After each sync that advances the frontier of an
+//!   open database, one of the two blocks is overwritten in turn. The block itself is not synced. A
 //!   hint never names a position that is not durable.
-//! - After a crash of the process the newest hint is exact. After a power cut, recovery also uses
-//!   the frontiers in the frame headers.
+//! - After a crash of the process, SUPER covers all commits that were acknowledged as durable. A
+//!   power cut may lose the newest hint, so recovery also uses the frontiers in the headers of
+//!   segments and frames.
 //!
 //! Deliberately absent: writing, which is in `engine::log`.
 
@@ -64,7 +65,7 @@ pub(crate) const HINT_MAGIC: [u8; 4] = *b"hint";
 /// | 108 | 8 | first live | id that bit 0 of the bitmap stands for |
 /// | 116 | 4 | words | 64-bit words of the bitmap |
 /// | 120 | 4 | reserved | zero |
-/// | 124 | 8 x words | live | one bit for each segment of the log |
+/// | 124 | 8 x words | live | one bit for each id; set for the segments in `State::live` |
 const STATE_FIXED_BYTES: usize = 124;
 const _: () = assert!(STATE_FIXED_BYTES == 8 + 4 + 4 + 4 + 16 + 16 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 4 + 4);
 
@@ -105,7 +106,7 @@ pub(crate) struct State {
     pub(crate) checkpoint: u64,
     pub(crate) frontier: Frontier,
     pub(crate) next_segment: u64,
-    /// Ids of the segments of the log when the state was written, ascending.
+    /// Ids of the segments of the log up to the durable frontier, ascending.
     pub(crate) live: Vec<u64>,
 }
 
@@ -249,7 +250,7 @@ impl State {
 }
 
 /// Returns the version of a newer format if a copy of the state names it and no copy is valid. If
-/// one copy is valid, the other copy is damaged and names no real version.
+/// one copy is valid, a newer version in the other copy counts as damage.
 pub(crate) fn newer_version(states: &[Result<State, Flaw>; 2]) -> Option<u32> {
     if states.iter().any(Result::is_ok) {
         return None;

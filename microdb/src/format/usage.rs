@@ -1,7 +1,7 @@
-//! Live and dead bytes of one segment, as stored in a checkpoint.
+//! Usage of one segment: its live records by table, and the bytes of its tombstones.
 //!
 //! - Byte counts are hints for compaction. They are sums of record lengths, and a damaged record
-//!   may have stated a wrong length. So additions saturate instead of overflowing.
+//!   may have stated a wrong length. So additions of live bytes saturate instead of overflowing.
 //!
 //! Deliberately absent: the counts of all segments, which are in `engine::segment_usage`.
 
@@ -26,17 +26,18 @@ impl Live {
     }
 }
 
-/// Live and dead bytes of one segment.
+/// Usage of one segment. The checkpoint stores `end`, the live bytes by table, and `tombstones`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SegmentUsage {
     /// Offset of the end of the segment's frames, or 0 while the segment is active.
     pub(crate) end: u32,
     /// Live records by table, sorted by table id.
     pub(crate) live: Vec<Live>,
-    /// Bytes of tombstones. They are counted neither as live nor as dead.
+    /// Bytes of tombstones and clear markers. Compaction counts them as dead only in the oldest
+    /// segment.
     pub(crate) tombstones: u64,
-    /// `true` if no live record is left in the segment, so that the next checkpoint removes the
-    /// segment. Not saved in a checkpoint.
+    /// `true` once compaction has copied all live records or found none, so that a later checkpoint
+    /// may remove the segment. Not saved in a checkpoint.
     pub(crate) dying: bool,
     /// `true` if `dying` was set because of byte counts alone, which a damaged record can falsify.
     /// Not saved in a checkpoint.
@@ -47,7 +48,7 @@ pub(crate) struct SegmentUsage {
 }
 
 impl SegmentUsage {
-    /// Returns the usage of a segment without records.
+    /// Returns the usage of a new segment, without records, with `counted` set.
     pub(crate) fn counting() -> Self {
         Self {
             counted: true,

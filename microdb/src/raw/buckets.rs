@@ -3,8 +3,8 @@
 //! - Readers load words while the one writer stores them. Each access is a single atomic load or
 //!   store, so a reader sees either the old or the new value of a word.
 //! - Words are little-endian in memory. So a checkpoint stores the bytes of a chunk unchanged.
-//! - Loads are Relaxed, because read-only (mapped) memory permits no other atomic access.
-//!   [`fence_loads`] orders them.
+//! - Loads are Relaxed, because the language permits no stronger atomic access to read-only
+//!   (mapped) memory. [`fence_loads`] orders them.
 //! - Words in a map are never stored to, so [`Buckets::store`] panics on them. The writer stores
 //!   into a copy.
 //!
@@ -120,11 +120,12 @@ impl Buckets {
         BucketRef(unsafe { &(*self.first.as_ptr().add(index)).0 })
     }
 
-    /// Stores a word with Release ordering: a reader that sees this word also sees all earlier
-    /// stores.
+    /// Stores a word with Release ordering: a reader that has loaded this word sees all earlier
+    /// stores of the writer in its loads after [`fence_loads`].
     ///
     /// # Panics
-    /// On mapped buckets, because their memory is read-only.
+    /// On mapped buckets, because their memory is read-only, and if `index` or `word` is out of
+    /// range.
     #[inline]
     pub(crate) fn store(&self, index: usize, word: usize, value: u64) {
         assert!(self.is_owned(), "stored into a read-only map");

@@ -15,9 +15,9 @@
 //!   here.
 //! - Each process has a collector of its own. The memory of a forked child contains the pins of its
 //!   parent, but not the threads that would end these pins.
-//! - [`retired`] counts the values that wait for the end of a pin. Only a thread that calls
-//!   [`collect`] frees values, so `collect` must be repeated while the count is not zero.
-//!   `reclaim.rs` repeats it.
+//! - [`retired`] counts the retired values that are not freed yet. A value is freed only when some
+//!   thread uses the collector, for example in [`collect`]. So `collect` must be repeated while the
+//!   count is not zero, and `reclaim.rs` repeats it.
 //!
 //! Deliberately absent: a wait for readers.
 
@@ -39,8 +39,8 @@ fn retired_values() -> &'static AtomicUsize {
     RETIRED.get(AtomicUsize::default)
 }
 
-/// Number of rounds after which a value is freed if no pin prevents it: one round hands it to the
-/// collector, two advance the epoch.
+/// Number of rounds after which a value retired by the calling thread is freed if no pin prevents
+/// it: one round hands it to the collector, two advance the epoch.
 const ROUNDS: usize = 3;
 
 #[cfg(not(loom))]
@@ -109,8 +109,9 @@ pub(crate) fn retired() -> usize {
     retired_values().load(Ordering::Relaxed)
 }
 
-/// Frees the retired values that no pin covers. Returns `true` if no retired value remains. A pin
-/// of the caller also prevents freeing.
+/// Frees the retired values that no pin covers, except values that their threads have not handed to
+/// the collector yet. Returns `true` if no retired value remains. A pin of the caller also prevents
+/// freeing.
 pub(crate) fn collect() -> bool {
     for _ in 0..ROUNDS {
         if retired() == 0 {
@@ -122,13 +123,13 @@ pub(crate) fn collect() -> bool {
 }
 
 impl Guard {
-    /// Hands the retired values of this thread to the collector now, instead of at a later pin of
-    /// this thread.
+    /// Hands the retired values of this thread to the collector now, instead of once there are many
+    /// of them.
     pub(crate) fn flush(&self) {
         self.0.flush();
     }
 
-    /// Drops `value` once every pin that exists now has ended.
+    /// Drops `value` at some time after every pin that exists now has ended.
     fn retire<T: Send + 'static>(&self, value: T) {
         let retired = retired_values();
         retired.fetch_add(1, Ordering::Relaxed);

@@ -12,8 +12,8 @@
 
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
-/// Points to the number of this process, in a page that is wiped on fork. The number is 0, and the
-/// pointer null, before the first use.
+/// Points to the number of this process, in a page that is wiped on fork. The pointer is null
+/// before the first use. The number is 0 until the process takes one.
 static WORD: AtomicPtr<AtomicU64> = AtomicPtr::new(std::ptr::null_mut());
 
 /// The last process number that this process or an ancestor took.
@@ -59,15 +59,16 @@ impl Birth {
     }
 }
 
-/// Returns the word with the number of the process. The first call maps the page of the word. Takes
-/// no lock, because a lock that is held during a fork stays locked in the child forever.
+/// Returns the word with the number of the process, or `None` if process ids must be compared
+/// instead. The first call maps the page of the word. Takes no lock, because a lock that is held
+/// during a fork stays locked in the child forever.
 fn word() -> Option<&'static AtomicU64> {
     let mut known = WORD.load(Ordering::Acquire);
     if known.is_null() {
         let made = wiped_page()?.cast();
         let set = WORD.compare_exchange(known, made, Ordering::AcqRel, Ordering::Acquire);
-        // If two threads map a page at once, the second page stays unused. This happens once per
-        // process at most.
+        // If several threads map a page at once, the first page is used, and the others stay mapped
+        // and unused.
         known = set.map_or_else(|other| other, |_| made);
     }
     // SAFETY: the pointer is the start of a page that is never unmapped, so it is valid and
@@ -103,7 +104,7 @@ fn wiped_page() -> Option<*mut libc::c_void> {
 /// A value that each process creates for itself, so that a forked child does not use the value of
 /// its parent.
 ///
-/// Values are never dropped, so each process that uses the cell leaks one value.
+/// A stored value is never dropped, so each process that uses the cell leaks one value.
 pub(crate) struct PerProcess<T: 'static>(AtomicPtr<(Birth, T)>);
 
 impl<T: Send + Sync + 'static> PerProcess<T> {
@@ -138,7 +139,7 @@ impl<T: Send + Sync + 'static> PerProcess<T> {
 }
 
 /// Runs `child` in a forked process that exits with success if `child` returns `true`. Returns the
-/// process id of the child.
+/// process id of the child, or -1 if the fork failed.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fork(child: impl FnOnce() -> bool) -> i32 {
     // SAFETY: the child runs in a copy of this process with only this thread. The allocator

@@ -3,10 +3,11 @@
 //! - The first byte of a map or copy is aligned to 64 bytes, so that cache-line structures can be
 //!   used in place ([`super::buckets::Buckets::mapped`]).
 //! - Mapped bytes are only as immutable as their file. Segments grow by appending, checkpoints are
-//!   written once, and the lock of the folder excludes other writers. Callers request only ranges
-//!   that are never written again.
-//! - If another program changes a mapped file, checksums detect the change. Truncated bytes read as
-//!   zeros (see [`super::sigbus`]), overwritten bytes as the new content.
+//!   written once, and the lock of the folder excludes other writers. Callers read only bytes that
+//!   never change again.
+//! - If another program changes a mapped file, checksums detect the change when the bytes are
+//!   verified next. Truncated bytes read as zeros (see [`super::sigbus`]), overwritten bytes as the
+//!   new content.
 //!
 //! Deliberately absent: writable maps.
 
@@ -51,8 +52,8 @@ pub(crate) struct Map {
 }
 
 impl Map {
-    /// Maps the first `len` bytes of `file`. The file must not be shorter, and a range that is read
-    /// must never be written again (see the header of this file).
+    /// Maps the first `len` bytes of `file`. The file must not be shorter, and bytes that are read
+    /// must never change again (see the header of this file).
     ///
     /// # Errors
     /// Errors of `mmap`.
@@ -62,7 +63,7 @@ impl Map {
             return Ok(Self::of_bytes(&[]));
         }
         // SAFETY: a private read-only map of a regular file. The bytes read from it are never
-        // written again by this process, nor by another process that respects the lock of the
+        // changed again by this process, nor by another process that respects the lock of the
         // folder. The header of this module covers other programs.
         let map = unsafe { memmap2::MmapOptions::new().len(len).map(file)? };
         Ok(Self {
@@ -110,12 +111,12 @@ impl Map {
             return None;
         }
         // SAFETY: offset + len <= self.len. Both kinds of memory have this many initialised bytes
-        // as long as `self` lives. Requested ranges are never written again.
+        // as long as `self` lives. Requested bytes never change again.
         Some(unsafe { std::slice::from_raw_parts(self.first().add(offset), len) })
     }
 
-    /// Returns `true` if a read touched a page beyond the end of the file. The file was truncated,
-    /// and the missing bytes read as zeros.
+    /// Returns `true` if a read touched a page that could not be provided: the file was truncated,
+    /// or the disk failed to read the page. Such a page reads as zeros.
     pub(crate) fn is_cut(&self) -> bool {
         matches!(&self.memory, Memory::Mapped(watch, _) if watch.is_cut())
     }
@@ -154,8 +155,8 @@ impl Map {
     }
 
     /// Requests `len` bytes at `offset` from the disk without waiting. For bytes in memory this
-    /// costs only a system call. Does nothing unless the advice is to read only touched pages:
-    /// with other advice, the operating system itself reads ahead in larger pieces.
+    /// costs only system calls. Does nothing unless the advice is to read only touched pages: with
+    /// other advice, the operating system itself reads ahead in larger pieces.
     pub(crate) fn will_need(&self, offset: usize, len: usize) {
         let Memory::Mapped(_, map) = &self.memory else {
             return;

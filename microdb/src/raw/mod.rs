@@ -14,9 +14,9 @@
 //! - [`pool`]: threads for background work.
 //! - [`reclaim`]: decides when retired and freed memory is released.
 //!
-//! Each `unsafe` block states why it is sound. Every function is safe to call with any arguments
-//! that its types permit. The one exception is a mapped file that another program changes: see
-//! [`map`]. Deliberately absent: the format of the database.
+//! Each `unsafe` block states why it is sound. Every function that other folders can call is safe
+//! with any arguments that its types permit. The one exception: bytes that are read from a map must
+//! not change in their file (see [`map`]). Deliberately absent: the format of the database.
 #![allow(unsafe_code)]
 
 pub(crate) mod buckets;

@@ -3,8 +3,8 @@
 //! - Two threads run long work, which may wait for the disk or a lock repeatedly, so that the
 //!   compaction of one database does not delay all other databases. One thread runs short work,
 //!   which must not wait for long work. One thread frees memory.
-//! - Threads are started when the first job of their kind is submitted, so an idle database has no
-//!   thread and no timer.
+//! - Threads are started when the first job of their kind is submitted, so a process without
+//!   background work has none of them. Threads never end.
 //! - Among the waiting jobs of one kind, the job with the earliest due time runs first.
 //!
 //! Deliberately absent: results of jobs. A job reports through the state of its database.
@@ -20,11 +20,11 @@ use crate::raw::sync::ignore_poison;
 /// Kinds of work. Each kind has threads of its own.
 #[derive(Clone, Copy)]
 pub(crate) enum Lane {
-    /// Work that waits for the disk at most once.
+    /// Work that must not wait for long work: the write of buffered commits.
     Short,
     /// Work that may wait for the disk or a lock repeatedly, such as a compaction.
     Long,
-    /// Freeing of retired memory, which never waits for a disk or a lock.
+    /// Freeing of retired memory.
     Memory,
 }
 

@@ -1,9 +1,10 @@
 //! Prompt release of retired memory, maps and descriptors, independent of later calls by the user.
 //!
-//! - A round frees retired values and returns freed memory to the operating system.
+//! - A round frees retired values. If enough memory was freed, the round returns it to the
+//!   operating system.
 //! - A retired value ([`crate::raw::epoch`]) is freed by a thread that calls the collector after
-//!   the last pin has ended. The thread that retired the value may never call the engine again. So
-//!   a job that runs rounds is scheduled while any retired value waits.
+//!   the last pin that covers the value has ended. The thread that retired the value may never call
+//!   the engine again. So a job that runs rounds is scheduled while any retired value waits.
 //! - The job has a thread of its own, because other background threads may be waiting for a disk.
 //!
 //! Deliberately absent: any wait for readers.
@@ -25,8 +26,8 @@ const AGAIN_AFTER: Duration = Duration::from_millis(2);
 /// retired values.
 const FIRST_AFTER: Duration = Duration::from_millis(5);
 
-/// `true` while the job is scheduled. Each process has its own flag, because a forked child has no
-/// thread that would run the job of its parent.
+/// `true` while the job is scheduled or running. Each process has its own flag, because a forked
+/// child has no thread that would run the job of its parent.
 static SCHEDULED: PerProcess<AtomicBool> = PerProcess::new();
 
 fn scheduled() -> &'static AtomicBool {
@@ -34,7 +35,7 @@ fn scheduled() -> &'static AtomicBool {
 }
 
 /// Number of bytes of directories that were freed since memory was last returned to the operating
-/// system.
+/// system. [`note_freed_directory`] may add `TRIM_BYTES`.
 static FREED_BYTES: AtomicUsize = AtomicUsize::new(0);
 
 /// Number of freed bytes from which memory is returned to the operating system. Fewer bytes are
@@ -61,15 +62,16 @@ pub(crate) fn now() {
     }
 }
 
-/// Records that `bytes` of a directory's parts were freed.
+/// Records that `bytes` of a directory's parts were freed. Schedules the job once `TRIM_BYTES` were
+/// freed.
 pub(crate) fn note_freed(bytes: usize) {
     if FREED_BYTES.fetch_add(bytes, Ordering::Relaxed) + bytes >= TRIM_BYTES {
         schedule();
     }
 }
 
-/// Records that a whole directory was freed, because its table was cleared or dropped or its
-/// database closed. From `TRIM_BYTES_AT_END` freed bytes on, memory is then returned to the
+/// Records that a whole directory was freed, for example because its table was cleared or its
+/// database closed. From `TRIM_BYTES_AT_END` freed bytes on, the job then returns memory to the
 /// operating system, as if `TRIM_BYTES` had been freed.
 pub(crate) fn note_freed_directory() {
     if FREED_BYTES.load(Ordering::Relaxed) >= TRIM_BYTES_AT_END {
@@ -77,9 +79,9 @@ pub(crate) fn note_freed_directory() {
     }
 }
 
-/// Frees the retired values that no pin covers and returns freed memory to the operating system,
-/// all before this call returns. The caller holds no pin. If another thread has begun a round, this
-/// call waits for its end.
+/// Performs a round before this call returns. The caller holds no pin. If another thread has begun
+/// a round, this call waits for its end. If pins prevent the freeing of some values for about a
+/// millisecond, the job is scheduled for them.
 pub(crate) fn finish() {
     let _round = round();
     // Pins of other databases end soon, but the wait for them has a bound.
@@ -110,7 +112,8 @@ fn round() -> MutexGuard<'static, ()> {
     round.unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Returns freed memory to the operating system. The caller holds the lock `ROUND`.
+/// Returns freed memory to the operating system if `TRIM_BYTES` were freed. The caller holds the
+/// lock `ROUND`.
 fn trim() {
     if FREED_BYTES.load(Ordering::Relaxed) >= TRIM_BYTES {
         FREED_BYTES.store(0, Ordering::Relaxed);

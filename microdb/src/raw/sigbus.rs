@@ -3,12 +3,14 @@
 //!
 //! - A read of a mapped page beyond the end of its file raises SIGBUS, and so does a read of a page
 //!   that the disk cannot deliver. Only a signal handler can respond.
-//! - The first database that maps a file installs the handler, unless its options refuse the
-//!   handler. For an address in a map of this crate, the handler maps a page of zeros there and
-//!   marks the map as cut. The read continues, and its checksum fails, because no checksum accepts
-//!   zeros. So the read ends as an error that names a file and an offset.
-//! - Every other SIGBUS goes to the handler that was installed before. Without an earlier handler,
-//!   it ends the process as usual.
+//! - The first database that maps a file and does not refuse the handler by its options installs
+//!   the handler. For an address in a map of this crate, the handler maps a page of zeros there and
+//!   marks the map as *cut*. The read continues, and its checksum fails, because no checksum
+//!   accepts zeros. So the read ends as an error that names a file and an offset. A look-up that
+//!   finds no record checks [`any_cut`].
+//! - Every other SIGBUS is treated as without this module. It goes to the handler that was
+//!   installed before. Without an earlier handler, it ends the process, or is ignored if the
+//!   process ignores SIGBUS and no instruction raised the signal.
 //! - Another library may install a handler later that does not call this one. Then this protection
 //!   is lost, and nothing else changes.
 //! - The handler takes no lock and allocates no memory. Maps are listed in blocks of slots, and
@@ -117,7 +119,7 @@ impl Watch {
         }
     }
 
-    /// Returns `true` if a read touched a page beyond the end of the file.
+    /// Returns `true` if the handler has replaced a page of the map by zeros.
     pub(super) fn is_cut(&self) -> bool {
         self.0.cut.load(Ordering::Acquire)
     }

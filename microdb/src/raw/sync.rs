@@ -1,7 +1,7 @@
 //! Locks and atomics for state shared by the threads of a database: from the standard library, or
 //! from loom.
 //!
-//! - With `--cfg loom`, the model checker runs the real code through every order of these accesses
+//! - With `--cfg loom`, the model checker runs the real code through many orders of these accesses
 //!   (`docs/testing.md`).
 //! - Pure statistics use the standard atomics directly, because no decision depends on the order of
 //!   their accesses. State that outlives a database, such as the thread pool, uses them too.
@@ -83,8 +83,8 @@ pub(crate) fn wait_at_most<'m, T>(
     ignore_poison(condvar.wait(held))
 }
 
-/// Releases the `held` lock of `mutex` until `condvar` is notified and `condition` is false, or
-/// `bound` has passed. Then acquires the lock again.
+/// Waits on `condvar` until `condition` is false or `bound` has passed. Releases the `held` lock of
+/// `mutex` during the wait only. Does not wait if `condition` is false at once.
 #[cfg(not(loom))]
 pub(crate) fn wait_while_at_most<'m, T>(
     condvar: &Condvar,
@@ -97,8 +97,8 @@ pub(crate) fn wait_while_at_most<'m, T>(
     ignore_poison(waited).0
 }
 
-/// Variant of `wait_while_at_most` for loom, where no time passes. It releases the lock once, so
-/// that other threads may run, and acquires it again.
+/// Variant of `wait_while_at_most` for loom, where no time passes. If `condition` is true, it
+/// releases the lock once, so that other threads may run, and acquires the lock again.
 #[cfg(loom)]
 pub(crate) fn wait_while_at_most<'m, T>(
     _condvar: &Condvar,

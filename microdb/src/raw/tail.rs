@@ -6,12 +6,12 @@
 //! ```
 //!
 //! A committed record is read from this memory until its bytes can be read from the file. The
-//! memory is one piece of fixed capacity, so that each record is contiguous and all bytes go to the
-//! disk in one write. A writer that needs more space starts another buffer.
+//! memory is one piece of fixed capacity, so that each record is contiguous and all unwritten bytes
+//! go to the disk in one write. A writer that needs more space starts another buffer.
 //!
 //! A snapshot may hold a buffer for hours. Once the bytes are in the file, [`TailBuffer::lay_over`]
-//! replaces the memory by the pages of the file. Readers find the same bytes at the same addresses,
-//! and the memory is freed.
+//! replaces whole pages of the memory by the pages of the file. Readers find the same bytes at the
+//! same addresses, and the replaced memory is freed.
 //!
 //! Invariants:
 //!
@@ -71,7 +71,8 @@ pub(crate) struct TailBuffer {
     /// The map that owns the memory. On drop of the buffer, the map is unmapped or kept as spare
     /// memory.
     map: ManuallyDrop<MmapMut>,
-    /// Receives the memory when the buffer is dropped, unless the database is closed by then.
+    /// Receives the memory when the buffer is dropped, if its size is suitable, no file has
+    /// replaced it, and the database is still open.
     spare: Weak<Spare>,
     capacity: usize,
     /// `true` once the writer is dropped. No byte is written after that.
@@ -86,10 +87,11 @@ pub(crate) struct TailBuffer {
 
 // SAFETY: this value owns the memory, which is plain bytes. Bytes below `published` are immutable,
 // and were written before the Release store that a reader's Acquire load has seen. Only the single
-// `TailWriter`, which cannot be cloned, accesses bytes above `published`, through `&mut self`.
+// `TailWriter`, which cannot be cloned, accesses bytes above `published`. It writes them through
+// `&mut self`.
 unsafe impl Send for TailBuffer {}
-// SAFETY: readers access only bytes below `published`, which are immutable. The single `TailWriter`
-// accesses the other bytes, through `&mut self`.
+// SAFETY: readers access only bytes below `published`, which are immutable. Only the single
+// `TailWriter` accesses the other bytes. It writes them through `&mut self`.
 unsafe impl Sync for TailBuffer {}
 
 impl TailBuffer {
@@ -133,15 +135,17 @@ impl TailBuffer {
         self.memory.as_ptr().wrapping_add(offset.min(self.capacity))
     }
 
-    /// Returns `true` if a read touched a page beyond the end of the file that replaced the memory.
+    /// Returns `true` if a read touched a page that the file that replaced the memory could not
+    /// provide (see [`Map::is_cut`]).
     pub(crate) fn is_cut(&self) -> bool {
         self.file.get().is_some_and(Watch::is_cut)
     }
 
-    /// Replaces the memory by the pages of `file`, to which the bytes were written at offset
-    /// `base`. Returns `false` and does nothing if the buffer covers no whole page, was replaced
-    /// before, or still has a writer. The same holds if `file` is not mapped or has another owner.
-    /// If the kernel refuses the replacement, the memory stays in use.
+    /// Replaces whole pages of the memory by the pages of `file`, to which the bytes were written
+    /// at offset `base`. Returns `false` and replaces nothing if the buffer covers no whole page of
+    /// the file, was replaced before, or still has a writer. The same holds if `file` is too short,
+    /// is not mapped or has another owner, and if the page borders of memory and file do not match.
+    /// If the kernel refuses the replacement, the memory stays in use, and the result is `true`.
     pub(crate) fn lay_over(&self, file: Arc<Map>, base: usize) -> bool {
         let page = page_bytes();
         let end = base + self.published();
@@ -165,9 +169,9 @@ impl TailBuffer {
             // SAFETY: `first..last` are whole pages of the map, which has no other owner and is not
             // used afterwards. `to` is the page of our own memory with the same bytes of the file,
             // so the pages fit. The writer is gone. Readers see the same bytes before and after:
-            // `published` bytes were written to the file, and its bytes are never written again
-            // (see `map` on other programs). The kernel exchanges the pages in one step, and a
-            // reader that touches them during the exchange waits.
+            // `published` bytes were written to the file, and these bytes never change again (see
+            // `map` on other programs). The kernel exchanges the pages in one step, and a reader
+            // that touches them during the exchange waits.
             unsafe { move_pages(map, first..last, to) };
         }
         laid

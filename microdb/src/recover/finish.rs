@@ -1,7 +1,7 @@
 //! The last step of an open: applies the result of replay to the engine and brings the files into
 //! agreement with it.
 //!
-//! - Everything that replay made visible is durable before the open returns.
+//! - Everything that replay made visible is durable before an open for writing returns.
 //! - A file is removed only after a state in SUPER that does not name the file is durable.
 //!
 //! Deliberately absent: decisions about damage, which are in `replay`.
@@ -59,7 +59,8 @@ pub(super) fn adopt(engine: &Engine, scan: &Scan, cut: &Cut) -> Result<()> {
         file: file.clone(),
         written: end,
         sealed_end: None,
-        // Not dirty, because `settle` syncs the bytes found in the segment before the open returns.
+        // Not dirty, because the bytes found in the segment are durable, or `settle` syncs them
+        // before the open returns.
         dirty: false,
         cut: false,
     });
@@ -82,12 +83,13 @@ fn open_to_write(engine: &Engine, path: &Path) -> Result<Arc<dyn StorageFile>> {
     file.map_err(Error::io("cannot open", path))
 }
 
-/// Removes checkpoints that SUPER does not name. A crash may have left them.
+/// Removes temporary files, and checkpoints of this database that SUPER does not name. A crash may
+/// have left them.
 fn remove_other_checkpoints(engine: &Engine, report: &RecoveryReport) -> Result<()> {
     let (storage, folder) = (engine.options.storage.as_ref(), engine.paths.directory());
     for name in storage.list(&folder).map_err(Error::io("cannot list", &folder))? {
-        // If the checkpoint named by SUPER was unusable, all checkpoints are kept for inspection
-        // until the next checkpoint replaces them.
+        // If the checkpoint named by SUPER was unusable, this open keeps all checkpoints for
+        // inspection.
         let named = names::parse_checkpoint(&name)
             .is_some_and(|generation| generation == report.checkpoint || report.checkpoint_unusable);
         if !named && (names::parse_checkpoint(&name).is_some() || name.ends_with(names::TEMPORARY)) {
@@ -152,8 +154,8 @@ pub(super) fn settle(
     let doomed = scan.to_remove(cut.end.position.segment);
     if damaged || cut.torn || !doomed.is_empty() {
         // The process that wrote the current state of SUPER may have died before it synced the
-        // state. After a power cut, the older state would be valid again. So files that it names
-        // are kept until the state written here is durable.
+        // state. After a power cut, the older state would be valid again. So files that the older
+        // state names are kept until the state written here is durable.
         engine.write_state(&[])?;
     }
     for path in doomed {
@@ -169,10 +171,10 @@ pub(super) fn settle(
     remove_other_checkpoints(engine, report)
 }
 
-/// Writes the bytes that replay found between the positions `from` and `to` once more, so that the
-/// next sync covers them. The reason is that their first sync may have failed. In that case the
-/// operating system still shows the bytes but considers them written, and a sync alone would not
-/// write them again.
+/// Writes the bytes of a segment that replay found between the positions `from` and `to` once more,
+/// so that the next sync covers them. The reason is that their first sync may have failed. In that
+/// case the operating system still shows the bytes but considers them written, and a sync alone
+/// would not write them again.
 fn write_again(
     segment: &SegmentFile,
     file: &dyn StorageFile,

@@ -2,7 +2,7 @@
 //!
 //! - Segments named by the state in SUPER must exist.
 //! - Later segments are found by their headers. Each header states the end of the previous segment.
-//! - All other files are foreign, or leftovers of an unfinished removal.
+//! - All other segment files are foreign, or were left by a crash during their creation or removal.
 //! - A frame is complete if its header, its records and its link to the previous frame are valid.
 //!   The link is the sequence of the commit and the chain, a checksum over all commits so far.
 //!
@@ -30,8 +30,8 @@ use crate::storage::{OpenMode, read_up_to};
 pub(crate) struct SegmentFile {
     pub(crate) segment: Arc<Segment>,
     pub(crate) header: SegmentHeader,
-    /// Offset of the end of the segment's frames, if known from a later segment or from the length
-    /// of the file.
+    /// Offset of the end of the segment's frames, if known from the header of a later segment or
+    /// from the length of the file.
     pub(crate) sealed_end: Option<u32>,
 }
 
@@ -74,28 +74,29 @@ impl SegmentFile {
     }
 }
 
-/// All segments of the log, in order, and the other files in the folder of the log.
+/// All segments of the log, in order, and the other files with the name of a segment or a seal.
 pub(crate) struct Scan {
     pub(crate) segments: Vec<SegmentFile>,
-    /// Lower bound for the id of the next segment: no segment of this database had this id or a
-    /// higher one. Files without a valid segment header are ignored here, because their ids may be
-    /// far beyond the span of a log.
+    /// Lower bound for the id of the next segment: no known segment of this database has this id or
+    /// a higher one. Files without a valid segment header are ignored here, because their ids may
+    /// be far beyond the span of a log.
     pub(crate) next_segment: u64,
     /// Durable frontier according to SUPER.
     pub(crate) frontier: Frontier,
-    /// Files with ids above that of the frontier's segment that are no part of the log: their
-    /// header is damaged, or states another end of the previous segment.
+    /// Files that are no part of the log and do not prove that the log is incomplete. Their header
+    /// is damaged, or names another previous segment than the last one found.
     unreadable: Vec<(u64, PathBuf)>,
-    /// Number of bytes, without trailing zeros, in the files with a damaged header.
+    /// Number of bytes, without trailing zeros, in the files of `unreadable` with a damaged header.
     pub(crate) unreadable_bytes: u64,
-    /// All segments of the log. The segments behind the end that replay finds are removed.
+    /// Ids and files of all entries that `segments` had before replay shortened it to the end of
+    /// the log.
     all: Vec<(u64, PathBuf)>,
     leftovers: Vec<PathBuf>,
-    /// Files with ids up to that of the frontier's segment that have no header of this log. They
-    /// are damage, unless the header of a later segment shows that the log skipped their ids: the
-    /// writer skips the id of a name that is taken.
+    /// Files with ids up to that of the frontier's segment that SUPER does not list and that have
+    /// no valid header of this database. They are damage, unless the header of a later segment
+    /// shows that the log skipped their ids: the writer skips the id of a name that is taken.
     suspects: Vec<(u64, Error)>,
-    /// Seal files without a segment.
+    /// Seal files without a segment file.
     pub(crate) orphans: Vec<PathBuf>,
 }
 
@@ -167,15 +168,15 @@ pub(crate) fn scan_segments(engine: &Engine, state: &State, frontier: Frontier) 
 }
 
 impl Scan {
-    /// Adds the segment `id`. `known` is `true` if the state in SUPER names the segment, `false`
-    /// for a segment that was begun later.
+    /// Adds the file of segment `id` to the log, or to a list of other files. `known` is `true` if
+    /// the state in SUPER names the segment, `false` for a segment that was begun later.
     fn add(&mut self, engine: &Engine, id: u64, path: PathBuf, known: bool) -> Result<()> {
         let mode = if engine.options.read_only {
             OpenMode::Read
         } else {
             OpenMode::ReadWrite
         };
-        // A foreign folder with the name of a segment beyond the end of the log is ignored. The
+        // A foreign folder with the name of a segment beyond the durable frontier is ignored. The
         // writer skips its name.
         let is_foreign = |error: &std::io::Error| {
             error.kind() == ErrorKind::IsADirectory && !known && id > self.frontier.position.segment
@@ -240,13 +241,13 @@ impl Scan {
             if previous.segment == before.id() {
                 before.sealed_end = Some(previous.offset);
             } else if known && previous.segment < id {
-                // Compaction removed the segments between the previous segment and `id`. So the
-                // previous segment is complete, and its file was cut to the length of its frames.
+                // Compaction removed the segments between `before` and `id`. So `before` is
+                // complete, and its file was cut to the end of its frames.
                 before.sealed_end = Some(before.segment.end());
             }
         }
         if !known && self.segments.last().map_or(0, SegmentFile::id) != previous.segment {
-            // The header names a previous segment that is not part of the log.
+            // The header names another previous segment than the last one found.
             let was_durable =
                 header.frontier.segment >= previous.segment || self.frontier.position.segment >= id;
             if let Some((_, damage)) = self.suspects.pop() {
@@ -276,8 +277,8 @@ impl Scan {
         Ok(())
     }
 
-    /// Called if `flaw` ends the log at position `at`. Fails if a durable frontier beyond `at` is
-    /// known, so that the log was durable there, or if the disk cannot read the bytes at `at`.
+    /// Checks that the log may end at position `at`, where `flaw` was found. Fails if a durable
+    /// frontier beyond `at` is known, or if bytes of the segment could not be read.
     pub(crate) fn check_not_durable(&self, at: LogPosition, flaw: &Flaw) -> Result<()> {
         let mut frontier = self.frontier.position;
         for file in self.segments.iter().filter(|file| file.id() >= at.segment) {
@@ -367,7 +368,7 @@ pub(crate) fn highest_frontier(segment: &Segment, from: u32) -> LogPosition {
 /// A frame with valid header and records, which is linked to the previous frame.
 pub(crate) struct Frame<'a> {
     pub(crate) header: FrameHeader,
-    /// End of the log behind the frame.
+    /// Position behind the frame, with sequence and chain of the log there.
     pub(crate) end: Frontier,
     body: &'a [u8],
     body_at: u32,

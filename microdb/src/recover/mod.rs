@@ -1,15 +1,17 @@
 //! Opening a database: reads its identity and its durable frontier, replays the log, and judges the
 //! end of the log as a torn tail or as rot.
 //!
-//! - The log is replayed frame by frame until the first incomplete frame.
+//! - The log behind the checkpoint, or the whole log without one, is replayed frame by frame until
+//!   the first incomplete frame.
 //! - The bytes behind the last complete frame are rot if the log was provably durable beyond that
 //!   frame. The proof is a durable frontier stated in SUPER (by the state or a hint), or by a later
 //!   segment header or a valid frame header behind that frame. Then the open fails with
-//!   `Error::Corrupt` and changes no byte.
-//! - Otherwise these bytes are the torn tail of commits that were never acknowledged as durable.
-//!   The tail is cut off and reported. The log continues in a new segment, so that no later open
-//!   can take bytes of the tail for frames.
-//! - No file of an existing database is changed before the lock is held and the log was judged.
+//!   `Error::Corrupt` and changes neither SUPER nor the log.
+//! - Otherwise these bytes are the torn tail of commits that were never acknowledged as durable. An
+//!   open for writing cuts the tail off and reports it. The log continues in a new segment, so that
+//!   no later open can take bytes of the tail for frames.
+//! - No file of an existing database except LOCK is changed before the lock is held and the log was
+//!   judged.
 //!
 //! Deliberately absent: repair of damage (see `tools::heal` and `tools::salvage`).
 
@@ -110,14 +112,14 @@ fn find_super(paths: &Paths, storage: &dyn Storage) -> Result<Option<Arc<dyn Sto
     match storage.open(&path, OpenMode::Read) {
         Ok(file) => Ok(Some(file)),
         Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound) => {
-            // SUPER is the first file of a database to be created and the last to be removed. So a
-            // log without SUPER is damaged.
+            // A new database gets SUPER before its first segment, and a backup gets SUPER last. So
+            // a log without SUPER is damaged or incomplete.
             let folder = paths.log();
             let segments = match storage.list(&folder) {
                 Ok(names) => names,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-                // The folder may contain a log that cannot be listed. A database created there
-                // might overwrite that log.
+                // The folder may contain a log that cannot be listed, so no database is created
+                // there.
                 Err(error) => return Err(Error::io("cannot list", &folder)(error)),
             };
             if segments.iter().any(|name| names::parse_segment(name).is_some()) {
@@ -232,7 +234,7 @@ pub(crate) fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()>
     Ok(())
 }
 
-/// Returns an engine for a database without tables and segments.
+/// Returns an engine for the database of `state`, still without tables and segments.
 pub(crate) fn engine_of(
     paths: Paths,
     options: Options,
@@ -367,8 +369,9 @@ pub(crate) fn read_super(path: &Path, file: &dyn StorageFile) -> Result<Super> {
     })
 }
 
-/// Maximum number of attempts of a read-only open beside a writer. An attempt is repeated only if
-/// the writer changed SUPER during the attempt, which may then have seen half of that change.
+/// Maximum number of attempts of a read-only open beside a writer. A failed attempt is repeated
+/// only if the writer changed SUPER during the attempt, which may then have seen half of that
+/// change.
 const READ_TRIES: u32 = 8;
 
 fn reopen(paths: Paths, options: Options, lock: Option<Locks>, file: Arc<dyn StorageFile>) -> Result<Engine> {
@@ -403,7 +406,7 @@ fn reopen(paths: Paths, options: Options, lock: Option<Locks>, file: Arc<dyn Sto
 }
 
 /// Returns an engine with the content of checkpoint and log. Uses the log alone if the checkpoint
-/// is unusable.
+/// is unusable. In a read-only open, fails instead if SUPER names another checkpoint by now.
 fn replayed(paths: &Paths, options: &Options, found: &Super, file: &Arc<dyn StorageFile>) -> Result<Engine> {
     if found.state.checkpoint != 0 {
         let error = match replayed_from(paths, options, found, file, found.state.checkpoint) {

@@ -2,10 +2,10 @@
 //!
 //! - Of all records of a key, the latest record in the log wins.
 //! - The only exception is a clear marker (the record of a cleared table) that compaction has
-//!   copied. Such a marker clears only records in segments older than the segment to which it was
-//!   first written.
-//! - If bytes follow the last complete frame, they are rot if anything proves that they were once
-//!   durable, and a torn tail otherwise.
+//!   copied. In a replay of the whole log, such a marker clears only records in segments older than
+//!   the segment to which it was first written. Behind a checkpoint it clears nothing.
+//! - The bytes behind the last complete frame are rot if a durable frontier behind that frame is
+//!   known, and a torn tail otherwise.
 //!
 //! Deliberately absent: writes to the disk.
 
@@ -33,10 +33,11 @@ use crate::recover::log_reader::{Frame, Scan, SegmentFile, next_frame};
 /// The point at which the log ends after replay.
 pub(super) struct Cut {
     pub(super) end: Frontier,
-    /// Index in the scan of the segment in which the log ends, or `None` for an empty log.
+    /// Index in `Scan::segments` of the segment in which the log ends, or `None` for an empty log.
     pub(super) segment: Option<usize>,
-    /// `true` if bytes or files behind the end are dropped. Then nothing is appended to the segment
-    /// in which the log ends.
+    /// `true` if replay stopped at an incomplete frame, and there are bytes behind the end (besides
+    /// zeros), later segments, or segment files outside of the log. Then nothing is appended to the
+    /// segment in which the log ends.
     pub(super) torn: bool,
 }
 
@@ -226,8 +227,8 @@ impl Rules {
     }
 
     /// Removes the records that copied clear markers clear: those in segments older than the
-    /// segment to which the marker was first written. Replay has added these records to the
-    /// directory again, because compaction may have removed the original marker.
+    /// segment to which the marker was first written. Replay has added such records to the
+    /// directory if compaction has removed the original marker.
     pub(crate) fn clear_old(&self, engine: &Engine, core: &mut Core) -> Result<()> {
         let guard = pin();
         let damaged = |damage| engine.directory_damage(damage);
@@ -255,8 +256,8 @@ impl Rules {
 
 type Stopped = Option<crate::format::Flaw>;
 
-/// Minimum number of records applied together. Groups span frames, so that memory can be prefetched
-/// even if frames are small.
+/// Number of waiting records from which they are applied together. These groups span frames, so
+/// that memory can be prefetched even if frames are small.
 const REPLAY_RECORDS: usize = 1024;
 
 /// Verified records that have not been applied yet.
@@ -314,7 +315,7 @@ impl Waiting<'_> {
 }
 
 /// Replays one segment from `end` on. Returns the end of its complete frames. Also returns the flaw
-/// of the next frame if the segment continues behind them.
+/// at which reading stopped, or `None` at [`SegmentFile::sealed_end`].
 fn replay_segment(
     engine: &Engine,
     core: &mut Core,
@@ -368,9 +369,9 @@ const PIECE_FRAMES: usize = 4096;
 /// Number of bytes of frames from which a piece is complete and handed over.
 const PIECE_BYTES: u32 = 1 << 20;
 
-/// Passes the complete frames behind `end` to `apply`, in order. Returns `None` at the end of the
-/// segment, or the flaw of the first incomplete frame. If much remains to be read, a second thread
-/// reads and verifies frames ahead of `apply`.
+/// Passes the complete frames behind `end` to `apply`, in order. Returns `None` at
+/// [`SegmentFile::sealed_end`], or the flaw found where no complete frame follows. If much remains
+/// to be read, a second thread reads and verifies frames ahead of `apply`.
 fn read_frames<'a>(
     segment: &'a SegmentFile,
     end: Frontier,
@@ -402,7 +403,7 @@ fn read_frames<'a>(
 }
 
 /// A piece of a segment: some frames. The second field is set only in the last piece of the
-/// segment. It is the flaw at which reading stopped, or `None` at the end of the segment.
+/// segment. It is the flaw at which reading stopped, or `None` at [`SegmentFile::sealed_end`].
 type Piece<'a> = (Vec<Frame<'a>>, Option<Stopped>);
 
 /// Reads the frames of a segment in pieces, from `end` on.
@@ -459,7 +460,8 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Sets the names of tables from the catalog. Removes tables without a name, which were dropped.
+/// Sets the names and key codecs of tables from the catalog. Removes tables without a name, which
+/// were dropped.
 pub(super) fn name_tables(engine: &Engine) -> Result<()> {
     let mut catalog = ignore_poison(engine.catalog.write());
     let guard = pin();

@@ -32,7 +32,7 @@ type Key = (u32, KeyHash);
 pub(super) struct Warmer<'a> {
     engine: &'a Engine,
     tables: HashMap<u32, Arc<TableCore>>,
-    /// Number of pieces of frames that the first thread has applied to the directory.
+    /// Number of pieces of frames that the first thread has processed.
     done: AtomicU64,
 }
 
@@ -45,7 +45,7 @@ impl<'a> Warmer<'a> {
         }
     }
 
-    /// Records that the first thread has applied another piece.
+    /// Records that the first thread has processed another piece.
     pub(super) fn piece_is_done(&self) {
         self.done.fetch_add(1, Ordering::Relaxed);
     }
@@ -58,8 +58,9 @@ impl<'a> Warmer<'a> {
         records.map(|(_, record)| key(&record)).collect()
     }
 
-    /// Copies the chunks that contain the keys of piece `number`. Begins with the last key, because
-    /// the first thread begins with the first. Stops once the first thread has applied the piece.
+    /// Copies the chunks that contain the keys of piece `number`. Begins with the last keys,
+    /// because the first thread begins with the first. Stops once the first thread has processed
+    /// the piece.
     pub(super) fn warm(&self, keys: &[Key], number: u64) {
         for keys in keys.rchunks(STEP_KEYS) {
             if self.done.load(Ordering::Relaxed) >= number {

@@ -1,7 +1,7 @@
 //! The traits through which the engine reaches the disk.
 //!
-//! - Every request to the operating system goes through [`Storage`] and [`StorageFile`]. So a test
-//!   can replace the disk, and cut the power, fill the disk or damage it at any call.
+//! - The engine accesses the files of a database only through [`Storage`] and [`StorageFile`]. So a
+//!   test can replace the disk, and cut the power, fill the disk or damage it at any call.
 //! - Implementations need to promise no more than POSIX does: data is durable after `sync_data`, a
 //!   name after `sync_folder`, and nothing earlier.
 //! - [`OsStorage`] is the real disk.
@@ -66,7 +66,8 @@ pub trait Storage: Debug + Send + Sync {
     /// `NotFound`, `AlreadyExists`, and other errors of the operating system.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn StorageFile>>;
 
-    /// Returns the names of the files in a folder, in any order.
+    /// Returns the names of the files and folders in a folder, in any order. Names that are not
+    /// UTF-8 are left out.
     ///
     /// # Errors
     /// `NotFound` if the folder does not exist, and other errors of the operating system.
@@ -149,7 +150,7 @@ pub trait StorageLock: Debug + Send + Sync {
     /// fails.
     ///
     /// # Errors
-    /// The reason, with the name of the file.
+    /// The reason, or errors of the operating system.
     fn check(&self) -> io::Result<()> {
         Ok(())
     }
@@ -220,7 +221,7 @@ pub trait StorageFile: Debug + Send + Sync {
     /// engine then reads the bytes into memory.
     ///
     /// # Errors
-    /// Errors of the operating system.
+    /// If the file is shorter than `len`, and errors of the operating system.
     fn map(&self, len: u64) -> io::Result<Option<Mapping>>;
 }
 

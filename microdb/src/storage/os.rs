@@ -199,8 +199,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         std::fs::write(&path, "four").unwrap();
-        // The access time is older than the last change. Only then does a read update the access
-        // time by default (`relatime`).
+        // With the default mount option `relatime`, a read updates an access time that is older
+        // than the last change.
         let accessed = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
         let times = std::fs::FileTimes::new().set_accessed(accessed);
         for path in [path.as_path(), folder.path()] {

@@ -4,7 +4,8 @@
 //! - A run with an outdated read is repeated, up to the maximum number of runs in the options.
 //! - A turn is a run inside a commit group, during which no other commit is made (see
 //!   [`crate::engine::group`]). A transaction with a short body and [`Durability::Sync`] gets a
-//!   turn at its first conflict, any other transaction after several conflicts.
+//!   turn at its first conflict, any other transaction after eight runs. The last permitted run
+//!   gets no further turn.
 //! - If the body panics in a turn, the panic is resumed after the group has ended.
 //!
 //! Deliberately absent: reads and writes of a run, which are in `transaction`.
@@ -131,7 +132,8 @@ impl<'a, T, E: From<Error>> Attempts<'a, '_, T, E> {
                 false => Attempt::Again,
             };
         }
-        // The reads were valid at one moment, so a run without writes needs no commit.
+        // The reads were valid at one moment, so a run with an error or without writes needs no
+        // commit.
         if is_answer {
             return Attempt::Done(result);
         }

@@ -5,8 +5,9 @@
 //! - All reads of a run belong to one moment. If a commit was published between two reads, the
 //!   earlier reads are checked before the later read is returned. After too many checks the run
 //!   continues in a snapshot. A transaction without writes therefore needs no check at its end.
-//! - A run with an outdated read gets [`Error::Conflict`] from its next read. The run is repeated
-//!   even if the body ignores that error.
+//! - A run with an outdated read gets [`Error::Conflict`] from its next read of another key, or at
+//!   its commit. A run of [`Db::transaction`] is then repeated, even if the body ignores that
+//!   error.
 //! - A transaction with conflicts gets a turn in the commit group (see [`crate::engine::group`]),
 //!   in which no other commit can interfere. A short body with [`Durability::Sync`] gets its turn
 //!   at the first conflict.
@@ -43,7 +44,7 @@ use crate::value::Value;
 /// Maximum memory of a transaction's reads in bytes, so that an endless body cannot use all memory.
 const READ_BYTES_MAX: usize = 64 << 20;
 
-/// Estimated memory of a read or write in bytes, in addition to its key and value.
+/// Estimated memory of a read in bytes, in addition to two copies of its key and to its value.
 const ENTRY_BYTES: usize = 192;
 
 /// Number of repeated checks of earlier reads, besides two per read, after which a run continues in
@@ -51,8 +52,8 @@ const ENTRY_BYTES: usize = 192;
 /// because writers then copy parts of the directory.
 const CHECKS_MAX: usize = 64;
 
-/// Maximum number of attempts of a read. An attempt fails if a commit is published during it. After
-/// the last attempt, the run continues in a snapshot.
+/// Maximum number of attempts of a read. An attempt fails if a commit is being published. After the
+/// last attempt, the run continues in a snapshot.
 const READ_TRIES: u32 = 16;
 
 /// Table id and key.
@@ -60,7 +61,7 @@ type KeyName = (u32, Vec<u8>);
 
 /// A running transaction, passed to the body by [`Db::transaction`], or begun by [`Db::begin`].
 ///
-/// Dropping a transaction discards its writes.
+/// Dropping a transaction that was begun by [`Db::begin`] discards its writes.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -81,13 +82,13 @@ pub struct Transaction<'a> {
     reads: HashMap<KeyName, (Check, Option<Value>)>,
     /// Writes of this run, by table and key. `None` as the value stands for a deletion.
     writes: HashMap<KeyName, (Table, Option<Vec<u8>>)>,
-    /// Memory of the reads and of the writes, in bytes.
+    /// Estimated memory of the reads, and size of the keys and values of the writes, in bytes.
     read_bytes: usize,
     write_bytes: usize,
-    /// Version of the visible state at which all reads were valid.
+    /// All reads are valid while the visible state has this version.
     version: u64,
     /// Set during a turn: the earlier writes of the commit group, which this transaction reads.
-    /// Cleared once `version` is outdated.
+    /// Cleared by the first read that finds `version` outdated.
     group: Option<Arc<GroupWrites>>,
     /// Set once the run continues in a snapshot. All further reads use this snapshot.
     snapshot: Option<Snapshot>,
@@ -115,8 +116,8 @@ impl Transaction<'_> {
     /// ```
     ///
     /// # Errors
-    /// - The errors of [`Table::get`], [`Error::ForeignTable`], and [`Error::Decode`] for a typed
-    ///   table.
+    /// - The errors of [`Table::get`], [`Error::ForeignTable`], and those of
+    ///   [`TypedTable::get`](crate::TypedTable::get) for a typed table.
     /// - [`Error::Conflict`] if another commit changed a key that this run has read. Return it with
     ///   `?`. [`Db::transaction`] repeats the body in any case.
     /// - [`Error::TooLarge`] if the reads take more than 64 MiB.
@@ -186,8 +187,8 @@ impl Transaction<'_> {
     }
 
     /// Checks the earlier reads against the state at `version`. Returns `false` if a commit was
-    /// published during the check, or if the reads were moved to a snapshot. The caller then tries
-    /// again.
+    /// being published before or during the check, or if the reads were moved to a snapshot. Fails
+    /// if a read is outdated. The caller then tries again.
     fn are_reads_valid_at(&mut self, version: u64) -> Result<bool> {
         if self.reads.is_empty() {
             return Ok(true);
@@ -292,7 +293,8 @@ impl Transaction<'_> {
         Error::Conflict { tries: 1 }
     }
 
-    /// Adds a put of `value` to the writes of the transaction.
+    /// Adds a put of `value` to the writes of the transaction. A key or value that is too large is
+    /// refused only by the commit.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -310,6 +312,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// [`Error::ForeignTable`], and [`Error::TooLarge`] if the writes exceed the size of a batch.
+    /// For a typed table also [`Error::Encode`].
     pub fn put<T: AnyTable>(
         &mut self,
         table: &T,
@@ -340,6 +343,7 @@ impl Transaction<'_> {
     ///
     /// # Errors
     /// [`Error::ForeignTable`], and [`Error::TooLarge`] if the writes exceed the size of a batch.
+    /// For a typed table also [`Error::Encode`].
     pub fn delete<T: AnyTable>(&mut self, table: &T, key: impl KeyFor<T>) -> Result<()> {
         self.write(table.raw(), &key.key_bytes(table)?, None)
     }
@@ -390,7 +394,7 @@ impl Transaction<'_> {
 
     fn checks(&self) -> Checks {
         Checks {
-            // Reads in a snapshot may be older than `version`. With `u64::MAX`, which is never the
+            // The version of the snapshot's moment is unknown. With `u64::MAX`, which is never the
             // current version, the commit looks up all of them again.
             version: if self.snapshot.is_some() {
                 u64::MAX
@@ -419,8 +423,9 @@ impl Transaction<'_> {
     /// database's last commit if the transaction has no writes.
     ///
     /// # Errors
-    /// - [`Error::Conflict`] if another commit changed a key that the transaction has read. Nothing
-    ///   was written. Begin a new transaction, or use [`Db::transaction`], which repeats its body.
+    /// - [`Error::Conflict`] if another commit changed a key that the transaction has read. A
+    ///   record that compaction has moved may count as changed. Nothing was written. Begin a new
+    ///   transaction, or use [`Db::transaction`], which repeats its body.
     /// - The errors of [`Batch::commit`].
     pub fn commit(self) -> Result<Sequence> {
         let durability = self.db.engine.options.durability;
@@ -458,7 +463,8 @@ impl Db {
     ///
     /// No key is locked and no run is repeated: [`Transaction::commit`] fails with
     /// [`Error::Conflict`] if another commit changed a key that was read. Under contention
-    /// [`Db::transaction`] is the better choice, because it guarantees progress.
+    /// [`Db::transaction`] is the better choice, because it repeats the body, if necessary while no
+    /// other commit is made.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -485,7 +491,8 @@ impl Db {
 
     /// Runs `body` as a transaction: its reads and writes through [`Transaction`] are strictly
     /// serializable. The body may run several times if other writers interfere. An error of the
-    /// body ends the transaction without a write, and is returned unchanged.
+    /// body ends the transaction without a write, and is returned unchanged, unless the run must be
+    /// repeated because of a conflict.
     ///
     /// ```
     /// use microdb::{Db, Error, TypedTable};
@@ -526,20 +533,22 @@ impl Db {
     /// the result is not returned, the body names the type: `Ok::<_, microdb::Error>(rest)`.
     ///
     /// All reads of a run belong to one moment. If another commit changed a key that a run has
-    /// read, the run gets [`Error::Conflict`] from its next read or at its end. Then the run is
-    /// repeated.
+    /// read, a later read of the run fails with [`Error::Conflict`], or the commit of its writes
+    /// notices the change. Then the body runs again.
     ///
     /// After one or more conflicts, the body gets a *turn*: it is repeated while other writers
     /// wait. The turn succeeds if the body ends within a time limit: 50 ms at first, twice as much
     /// in each further turn, 10 s at most. A body should not wait for a thread that writes to the
-    /// same database, because the time limit would delay that thread.
+    /// same database, because in a turn both would wait for each other until the time limit has
+    /// passed.
     ///
     /// The body must not write through the database itself, nor create tables. Only writes through
     /// [`Transaction`] are part of the transaction.
     ///
     /// # Errors
     /// - The errors of `body`, and those of [`Batch::commit`].
-    /// - [`Error::InTransaction`] inside the body of a transaction on the same database.
+    /// - [`Error::InTransaction`] inside the body of a transaction on the same database, or inside
+    ///   bodies on four other databases.
     /// - [`Error::Conflict`] after the maximum number of runs in the options.
     pub fn transaction<T, E: From<Error>>(
         &self,

@@ -1,8 +1,8 @@
 //! Changes of one key that depend on its value: `update` and `take`.
 //!
-//! - Each change is a transaction of one key. After a conflict its function runs again inside a
-//!   commit group, while no other commit is made. So each of many threads that change one key makes
-//!   progress.
+//! - Each change is a transaction of one key. After one or several conflicts its function runs
+//!   again inside a commit group, while no other commit is made. So each of many threads that
+//!   change one key makes progress.
 //!
 //! Deliberately absent: changes of several keys, for which the caller writes a transaction.
 

@@ -1,11 +1,12 @@
 //! The default encoding of typed tables. No other module uses the crate bincode.
 //!
-//! - Every value that `encode` accepts and that fits into a record can be decoded. A decoded number
-//!   takes at most 16 bytes per encoded byte, so the limit of `decode` follows from the limit of a
-//!   value.
+//! - The limit of `decode` refuses no value that `encode` accepts and that fits into a record. A
+//!   decoded number takes at most 16 bytes per encoded byte, so this limit follows from the maximum
+//!   size of a value.
 //! - A hostile length in a record never causes an unbounded allocation. Small records have a small
 //!   limit.
-//! - Decoding must consume all bytes, because a value of another type often decodes as a prefix.
+//! - Decoding must consume all bytes, because the first bytes of a value of another type often
+//!   decode.
 //!
 //! Deliberately absent: a choice of configurations.
 
@@ -66,7 +67,8 @@ fn decode_within<const BYTES_MAX: usize, T: DeserializeOwned>(bytes: &[u8]) -> R
     Ok(value)
 }
 
-/// Decodes a value at the start of `bytes`. Returns the value and the remaining bytes.
+/// Decodes a value at the start of `bytes`. Returns the value and the remaining bytes, or `None` if
+/// the bytes do not decode.
 pub(super) fn decode_front<T: DeserializeOwned>(bytes: &[u8]) -> Option<(T, &[u8])> {
     let config = bincode::config::standard().with_limit::<SMALL_DECODE_BYTES_MAX>();
     let (value, used) = bincode::serde::decode_from_slice(bytes, config).ok()?;

@@ -1,7 +1,7 @@
 //! The encoding of typed tables, as a trait.
 //!
 //! - A codec turns serde types into bytes and back. It has no state.
-//! - The table checks that encoded values can be read back, so the codec need not.
+//! - If the codec is not self-describing, the table checks that encoded values can be read back.
 //!
 //! Deliberately absent: encodings that return references into the stored bytes.
 
@@ -14,7 +14,7 @@ pub type CodecError = Box<dyn std::error::Error + Send + Sync>;
 /// An encoding of the keys and values of a [`TypedTable`](crate::TypedTable).
 ///
 /// Equal keys must have equal bytes, because a table finds a key by its bytes. If the encoding
-/// changes from one build of a program to the next, the records of earlier builds become
+/// changes from one build of a program to the next, the records of earlier builds can become
 /// unreadable.
 ///
 /// ```
@@ -56,8 +56,9 @@ pub trait Codec: 'static {
 
     /// `true` if the bytes contain the names of fields, so that omitted fields are read as absent.
     ///
-    /// If `false`, a put refuses values with omitted fields. The put also reads back each new shape
-    /// of a value before the value is stored; [`TypedTable`](crate::TypedTable) explains shapes.
+    /// If `false`, a put refuses values with omitted fields. The put also reads back a value with a
+    /// new shape before the value is stored; [`TypedTable`](crate::TypedTable) explains shapes. If
+    /// `true`, nothing is checked.
     const SELF_DESCRIBING: bool = false;
 
     /// Appends the encoding of `value` to `to`.

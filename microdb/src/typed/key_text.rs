@@ -17,7 +17,8 @@ use crate::format::key_codec::KeyCodec;
 const DEPTH_MAX: usize = 4;
 
 impl KeyCodec {
-    /// Returns the stored `key` as text, or `None` if keys of its type cannot be shown.
+    /// Returns the stored `key` as text, or `None` if keys of the recorded type cannot be shown or
+    /// `key` is not one of them.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

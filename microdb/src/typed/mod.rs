@@ -1,7 +1,8 @@
 //! Typed tables: serde types over a table of bytes.
 //!
 //! - The codec is a parameter of the table. The default is bincode, behind a feature.
-//! - A put checks that the value can be read back. Otherwise it returns an error with the reason.
+//! - Unless the codec is self-describing, a put checks that a value of a new shape can be read
+//!   back. Otherwise the put fails with the reason.
 //! - The table can also be read as bytes.
 //!
 //! Deliberately absent: a schema on disk. Scans by prefix are absent too, because a prefix of an
@@ -39,8 +40,9 @@ use crate::value::Value;
 ///
 /// # Types
 ///
-/// The default encoding, [`Bincode`], stores no types and no field names. A put checks that the
-/// value can be read back. Otherwise it fails with [`Error::Encode`] and the reason. A put refuses:
+/// The default encoding, [`Bincode`], stores no types and no field names. So a put checks that a
+/// value can be read back, and otherwise fails with [`Error::Encode`] and the reason. A put
+/// refuses:
 ///
 /// - omitted fields: `skip_serializing_if`, and `skip_serializing` without `skip_deserializing`.
 ///   Use an `Option`, which takes one byte.
@@ -51,17 +53,17 @@ use crate::value::Value;
 ///
 /// Values of up to [`crate::VALUE_BYTES_MAX`] encoded bytes can be written and read.
 ///
-/// A table handle and its clones read back each new shape of a value once. A shape is the set of
-/// the choices in a value: its enum variants, `Some` or `None`, and the kinds of its fields. Keep a
-/// handle instead of requesting a new one before each put. The check may miss a `Deserialize` that
-/// refuses a value of its own `Serialize` because of the value's content. [`TypedTable::get`] then
-/// returns [`Error::Decode`].
+/// A put reads a value back if its shape is new to the table handle and its clones. A shape is the
+/// set of the choices in a value: its enum variants, `Some` or `None`, and the kinds of its fields.
+/// Keep a handle instead of requesting a new one before each put. The check may miss a
+/// `Deserialize` that refuses a value of its own `Serialize` because of the value's content.
+/// [`TypedTable::get`] then returns [`Error::Decode`].
 ///
 /// # Changing types
 ///
-/// The database does not store the types of a table. If a table is opened with other types, a read
-/// of bytes that do not fit returns [`Error::Decode`]. **Bytes that fit are read as another
-/// value**: a `u32` of 6 is read as an `i32` of 3. The rule for [`Bincode`] is:
+/// The database does not check the types of a table when it is opened. If a table is opened with
+/// other types, a read of bytes that do not fit returns [`Error::Decode`]. **Bytes that fit are
+/// read as another value**: a `u32` of 6 is read as an `i32` of 3. The rule for [`Bincode`] is:
 ///
 /// - Allowed: new variants at the end of an enum; new names of types, fields and variants; a wider
 ///   integer of the same sign (`u16` to `u64`, `i16` to `i64`). `u8` and `i8` cannot be widened,
@@ -160,7 +162,8 @@ where
     /// Returns the value of `key`.
     ///
     /// # Errors
-    /// The errors of [`Table::get`], and [`Error::Decode`] if the stored value is not a `V`.
+    /// The errors of [`Table::get`], [`Error::Encode`] if the key cannot be encoded, and
+    /// [`Error::Decode`] if the stored value is not a `V`.
     pub fn get<Q>(&self, key: &Q) -> Result<Option<V>>
     where
         K: Borrow<Q>,
@@ -203,7 +206,7 @@ where
     /// Returns `true` if the table has a value for `key`.
     ///
     /// # Errors
-    /// The errors of [`Table::get`].
+    /// The errors of [`Table::get`], and [`Error::Encode`] if the key cannot be encoded.
     pub fn contains_key<Q>(&self, key: &Q) -> Result<bool>
     where
         K: Borrow<Q>,
@@ -227,7 +230,7 @@ where
     ///
     /// # Errors
     /// The errors of [`Table::put`], and [`Error::Encode`] if the key or the value cannot be
-    /// encoded.
+    /// encoded or read back.
     pub fn put<Q, W>(&self, key: &Q, value: &W) -> Result<()>
     where
         K: Borrow<Q>,
@@ -357,7 +360,7 @@ where
         self.raw.is_empty()
     }
 
-    /// Removes all records in constant time, like [`Table::clear`].
+    /// Removes all records without reading them, like [`Table::clear`].
     ///
     /// # Errors
     /// The errors of [`Table::clear`].

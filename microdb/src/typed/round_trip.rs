@@ -5,9 +5,9 @@
 //! the reader expects.
 //!
 //! - An omitted field or a wrong announced length is refused at every put.
-//! - Each *shape* of a value is read back once in the life of a table handle. A shape is the set of
-//!   the choices of a value: variants, `Some` and `None`, kinds of numbers, each with its path. A
-//!   value without a new choice is only encoded.
+//! - A value with a new *shape* is read back. A table handle and its clones remember the shapes
+//!   that were read back. A shape is the set of the choices of a value: variants, `Some` and
+//!   `None`, kinds of numbers, each with its path. A value without a new choice is only encoded.
 //! - A shape that cannot be read back is never remembered, so it is refused at every put.
 //!
 //! Deliberately absent: a check of the content. A `Deserialize` may refuse some values of its own
@@ -70,8 +70,9 @@ pub(super) enum Part {
     Value = 2,
 }
 
-/// Appends the encoding of `value` to `to`. Fails with the reason if the value could not be read
-/// back. `T` is the type as which the value will be read, and `Q` may be a borrowed form of `T`.
+/// Appends the encoding of `value` to `to`. Fails with the reason if the value cannot be encoded,
+/// or has a new shape and cannot be read back. `T` is the type as which the value will be read, and
+/// `Q` may be a borrowed form of `T`.
 pub(super) fn encode<C: Codec, T: Serialize + DeserializeOwned, Q: Serialize + ?Sized>(
     value: &Q,
     part: Part,
@@ -92,7 +93,7 @@ pub(super) fn encode<C: Codec, T: Serialize + DeserializeOwned, Q: Serialize + ?
     Ok(())
 }
 
-/// Decodes `bytes` as a `T`, and checks that the result is the encoded value.
+/// Decodes `bytes` as a `T`, and checks that the result is probably the encoded value.
 ///
 /// Equal bytes alone prove nothing: a tuple with an omitted field may decode as another tuple with
 /// equal bytes. So the number of fields is compared too. Different bytes prove nothing either: a

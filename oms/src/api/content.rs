@@ -39,8 +39,7 @@ const UNPACKED_AT_A_TIME: usize = 4_096;
 
 /// The body of a request, from a connection or built in memory.
 ///
-/// All functions that read or forward a body are generic over this trait. Every body type with
-/// these bounds implements it.
+/// Every body type with these bounds implements the trait.
 pub(crate) trait RequestBody:
     Body<Data = Bytes, Error: Display + Into<axum::BoxError>> + Send + Unpin + 'static
 {

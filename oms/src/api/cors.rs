@@ -75,8 +75,8 @@ impl Cors {
         Ok(Some(Cors { layer, allowed }))
     }
 
-    /// Answers a preflight request. For any other request it calls `answer` and adds the CORS
-    /// headers to the response.
+    /// Answers an `OPTIONS` request as a preflight request. For any other request it calls `answer`
+    /// and adds the CORS headers to the response.
     pub(crate) async fn answer<B, F>(
         &self,
         request: Request<B>,
@@ -115,8 +115,8 @@ impl Default for AnswerBody {
     }
 }
 
-/// Parses an origin as browsers send it: scheme, host, and a port if it differs from the default of
-/// the scheme.
+/// Parses an origin: scheme, host, and optionally a port, in lower case. Browsers leave out the
+/// default port of the scheme, so an origin with it matches no request.
 pub(crate) fn parse_origin(text: &str) -> Result<HeaderValue, String> {
     let wrong = |reason: &str| format!("'{text}' is not an origin such as https://shop.example: {reason}");
     if text == "*" {

@@ -4,9 +4,10 @@
 //! **Invariants**
 //! - Each row of the table in `routes` refers to one description, and every description belongs to
 //!   a route.
-//! - Schemas are derived from the Rust types of request and response bodies.
-//! - Responses that every route may give (unknown query parameters, internal faults, overload) are
-//!   added here. Descriptions do not list them.
+//! - Schemas of JSON bodies come from the Rust types of the bodies (`ToSchema`), unless the
+//!   description uses `Content::Object`.
+//! - Problems that many routes share (such as unknown query parameters, internal faults and
+//!   overload) are added here (`kinds`).
 //! - Headers of responses are described in `response_headers`.
 //!
 //! The texts of the descriptions are in `operations`.
@@ -324,7 +325,7 @@ fn responses(route: &Route) -> Value {
     responses.into()
 }
 
-/// Returns all kinds of problems that a route may respond with, sorted.
+/// Returns all kinds of problems that a route may respond with, sorted, each once.
 fn kinds(route: &Route) -> Vec<Kind> {
     let about = route.about;
     let mut kinds = vec![Kind::Malformed, Kind::Internal];
@@ -335,8 +336,8 @@ fn kinds(route: &Route) -> Vec<Kind> {
     }
     if about.body.is_some() || *route.method() == Method::POST {
         // Every POST route accepts an idempotency key, and two requests with the same key are
-        // compared by path and body. So the body is read even if the command needs no body, and
-        // these problems can occur.
+        // compared by path and body. So with a key the body is read even if the command needs no
+        // body, and these problems can occur.
         kinds.extend([Kind::SlowBody, Kind::TooLarge, Kind::Encoding]);
     }
     if *route.method() == Method::POST {

@@ -5,7 +5,7 @@
 //! - A cluster of one node merges the page of its one volume with the same code. So its responses
 //!   have the same fields in the same order as those of several nodes.
 //! - The field `next` of a page is the cursor of the next page. It is set if the volumes returned
-//!   more entries than fit into the page, or if a volume has unread orders. Otherwise it is null.
+//!   more entries than the page has, or if a volume has unread orders. Otherwise it is null.
 //!
 //! Deliberately absent: a consistent view over volumes. While slots migrate, a list may miss or
 //! repeat entries of these slots. After the migration the list is complete again.
@@ -57,7 +57,7 @@ pub(super) fn raw(value: &impl Serialize) -> Result<Box<RawValue>, Problem> {
     serde_json::value::to_raw_value(value).map_err(|error| Problem::internal(error.to_string()))
 }
 
-/// The selection of the first `limit` entries after the key `after`.
+/// The first `limit` entries of a list, or of the part of the list after the key `after`.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct AskEntries {
     pub(crate) limit: usize,
@@ -65,7 +65,7 @@ pub(crate) struct AskEntries {
     pub(crate) after: Option<String>,
 }
 
-/// Asks a volume for its first reservations after an order id.
+/// Asks a volume for its first reservations, or for those after an order id.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct AskReservations(pub(crate) AskEntries);
@@ -75,7 +75,8 @@ impl VolumeQuestion for AskReservations {
     type Answer = Vec<Entry<OrderId>>;
 }
 
-/// Asks a volume for its first outbox messages after a given message, by order id and kind.
+/// Asks a volume for its first outbox messages, or for those after a given message, by order id and
+/// kind.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct AskMessages(pub(crate) AskEntries);
@@ -85,7 +86,7 @@ impl VolumeQuestion for AskMessages {
     type Answer = Vec<Entry<(OrderId, String)>>;
 }
 
-/// Asks a volume for its stores that have a product.
+/// Asks a volume for its stores that have, or had, a product.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct AskProduct(pub(crate) u32);
@@ -118,7 +119,7 @@ impl VolumeQuestion for AskOrders {
 }
 
 /// Handles a client's request for a list. If a volume leaves the ring in the meantime, all volumes
-/// of the new ring are asked. This is repeated until the deadline `until`.
+/// of the new ring are asked, unless the deadline `until` has passed.
 pub(crate) async fn list(
     cluster: &Arc<ClusterHandle>,
     list: &List,
@@ -363,8 +364,8 @@ fn merge_orders(pages: Vec<(NodeName, Position, OrdersPage)>, limit: usize) -> M
     }
 }
 
-/// Returns the combined health of all volumes, and the names of volumes that are missing or did not
-/// respond to this node. A missing volume is assigned to this node but has no database.
+/// Returns the combined health of all volumes that responded, and the names of the other volumes. A
+/// volume is missing if it is assigned to this node and cannot be opened.
 pub(crate) async fn health(cluster: &Arc<ClusterHandle>, until: Instant) -> Health {
     let mut whole: Option<VolumeHealth> = None;
     let mut unreachable = Vec::new();

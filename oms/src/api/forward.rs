@@ -1,16 +1,18 @@
-//! Routes every public request to the volume that owns its data, on this node or another node.
+//! Routes every public request: to the volume that owns its data, on this node or another node, to
+//! all volumes (`fan_out`), or to this node itself.
 //!
 //! A request is parsed first (`routes`), so a malformed request gets the same response with any
 //! number of nodes. While this node serves the only volume, the operation reads the body as it
-//! arrives. With several volumes, the body is read completely first. So the call can be repeated
+//! arrives. With several volumes, a body is read completely first. So the call can be repeated
 //! within `ROUTING_TIMEOUT` while another process takes over the volume or a slot moves. A stock
 //! upload is split by `stock_fan_out`.
 //!
 //! **Invariants**
 //! - Commands and reads for another node are sent over the channel, built from the parsed
-//!   operation. Of a client's headers they contain only a checked `Idempotency-Key`.
-//! - A response that is too long for the channel is requested again over HTTP/2. Stock uploads and
-//!   lists always use HTTP/2.
+//!   operation. Of a client's headers they contain only a checked `Idempotency-Key` and the context
+//!   of its trace.
+//! - A response to a read that is too long for the channel is requested again over HTTP/2. Stock
+//!   uploads and lists always use HTTP/2.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -167,7 +169,7 @@ async fn answer_at_volume(
         if answer.status() != StatusCode::MISDIRECTED_REQUEST {
             return answer;
         }
-        // The body was consumed as it arrived, so the request cannot be sent to another node.
+        // A body was consumed as it arrived, so the request cannot be sent to another node.
         let reason = "the order or store is being moved to another node";
         return refusal(Problem::not_here(cluster.me.as_str(), reason));
     }
@@ -213,8 +215,8 @@ async fn answer_among(
 /// the volume, or if the slot or the volume moves. In these cases the caller routes the request
 /// with `ClusterHandle::perform`.
 ///
-/// Requests of direct clients end here, so this function neither boxes the response nor waits for
-/// changes of the topology.
+/// Requests of clients that send each request to its owner end here. So this function neither boxes
+/// the response nor waits for changes of the topology.
 async fn answer_of_this_node(
     cluster: &Arc<ClusterHandle>,
     key: &RoutingKey,
@@ -233,7 +235,7 @@ async fn answer_of_this_node(
     Some(response)
 }
 
-/// Names the address of the volume's server in a response.
+/// Names the address of the node that serves the volume in a response, if it is known.
 fn name_owner<B>(response: &mut Response<B>, topology: &Topology, volume: &NodeName) {
     if let Some(address) = topology.owner_header(volume) {
         response.headers_mut().insert(OWNER, address.clone());

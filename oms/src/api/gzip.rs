@@ -19,13 +19,13 @@ use hyper::body::Body as _;
 
 use crate::api::fast_path::AnswerBody;
 
-/// Minimum size of a compressed response, in bytes. A shorter response fits into one packet without
-/// compression.
+/// Minimum size in bytes of a response that is compressed. A shorter response fits into one packet
+/// without compression.
 const WORTH_BYTES: u64 = 1_024;
 /// Size in bytes above which a response is compressed on a blocking thread.
 const LONG_BYTES: usize = 32 * 1_024;
 
-/// Returns `true` if `Accept-Encoding` names gzip or `*` with a weight above zero.
+/// Returns `true` if `Accept-Encoding` names `gzip`, `x-gzip` or `*` with a weight above zero.
 fn is_accepted(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(ACCEPT_ENCODING);
     let mut codings = accepted
@@ -44,7 +44,8 @@ fn is_accepted(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Compresses a response if its body is long enough and the client accepts gzip.
+/// Compresses a response if its body has a known length, is long enough and not encoded yet, and
+/// the client accepts gzip.
 pub(crate) async fn pack(response: Response<AnswerBody>, request: &HeaderMap) -> Response<AnswerBody> {
     let length = response.body().size_hint().exact();
     if length.is_none_or(|length| length < WORTH_BYTES) || response.headers().contains_key(CONTENT_ENCODING) {

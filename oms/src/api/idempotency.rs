@@ -2,15 +2,15 @@
 //! response to the first request.
 //!
 //! Orders and payments are idempotent without the header, by their id and content. A client that
-//! sends a key also gets the identical response, which is stored for at least a day. If the key is
-//! used again for another request, the response is 409.
+//! sends a key gets the stored status and body again, for at least a day. If the key is used again
+//! for another request, the response is 409.
 //!
 //! **Invariants**
-//! - Only final responses are stored: successes and conflicts (409). After any other error the
-//!   client may correct or repeat the request under the same key.
+//! - Only final responses of commands are stored: successes and conflicts (409). After any other
+//!   error the client may correct or repeat the request under the same key.
 //! - A response is stored after the effects of its request are durable. A crash between these two
-//!   commits loses only the stored response. The repeated request then finds that its effects are
-//!   durable, and gets an equal response.
+//!   commits loses only the stored response. The repeated request then has no further effect. A
+//!   repeated order or payment even gets an equal response.
 //! - Two requests with one key are never in progress at one volume at the same time.
 
 use axum::http::header::CONTENT_TYPE;
@@ -36,8 +36,8 @@ pub(crate) const KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Maximum length of an idempotency key in bytes. A UUID has 36 bytes.
 pub(crate) const KEY_BYTES_MAX: usize = 255;
 
-/// A command of a client with its parsed body. Commands are idempotent, so a command may be
-/// executed more than once.
+/// A command of a client with its parsed body. Commands are idempotent: a command that is executed
+/// again has no further effect.
 pub(crate) struct Commanded(OrderCommand);
 
 impl Commanded {
@@ -173,7 +173,7 @@ async fn keep(app: &App, key: &str, order: &OrderId, kept: &KeptAnswer) {
         Ok::<(), OrderError>(ticket.durable().await?)
     };
     if let Err(error) = outcome.await {
-        // The command is already durable. So a repeated request gets an equal response even without
+        // The command is already durable. So a repeated request has no further effect even without
         // the stored response.
         tracing::warn!(?error, "answer of an idempotency key not stored");
     }

@@ -6,8 +6,8 @@
 //!   cluster on an engine, an unencrypted call from another machine is refused even with the
 //!   secret, unless the operator allows such calls.
 //! - A call about a volume that this node does not serve gets 421 with the epoch of this node's
-//!   ring. The node with the older epoch reads the cluster's state again, and the caller repeats
-//!   the call.
+//!   ring. A node that has an older epoch than the other reads the cluster's state again, and the
+//!   caller may repeat the call.
 //! - If this process loses a volume during a call, the result is discarded and the response is 421.
 
 use std::collections::BTreeMap;
@@ -45,7 +45,7 @@ use crate::volume::migration::source::{ExportError, ExportRequest};
 use crate::volume::migration::target::{self, AskProgress, ImportRequest};
 use crate::volume::server::VolumeServer;
 
-/// Maximum number of characters that an error quotes from another node's refusal.
+/// Maximum number of characters that an error quotes from a response with an error status.
 const REFUSAL_CHARS_MAX: usize = 300;
 
 /// Progress of the migration of slots to the volumes of a node, in rows.
@@ -83,7 +83,8 @@ pub struct NodeReport {
     pub volumes: BTreeMap<String, usize>,
     /// Number of orders in the volumes that the node serves.
     pub orders: u64,
-    /// Number of requests that the node answered since its start.
+    /// Number of HTTP requests that the node answered since its start, calls of other nodes
+    /// included.
     pub requests: u64,
     /// Average number of requests per second over the last ten seconds.
     pub requests_per_second: f64,
@@ -93,8 +94,8 @@ pub struct NodeReport {
     pub serving: BTreeMap<String, String>,
     /// Nodes that are leaving the cluster permanently.
     pub leaving: Vec<String>,
-    /// The reason why a required migration cannot run now. Always `None` in the report of a node
-    /// that is not the coordinator.
+    /// The reason why the coordinator cannot take its next step now, such as a failed migration. A
+    /// node that has not been the coordinator reports `None`.
     #[serde(default)]
     pub trouble: Option<String>,
     /// Volumes that are assigned to the node and that it cannot open, each with the reason as text.
@@ -116,12 +117,12 @@ pub(crate) enum Origin {
     /// An unencrypted connection that is allowed: within the machine, between nodes that share a
     /// data folder, or with `--insecure-plaintext`.
     Plain,
-    /// An unencrypted connection from another machine.
+    /// An unencrypted connection from another machine, although the settings require encryption.
     Exposed,
 }
 
-/// Handles a call of another node, or refuses it if it does not prove that it knows the cluster's
-/// secret.
+/// Handles a call of another node, or refuses it if it does not prove knowledge of the cluster's
+/// secret, or must be encrypted and is not.
 pub(crate) async fn answer(api: &Api, head: &Parts, body: Body) -> Response<Body> {
     let answered = match check_secret(&api.cluster, head) {
         Ok(()) => answer_node(api, head, body).await,
@@ -349,8 +350,8 @@ async fn export(
 ) -> Result<Response<Body>, Problem> {
     if request.seal {
         // Requests that began while this volume was the only volume of the cluster read their body
-        // as it arrives. They cannot be repeated at another node, so they must finish before the
-        // slots are sealed.
+        // as it arrives. They cannot be repeated at another node, so the seal waits until they have
+        // ended, for a bounded time.
         cluster.earlier_requests().await;
         server.seal(&cluster.authority, request).await?;
     }

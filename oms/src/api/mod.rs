@@ -1,12 +1,13 @@
 //! The HTTP API of a node.
 //!
 //! `routes` parses a request to an operation, and `forward` routes the operation to the volume that
-//! owns its data. `fast_path` executes the operation at that volume. The other modules execute
+//! owns its data. `fast_path` executes the operation at that volume. Most other modules execute
 //! single operations and render their responses.
 //!
 //! **Invariants**
-//! - A request gets the same status and body from every node of a cluster.
-//! - Invalid input gets a 4xx problem that names the field or line.
+//! - A request for orders, stock, statistics or messages gets the same status and body from every
+//!   node of a cluster.
+//! - Invalid input gets a 4xx problem. An invalid value is named by its field or line.
 //!
 //! Decisions about orders and stock are not made here. They belong to `volume` and `domain`.
 

@@ -42,7 +42,7 @@ pub(crate) fn live() -> Response {
 }
 
 /// Handles `GET /health/ready`: 200 if every volume assigned to the node accepts orders, otherwise
-/// 503 with the reasons.
+/// (also without any volume) 503 with the reasons.
 pub(crate) fn ready(cluster: &ClusterHandle) -> Result<Response, Problem> {
     let topology = cluster.topology();
     if topology.servers.is_empty() && topology.to_serve().next().is_none() {
@@ -97,8 +97,8 @@ struct Sample {
     commit_queue: u64,
     transactors: u64,
     is_ready: bool,
-    /// `true` if this volume scans for statistics files, or did so since the process started.
-    /// Otherwise the metrics of the scan are left out.
+    /// `true` if this volume has the statistics, or if a scan for statistics files was counted for
+    /// it since the process started. Otherwise the metrics of the scan are left out.
     scans_files: bool,
     counters: Arc<VolumeCounters>,
 }
@@ -142,7 +142,7 @@ enum Kind {
     Gauge,
 }
 
-/// A metric family with one sample for each volume.
+/// A metric family with at most one sample for each volume.
 struct VolumeFamily {
     name: &'static str,
     kind: Kind,

@@ -1,13 +1,14 @@
 //! Parses the JSON bodies of orders and payments.
 //!
-//! A valid body is parsed in one typed pass. A rejected body is parsed a second time by a parser
-//! that tracks the path of each value. So the problem can name the invalid field, such as
-//! `products[1].quantity`.
+//! A valid body is parsed in one typed pass. A body that this pass rejects is parsed a second time
+//! by a parser that tracks the path of each value. So the problem can name the invalid field, such
+//! as `products[1].quantity`.
 //!
 //! **Invariants**
-//! - Every rejected body gets a 400 that names the field or states why the body is not JSON.
-//! - Numbers that are not whole are rejected, and numbers that a JSON reader with `f64` numbers
-//!   would round.
+//! - A body that cannot be parsed or has an invalid value gets a 400 that names the field or states
+//!   the fault of the body.
+//! - Values that are not whole numbers are rejected, and values that a JSON reader with `f64`
+//!   numbers would round.
 //!
 //! Schema validation by a library is absent, because parsing is on the hot path of orders.
 
@@ -28,8 +29,8 @@ use crate::api::request::parse_id;
 use crate::domain::order::{Line, OrderId};
 use crate::domain::stock_snapshot::PRODUCT_MAX;
 
-/// Maximum size in bytes of the body of an order or payment. An order with 100 products takes about
-/// 4 KB.
+/// Maximum size in bytes of a small JSON body: of an order, a payment, or a question of another
+/// node. An order with 100 products takes about 4 KB.
 pub(super) const JSON_BYTES_MAX: usize = 64 * 1_024;
 /// Maximum number of products of one order.
 const ORDER_LINES_MAX: usize = 100;
@@ -229,8 +230,9 @@ pub(super) fn parse_payment(body: &[u8]) -> Result<u64, Problem> {
     Ok(transaction_id.0)
 }
 
-/// Parses a JSON object. An array is rejected first, because a derived struct would accept an array
-/// of its fields. UTF-8 is validated first, because serde_json does not validate ignored fields.
+/// Parses a JSON object. An array is rejected, because a derived struct would accept an array of
+/// its fields. UTF-8 is validated before parsing, because serde_json does not validate ignored
+/// fields.
 fn object<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem> {
     if body.is_empty() {
         return Err(Problem::body("the body is empty; it must be a JSON object"));

@@ -2,8 +2,8 @@
 //!
 //! **Invariants**
 //! - The problem for a rejected value names the query parameter.
-//! - The same functions check a cursor from a client and a cursor that another node sends.
-//! - Each number has a minimum and a maximum.
+//! - The same functions check the key in a cursor from a client and a key that another node sends.
+//! - Each number parameter has a minimum and a maximum.
 //!
 //! The module `routes` has a table of all paths with their parameters.
 

@@ -2,8 +2,8 @@
 //!
 //! A frame of the channel carries one or more requests. All reservations of a frame at one volume
 //! are made in one pass over the stock and in one write batch. Confirmations of reservations and
-//! recalls of lent units are applied at once. Every other request runs in a separate task. Group
-//! commit lets these tasks share a sync, as it does for client requests.
+//! recalls of lent units are applied at once and get no reply. Every other request runs in a
+//! separate task. Group commit lets these tasks share a sync, as it does for client requests.
 //!
 //! **Invariants**
 //! - A request about a volume that this node does not serve gets `Moved` with the epoch of this
@@ -33,8 +33,8 @@ use crate::runtime::trace::{self, Begun, FinishedSpan, SpanKind, SpanOutcome, Tr
 use crate::volume::questions::{self, VolumeReply};
 use crate::volume::server::VolumeServer;
 
-/// Maximum size of a response body on the channel, in bytes. The caller requests a larger body
-/// again over HTTP/2, where its transfer does not delay other messages.
+/// Maximum size of a response body on the channel, in bytes. The caller requests a larger response
+/// to a read again over HTTP/2, where its transfer does not delay other messages.
 const BODY_BYTES_MAX: usize = 256 << 10;
 
 /// The reservations at one volume that the requests of one frame of the channel ask for.

@@ -3,7 +3,7 @@
 //! **Invariants**
 //! - `type` and `field` are stable names for programs. `detail` is text for people and may change.
 //! - Every 503 response has a `Retry-After` header.
-//! - The cause of every problem 500 is logged when the problem is created.
+//! - The cause of every problem of the kind `Internal` is logged when the problem is created.
 
 mod kind;
 
@@ -82,7 +82,7 @@ impl Problem {
         }))
     }
 
-    /// Returns the problem 400: a field of the body, path or query is invalid.
+    /// Returns the problem 400: a value of the body, path, query or a header is invalid.
     pub(crate) fn field(field: impl Into<String>, detail: impl Into<String>) -> Problem {
         let mut problem = Problem::body(detail);
         problem.0.field = Some(field.into());
@@ -103,7 +103,8 @@ impl Problem {
         problem
     }
 
-    /// Returns the problem 404: the path, order or entry does not exist.
+    /// Returns the problem 404: the path, or the order, store, product or message that it names,
+    /// does not exist.
     pub(crate) fn not_found(detail: impl Into<String>) -> Problem {
         Problem::new(Kind::NotFound, detail)
     }
@@ -172,14 +173,15 @@ impl Problem {
         Problem::new(Kind::Busy, detail)
     }
 
-    /// Returns the problem 421: another node now owns the order or store. The node that received
-    /// the client's request routes it again.
+    /// Returns the problem 421: the data of the request is at another volume or node now, or on its
+    /// way there. The node that received the client's request routes it again.
     pub(crate) fn moved() -> Problem {
         let detail = "the order or store is being moved to another node; retry";
         Problem::new(Kind::Moved, detail)
     }
 
-    /// Returns the problem 503: the node that serves the order or store does not respond.
+    /// Returns the problem 503: the node that serves the order or store does not respond, or the
+    /// order or store is moving to another node.
     pub(crate) fn not_here(node: &str, reason: &str) -> Problem {
         let detail = format!("the node {node}, which serves this order or store, does not answer: {reason}");
         Problem::new(Kind::NotServedHere, detail)

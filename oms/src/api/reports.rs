@@ -78,13 +78,14 @@ pub(super) struct ListedReservation {
     products: Box<[Line]>,
 }
 
-/// Returns the first reservations of this volume after an order id, sorted by order id.
+/// Returns the first reservations of this volume after the order id that `ask` names (or from the
+/// start), sorted by order id.
 pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entry<OrderId>>, Problem> {
     let after = ask.after.as_deref().map(OrderId::parse).transpose();
     let after = after.map_err(|reason| Problem::field("cursor", reason))?;
     let state = Arc::clone(app.state());
-    // `spent` returns the reservations of orders that took borrowed units. Such a reservation is
-    // listed by the order's volume until the store's volume has it.
+    // `spent` returns the reservations of orders that took borrowed units. The order's volume lists
+    // such a reservation, because the store's volume may not have it yet.
     let all = runtime::blocking(move || {
         let mut all = state.storage.reservations(&state.slots)?;
         all.extend(state.storage.spent()?);
@@ -107,8 +108,8 @@ pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entr
     page.into_iter().map(entry).collect()
 }
 
-/// Returns the first outbox messages of this volume after the message that `ask` names, sorted by
-/// order id and kind.
+/// Returns the first outbox messages of this volume after the message that `ask` names (or from the
+/// start), sorted by order id and kind.
 pub(super) fn messages(app: &App, ask: &AskEntries) -> Result<Vec<Entry<(OrderId, String)>>, Problem> {
     let after = match ask.after.as_deref() {
         None => None,

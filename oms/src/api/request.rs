@@ -1,8 +1,9 @@
 //! The operations of the public API, and the parsers of their values.
 //!
 //! Every public request is parsed to an operation at the node where it arrives, before its body is
-//! read (`routes`). The parsed values decide which volume executes the operation. The owner of the
-//! data gets these parsed values. So both nodes interpret a request alike.
+//! read (`routes`). The parsed values (for a new order, the id in its body) decide which volume
+//! executes the operation. The owner of the data gets these parsed values. So both nodes interpret
+//! a request alike.
 //!
 //! **Invariants**
 //! - An operation contains no header of the client. Calls between nodes are built from operations.

@@ -264,13 +264,13 @@ static ROUTES: [Route; 23] = [
     ),
 ];
 
-/// Names of the routes, such as `POST /order`, in the order of the table.
+/// Names of the routes, such as `POST /order`, in the sequence of the table.
 static NAMES: LazyLock<Vec<String>> = LazyLock::new(|| {
     let name = |route: &Route| format!("{} {}", route.method, route.template());
     ROUTES.iter().map(name).collect()
 });
 
-/// Returns the names of all routes, in the order of the table.
+/// Returns the names of all routes, in the sequence of the table.
 pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     NAMES.iter().map(String::as_str)
 }
@@ -326,7 +326,7 @@ impl Route {
 pub(crate) enum Target {
     /// A route of the API, as an index into `ROUTES`.
     Route(usize),
-    /// A call of another node, with a path under `/peer/`.
+    /// A call of another node or of a command of an operator, with a path under `/peer/`.
     Peer,
     /// The page of the web console at `/`.
     Page,

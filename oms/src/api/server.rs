@@ -1,10 +1,13 @@
 //! The HTTP server: accepts connections and recognizes their protocol. Clients use HTTP/1.1 or
-//! HTTP/2 without TLS. Nodes use the channel or HTTP/2, which are encrypted between machines.
+//! HTTP/2 without TLS. Nodes use the channel or HTTP/2, which are encrypted between machines unless
+//! the operator turns the encryption off.
 //!
 //! **Invariants**
 //! - The numbers of connections and of requests in progress are bounded.
-//! - A connection is closed if its client sends nothing for `HEAD_TIMEOUT`, sends its headers too
-//!   slowly, or reads its responses too slowly.
+//! - A connection is closed if its first bytes or, with HTTP/1.1, its next complete request head do
+//!   not arrive within `HEAD_TIMEOUT`.
+//! - An HTTP connection is closed if its client reads nothing of a response for `WRITE_PAUSE_MAX`.
+//!   An HTTP/2 connection is also closed if its client does not answer pings.
 //! - During a stop the server accepts no new connections and finishes the requests in progress.
 //!   Requests that outlast the drain timeout are cut off.
 //!
@@ -42,8 +45,8 @@ use crate::runtime;
 use crate::runtime::trace::{self, FinishedSpan, RequestSpan, SpanKind, SpanOutcome};
 use crate::runtime::watch;
 
-/// Longest wait for the first byte of a connection, for a complete request head, and for the next
-/// request on a connection.
+/// Longest wait for the first bytes of a connection and, with HTTP/1.1, for each complete request
+/// head, beginning when the connection is ready for a request. With HTTP/2, interval of pings.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time without progress of a write after which the connection is closed, because the client does
 /// not read its response.
@@ -72,12 +75,12 @@ const BEGIN_BYTES: usize = HTTP2_BEGINS.len();
 /// Header with the id of a request, copied to the response. The server keeps the id that a client
 /// sends, and generates one for all other requests.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// The `tracing` target of the access log. At debug level every request is logged. At info level,
-/// the log has one client request in `ACCESS_SAMPLE`, every slow client request, and every client
-/// request that failed with a 5xx status other than 503.
+/// The `tracing` target of the access log. At debug level every HTTP request is logged. At info
+/// level, the log has about one client request in `ACCESS_SAMPLE`, every slow client request, and
+/// every client request that failed with a 5xx status other than 503.
 const ACCESS: &str = "imt_oms::access";
-/// At info level, one request out of this number of requests is logged. At full load, a log line
-/// for each request would cost more than the request.
+/// At info level, a client request is logged if its number is a multiple of this number. At full
+/// load, a log line for each request would cost more than the request.
 const ACCESS_SAMPLE: u64 = 1_000;
 /// Duration from which a request is logged as slow. The duration includes the time in which the
 /// client sends the body.
@@ -119,7 +122,7 @@ impl ConnectionHandler {
         LinkError("the connection is not encrypted".to_owned())
     }
 
-    /// Returns the request id for a request number. The id is unique within this process.
+    /// Returns the request id for a request number. This process generates no id twice.
     fn request_id(&self, number: u64) -> HeaderValue {
         let id = format!("{:x}-{number:x}", self.process);
         HeaderValue::try_from(id).unwrap_or_else(|_| HeaderValue::from(number))
@@ -304,7 +307,8 @@ async fn idle(requests: &Semaphore, requests_max: usize) {
     }
 }
 
-/// The signals that end a connection: `stop` ends it between two requests, `cut` at any time.
+/// The signals that end a connection: `stop` ends it while its protocol is not known yet, `cut` at
+/// any time.
 struct Stops {
     stop: watch::Receiver<bool>,
     cut: watch::Receiver<bool>,
@@ -344,7 +348,7 @@ async fn serve_connection(
             Ok(Ok(protocol)) => protocol,
             Ok(Err(_)) | Err(_) => return,
         },
-        // The connection has no request yet, so a stop may close it.
+        // No request was read from the connection yet, so a stop may close it.
         _ = stops.stop.wait_for(|stop| *stop) => return,
     };
     let is_exposed = protocol != Protocol::Tls && handler.protection.is_needed(peer.ip());
@@ -397,7 +401,8 @@ async fn serve_http<S>(
     }
 }
 
-/// Serves an encrypted connection after the other end has proven that it is a node of this cluster.
+/// Serves an encrypted connection after the other end has proven that it knows the cluster's
+/// secret.
 async fn serve_encrypted(
     stream: TcpStream,
     mut handler: ConnectionHandler,

@@ -6,7 +6,7 @@
 //!   folders of two nodes are both counted, and a file that is sent twice is counted once.
 //! - A node deletes a file only after the volume has confirmed that the sums of the file are
 //!   durable.
-//! - An import that has begun is finished, even if the sending node no longer waits.
+//! - An import that has begun at the volume is finished, even if the sending node no longer waits.
 //!
 //! The module `volume::jobs::stat_import` decides when a file is complete.
 
@@ -36,9 +36,9 @@ use crate::volume::jobs::stat_import::importer::Imported;
 use crate::volume::jobs::stat_import::name::stamp_of;
 use crate::volume::jobs::stat_import::{FileTarget, Scanner, Unadded};
 
-/// Longest time for the import of one file, which has at most 64 MiB.
+/// Longest wait for the import of one file, which has at most 64 MiB.
 const ADD_TIMEOUT: Duration = Duration::from_secs(30);
-/// Maximum number of bytes that are read from the response of the volume that owns the statistics.
+/// Maximum size in bytes of the response of the volume that owns the statistics.
 const REFUSAL_BYTES_MAX: usize = 4_096;
 
 /// Scans the statistics folder of this node at intervals of `every` until `stop` becomes true.
@@ -58,8 +58,8 @@ pub(crate) async fn run(
         .await;
 }
 
-/// Waits until no other process scans the folder, and claims the folder. Returns `None` if the node
-/// stops before the claim.
+/// Waits until the folder can be used and no other process scans it, and claims the folder. Returns
+/// `None` if the node stops before the claim.
 async fn claim(
     cluster: &ClusterHandle,
     folder: &std::path::Path,

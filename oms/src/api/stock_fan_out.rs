@@ -2,12 +2,14 @@
 //! store. Each volume applies its part.
 //!
 //! **Invariants**
-//! - No part is sent before every line is read and every volume has accepted the upload.
+//! - Each volume of the ring is asked to accept the upload before the body is read. No part is sent
+//!   before all lines are read.
 //! - Each volume replaces the quantities in memory in one step. After a crash, only some stores may
 //!   have their new quantities (`stock_upload::apply`).
 //! - A failed part is sent again for up to `APPLY_TIMEOUT`, unless it was rejected or its node is
-//!   silent (answers neither calls nor pings). If other parts were applied, the problem
-//!   `partly-applied` lists the changed stores and the unconfirmed stores.
+//!   silent (answers neither calls nor pings). If a part of the present ring is confirmed, or any
+//!   part was sent and not answered, the problem `partly-applied` lists the stores of confirmed
+//!   parts and all other stores.
 //! - Each part names all products of the upload, also products without a line for the part's
 //!   stores, because a volume's stock has a cell for each pair of product and store.
 //!
@@ -98,9 +100,9 @@ pub(crate) async fn change(
     fan_out.answer(lines).await
 }
 
-/// Asks every volume whether it accepts a snapshot. Returns a token of each volume that marks the
-/// present moment at that volume. Deliveries that the volume confirms afterwards are not counted by
-/// the snapshot.
+/// Asks every volume if it accepts an upload. Returns a token of each volume that marks the present
+/// moment at that volume. A snapshot without a delivery number does not count deliveries that are
+/// confirmed at the volume afterwards.
 async fn begin(
     cluster: &Arc<ClusterHandle>,
     as_of: Option<u64>,
@@ -154,10 +156,10 @@ struct StockFanOut {
     until: Instant,
 }
 
-/// The volumes and stores for which the upload is confirmed.
+/// The volumes that confirmed their parts of the present ring, and all stores of confirmed parts.
 #[derive(Clone, Default)]
 struct Confirmed {
-    /// Epoch of the ring by which the confirmed parts were split.
+    /// Epoch of the ring by which the parts of `volumes` were split.
     epoch: u64,
     volumes: BTreeSet<NodeName>,
     stores: BTreeSet<u32>,
@@ -174,8 +176,8 @@ struct VolumePart {
 #[derive(Default)]
 struct Failures {
     reason: Option<String>,
-    /// `true` if a node answers neither calls nor pings, or if a volume's database is missing. A
-    /// retry is useless then.
+    /// `true` if a node answers neither calls nor pings, or if this node must serve a volume and
+    /// cannot open it. Then the parts are not sent again.
     is_silent: bool,
     /// `true` if a part may have been applied although no response arrived.
     is_unknown: bool,
@@ -197,8 +199,9 @@ impl StockFanOut {
         Ok(crate::api::orders::json(&taken))
     }
 
-    /// Sends every volume its part and retries failed parts. If a volume rejects its part and no
-    /// other volume has applied a part, returns the rejecting response.
+    /// Sends every volume its part and retries failed parts. If a volume rejects its part, no part
+    /// of the present ring is confirmed and no part was sent without an answer, returns the
+    /// rejecting response.
     async fn apply(&self) -> Result<Option<Response>, Problem> {
         let mut confirmed = Confirmed::default();
         let mut is_unknown = false;
@@ -254,7 +257,8 @@ impl StockFanOut {
         Problem::partly_applied(status, reason, applied, failed)
     }
 
-    /// Sends the parts in parallel and records the volumes that confirm them.
+    /// Sends the parts in parallel. Records the volumes and stores of the parts that are confirmed,
+    /// and returns the failures of the others.
     async fn send(
         &self,
         topology: &Arc<Topology>,
@@ -365,8 +369,8 @@ fn split(stock: &Stock, topology: &Topology, confirmed: &Confirmed) -> Vec<Volum
         }),
         Stock::Cells(cells) => {
             for [product, store, quantity] in cells {
-                // The store may have been confirmed under an earlier ring. Deliveries since then
-                // may have lowered its quantity, and applying the line again would undo that.
+                // The store may have been confirmed before. Deliveries since then may have lowered
+                // its quantity, and applying the line again would undo that.
                 if !confirmed.stores.contains(store) {
                     add(*store, &mut std::iter::once((*product, *quantity)));
                 }

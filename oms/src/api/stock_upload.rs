@@ -3,11 +3,11 @@
 //!
 //! **Invariants**
 //! - Nothing is applied before the whole body has been read and checked.
-//! - One upload is applied at a time. The stock in memory is changed, and its rows are queued for
-//!   commit, under the lock of the stock. So memory and rows get all uploads in the same order.
-//! - If a commit fails, the stock in memory is set back to the stock in the volume's rows.
-//! - If the volume's set of slots changed since the upload was split or its reading began, the
-//!   response is "moved" (421).
+//! - One upload is applied at a time. So the stock in memory and the rows get all uploads in the
+//!   same order.
+//! - If a commit fails, the stock in memory is made equal to the stock in the volume's rows again.
+//! - If the volume's set of slots changed since the upload was split or its reading began, or if a
+//!   slot of the volume is sealed, the result is the problem "moved" (421).
 //!
 //! Splitting an upload over several volumes is in `stock_fan_out`.
 
@@ -46,7 +46,7 @@ pub(super) const PATCH_BYTES_MAX: usize = 4 * 1_024 * 1_024;
 /// line for each product.
 const PART_BYTES_MAX: usize = STOCK_BYTES_MAX + 16 * PRODUCT_MAX as usize;
 
-/// Asks a volume whether it accepts a snapshot.
+/// Asks a volume if it accepts an upload: a snapshot, or a `PATCH` (always without `as_of`).
 #[derive(Serialize, Deserialize)]
 pub(crate) struct BeginStock {
     pub(super) as_of: Option<u64>,
@@ -60,13 +60,13 @@ impl VolumeQuestion for BeginStock {
 /// The answer of a volume to [`BeginStock`].
 #[derive(Serialize, Deserialize)]
 pub(crate) enum Begun {
-    /// The volume accepts the snapshot, so it may be sent.
+    /// The volume accepts the upload.
     Taken {
-        /// Token that marks the present moment in the volume's sequence of deliveries.
+        /// Token that marks the present moment in the volume's sequence of confirmed deliveries.
         token: String,
     },
-    /// The volume rejects the snapshot, because it has applied a snapshot with a higher delivery
-    /// number.
+    /// The volume rejects the snapshot, because a snapshot with a higher delivery number was
+    /// applied to it, or to one of its stores.
     Stale { as_of: u64, newest: u64 },
     /// The volume rejects the snapshot, because its delivery number is above the largest number
     /// that the volume considers possible now.
@@ -82,8 +82,8 @@ pub(crate) struct Part {
     /// Epoch of the ring by which the upload was split.
     pub(super) epoch: u64,
     pub(super) as_of: Option<u64>,
-    /// The volume's token from the time at which the upload began. `None` if the volume joined the
-    /// ring later.
+    /// The volume's token from the time at which the upload began. `None` for a `PATCH`, and if the
+    /// volume joined the ring later.
     pub(super) arrival: Option<String>,
 }
 
@@ -131,8 +131,9 @@ impl App {
     /// Returns the moment at which an upload began, as marked by the token of its part. A part has
     /// no token of this volume server if the volume joined the ring, or got a new volume server,
     /// after the upload began. Then the moment is unknown, and the result is the moment before all
-    /// known deliveries. So these deliveries are subtracted from the snapshot: until the next
-    /// snapshot, too few units may be sold, but never too many.
+    /// known deliveries. So these deliveries are subtracted from the snapshot, unless their numbers
+    /// show that the snapshot counts them. Until the next snapshot, too few units may be sold, but
+    /// never too many.
     fn arrival_of(&self, token: Option<&str>) -> Arrival {
         let of_this_server = token
             .and_then(|token| token.split_once('.'))
@@ -142,8 +143,7 @@ impl App {
     }
 }
 
-/// Checks whether this volume accepts a snapshot, and returns a token that marks the present
-/// moment.
+/// Checks if this volume accepts an upload. If so, returns a token that marks the present moment.
 pub(super) fn begin(app: &App, ask: &BeginStock) -> Result<Begun, Problem> {
     if app.state().storage.has_failed() {
         return Err(Problem::busy(
@@ -161,7 +161,8 @@ pub(super) fn begin(app: &App, ask: &BeginStock) -> Result<Begun, Problem> {
     Ok(Begun::Taken { token })
 }
 
-/// Takes a permit for one of the `SNAPSHOTS_ARRIVING_MAX` concurrent uploads.
+/// Takes a permit for one of the `SNAPSHOTS_ARRIVING_MAX` concurrent uploads, or returns the
+/// problem 503.
 pub(super) fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>, Problem> {
     turns
         .try_acquire()
@@ -215,7 +216,7 @@ pub(super) fn implausible(largest: u64) -> Problem {
     )
 }
 
-/// Returns the problem 409: a newer snapshot was applied before.
+/// Returns the problem 409: a snapshot with a higher delivery number was applied before.
 pub(super) fn stale(as_of: u64, newest: u64) -> Problem {
     let detail = format!(
         "the snapshot is as of delivery {as_of}, but a snapshot as of delivery {newest} was applied before"
@@ -263,8 +264,8 @@ pub(super) async fn put(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Resu
     })
 }
 
-/// Passes the lines of a body to `take` as they arrive, and returns their number. Memory use is
-/// bounded by one piece of the body and by the data that `take` stores.
+/// Passes the lines of a body to `take` as they arrive, and returns their number. Apart from the
+/// data that `take` stores, memory use is bounded by one piece of the body and its decoded content.
 pub(super) async fn read_lines(
     headers: &HeaderMap,
     body: Body,
@@ -310,7 +311,7 @@ pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result
         let slots = &app.state().slots;
         let version = slots.version();
         // Another ring would split the upload differently. So this part may omit stores of this
-        // volume, and applying it would empty those stores.
+        // volume, and a part that replaces the whole stock would empty those stores.
         if slots.ring().epoch().0 != part.epoch {
             return Err(Problem::moved());
         }

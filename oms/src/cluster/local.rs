@@ -3,7 +3,7 @@
 //! | path | content |
 //! | --- | --- |
 //! | `nodes/NAME.lock` | held by the process that runs the node NAME |
-//! | `nodes/NAME.json` | the description of the process that runs the node NAME |
+//! | `nodes/NAME.json` | the description that node NAME published; removed when the node stops |
 //! | `coordinator.lock` | held by the process that may replace the cluster's state |
 //! | `ring.json` | the cluster's state; written to a temporary file, synced, and renamed |
 //! | `secret` | authenticates nodes to each other; only the file's owner can read it |
@@ -11,10 +11,11 @@
 //!
 //! **Invariants**
 //! - The kernel reports the end of a node. A thread waits for a shared lock on the node's lock
-//!   file, and gets it when the node's process ends.
+//!   file, and gets it when the node withdraws or its process ends.
 //! - A node belongs to the folder that it joined, even if the path later leads to another folder.
-//!   Before each change the node checks its folder and lock files, and fails if any of them was
-//!   replaced.
+//!   Before the node publishes its description, replaces the state, or opens or removes a volume,
+//!   it checks its folder and the lock file that entitles it to the change. It fails if one of them
+//!   was replaced.
 
 mod files;
 mod locks;
@@ -49,10 +50,10 @@ use crate::storage::volume::Volume;
 /// Longest wait for the lock of a name. A thread that watched the name's former process may hold
 /// the lock for some microseconds.
 const NAME_TIMEOUT: Duration = Duration::from_millis(500);
-/// Longest wait for the cluster's first state. The first node writes it right after it has taken
-/// the coordinator's lock.
+/// Longest wait for the cluster's first state, and for the warehouse's URL in it. The first node
+/// writes both right after it has taken the coordinator's lock.
 const STATE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Interval between two attempts to take a lock or to read the first state.
+/// Interval between two attempts to take a lock, or to read the first state or the warehouse's URL.
 const RETRY_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The membership of this process in the cluster of a data folder, and its access to the state and
@@ -76,7 +77,8 @@ struct Held {
 }
 
 impl LocalCluster {
-    /// Takes the lock of the node's name, and writes the cluster's first state if there is none.
+    /// Creates missing folders, takes the lock of the node's name, and ensures that the cluster has
+    /// a secret and a state.
     pub(crate) fn join(data: &Path, name: &str) -> Result<LocalCluster, NodeError> {
         let member = Member::new(name).map_err(|error| NodeError::Config {
             setting: "name",
@@ -125,7 +127,8 @@ impl LocalCluster {
         Ok(cluster)
     }
 
-    /// Waits until the cluster has a state. If this node is the first, it writes the state.
+    /// Takes the coordinator's lock if it is free, and waits until the cluster has a state. If
+    /// there is none and this node has the lock, it writes the first state.
     fn ensure_state(&self, member: Member) -> Result<(), NodeError> {
         let begun = Instant::now();
         loop {
@@ -163,8 +166,8 @@ impl LocalCluster {
         node_info_path(&self.data, &self.name)
     }
 
-    /// Stores the coordinator's lock. Returns `false` if the node has stopped while it waited for
-    /// the lock.
+    /// Stores the coordinator's lock. Releases it and returns `false` if the node has withdrawn
+    /// while it waited for the lock.
     fn take_coordination(&self, lock: OpenPath) -> bool {
         let mut held = self.held();
         if self.withdrawn.load(Ordering::Acquire) {
@@ -318,7 +321,7 @@ impl LocalCluster {
         };
         // If somebody deletes the coordinator's lock file, two processes can be coordinators. The
         // lock of the folder then lets only one of them replace the state at a time, and the check
-        // of the version rejects the later replacement.
+        // of the version rejects the second of two replacements by the same version.
         let folder = &self.folder;
         let _one = FolderLock::take(&folder.path)?;
         let held = self.held();
@@ -356,7 +359,7 @@ fn run_blocking<T: Send + 'static>(
 
 impl Authority for LocalCluster {
     fn read(&self) -> Soon<'_, ClusterState> {
-        // The file is small and in the page cache, so it is read on this thread.
+        // The file is small and usually in the page cache, so it is read on this thread.
         Box::pin(std::future::ready(self.state()))
     }
 

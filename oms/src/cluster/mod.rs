@@ -5,11 +5,11 @@
 //!    folder, opening a volume takes a file lock, which the kernel grants to one process. In an
 //!    engine, opening a volume raises its epoch, and commits with a lower epoch are refused.
 //! 2. The slot of a command is checked under the same lock under which the command's rows are
-//!    queued. If the slot is already sealed, the command is rejected (`OrderError::Moved`) and
-//!    retried at the new owner.
+//!    queued. If the slot is sealed or elsewhere, the command is rejected (`OrderError::Moved`) and
+//!    routed again.
 //! 3. The cluster's state, with the ring, is the only authority. Its replacement is the commit
 //!    point of every change, and only the coordinator may replace it.
-//! 4. If a volume contains rows of a slot that it does not own, these rows are never read.
+//! 4. If a volume contains rows of a slot that it does not own, these rows are never served.
 //!
 //! **States.** For a volume, a slot is *here*, *sealed* (still here, but accepting no writes during
 //! a move) or *elsewhere*. A move is *begun* while `moving` in the state contains the next ring.
@@ -18,10 +18,10 @@
 //!
 //! **Crash at any step.**
 //! - Before the move is committed, the copied rows belong to slots that the target does not own, so
-//!   no process reads them. Stock rows are staged in the table `arriving`. The next coordinator
+//!   no process serves them. Stock rows are staged in the table `arriving`. The next coordinator
 //!   removes `moving`, the source unseals its slots, and the target deletes the copy.
 //! - After the move is committed, the target activates the copied rows and the source deletes its
-//!   rows. If its process crashes first, the next process that opens the volume does this work. No
+//!   rows. If a process crashes first, the next process that opens its volume does this work. No
 //!   second move begins before all volumes have finished.
 //!
 //! Callers of the traits `Membership`, `Authority` and `Volumes` assume neither a shared disk nor
@@ -102,9 +102,10 @@ impl NodeInfo {
 pub(crate) enum Event {
     /// This process has become the coordinator.
     Elected,
-    /// A node has stopped or died.
+    /// A node is gone: its process has ended or, on an engine, its beats have stopped.
     Gone(NodeName),
-    /// A node has started, or asks the coordinator to examine the cluster.
+    /// The coordinator should compare the running nodes with the state, for example because a node
+    /// has started or is stopping.
     Hello,
     /// A node asks to leave the cluster permanently.
     Leave(NodeName),
@@ -140,29 +141,31 @@ pub(crate) trait Membership: Send + Sync {
     /// Publishes this node's address and description.
     fn announce(&self, node_info: &NodeInfo) -> Result<(), NodeError>;
 
-    /// Returns the descriptions of the nodes that run and take requests, including this node.
+    /// Returns the published descriptions of the nodes that run, including this node. A node that
+    /// has retired has no description.
     fn alive(&self) -> Result<Vec<NodeInfo>, NodeError>;
 
     /// Returns the published descriptions of all nodes, including nodes that are gone.
     fn node_infos(&self) -> Result<Vec<NodeInfo>, NodeError>;
 
-    /// Removes the description of a node that is no longer a member, unless the node's process
-    /// runs.
+    /// Removes the published description of a node, unless the node's process runs.
     fn forget(&self, node: &NodeName) -> Result<(), NodeError>;
 
-    /// Sends `Event::Gone` once, when the process of `node` has ended.
+    /// Sends `Event::Gone` once, when the process of `node` has ended or, on an engine, its beats
+    /// have stopped.
     fn watch(&self, node: &NodeName, events: tokio::sync::mpsc::UnboundedSender<Event>);
 
     /// Stands for election as the coordinator. Sends `Event::Elected` when this process becomes the
-    /// coordinator, or at once if it is the coordinator already.
+    /// coordinator, or at once if it is the coordinator already. On an engine, all other events
+    /// except `Event::Gone` go to `events` too.
     fn stand(self: Arc<Self>, events: tokio::sync::mpsc::UnboundedSender<Event>);
 
-    /// Announces that this node will stop. The node gets no further volumes, and serves its volumes
-    /// until other nodes serve them.
+    /// Removes this node's description, because the node will stop. The coordinator then gives the
+    /// node no further volumes and assigns its volumes to other nodes.
     fn retire(&self);
 
     /// Ends the membership of this node. In a data folder, its locks are released. On an engine,
-    /// its last beat is sent.
+    /// the next beat is its last one.
     fn withdraw(&self);
 
     /// Returns the secret by which nodes authenticate each other.
@@ -190,18 +193,19 @@ pub(crate) trait Authority: Send + Sync {
 /// Tells if a volume that is to be opened must exist already.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Expected {
-    /// The ring assigns slots to the volume, so the volume was created earlier and must exist.
-    /// Creating an empty volume in its place would hide the loss of its orders.
+    /// The volume is a member of the ring, so it was created earlier and must exist. Creating an
+    /// empty volume in its place would hide the loss of its orders.
     Existing,
-    /// The volume has no slots yet, so it is created if it does not exist.
+    /// The volume is not a member of the ring yet, so it has no slots. It is created if it does not
+    /// exist.
     MaybeNew,
 }
 
 /// The identity of a volume's log in an engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct VolumeLog {
-    /// The version of the cluster's state in which the volume was created. It distinguishes the
-    /// volume from an earlier volume of the same name, which was removed.
+    /// The version of the cluster's state in which the volume was created; 0 if it is unknown. It
+    /// distinguishes the volume from an earlier volume of the same name, which was removed.
     pub(crate) born: u64,
     /// The URL of the engine that stores the log; `None` for the engine with the cluster's state.
     pub(crate) engine: Option<String>,
@@ -209,10 +213,11 @@ pub(crate) struct VolumeLog {
 
 /// Access to the volumes of the cluster.
 pub(crate) trait Volumes: Send + Sync {
-    /// Opens a volume. Returns `None` if another process still has the volume open. While this
-    /// process has the volume open, no other process can commit to it. On an engine, this process
-    /// may lose the volume. Then `Volume::is_ours` returns `false`, and commits are rejected. Fails
-    /// with `NodeError::VolumeMissing` if an existing volume was expected and is not found.
+    /// Opens a volume. Returns `None` if the volume cannot be opened yet, for example because
+    /// another process still has it open. In a data folder, no other process can open the volume
+    /// until it is closed. On an engine, another process may take the volume over. Then
+    /// `Volume::is_ours` returns `false`, and commits are rejected. Fails with an error of
+    /// `NodeError::is_missing_volume` if an existing volume was expected and is not found.
     fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>>;
 
     /// Tells the next server of a volume that this process has closed the volume. Must be called

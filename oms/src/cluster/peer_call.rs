@@ -77,8 +77,8 @@ pub(crate) enum VolumeCall {
     Product,
     /// Read the volume's health: counts of orders and messages, and flags for faults.
     Health,
-    /// Read the epoch of the ring that the volume follows. The response is empty while the volume
-    /// takes part in a migration or removes rows of an earlier one.
+    /// Read the epoch of the ring that the volume follows. The response is `null` while the volume
+    /// has sealed slots or staged rows, or removes rows of a migration.
     Epoch,
     /// Read a page of rows of slots that leave the volume.
     Export,
@@ -168,7 +168,7 @@ impl PeerCall {
     }
 }
 
-/// Writes the path of the call. Names of nodes need no percent encoding.
+/// Writes the path of the call, without a query. Names of nodes need no percent encoding.
 impl fmt::Display for PeerCall {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(PREFIX)?;

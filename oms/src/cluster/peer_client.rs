@@ -1,20 +1,21 @@
 //! The client for calls to other nodes. Requests with typed messages use the channel. Large
-//! transfers and cluster operations use HTTP/2 and prove the cluster's secret. Connections between
-//! machines are encrypted.
+//! transfers and cluster operations use HTTP/2. Both prove the cluster's secret. `Protection`
+//! decides which connections are encrypted.
 //!
 //! All calls to a node share one connection of each kind. A failed call returns its reason, and the
 //! caller decides whether to retry.
 //!
-//! **Silent nodes.** A node is *silent* if neither a call nor a ping to it was answered in time.
-//! Its process is paused or hangs, but the cluster still treats the node as running.
+//! **Silent nodes.** If a call to a node gets no answer, the node is pinged. If the ping is not
+//! answered in time either, the node is *silent* until it answers a ping. Its process is paused or
+//! hangs, but the cluster still treats the node as running.
 //! - For one second after the failed ping, calls to the node fail at once.
 //! - After that second, a call to the node is preceded by another ping. So a silent node delays a
 //!   request by half a second instead of the caller's whole timeout.
-//! - A ping stays open for 30 s. When the process continues, it answers the open ping. Then calls
-//!   are sent to the node again without a further delay.
+//! - An unanswered ping stays open for 30 s. When the process continues, it answers the open ping.
+//!   Then calls are sent to the node again without a further delay.
 //!
-//! A node that refuses connections is not silent: its process has ended. Another node takes over
-//! its volumes before the callers' timeouts.
+//! A node that refuses connections is not silent, because its process has ended. Another node
+//! usually takes over its volumes before the callers' timeouts.
 //!
 //! The choice of the node and retries are in `control::errand`.
 
@@ -51,8 +52,8 @@ use crate::runtime::trace::{self, Begun, FinishedSpan, SpanKind, SpanOutcome, Tr
 /// Header with the cluster's secret. On unencrypted connections, a node accepts calls under
 /// `/peer/` only with this header.
 pub(crate) const SECRET: HeaderName = HeaderName::from_static("x-imt-secret");
-/// Header with the epoch of a ring. A call has the epoch of the ring by which it was routed. A
-/// refusal has the epoch of the refusing node's ring.
+/// Header with the epoch of a ring. A call that was routed by a ring has the epoch of that ring. A
+/// refusal with status 421 has the epoch of the refusing node's ring.
 pub(crate) const EPOCH: HeaderName = HeaderName::from_static("x-imt-epoch");
 /// Time after a failed ping during which calls to the silent node fail at once.
 const SILENCE_DURATION: Duration = Duration::from_secs(1);
@@ -64,7 +65,8 @@ const PING_OPEN_MAX: Duration = Duration::from_secs(30);
 /// Minimum timeout of a call for which the node is pinged if no answer arrives. With a shorter
 /// timeout, a missing answer does not suggest a silent node.
 const PINGED_TIMEOUT_MIN: Duration = Duration::from_secs(2);
-/// Maximum size of a response body in bytes. A page of 10,000 orders has some megabytes.
+/// Maximum size in bytes of a response body that is read as a whole. A page of 10,000 orders has
+/// some megabytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
 /// Returns the epoch in the headers of a call or of a refusal.
@@ -72,7 +74,7 @@ pub(crate) fn epoch_of(headers: &HeaderMap) -> Option<u64> {
     headers.get(EPOCH)?.to_str().ok()?.parse().ok()
 }
 
-/// The reason why a call got no answer. The other node may still have executed the call.
+/// The reason why a call got no usable answer. The other node may still have executed the call.
 #[derive(Clone, Debug)]
 pub(crate) struct NoAnswer(pub(crate) String);
 
@@ -95,7 +97,7 @@ pub(crate) trait Transport: Send + Sync {
     fn send(&self, address: SocketAddr, request: Request<Body>) -> Sending<'_>;
 }
 
-/// The transport over HTTP/2. It encrypts connections between machines.
+/// The transport over HTTP/2. `protection` decides which connections are encrypted.
 pub(crate) struct Http {
     client: Client<PeerConnector, Body>,
     protection: Protection,
@@ -159,7 +161,8 @@ impl NodeClient {
     /// Sends `POST path` to a node, and returns status and body of the response.
     ///
     /// # Errors
-    /// Returns an error if the response is not complete within the timeout.
+    /// Returns an error if the path is invalid, or if no complete response arrives within the
+    /// timeout.
     pub async fn post(
         &self,
         address: SocketAddr,
@@ -185,7 +188,7 @@ impl NodeClient {
     }
 }
 
-/// The reason why a node did not respond.
+/// The reason why a call to a node has no response.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct NodeUnreachable(String);
@@ -236,7 +239,7 @@ impl Peers {
     }
 
     /// Pings a node. If no answer arrives within `PING_TIMEOUT`, marks the node as silent and
-    /// returns `false`.
+    /// returns `false`. A refused connection counts as an answer.
     async fn ping(&self, address: SocketAddr) -> bool {
         let mut request = Request::new(Body::empty());
         *request.method_mut() = Method::POST;

@@ -1,5 +1,5 @@
-//! Opens connections for HTTP/2 between nodes. Connections between machines are encrypted and begin
-//! with the proofs of the handshake.
+//! Opens connections for HTTP/2 between nodes. `Protection` decides which of them are encrypted.
+//! Encrypted connections begin with the proofs of `channel::handshake`.
 //!
 //! **Invariants**
 //! - On an encrypted connection both ends have proven the cluster's secret before the first call.
@@ -22,7 +22,7 @@ use tower::Service;
 
 use crate::cluster::channel::{LinkError, PeerKey, Protection, Purpose, connect};
 
-/// Opens connections to nodes. The URIs must have an IP address instead of a host name.
+/// Opens connections to nodes. The URIs must have an IP address and a port, not a host name.
 #[derive(Clone)]
 pub(crate) struct PeerConnector {
     pub(crate) key: PeerKey,

@@ -1,6 +1,6 @@
 //! The cluster's state: the ring, the server of each volume, and the move in progress.
 //!
-//! Every change is a pure function that returns the next state, or `None` if nothing changes.
+//! Every change is a pure function. It returns the next state, or reports that nothing changes.
 //!
 //! **Invariants**
 //! - The version grows by one with every change.
@@ -29,7 +29,7 @@ pub(crate) struct ClusterState {
     pub(crate) version: u64,
     /// The assignment of slots to volumes.
     pub(crate) ring: Ring,
-    /// The node that serves each volume.
+    /// The node to which each volume is assigned. It serves the volume, or is about to.
     pub(crate) serving: BTreeMap<NodeName, NodeName>,
     /// The version of the state in which each volume was assigned to its present server. The log of
     /// a volume rejects takeovers with an earlier version.
@@ -44,7 +44,7 @@ pub(crate) struct ClusterState {
     /// read.
     #[serde(default)]
     pub(crate) following: BTreeMap<NodeName, NodeName>,
-    /// Nodes that are leaving permanently. Their slots move to other nodes, and then their
+    /// Nodes that are leaving permanently. Their slots move to other volumes, and then their
     /// processes stop.
     pub(crate) leaving: BTreeSet<NodeName>,
     /// The move in progress; `None` without a move.
@@ -113,8 +113,9 @@ impl ClusterState {
         Ok(state)
     }
 
-    /// Creates the state for a data folder of the first layout, in which `ring.json` contains only
-    /// a ring.
+    /// Creates version 1 of a state with this ring, in which no volume is assigned to a node. It is
+    /// also the state of a data folder of the first layout, in which `ring.json` contains only a
+    /// ring.
     pub(crate) fn of_ring(ring: Ring) -> ClusterState {
         ClusterState {
             format: FORMAT,
@@ -145,7 +146,7 @@ impl ClusterState {
     }
 
     /// Returns the version of the state in which a volume was assigned to its present server; 0 if
-    /// the assignment was made under format 2.
+    /// the state does not contain it, as after an assignment under format 2.
     pub(crate) fn since(&self, volume: &NodeName) -> u64 {
         self.since.get(volume).copied().unwrap_or(0)
     }
@@ -162,9 +163,11 @@ impl ClusterState {
         }
     }
 
-    /// Assigns every volume to a running node. The first choice is the volume's own node, then the
-    /// node that serves it now, then its follower, then the node with the fewest volumes. A move is
-    /// undone if one of its volumes gets another server, and continues otherwise.
+    /// Assigns the volumes of the ring and those of the running nodes (`alive`) to running nodes.
+    /// The first choice is the volume's own node, then its present server, then its follower, then
+    /// the node with the fewest volumes. The last two choices exclude leaving nodes. If only
+    /// leaving nodes run, the first one by name is chosen. A move is undone if one of its volumes
+    /// gets another server, and continues otherwise.
     pub(crate) fn with_nodes(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
         let mut next = self.clone();
         // A node that is no longer a member is removed from `leaving` once its process has ended.
@@ -227,8 +230,9 @@ impl ClusterState {
         (next != *self).then(|| next.changed())
     }
 
-    /// Assigns a new volume to the engine with the fewest volumes. If several engines have equally
-    /// few, the first engine is preferred.
+    /// Assigns a new volume to the engine with the fewest volumes. Among engines with equally few,
+    /// the engine with this state is preferred, then the first by name. A name that was placed on a
+    /// further engine before stays there.
     fn place(&mut self, volume: &NodeName) {
         if self.placed.contains_key(volume) {
             return;
@@ -284,14 +288,14 @@ impl ClusterState {
         (next != *self).then(|| next.changed())
     }
 
-    /// Returns the unchanged state with the next version. A process writes this state to become the
-    /// coordinator.
+    /// Returns the unchanged state with the next version. On an engine, a process writes this state
+    /// to become the coordinator.
     pub(crate) fn renewed(&self) -> ClusterState {
         self.clone().changed()
     }
 
-    /// Begins a move if nodes have joined, are leaving or have other weights. Returns `None` if the
-    /// members of the ring need no change.
+    /// Begins a move if nodes have joined, are leaving, or have another weight or zone. Returns
+    /// `None` if the members of the ring need no change, or if no member would be left.
     pub(crate) fn begin_move(&self, alive: &[Member]) -> Result<Option<ClusterState>, imt_ring::Error> {
         let mut target: BTreeMap<NodeName, Member> = BTreeMap::new();
         let known = self.ring.members().iter().chain(alive);
@@ -359,8 +363,8 @@ impl ClusterState {
         Some(state)
     }
 
-    /// Returns the reason why the move of this state is undone in `next`: the server of one of its
-    /// volumes changed. Returns `None` if no move was undone.
+    /// Returns the reason why `with_nodes` has undone the move of this state in `next`: the server
+    /// of one of its volumes changed. Returns `None` if no move was undone.
     pub(crate) fn interruption(&self, next: &ClusterState) -> Option<String> {
         if self.moving.is_none() || next.moving.is_some() {
             return None;

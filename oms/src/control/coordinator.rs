@@ -1,14 +1,15 @@
 //! The coordinator: assigns volumes to nodes, starts migrations of slots and records the decisions
 //! in the cluster's state.
 //!
-//! Every node runs this task. The task acts only while its process is the coordinator. Each round
-//! compares the running nodes with the state. It assigns volumes of dead nodes to running nodes,
-//! and returns a volume to its own node. It moves slots to a new node, and away from a leaving
-//! node.
+//! Every node runs this task. The task decides only while its process is the coordinator. Each
+//! round compares the running nodes with the state and takes the next necessary step. Steps assign
+//! volumes of dead nodes to running nodes, return a volume to its own node, move slots to a new
+//! node, and move slots away from a leaving node.
 //!
 //! **Invariants**
-//! - Each step is one replacement of the state. All nodes are notified after it.
-//! - The commit point of a migration is the replacement that writes the new ring.
+//! - Each decision takes effect by one replacement of the state. Afterwards the other running nodes
+//!   are notified.
+//! - The commit point of a migration is the replacement that makes the new ring the active one.
 //! - A coordinator that ends between two steps leaves a state from which the next coordinator
 //!   continues.
 //!
@@ -44,8 +45,8 @@ use crate::volume::server::VolumeServer;
 /// progress of a copy. A node that misses the message reads the state within a second, because
 /// every node reads the state periodically.
 const NOTIFY_TIMEOUT: Duration = Duration::from_millis(500);
-/// Longest time that a migration waits, before it begins, for all volumes to remove the rows that
-/// earlier migrations have moved to other volumes.
+/// Longest time that a migration waits, before it begins, for all volumes to follow the ring and to
+/// remove the rows of earlier migrations.
 const CLEANUP_TIMEOUT: Duration = Duration::from_secs(600);
 /// Timeout of one request that asks a volume if the rows of earlier migrations are removed. Shorter
 /// than `CLEANUP_TIMEOUT`, so that the node's status soon shows why the migration waits.
@@ -53,8 +54,8 @@ const CLEANUP_QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Timeout of a copy round between a source and a target. It may be this long, because the source
 /// serves the slots during the round.
 const COPY_TIMEOUT: Duration = Duration::from_secs(6 * 3_600);
-/// Timeout of the last copy round, in which the slots are sealed. Requests for these slots wait
-/// during the round.
+/// Timeout of the last copy round, in which the slots are sealed. Commands for orders in these
+/// slots wait during the round.
 const SEALED_COPY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest duration of a copy round after which the slots are sealed. After a round this short, few
 /// changes are left to copy.
@@ -73,7 +74,7 @@ const SILENT_READS_MAX: u32 = 10;
 /// Number of consecutive progress reads that find a target idle, after which the coordinator treats
 /// the copy request to this target as lost.
 const IDLE_READS_MAX: u32 = 3;
-/// Pause after a failed round of the coordinator, or a failed migration, before the next round.
+/// Pause before the next round, after a round failed or a migration failed or was interrupted.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Pause between two requests that ask a volume if the rows of earlier migrations are removed.
 const CLEANUP_QUESTION_PAUSE: Duration = Duration::from_millis(20);
@@ -81,7 +82,7 @@ const CLEANUP_QUESTION_PAUSE: Duration = Duration::from_millis(20);
 struct Coordinator {
     cluster: Arc<ClusterHandle>,
     /// Other nodes that were seen alive and have not ended since. A stopping node stays in the map
-    /// after it has withdrawn its description, so that it is notified as soon as the state assigns
+    /// after it has removed its description, so that it is notified as soon as the state assigns
     /// its volumes to other nodes.
     watched: BTreeMap<NodeName, NodeInfo>,
     leaving: Vec<NodeName>,
@@ -174,7 +175,8 @@ impl Coordinator {
         }
     }
 
-    /// Runs rounds until no step is left to do.
+    /// Runs rounds until no further step can follow at once. After a failure, starts the next round
+    /// later.
     async fn run_rounds(&mut self, events: &mut mpsc::UnboundedReceiver<Event>) {
         loop {
             match self.round(events).await {
@@ -233,7 +235,8 @@ impl Coordinator {
         });
     }
 
-    /// Runs the next step that the cluster needs. Returns `true` if another step may follow.
+    /// Runs the next step that the cluster needs. Returns `true` if another step may follow at
+    /// once.
     async fn round(&mut self, events: &mut mpsc::UnboundedReceiver<Event>) -> Result<bool, NodeError> {
         let node_infos = self.alive()?;
         let names: BTreeSet<NodeName> = node_infos.keys().cloned().collect();
@@ -325,7 +328,7 @@ impl Coordinator {
         node_infos.values().filter_map(member).collect()
     }
 
-    /// Writes the next state and notifies all nodes.
+    /// Writes the next state and notifies the other nodes.
     async fn replace(&self, next: &ClusterState) -> Result<(), NodeError> {
         Arc::clone(&self.cluster.authority).replace(next.clone()).await?;
         self.cluster.look.notify_one();
@@ -410,7 +413,7 @@ impl Coordinator {
                     // `alive` also adds nodes that joined during the copy to `watched`, so that
                     // `replace` notifies them.
                     self.alive()?;
-                    // Commit point: from here on, the targets own the slots.
+                    // This replacement is the commit point. Afterwards the targets own the slots.
                     self.replace(&done).await?;
                     cluster.set_trouble(None);
                     tracing::info!(
@@ -461,12 +464,13 @@ impl Drop for ShownProgress {
 enum Unmoved {
     /// A step of the migration failed, for this reason.
     Failed(String),
-    /// The nodes changed, so the plan of the migration is outdated. Contains the change as text.
+    /// An event made the plan of the migration outdated, or the coordinator stops. Contains the
+    /// reason as text.
     Interrupted(String),
 }
 
 /// The question to a volume for the epoch of the ring that it follows. The answer is `None` while
-/// the volume removes rows of an earlier migration.
+/// the volume has sealed slots or staged rows, or removes rows of a migration.
 #[derive(Clone, Copy, Serialize)]
 pub(crate) struct AskEpoch;
 
@@ -498,7 +502,8 @@ impl Errand for AskEpoch {
 }
 
 /// Waits until every volume follows the ring and has removed the rows of earlier migrations. The
-/// reason for the wait is published with `set_trouble`.
+/// reason for the wait is published with `set_trouble`. Fails with this reason after
+/// `CLEANUP_TIMEOUT`.
 async fn all_cleaned_up(cluster: &Arc<ClusterHandle>, state: &ClusterState) -> Result<(), String> {
     let until = Instant::now() + CLEANUP_TIMEOUT;
     for volume in state.serving.keys() {

@@ -7,7 +7,8 @@
 //! **Invariants**
 //! - Errands are idempotent, so an errand without an answer may be repeated.
 //! - An errand fails at once if the volume's node is silent: it answers neither calls nor pings
-//!   (`cluster::peer_client`). An errand also fails at once if the volume's database is missing.
+//!   (`cluster::peer_client`). An errand also fails at once if this node must serve the volume and
+//!   the volume's database is missing.
 //!
 //! Deliberately absent: the errands that carry requests of clients, which `api::forward` defines.
 
@@ -76,8 +77,8 @@ impl Destination<'_> {
 /// The result of one try of an errand.
 pub(crate) enum Attempt<T> {
     Done(T),
-    /// The errand was refused. Under the ring of `epoch`, another volume has the slot, or another
-    /// node serves the volume.
+    /// The errand was refused. For example, the slot is sealed or elsewhere, or the node does not
+    /// serve the volume. `epoch` is that of the refusing node's ring.
     Moved {
         epoch: u64,
     },
@@ -95,8 +96,9 @@ impl Attempt<Reply> {
 /// The reason why one try of an errand had no result.
 pub(crate) struct Unanswered {
     pub(crate) reason: String,
-    /// `true` if the node answers neither calls nor pings, or if the volume's database is missing.
-    /// Then the errand fails at once instead of being repeated.
+    /// `true` if the node answers neither calls nor pings, or if this node must serve the volume
+    /// and the volume's database is missing. Then the errand fails at once instead of being
+    /// repeated.
     pub(crate) is_silent: bool,
     /// `true` if the errand may have been performed.
     pub(crate) was_sent: bool,
@@ -108,7 +110,7 @@ pub(crate) enum Undelivered {
     /// The ring no longer has the volume. The caller must choose a volume by the new ring.
     #[error("the order or store is being moved to another node; retry")]
     Gone,
-    /// No node answered for the volume in time.
+    /// No node answered for the volume in time, or the errand failed at once.
     #[error("the node {node}, which serves this order or store, does not answer: {reason}")]
     Unanswered {
         /// The node that should serve the volume.
@@ -235,7 +237,7 @@ impl ClusterHandle {
         }
     }
 
-    /// Waits until the published state assigns a volume to a node other than `node`.
+    /// Waits until the state in this node's topology no longer assigns a volume to `node`.
     async fn served_elsewhere(&self, volume: &NodeName, node: &NodeName) {
         loop {
             let changed = self.topology_changed();

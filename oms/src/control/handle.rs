@@ -1,10 +1,10 @@
 //! The handle of the cluster: this node's view of the other nodes, and the clients to reach them.
 //!
 //! **Invariants**
-//! - Until a request ends, it keeps the topology by which it was routed.
-//! - While the cluster has only one volume, requests go directly to its server, which consumes
-//!   their bodies. Such requests cannot be repeated at another volume, so `earlier_requests` waits
-//!   until they have ended.
+//! - Each try to execute a request uses one topology from its beginning to its end.
+//! - While this node serves the cluster's only volume, requests go directly to its server, which
+//!   consumes their bodies. Such a request keeps its topology until it ends. It cannot be repeated
+//!   at another volume, so `earlier_requests` waits for its end.
 //!
 //! Deliberately absent: delivery of a request to its volume (`errand`), and HTTP (`api`).
 
@@ -94,13 +94,14 @@ impl ClusterHandle {
         })
     }
 
-    /// Locks the progress of a migration. `None` if this process coordinates no migration.
+    /// Locks the progress of the migration that this process coordinates. `None` if no progress is
+    /// set.
     pub(crate) fn progress(&self) -> MutexGuard<'_, Option<Imported>> {
         self.progress.lock()
     }
 
     /// Returns the reason why the coordinator cannot take its next step now, such as a failed
-    /// migration. `None` if there is no such reason, or if this process is not the coordinator.
+    /// migration. `None` if no reason is set.
     pub(crate) fn trouble(&self) -> Option<String> {
         let trouble = self.trouble.lock();
         trouble.clone()

@@ -5,7 +5,8 @@
 //! - Everything outside the process is passed in: membership, authority and volumes (`cluster`),
 //!   calls between nodes (`peer_client`), the warehouse and the clock (`NodeContext`). So the
 //!   simulation runs this code unchanged.
-//! - A stop hands the volumes over before the node stops coordinating and serving.
+//! - If other nodes run, a stopping node lets them take over its volumes before it stops
+//!   coordinating and serving.
 //!
 //! Deliberately absent: sockets and files, which `node` opens for a real process.
 
@@ -126,15 +127,16 @@ impl Member {
         }
     }
 
-    /// Lets other nodes take over this node's volumes. Does nothing if no other node is alive. This
-    /// node forwards requests for a volume that was taken over until the last request has ended.
+    /// Lets other nodes take over this node's volumes. Does nothing if no other node is alive, and
+    /// waits for at most `HAND_OVER_TIMEOUT`. Afterwards this node forwards requests for these
+    /// volumes until it stops serving.
     pub(crate) async fn hand_over(&self) {
         let cluster = &self.cluster;
         let others = cluster.membership.alive().unwrap_or_default();
         if others.iter().all(|node_info| node_info.name == cluster.me) {
             return;
         }
-        // The volume is still served while its checkpoint is written. Afterwards, closing writes
+        // Each volume is still served while its checkpoint is written. Afterwards, closing writes
         // little and the next node replays little, so the time without service is short.
         for server in cluster.topology().servers.values() {
             if let Err(error) = server.checkpoint().await {

@@ -4,7 +4,7 @@
 //! **Invariants**
 //! - Only the coordinator replaces the cluster's state, which contains the ring. Each change of
 //!   ownership takes effect with such a replacement.
-//! - Until a request ends, it keeps the topology by which it was routed.
+//! - Each try to execute a request uses one topology from its beginning to its end.
 //! - A node opens and closes volumes only to match the cluster's state.
 //!
 //! Deliberately absent: locks and files, which the traits of `cluster` hide.

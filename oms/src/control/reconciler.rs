@@ -2,7 +2,7 @@
 //!
 //! One task runs one pass at a time. A pass reads the state and gives a changed ring to the volume
 //! servers. It closes volumes that are assigned to other nodes, and opens volumes that are assigned
-//! to this node once their lock is free. Finally the pass publishes the new topology.
+//! to this node as soon as `Volumes::open` permits it. Finally the pass publishes the new topology.
 //!
 //! **Invariants**
 //! - The reconciler decides nothing: it only applies the state.
@@ -28,7 +28,7 @@ use crate::runtime::watch;
 use crate::volume::migration::target::staged_migration;
 use crate::volume::server::VolumeServer;
 
-/// Longest time between two reads of the cluster's state. It bounds the delay after a lost
+/// Longest pause between two reads of the cluster's state. It bounds the delay after a lost
 /// notification.
 const PASS_INTERVAL_MAX: Duration = Duration::from_secs(1);
 /// Pause between two attempts to open a volume that another process has not closed yet.
@@ -43,8 +43,8 @@ pub(crate) struct Reconciler {
     volumes: Arc<dyn Volumes>,
     servers: BTreeMap<NodeName, Arc<VolumeServer>>,
     /// For each open volume, the version of the cluster's state that assigned the volume to this
-    /// node. If the present state names a later version for the volume, another node had the
-    /// volume in between.
+    /// node. If the present state names a later version for the volume, the volume was assigned to
+    /// another node in between.
     opened: BTreeMap<NodeName, u64>,
     /// Volumes that could not be opened at the last attempt.
     unopened: BTreeSet<NodeName>,
@@ -260,8 +260,8 @@ impl Reconciler {
                 closed => closed?,
             }
             Arc::clone(&self.volumes).release(server.volume.clone()).await?;
-            // A volume that has no slot in the ring and no serving node holds no data that is
-            // needed.
+            // A volume that is not a member of the ring and is not assigned to a node has no data
+            // that is needed.
             if state.ring.member(&server.volume).is_none() && !state.serving.contains_key(&server.volume) {
                 Arc::clone(&self.volumes).remove(server.volume.clone()).await?;
                 tracing::info!(volume = %server.volume, "volume removed, its node left");
@@ -313,8 +313,8 @@ impl Reconciler {
         let Some(storage) = opened else {
             return Ok(false);
         };
-        // The state is read again, because opening may have waited long for the volume's lock. From
-        // here on, no other process can open the volume.
+        // The state is read again, because it may have changed while the volume was being opened.
+        // In a data folder, no other process can open the volume from here on.
         let now = self.cluster.authority.read().await?;
         if now.version != state.version {
             self.cluster.look.notify_one();

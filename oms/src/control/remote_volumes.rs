@@ -2,8 +2,8 @@
 //!
 //! `volume::remote_stock` lists the questions to other volumes, and says why a question may be
 //! repeated. The search for the store with the lowest id that has an order's units uses the copies
-//! of `stock_copies`, and asks the volumes without a usable copy. Before the search ends without a
-//! store, it asks all volumes.
+//! of `stock_copies`, and asks the volumes without a usable copy. If all volumes have usable copies
+//! and no store is found, a search without an upper bound asks all volumes.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;

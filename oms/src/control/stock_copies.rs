@@ -9,11 +9,12 @@
 //! requests and defines the maximum age of a copy.
 //!
 //! **Invariants**
-//! - A copy only suggests a store. The owner decides when it reserves the units.
+//! - A copy only suggests a store. The owner reserves the units, or this node's volume takes units
+//!   that it has borrowed.
 //! - A search uses a copy only if the owner followed the ring of the search's epoch at its newest
 //!   answer. So all copies in one search have the same epoch, even while stores migrate.
-//! - A copy uses 4 bytes of memory for each cell, which is one product in one store. `CELLS_MAX`
-//!   limits the number of cells.
+//! - A copy uses about 4 bytes of memory for each cell, which is one product in one store.
+//!   `CELLS_MAX` limits the number of cells.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -187,7 +188,8 @@ impl Following {
         asked.ok()
     }
 
-    /// Requests changes from the owner once and applies them. Returns `None` if that failed.
+    /// Requests changes from the owner once and applies them. If the owner sends its layout
+    /// instead, reads the whole stock. Returns `None` if that failed.
     async fn follow_once(&self, cluster: &Arc<ClusterHandle>) -> Option<()> {
         let (known, has_content) = {
             let content = self.copy.content();
@@ -281,7 +283,7 @@ impl Following {
 }
 
 /// Builds a matrix from the quantities that the owner sent. Returns `None` if their number does not
-/// fit the layout, or if the stores are not ascending.
+/// fit the layout, the stores are not ascending, or the id of a product is too large.
 fn assemble(stores: Vec<u32>, products: &[u32], quantities: &[i32]) -> Option<StockMatrix> {
     if quantities.len() != stores.len() * products.len() || !stores.is_sorted() {
         return None;

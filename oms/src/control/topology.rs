@@ -3,7 +3,7 @@
 //!
 //! **Invariants**
 //! - A topology never changes. `handle` publishes a new topology instead.
-//! - Until a request ends, it keeps the topology by which it was routed.
+//! - Each try to execute a request uses one topology from its beginning to its end.
 //!
 //! Deliberately absent: calls to volumes (`errand`).
 
@@ -39,7 +39,7 @@ pub(crate) struct Topology {
     pub(crate) servers: BTreeMap<NodeName, Arc<VolumeServer>>,
     pub(crate) node_infos: BTreeMap<NodeName, NodeInfo>,
     /// The server of the cluster's only volume. `None` if the cluster has several volumes, a
-    /// migration is under way, or another node serves the volume.
+    /// migration is under way, or this node does not serve the volume.
     pub(crate) alone: Option<Arc<VolumeServer>>,
     /// Address of the server of each volume as a header value, rendered once for all responses.
     addresses: BTreeMap<NodeName, HeaderValue>,
@@ -77,8 +77,8 @@ impl Topology {
         topology
     }
 
-    /// Returns the node that serves a volume, and its address. `None` if no node with a known
-    /// address serves the volume at the moment.
+    /// Returns the node to which a volume is assigned, and the node's address. `None` if no node
+    /// with a known address is assigned.
     pub(crate) fn server_of(&self, volume: &NodeName) -> Option<(&NodeName, SocketAddr)> {
         let node = self.state.serving.get(volume)?;
         let node_info = self.node_infos.get(node)?;

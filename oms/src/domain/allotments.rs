@@ -5,9 +5,10 @@
 //!   requests enter the orders of the earlier server and return all other units of that server.
 //! - Units become unusable before a request returns them. Granted units become usable only when the
 //!   owner's answer arrives.
-//! - A request is repeated unchanged until the owner answers it.
-//! - An order that took units stays in `spent` until the owner has entered it, and its row in this
-//!   volume's table `spent` is removed. Until then no settlement of the order is sent to the owner.
+//! - A request is repeated unchanged until the owner answers it or a new incarnation begins.
+//! - A durable order that took units stays in `spent` until the owner has entered it, and its row
+//!   in this volume's table `spent` is removed. Until then no settlement of the order is sent to
+//!   the owner.
 //! - A volume borrows from at most `STORES_MAX` stores, and at most `CELLS_MAX` products of each.
 //!
 //! To *enter* an order, the owner takes its units out of the loan and writes a usual reservation.
@@ -32,8 +33,8 @@ const HOT_AFTER: u32 = if cfg!(test) { 2 } else { 64 };
 /// Time in which the reservations of a store are counted, in milliseconds. If the owner grants no
 /// units of a product, they are not requested again for this time.
 const WINDOW_MS: u64 = if cfg!(test) { 4_000 } else { 1_000 };
-/// Number of units of a product that the first request asks for. It doubles each time the units run
-/// out.
+/// Number of units of a product that the first request asks for, or more if one order needs more.
+/// The number doubles each time the units run out.
 pub(crate) const TARGET_FIRST: u32 = if cfg!(test) { 2 } else { 32 };
 /// Maximum number of units of a product that one request asks for.
 const TARGET_MAX: u32 = 1 << 16;
@@ -81,7 +82,7 @@ struct Allotment {
     low: BTreeSet<u32>,
     /// Number of orders that took units of this store and are not durable yet.
     queued: usize,
-    /// Durable orders that took units of this store and were in no request yet.
+    /// Durable orders that took units of this store and were in no request of this incarnation yet.
     unsent: BTreeSet<OrderId>,
     in_flight: Option<Arc<AllotRequest>>,
     /// Time before which no units of this store are borrowed or used, and all are returned, because
@@ -93,7 +94,7 @@ struct Allotment {
     /// `true` once the owner has answered a request with `AllotRequest::clears`, so that the loan
     /// has no units of earlier incarnations. Before that, no unit of the store is usable.
     is_clear: bool,
-    /// `true` if the next request asks for some units of every product.
+    /// `true` if the next request that may borrow asks for some units of every product.
     asks_all: bool,
     used_ms: u64,
     asked_ms: u64,
@@ -101,7 +102,7 @@ struct Allotment {
 
 impl Allotment {
     /// Returns `true` if no request may be made now. The request that clears the loan returns all
-    /// units except for those of the orders in it. So it must wait for the orders with units that
+    /// units except for those of the orders in it. So it must wait for orders that took units and
     /// are not durable yet.
     fn is_blocked(&self) -> bool {
         !self.is_clear && self.queued > 0
@@ -113,7 +114,7 @@ impl Allotment {
 enum Progress {
     /// The rows of the order are queued for commit.
     Queued,
-    /// The order is durable, and no request has it yet.
+    /// The order is durable, and no request of this incarnation has it yet.
     Durable,
     /// A request with the order was sent, and its answer has not arrived.
     Sent,
@@ -189,8 +190,9 @@ impl Allotments {
         self.is_on = is_on;
     }
 
-    /// Counts a reservation that was made by a message to the store's owner. After `HOT_AFTER` such
-    /// reservations, an allotment of the store begins. Returns `true` if there is an allotment.
+    /// Counts a reservation that was made by a message to the store's owner. `HOT_AFTER` such
+    /// reservations within `WINDOW_MS` begin an allotment of the store, if there are fewer than
+    /// `STORES_MAX`. Returns `true` if borrowing is on and the store has an allotment.
     pub(crate) fn note_reserved(&mut self, store: u32, lines: &[Line], now_ms: u64) -> bool {
         if !self.is_on {
             return false;
@@ -259,7 +261,7 @@ impl Allotments {
         !self.is_on || now_ms < self.suspended_until_ms
     }
 
-    /// Returns `true` if borrowed units of a store suffice for an order.
+    /// Returns `true` if borrowed units of a store suffice for an order and may be used now.
     pub(crate) fn suffices(&self, store: u32, lines: &[Line], now_ms: u64) -> bool {
         let Some(allotment) = self.stores.get(&store) else {
             return false;
@@ -273,7 +275,8 @@ impl Allotments {
         })
     }
 
-    /// Takes borrowed units for an order. Returns `false` if they do not suffice.
+    /// Takes borrowed units for an order. Returns `false` and takes nothing if they do not suffice
+    /// (see `suffices`), or if the order has taken units before.
     pub(crate) fn spend(
         &mut self,
         order: &OrderId,
@@ -375,7 +378,7 @@ impl Allotments {
         }
     }
 
-    /// Returns `true` if no request is to be sent and no row in the table `spent` is to be removed.
+    /// Returns `true` if there are neither allotments nor orders in `spent`.
     pub(crate) fn is_idle(&self) -> bool {
         self.stores.is_empty() && self.spent.is_empty()
     }
@@ -408,9 +411,9 @@ impl Allotments {
     }
 
     /// Begins a new incarnation of this borrower, with the number `known + 1`. `known` is the
-    /// incarnation of this borrower that the owner of a store has recorded. If `known` is lower than
-    /// the present incarnation, nothing changes. Otherwise all usable units become unusable, and the
-    /// next requests return them to their owners.
+    /// incarnation of this borrower that the owner of a store has recorded. Nothing changes if
+    /// `known` is lower than the present incarnation. Otherwise all usable units become unusable,
+    /// and the next requests return them to their owners.
     pub(crate) fn restart_after(&mut self, known: u64) {
         if known < self.incarnation {
             return;
@@ -435,8 +438,8 @@ impl Allotments {
     }
 
     /// Returns the stores for which a request must be sent to the owner now. Forgets allotments
-    /// without content. `is_here` returns `true` for a store that has migrated to this volume,
-    /// which then returns its units.
+    /// that are no longer used and have neither units nor orders. `is_here` returns `true` for a
+    /// store that has migrated to this volume, which then returns its units.
     pub(crate) fn due(&mut self, now_ms: u64, is_here: impl Fn(u32) -> bool) -> Vec<u32> {
         let is_paused = self.is_paused(now_ms);
         let mut due = Vec::new();

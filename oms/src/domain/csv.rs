@@ -12,7 +12,8 @@
 
 use thiserror::Error;
 
-/// Maximum length of a line in bytes. Three ten-digit numbers with commas and line break take 34.
+/// Maximum number of bytes that are kept of an unfinished line. Three ten-digit numbers with commas
+/// and line break take 34.
 const LINE_BYTES_MAX: usize = 64;
 
 /// A fault in a body, with its line and column.

@@ -42,7 +42,8 @@ pub(crate) struct OpenLoan {
     pub(crate) loan: Loan,
     /// `true` while a change of the row is being committed.
     pub(crate) is_changing: bool,
-    /// Time of the last request, in monotonic milliseconds.
+    /// Time at which the last request became durable or the row was read, in monotonic
+    /// milliseconds.
     pub(crate) heard_ms: u64,
     /// Products that are recalled until the borrower's next request. An empty set recalls all
     /// products, and `None` recalls nothing.
@@ -81,7 +82,7 @@ pub(crate) struct Loans {
 }
 
 impl Loans {
-    /// Returns `true` if units are lent.
+    /// Returns `true` if any loan has units.
     pub(crate) fn any(&self) -> bool {
         self.with_units > 0
     }
@@ -94,7 +95,7 @@ impl Loans {
         self.sum.of(store, product)
     }
 
-    /// Returns the number of units lent to others.
+    /// Returns the number of units in all loans.
     pub(crate) fn units(&self) -> u64 {
         let units = self.open.values().flat_map(|open| open.loan.units.values());
         units.map(|units| u64::from(*units)).sum()
@@ -124,8 +125,8 @@ impl Loans {
 
     /// Begins the change of a loan by a request, which must be newer than the last request.
     /// `entered` are the units of the orders that the request enters. Granted units count as lent
-    /// at once. Entered and returned units count as lent until `end`. Returns `None` and changes
-    /// nothing if the loan has fewer units than are entered and returned.
+    /// at once. Entered and returned units count as lent until `end`. Returns `None` and leaves the
+    /// units unchanged if the loan has fewer units than are entered and returned.
     pub(crate) fn begin(
         &mut self,
         request: &AllotRequest,
@@ -197,7 +198,7 @@ impl Loans {
         self.with_units = lent.count();
     }
 
-    /// Replaces a loan.
+    /// Adds or replaces a loan.
     pub(crate) fn set(&mut self, store: u32, borrower: &NodeName, loan: Loan, now_ms: u64) {
         self.remove(store, borrower);
         self.sum.add(store, &lines_of(&loan));
@@ -279,8 +280,8 @@ pub(crate) struct AllotRequest {
     pub(crate) sequence: u64,
     pub(crate) store: u32,
     /// `true` if the request returns all units of the loan, except for those of the orders in
-    /// `spent`. Each incarnation sends such a request before it borrows, because an earlier server
-    /// may have borrowed units.
+    /// `spent`. Each incarnation asks for units only in or after such a request, because an earlier
+    /// server may have borrowed units.
     pub(crate) clears: bool,
     /// Orders that took units of the loan, to be entered by the owner.
     pub(crate) spent: Vec<SpentUnits>,

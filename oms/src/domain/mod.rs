@@ -2,7 +2,7 @@
 //!
 //! **Invariants**
 //! - Each decision is a function of its arguments: equal arguments give equal results.
-//! - Quantities are checked when they are parsed, so that a sum cannot overflow later.
+//! - Quantities are limited when they are parsed, so that sums of quantities do not overflow.
 //!
 //! Deliberately absent: IO, clocks, locks, randomness and tasks. The caller gives the time and
 //! stores the results.

@@ -1,14 +1,15 @@
 //! The life of one order, as a pure state machine.
 //!
-//! An order is its lines and its history of events. Everything else, the state included, is a fold
-//! over the events. `decide` returns the events that a command causes, or the reason to refuse it.
-//! `apply` appends events to the order.
+//! An order is its id, its lines and its history of events. Everything else, the state included, is
+//! a fold over the events. `decide` returns the events that a command causes, or the reason to
+//! refuse it. `apply` appends events to the order.
 //!
 //! **Invariants**
-//! - A repeated command causes no new event.
+//! - A command that was executed before causes no new event.
 //! - A payment that arrives before the warehouse confirms the announcement is kept.
-//! - Every payment that buys nothing becomes a wanted refund. These are payments for orders that
-//!   ended unpaid, payments for orders that were refused or cancelled later, and second payments.
+//! - Every accepted payment that buys nothing becomes a wanted refund. These are payments for
+//!   orders that ended unpaid, payments for orders that were refused or cancelled later, and
+//!   further payments.
 //!
 //! Deliberately absent: the choice of the store (`stock`) and the messages to the warehouse
 //! (`outbox`).
@@ -26,12 +27,12 @@ use crate::runtime::seeded::seeded;
 /// the id, and the memory of messages that wait for the warehouse.
 pub const ORDER_ID_BYTES_MAX: usize = 64;
 
-/// Maximum number of payments stored in addition to the payment that paid the order. Each stored
-/// payment makes the order's row longer, and a shop that sends more has a defect.
+/// Maximum number of payments stored in addition to the first payment. Each stored payment makes
+/// the order's row longer, and a shop that sends more has a defect.
 pub const EXTRA_PAYMENTS_MAX: usize = 32;
 
-/// The identity of an order: 1 to 64 characters of `A-Z a-z 0-9 - _ . ~ :`. Such an id needs no
-/// encoding in a path.
+/// The identity of an order: 1 to 64 characters of `A-Z a-z 0-9 - _ . ~ :`. The ids `.` and `..`
+/// are not allowed, so every id is a path segment without encoding.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OrderId(Arc<str>);
 
@@ -60,7 +61,7 @@ impl OrderId {
         &self.0
     }
 
-    /// Returns the bytes of the id as a part of a key.
+    /// Returns the bytes of the id.
     pub fn as_bytes(&self) -> &[u8] {
         self.0.as_bytes()
     }
@@ -218,7 +219,7 @@ pub enum Event {
         /// Text of the warehouse's answer, with its reason.
         reason: String,
     },
-    /// A payment was accepted for an order that will not be delivered.
+    /// A payment bought nothing, so it must be refunded.
     RefundWanted {
         /// Transaction number of the payment that needs a refund.
         transaction: u64,
@@ -289,7 +290,7 @@ pub enum Refusal {
     /// An order with this id was placed before with other lines.
     #[error("this order id was used before with other products")]
     OtherContent,
-    /// The order has the maximum number of payments to refund.
+    /// The order has `EXTRA_PAYMENTS_MAX` payments after the first one already.
     #[error("{EXTRA_PAYMENTS_MAX} payments of this order are to be refunded already; no further one is kept")]
     TooManyPayments,
     /// The order's state does not allow the command.
@@ -315,8 +316,7 @@ pub struct Order {
     pub state: State,
     /// The store in which units were reserved, if any store had them.
     pub store: Option<u32>,
-    /// Transaction of the first payment. The payment paid the order or, in the state
-    /// `RefundWanted`, needs a refund.
+    /// Transaction of the first payment. In the state `RefundWanted`, this payment needs a refund.
     pub transaction: Option<u64>,
     /// Transactions of further payments. Each of them needs a refund, in every state of the order.
     pub extra_payments: Vec<u64>,
@@ -413,7 +413,7 @@ impl Order {
 }
 
 /// Returns the events that a command causes. The list is empty if the command was executed before
-/// or no longer has an effect.
+/// or has no effect in the order's state.
 pub fn decide(order: &Order, command: &Command) -> Result<Vec<Event>, Refusal> {
     let nothing = Ok(Vec::new());
     match command {
@@ -480,7 +480,7 @@ fn decide_payment(order: &Order, transaction: u64) -> Result<Vec<Event>, Refusal
     match order.state {
         State::Reserved => Ok(vec![Event::Paid { transaction }]),
         State::Announced => Ok(vec![Event::Paid { transaction }, Event::DeliveryStarted]),
-        // The order will not be delivered, so the payment is recorded until it is refunded.
+        // The order will not be delivered, so the payment needs a refund.
         State::Rejected | State::Cancelled | State::Expired | State::Failed => {
             Ok(vec![Event::RefundWanted { transaction }])
         }

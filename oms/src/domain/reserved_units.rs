@@ -1,4 +1,4 @@
-//! Reserved units by store and product.
+//! Reserved units by store and product. `loans` counts lent units in the same way.
 //!
 //! The outer map has the stores as keys, so that a store that migrates to another volume is removed
 //! with all its reserved units in one step.
@@ -55,7 +55,8 @@ impl ReservedUnits {
         }
     }
 
-    /// Adds the reserved units of stores that migrate to this volume.
+    /// Adds the stores of `others`, for example stores that migrate to this volume. A store that is
+    /// in both gets the units of `others`.
     pub(crate) fn join(&mut self, others: ReservedUnits) {
         self.0.extend(others.0);
     }

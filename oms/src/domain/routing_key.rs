@@ -29,14 +29,14 @@ struct OnlyId<'a> {
     id: std::borrow::Cow<'a, str>,
 }
 
-/// Returns the order named in a body, if any.
+/// Returns the order id in the body of an order. `None` if the body has no valid id.
 fn order_in(body: &[u8]) -> Option<OrderId> {
     let only: OnlyId<'_> = serde_json::from_slice(body).ok()?;
     OrderId::parse(&only.id).ok()
 }
 
-/// Returns the order that a stored request is about. `request` has the method, path and body
-/// (`codec::KeptAnswer`).
+/// Returns the order that a stored request is about. `None` if it is about no order. `request` has
+/// the method, path and body (`codec::KeptAnswer`).
 ///
 /// Earlier versions of this program stored the path as the client had encoded it, so the id is
 /// decoded here.

@@ -6,8 +6,8 @@
 //!
 //! The warehouse numbers its deliveries, and the header `X-Stock-As-Of` names the last number that
 //! a snapshot counts. A snapshot without this header counts the deliveries confirmed before its
-//! upload began. A delivery without a number is counted by the first snapshot that is uploaded
-//! after its confirmation.
+//! upload began. A delivery without a number is counted by the first snapshot with an upload that
+//! begins after the confirmation of the delivery.
 //!
 //! **Invariants**
 //! - Each delivery is subtracted exactly once: by the warehouse in the snapshot, or by this module.
@@ -45,10 +45,10 @@ pub(crate) struct Reservation {
     pub store: u32,
     /// The reserved products and quantities.
     pub lines: Box<[Line]>,
-    /// Nonce of the request by which another volume reserved the units. `None` if the order is in
-    /// this volume, where order and reservation were one commit. A reservation with a nonce may
-    /// have no order, for example after a crash. So `remote_stock` asks the order's volume if the
-    /// order has the reservation.
+    /// Nonce of the request by which another volume reserved the units. `None` if the order was
+    /// placed in the volume of its store, where order and reservation were one commit. A
+    /// reservation with a nonce may have no order, for example after a crash. So `remote_stock`
+    /// asks the order's volume if the order has the reservation.
     pub nonce: Option<u64>,
 }
 
@@ -60,8 +60,9 @@ pub(crate) struct Delivery {
     /// Number that the warehouse gave to the delivery, if it sent one.
     pub(crate) sequence: Option<u64>,
     /// Number of this delivery among all deliveries that `Stock` has recorded, counted from 1.
-    /// Deliveries that were read when the volume was opened have the lowest numbers. A snapshot
-    /// without `X-Stock-As-Of` counts the deliveries with an ordinal up to its [`Arrival`].
+    /// Deliveries that were read when the volume was opened have the lowest numbers. If the
+    /// snapshot or the delivery has no number of the warehouse, the snapshot counts the delivery if
+    /// this ordinal is at most the snapshot's [`Arrival`].
     pub(crate) ordinal: u64,
 }
 
@@ -73,7 +74,8 @@ pub(crate) struct StockHead {
     /// Number of the last delivery that the current snapshot counts. `None` if the snapshot had no
     /// `X-Stock-As-Of`.
     pub(crate) counted_to: Option<u64>,
-    /// Number of snapshots applied since the volume was created.
+    /// Number of applied snapshots. After stores of another volume were added, the larger number of
+    /// both volumes.
     pub(crate) snapshots: u64,
 }
 
@@ -118,13 +120,13 @@ impl CountedTo {
 pub(crate) struct Counting {
     pub(crate) head: StockHead,
     /// Stores that count deliveries up to another number than `head.counted_to`. Such a store came
-    /// from another volume, or its row was written for a newer snapshot, and a crash interrupted
-    /// the write of the other rows.
+    /// from another volume, or its row was written for a newer snapshot, and a crash or failed
+    /// commit interrupted the write of the other rows.
     pub(crate) overrides: BTreeMap<u32, Option<u64>>,
 }
 
-/// The moment at which the upload of a snapshot began, as the number of deliveries that were
-/// confirmed before that moment.
+/// The moment at which the upload of a snapshot began, as the number of deliveries that `Stock` had
+/// recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Arrival(pub(crate) u64);
 
@@ -298,7 +300,8 @@ impl Stock {
         }
     }
 
-    /// Releases an order's reserved units. The units are available again.
+    /// Releases an order's reserved units. They are available again, unless `deliver` has
+    /// subtracted them.
     pub(crate) fn release(&mut self, store: u32, lines: &[Line]) {
         for line in lines {
             let was_reserved = self.reserved.take(store, *line);
@@ -349,7 +352,7 @@ impl Stock {
         }
     }
 
-    /// Returns the present moment. Call this when the upload of a snapshot begins.
+    /// Returns the `Arrival` of a snapshot. Call this when its upload begins.
     pub(crate) fn arrival(&self) -> Arrival {
         Arrival(self.confirmed)
     }
@@ -365,9 +368,9 @@ impl Stock {
         plausible::largest_plausible(newest, now_ms)
     }
 
-    /// Rejects a snapshot that counts fewer deliveries than an applied snapshot, or than the
-    /// quantities of a store. Counted deliveries are no longer stored, so they could not be
-    /// subtracted from the quantities of such a snapshot.
+    /// Rejects a snapshot with a lower number (`as_of`) than an applied snapshot or the quantities
+    /// of a store. Counted deliveries may no longer be stored, so they could not be subtracted from
+    /// the quantities of such a snapshot. A snapshot without a number is accepted.
     pub(crate) fn accepts(&self, as_of: Option<u64>) -> Result<(), StaleSnapshot> {
         let newest_override = self.counted_to_overrides.values().copied().max().flatten();
         match (as_of, self.head.newest_as_of.max(newest_override)) {
@@ -535,8 +538,7 @@ impl Stock {
         self.matrix.available_rows(first, cells)
     }
 
-    /// Returns the layout of the current snapshot: its products and stores, and the cell of each
-    /// pair.
+    /// Returns the layout of the matrix: the products and stores, and the cell of each pair.
     pub(crate) fn layout(&self) -> Arc<Layout> {
         Arc::clone(self.matrix.layout())
     }
@@ -546,7 +548,7 @@ impl Stock {
         self.matrix.has_product(product)
     }
 
-    /// Returns `true` if the current snapshot has a cell for each of these products and stores.
+    /// Returns `true` if the stock has each of these cells.
     pub(crate) fn has_all(&self, mut cells: impl Iterator<Item = Cell>) -> bool {
         cells.all(|cell| self.matrix.has(cell.product, cell.store))
     }
@@ -563,7 +565,7 @@ impl Stock {
         has_all
     }
 
-    /// Returns the facts about the current snapshot.
+    /// Returns the facts about the applied snapshots.
     pub(crate) fn head(&self) -> StockHead {
         self.head
     }
@@ -592,7 +594,7 @@ impl Stock {
         }
     }
 
-    /// Returns the stores of the current snapshot, ascending.
+    /// Returns the stores, ascending.
     pub(crate) fn stores(&self) -> &[u32] {
         self.matrix.stores()
     }
@@ -641,7 +643,7 @@ pub(crate) struct ChangedCell {
 pub(crate) struct Level {
     pub(crate) cell: Cell,
     /// Available units, including units that are lent to other volumes. Negative if the current
-    /// snapshot has fewer units than are reserved.
+    /// snapshot has fewer units than are reserved or were delivered since.
     pub(crate) available: i32,
     pub(crate) reserved: u32,
 }

@@ -4,8 +4,8 @@
 //! store with all products of an order compares sixteen stores at a time.
 //!
 //! **Invariants**
-//! - Available = on hand - deducted. Deducted units are reserved, or have left the store since the
-//!   current snapshot.
+//! - Available = on hand - deducted. Here, on hand is the quantity of the current snapshot.
+//!   Deducted units are reserved, or their delivery is not counted by that snapshot.
 //! - Deducted units are in separate cells. So a snapshot of the same products and stores replaces
 //!   the quantities on hand in constant time, for any number of open orders.
 //!
@@ -56,8 +56,8 @@ impl Layout {
 pub(crate) struct StockMatrix {
     layout: Arc<Layout>,
     on_hand: Vec<i32>,
-    /// Units that are reserved, or have left the store since the current snapshot. More than on
-    /// hand if the snapshot has fewer units than are reserved.
+    /// Units that are reserved, or were delivered without being counted by the current snapshot.
+    /// More than on hand if the snapshot has too few units.
     deducted: Vec<i32>,
     /// Changed cells, for the copies of other nodes.
     journal: Journal,
@@ -85,7 +85,7 @@ impl StockMatrix {
     }
 
     /// Replaces the quantities on hand and keeps the deductions. Returns the former matrix and
-    /// `true`. If the layouts differ, the deductions are lost and the second value is `false`.
+    /// `true`. If the layouts differ, all deductions are set to 0 and the second value is `false`.
     pub(crate) fn replace(&mut self, other: StockMatrix) -> (StockMatrix, bool) {
         let mut before = std::mem::replace(self, other);
         self.journal = std::mem::take(&mut before.journal);
@@ -193,7 +193,7 @@ impl StockMatrix {
 
     /// Rebuilds the cells for these stores, ascending, and this number of rows. The quantities of a
     /// store come from `columns` if it is listed there, or else from the existing cells. All other
-    /// cells have quantity 0.
+    /// quantities, and the deductions of stores in `columns`, are 0.
     fn arrange(&mut self, row_of: Vec<u32>, stores: Vec<u32>, rows: usize, columns: &[Column]) {
         enum Origin<'a> {
             Nowhere,
@@ -212,8 +212,8 @@ impl StockMatrix {
             (None, Err(_)) => Origin::Nowhere,
         };
         let from: Vec<Origin<'_>> = stores.iter().map(from).collect();
-        // The loop goes row by row. For sixteen rows it reads one cache line of each new column,
-        // and these lines fit into the first-level cache together.
+        // The loop goes row by row. For sixteen rows it reads one cache line of each new column.
+        // The lines of some hundred columns fit into the first-level cache together.
         let rearranged = |known: &[i32], filling: i32, takes_quantities: bool| {
             let mut cells = vec![0; rows * width];
             let mut known = known.chunks_exact(before.width.max(1));
@@ -317,7 +317,7 @@ impl StockMatrix {
     }
 
     /// Returns the available quantities of whole rows from row `first` on, without the padding
-    /// cells. Returns about `cells` quantities, and at least one row if row `first` exists.
+    /// cells. Returns at most `cells` quantities, but at least one row if row `first` exists.
     pub(crate) fn available_rows(&self, first: usize, cells: usize) -> Vec<i32> {
         let stores = self.layout.stores.len();
         let count = (cells / stores.max(1)).max(1);
@@ -343,7 +343,7 @@ impl StockMatrix {
         for block in (0..self.layout.width).step_by(LANES) {
             // A store lacks units if the difference is negative for any product, so the sign bits
             // are combined. On hand, deducted and wanted units are each at most about
-            // `QUANTITY_MAX`, half of the range of a cell, so no difference wraps.
+            // `QUANTITY_MAX`, which is less than half of `i32::MAX`, so no difference wraps.
             let mut lacking = [0i32; LANES];
             for row in rows {
                 let on_hand = &row.on_hand[block..block + LANES];

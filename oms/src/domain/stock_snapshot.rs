@@ -1,15 +1,15 @@
-//! A stock snapshot while it is uploaded: quantities by product and store.
+//! A stock snapshot, as uploaded or as stored in a volume: quantities by product and store.
 //!
 //! Lines are written into one row of cells per product, with one cell for each store. The warehouse
 //! sorts its lines by product and store, and the search for a store needs the same layout
-//! (`stock_matrix`). So two million lines are stored in sequence and become the current stock
-//! without another copy.
+//! (`stock_matrix`). So the cells are written in sequence. They become the current stock without
+//! another copy if the stores are ascending and the rows are not wider than necessary.
 //!
 //! A snapshot *counts* a delivery if its quantities are already without the delivered units.
 //!
 //! **Invariants**
-//! - Rows and columns are numbered by first appearance. So the number of cells depends on the
-//!   numbers of products and stores, not on their ids.
+//! - Rows and columns of an upload are numbered by the first appearance of their product or store.
+//!   So the number of cells depends on the numbers of products and stores, not on their ids.
 //! - Limits: product 1 to 1,000,000; store 1 to 10,000; quantity up to 1,000,000,000; products x
 //!   stores up to 15 million.
 //! - If several lines name the same product and store, the last line decides the quantity.
@@ -47,15 +47,15 @@ pub(crate) struct Column {
     pub(crate) counted_to: CountedTo,
 }
 
-/// The quantities received so far, by product and store.
+/// The quantities so far, by product and store.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StockSnapshot {
     products: Vec<u32>,
     row_of: Vec<u32>,
-    /// Stores in order of first appearance.
+    /// Store of each column.
     stores: Vec<u32>,
     column_of: Vec<u32>,
-    /// Number of cells of a row: a multiple of `LANES`, with room for further stores.
+    /// Number of cells of a row: a multiple of `LANES`, and at least the number of stores.
     width: usize,
     cells: Vec<i32>,
     /// Last delivery that a store's quantities count, for the stores with a row that names it.
@@ -102,8 +102,7 @@ impl StockSnapshot {
                 snapshot.counted_to.insert(column.store, column.counted_to);
             }
         }
-        // Sixteen stores are written at a time, because their cells of one product share a cache
-        // line.
+        // The cells of sixteen consecutive stores (a block) share one cache line in each row.
         for (block, stores) in columns.chunks(LANES).enumerate() {
             for (lane, column) in stores.iter().enumerate() {
                 let rows = snapshot.cells.chunks_exact_mut(width);
@@ -183,7 +182,8 @@ impl StockSnapshot {
         StockSnapshot::check_cells(1, self.products.len(), self.stores.len() + 1)?;
         let column = self.stores.len();
         if column == self.width {
-            // The width grows by a quarter, so that not every new store causes a copy of all cells.
+            // The width grows by at least a quarter, so that not every new store causes a copy of
+            // all cells.
             let columns: Vec<usize> = (0..column).collect();
             let width = (column + column / 4 + 1).next_multiple_of(LANES);
             self.cells = self.rearranged(&columns, width);
@@ -213,12 +213,12 @@ impl StockSnapshot {
         &self.products
     }
 
-    /// Returns the stores in order of first appearance.
+    /// Returns the store of each column.
     pub(crate) fn stores(&self) -> &[u32] {
         &self.stores
     }
 
-    /// Returns `true` if any line named this store.
+    /// Returns `true` if the snapshot has this store.
     pub(crate) fn has_store(&self, store: u32) -> bool {
         place(&self.column_of, store).is_some()
     }

@@ -78,8 +78,8 @@ impl fmt::Display for WarehouseUrl {
 impl WarehouseUrl {
     /// Returns the URL of a route. The path of the route begins with a slash.
     pub(crate) fn with_path(&self, route: &'static str) -> Uri {
-        // A plain path after a valid base URL is valid. If it were not, the empty URL would make
-        // the call fail with a clear error.
+        // A plain path after a valid base URL is valid. If it were not, the call would fail,
+        // because the default URL `/` has no host.
         format!("{self}{route}").parse().unwrap_or_default()
     }
 }

@@ -2,9 +2,9 @@
 //! the other nodes, and the cluster's secret.
 //!
 //! **Invariants**
-//! - A node never publishes an address that the other nodes cannot reach. An address that stands
-//!   for every interface (`0.0.0.0` or `::`) is always refused. A loopback address is refused if
-//!   the engine is on another machine.
+//! - An address that other nodes surely cannot reach is not published. An address that stands for
+//!   every interface (`0.0.0.0` or `::`) is always refused. A loopback address is refused if the
+//!   engine is on another machine.
 //!
 //! Deliberately absent: the joining itself (`cluster::engine`).
 
@@ -22,7 +22,7 @@ use crate::runtime::{address, regular_file};
 
 /// Maximum size in bytes of a file with the cluster's secret.
 const SECRET_BYTES_MAX: u64 = 4_096;
-/// Minimum length of the cluster's secret in characters.
+/// Minimum length of a secret from a file, in characters.
 const SECRET_LENGTH_MIN: usize = 16;
 
 fn invalid(setting: &'static str, reason: impl Into<String>) -> NodeError {
@@ -78,8 +78,8 @@ pub fn read_secret_file(path: &Path) -> Result<String, NodeError> {
     Ok(text)
 }
 
-/// Returns the address that this node publishes: `advertise` if it is given, otherwise the address
-/// on which the node listens.
+/// Returns the address that this node publishes: the first address of `advertise` if it is given,
+/// otherwise the address on which the node listens. Fails if `check_address` refuses the address.
 pub(super) async fn address(
     config: &NodeConfig,
     url: &EngineUrl,

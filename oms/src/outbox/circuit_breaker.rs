@@ -1,8 +1,9 @@
-//! The circuit breaker of one kind of call: closed while the warehouse answers, open while the
-//! warehouse does not answer.
+//! The circuit breaker of one kind of call.
 //!
-//! Many failures in a row open the breaker. While the breaker is open, only probes are sent, so an
-//! unreachable warehouse costs few calls. Any final answer closes the breaker, a refusal included.
+//! Many failures in a row open the breaker (`queue` decides if a failure counts). While the breaker
+//! is open, only probes are sent, so an unreachable warehouse costs few calls. An answer that shows
+//! that the warehouse has examined a message closes the breaker: done, refused, malformed or in
+//! progress.
 //!
 //! - While the warehouse is unreachable, one probe is sent at a time, with doubling pauses.
 //! - While the warehouse answers with errors, the messages may be at fault instead of the
@@ -56,7 +57,7 @@ impl Default for CircuitBreaker {
 
 impl CircuitBreaker {
     /// Returns the earliest time at which a call that is due at `due_ms` may be made, as far as
-    /// known now. Returns `u64::MAX` while no further probe may be sent.
+    /// known now. Returns `u64::MAX` while the maximum number of probes is in flight.
     pub(super) fn ready_ms(&self, due_ms: u64) -> u64 {
         match self {
             CircuitBreaker::Closed { .. } => due_ms,
@@ -65,7 +66,8 @@ impl CircuitBreaker {
         }
     }
 
-    /// Permits a call that is due, or returns the condition that it must wait for.
+    /// Permits a call that is due and counts it if it is a probe, or returns the condition that it
+    /// must wait for.
     pub(super) fn pass(&mut self, now_ms: u64) -> Pass {
         match self {
             CircuitBreaker::Closed { .. } => Pass::Free,
@@ -78,7 +80,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// Counts a call that failed or got no final answer.
+    /// Counts a call that was not answered or was answered with an error.
     pub(super) fn failed(&mut self, limits: &OutboxLimits, failure: &Failure, was_probe: bool, now_ms: u64) {
         // The warehouse may request a wait of any length, so the wait is bounded.
         let asked_ms = failure.retry_after_ms.unwrap_or(0).min(limits.backoff_max_ms);
@@ -113,8 +115,8 @@ impl CircuitBreaker {
         }
     }
 
-    /// Ends a probe that gives no information about the warehouse: the probe was not sent, or this
-    /// node failed.
+    /// Ends a probe without a result: the call was not made, or this node could not store its
+    /// answer.
     pub(super) fn cancel_probe(&mut self) {
         if let CircuitBreaker::Open { out, .. } = self {
             *out = out.saturating_sub(1);

@@ -1,4 +1,5 @@
-//! Tests that no step of the wall clock delays a message.
+//! Tests of waits: no step of the wall clock delays a message by more than the longest backoff, and
+//! a wait requested by the warehouse is kept up to the longest backoff.
 
 use super::*;
 

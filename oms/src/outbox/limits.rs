@@ -6,8 +6,9 @@
 /// Limits of tries, waits and calls in flight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboxLimits {
-    /// Number of failed tries after which a message becomes a dead letter. A message is tried more
-    /// often while the warehouse answers no other message either.
+    /// Number of failed tries after which a message becomes a dead letter. A malformed message
+    /// becomes one at once. A message is tried more often while the warehouse answers no other
+    /// message either.
     pub tries_max: u32,
     /// Maximum wait after the first failed try, in milliseconds. The maximum doubles with each
     /// further failed try.
@@ -26,12 +27,13 @@ pub struct OutboxLimits {
     /// Number of retries permitted per second in addition to `retry_percent`. Unused retries of up
     /// to ten seconds are saved.
     pub retries_per_second: u32,
-    /// Number of failed tries in a row that open a circuit breaker.
+    /// Number of failures in a row that open a circuit breaker, of those that count (`queue`).
     pub breaker_failures: u32,
     /// Wait of an open breaker before its first probe, in milliseconds. The wait doubles with each
     /// probe that finds the warehouse unreachable.
     pub probe_first_ms: u64,
-    /// Maximum wait between probes, in milliseconds.
+    /// Maximum wait between probes, in milliseconds, unless the warehouse requests a longer wait
+    /// (`Retry-After`).
     pub probe_max_ms: u64,
 }
 

@@ -1,7 +1,7 @@
 //! The messages of one kind in memory, by order id.
 //!
-//! Many small maps replace one large map, because growing or scanning a small map takes little
-//! time. A caller that scans all maps can release its lock between two of them.
+//! The messages are in many small maps instead of one large map, because growing or scanning a
+//! small map takes little time. A caller of `forget` can release its lock between two maps.
 
 use std::collections::HashMap;
 
@@ -17,15 +17,14 @@ const PARTS: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Slot {
     pub(crate) state: MessageState,
-    /// Number of failed tries.
+    /// Number of failed tries since the message was added or an operator retried it.
     pub(crate) attempts: u32,
     /// Monotonic time of the next try, in milliseconds.
     pub(super) due_ms: u64,
     /// Reason of the last failure.
     pub(super) last_error: Option<Box<str>>,
     pub(super) in_flight: bool,
-    /// Number of final answers of the warehouse (`MessageQueue::answers`) at the last failure of
-    /// this message.
+    /// The value of `MessageQueue::answers` at the last failure of this message.
     pub(super) answers_before: u32,
     /// Number of the migration that brought the message to this volume. The message is ignored
     /// until this migration is activated.

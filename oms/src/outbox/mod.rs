@@ -1,20 +1,20 @@
 //! The outbox: the messages to the warehouse and the time of each next try.
 //!
 //! A message is a row that is committed with the change of the order that requires the message. The
-//! commit that records the warehouse's answer removes the row. This module is the schedule of these
-//! rows in memory. The module has no IO and gets the time from its caller. Each kind of message has
-//! a separate queue, limit of calls in flight and circuit breaker, so that slow announcements do
-//! not delay deliveries.
+//! commit that records the warehouse's final answer removes the row. This module is the schedule of
+//! these rows in memory. The module has no IO and gets the time from its caller. Each kind of
+//! message has a separate queue, limit of calls in flight and circuit breaker, so that slow
+//! announcements do not delay deliveries.
 //!
 //! **Invariants**
 //! - Waits follow the monotonic clock. Rows on disk and lists for operators have the time of day
-//!   (`clock`).
-//! - After a failed try, a message waits for a random share of a doubling backoff (full jitter),
-//!   at most `OutboxLimits::backoff_max_ms`. The breaker and the limits of calls may delay the next
-//!   try further.
-//! - After its last permitted try, a message is a dead letter. It stays in the outbox until an
-//!   operator retries it.
-//! - A message that fails repeatedly never blocks other messages (`queue`).
+//!   (`runtime::clock`).
+//! - After a failed try, a message waits for a random share of a doubling backoff (full jitter), or
+//!   longer if the warehouse requests it, but at most `OutboxLimits::backoff_max_ms`. The breaker
+//!   and the limits of calls may delay the next try further.
+//! - After its last permitted try, a message is a dead letter. It is not sent until an operator
+//!   retries it.
+//! - A message that fails repeatedly does not block other messages (`queue`).
 //!
 //! Deliberately absent: tasks (`volume::jobs::dispatcher`), rows (`storage`), and the sequence of
 //! the messages of one order (`domain::order`).
@@ -90,7 +90,7 @@ pub(crate) struct Message {
 }
 
 impl Message {
-    /// Returns a message to be sent immediately.
+    /// Returns a message without failed tries that is due at `now_ms`.
     pub(crate) fn new(now_ms: u64) -> Message {
         Message {
             state: MessageState::Waiting,
@@ -107,11 +107,13 @@ impl Message {
 pub(crate) enum FailureKind {
     /// The warehouse gave no answer, or an answer that means "not available now".
     Unreachable,
-    /// The warehouse answered with an error of its own, such as status 500.
+    /// The warehouse answered with an error of its own, such as status 500, or with a status that
+    /// the contract does not define.
     Error,
     /// The warehouse still processes an earlier try of the same message.
     InProgress,
-    /// The warehouse rejects the request as invalid. The message becomes a dead letter immediately.
+    /// The request is invalid: the warehouse rejects it, or it cannot be built. The message becomes
+    /// a dead letter immediately.
     Malformed,
 }
 
@@ -143,7 +145,7 @@ pub(crate) struct Job {
     pub(crate) kind: Kind,
     /// `true` if the try is a probe while the breaker is open.
     pub(crate) probe: bool,
-    /// `true` if the message failed before.
+    /// `true` if the message failed before (`RetryClass::Again`).
     pub(crate) again: bool,
 }
 
@@ -171,8 +173,8 @@ pub(crate) struct ListedMessage {
 pub(crate) struct Outbox {
     limits: OutboxLimits,
     queues: [MessageQueue; 2],
-    /// Monotonic time at which the dispatcher calls `next` again without a wake-up: the last result
-    /// of `next`.
+    /// Monotonic time at which the dispatcher calls `next` again without a wake-up: the time in the
+    /// last `Err` of `next`. `u64::MAX` if there is none.
     next_wake_ms: u64,
 }
 
@@ -244,15 +246,16 @@ impl Outbox {
     }
 
     /// Makes parked messages eligible for sending, after the migration of their orders is
-    /// committed. Takes constant time.
+    /// committed. Takes constant time, unless `schedule::MIGRATED_MAX` earlier migrations still
+    /// have scheduled messages.
     pub(crate) fn activate_parked(&mut self) {
         self.queues.iter_mut().for_each(MessageQueue::activate_parked);
     }
 
-    /// Removes the messages of orders that have migrated to another volume, for which `stays`
-    /// returns `false`. The messages are divided in parts (`messages`), and one call handles the
-    /// part with the index `at`. Calls in flight end as usual. Returns `false` if no part has this
-    /// index.
+    /// Removes the messages of orders for which `stays` returns `false`: their migration away was
+    /// committed, or their migration to this volume was undone. The messages are divided in parts
+    /// (`messages`), and one call handles the part with the index `at`. Calls in flight end as
+    /// usual. Returns `false` if no part has this index.
     pub(crate) fn forget(&mut self, at: usize, stays: impl Fn(&OrderId) -> bool) -> bool {
         let mut is_part = false;
         for queue in &mut self.queues {
@@ -292,7 +295,7 @@ impl Outbox {
     }
 
     /// Ends a failed call. Returns the changed message, which the caller writes, or `None` if the
-    /// message was removed. `jitter` is a random share of the backoff, from 0 to 1.
+    /// message was removed or is parked. `jitter` is a random share of the backoff, from 0 to 1.
     pub(crate) fn failed(
         &mut self,
         job: &Job,
@@ -314,8 +317,8 @@ impl Outbox {
         Some(message)
     }
 
-    /// Ends a call that failed because of this node and not of the warehouse. The message is due
-    /// again at `at_ms`, and no try is counted.
+    /// Ends a call without a result: the call was not made, or this node could not store its
+    /// answer. The message is due again at `at_ms`, and no try is counted.
     pub(crate) fn put_back(&mut self, job: &Job, at_ms: u64) {
         let queue = &mut self.queues[job.kind as usize];
         queue.land(job);
@@ -335,7 +338,8 @@ impl Outbox {
         self.len() >= self.limits.messages_max
     }
 
-    /// Returns the number of messages of both kinds, dead letters included.
+    /// Returns the number of messages of both kinds, dead letters included and parked messages
+    /// excluded.
     pub(crate) fn len(&self) -> usize {
         let in_force = self
             .queues
@@ -370,7 +374,7 @@ impl Outbox {
     }
 
     /// Returns the orders with a waiting message that would never be sent, because the message is
-    /// neither scheduled nor in flight.
+    /// neither parked, scheduled nor in flight.
     #[cfg(test)]
     pub(crate) fn unscheduled(&self) -> Vec<OrderId> {
         self.queues.iter().flat_map(MessageQueue::unscheduled).collect()
@@ -410,7 +414,7 @@ impl Outbox {
         smallest.into_iter().map(list).collect()
     }
 
-    /// Returns the reason why untried messages of a kind wait, while the breaker is open.
+    /// Returns the reason why untried messages of a kind wait. `None` while the breaker is closed.
     fn breaker_cause(&self, kind: Kind) -> Option<Box<str>> {
         let cause = self.queues[kind as usize].cause.as_deref()?;
         Some(format!("not tried yet, since other calls fail: {cause}").into())
@@ -430,7 +434,7 @@ fn slot(limits: &OutboxLimits, message: &Message, now: Moment) -> Slot {
     }
 }
 
-/// Returns the `limit` smallest elements by key, ascending, without sorting all elements.
+/// Returns the `limit` smallest elements by key, ascending, without sorting the other elements.
 pub(crate) fn smallest<T, K: Ord>(
     all: impl Iterator<Item = T>,
     limit: usize,

@@ -1,5 +1,5 @@
-//! Tests that messages that always fail never stop healthy messages. The tests run the dispatcher's
-//! loop against a model warehouse in virtual time.
+//! Tests that failing messages do not stop healthy messages. The tests with `Model` run a copy of
+//! the dispatcher's loop against a model warehouse in virtual time.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};

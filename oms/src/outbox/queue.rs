@@ -1,15 +1,18 @@
 //! The messages of one kind: the choice of the next message, and the consequences of a failure.
 //!
-//! Fresh messages (never tried) and failed messages are two classes with separate schedules, so
-//! that neither class can block the other.
+//! Fresh messages (`Slot::attempts` is 0) and failed messages are two classes with separate
+//! schedules, so that neither class can block the other.
 //!
 //! **Invariants**
-//! - If both classes have a message that is due, the classes take turns, for probes too.
-//! - Failed messages use at most half of the calls in flight, and a budget of retries.
-//! - The breaker counts a failure unless another call succeeded since the same message last failed.
-//!   A message that fails while others succeed is itself at fault.
-//! - A message becomes a dead letter only by its own faults. While the breaker is open and the
-//!   warehouse answers nothing, the warehouse is at fault and no message is given up.
+//! - If both classes have a message that may be sent now, the classes take turns, for probes too.
+//! - Failed messages use at most half of the permitted calls in flight, but at least one, and a
+//!   budget of retries. A probe needs no budget while no other probe is in flight.
+//! - The breaker does not count a call that was not answered or got an error, if it is no probe and
+//!   other messages were answered since this message last failed. Such a message is itself at
+//!   fault.
+//! - A message becomes a dead letter if it is malformed or has used up its tries. While the breaker
+//!   is open, a message that has used up its tries is given up only if other messages were answered
+//!   since it last failed.
 //!
 //! Deliberately absent: rows, tasks and the HTTP client.
 
@@ -24,9 +27,9 @@ use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState, OutboxLimits}
 /// The class of a message: fresh or failed. Each class has a schedule of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum RetryClass {
-    /// Messages that were never tried.
+    /// Messages with `Slot::attempts` of 0.
     Fresh,
-    /// Messages that failed before.
+    /// Messages with `Slot::attempts` above 0, which failed before.
     #[default]
     Again,
 }
@@ -54,9 +57,9 @@ impl RetryClass {
 pub(super) struct MessageQueue {
     pub(super) messages: Messages,
     /// Times of the next tries, by class. An entry is outdated, and is skipped, if its message is
-    /// no longer waiting or has another `due_ms`.
+    /// not waiting, is in flight or parked, or has another class or `due_ms`.
     due: [Schedule; 2],
-    /// Number of parked messages, which belong to slots that are migrating to this volume.
+    /// Counts of parked messages, which belong to slots that are migrating to this volume.
     pub(super) parked: Parked,
     /// Number of migrations to this volume that were activated. A message with a higher
     /// `Slot::migration` is parked.
@@ -72,12 +75,13 @@ pub(super) struct MessageQueue {
     again_from_ms: u64,
     /// The class of the message that was sent last.
     served: RetryClass,
-    /// Order of the newest fresh message. This message is the best probe, because it resembles the
-    /// next orders most.
+    /// Order of the fresh message that was added last, until a probe takes it. This message is the
+    /// best probe, because it resembles the next orders most.
     latest: Option<OrderId>,
-    /// Number of final answers of the warehouse. Wraps around.
+    /// Number of answers that showed that the warehouse is reachable (`answered`). Wraps around.
     answers: u32,
-    /// The failure that opened the breaker or kept it open.
+    /// While the breaker is open, the reason of the last failure that `count_failure` counted.
+    /// `None` while the breaker is closed.
     pub(super) cause: Option<Box<str>>,
 }
 
@@ -138,7 +142,7 @@ impl MessageQueue {
     }
 
     /// Returns the orders with a waiting message that would never be sent, because the message is
-    /// neither scheduled nor in flight.
+    /// neither parked, scheduled nor in flight.
     #[cfg(test)]
     pub(super) fn unscheduled(&self) -> Vec<OrderId> {
         let waiting = self.messages.iter().filter(|(_, slot)| {
@@ -172,7 +176,7 @@ impl MessageQueue {
         self.due.iter_mut().for_each(Schedule::activate_parked);
     }
 
-    /// Subtracts a removed message from the counts.
+    /// Subtracts a removed or replaced message from the counts.
     pub(super) fn count_out(&mut self, slot: &Slot) {
         let is_dead = usize::from(slot.state == MessageState::Dead);
         if self.is_parked(slot) {
@@ -193,7 +197,8 @@ impl MessageQueue {
         self.again_in_flight < (self.slow_start.room(limits.in_flight_max) / 2).max(1)
     }
 
-    /// Returns the earliest time at which a message of a class is due. Drops outdated entries.
+    /// Returns the earliest time at which a message of a class is due. Drops the outdated entries
+    /// before it.
     fn first(&mut self, class: RetryClass) -> Option<u64> {
         let migrations = self.migrations;
         let due = &mut self.due[class as usize];
@@ -213,8 +218,8 @@ impl MessageQueue {
         None
     }
 
-    /// Chooses the class of the next message. If no message is due, returns `Err` with the earliest
-    /// time at which one will be due, if any.
+    /// Chooses the class of the next message. If no message may be sent now, returns `Err` with the
+    /// earliest time at which one may, as far as known.
     fn choose(&mut self, limits: &OutboxLimits, now_ms: u64) -> Result<RetryClass, Option<u64>> {
         let fresh = self.first(RetryClass::Fresh);
         let again = self
@@ -275,15 +280,15 @@ impl MessageQueue {
     }
 
     /// Removes the first message of a class from its schedule and counts it as in flight. For a
-    /// probe with a fresh message, chooses the newest fresh message instead of the first.
+    /// probe with a fresh message, chooses the message of `latest` instead, if it is still waiting.
     fn take(&mut self, class: RetryClass, probe: bool) -> Option<OrderId> {
         let latest = self.latest.take_if(|_| probe && class == RetryClass::Fresh);
         let is_fresh =
             |slot: &&mut Slot| slot.state == MessageState::Waiting && slot.attempts == 0 && !slot.in_flight;
         let latest = latest.filter(|order| self.get(order).filter(is_fresh).is_some());
         let order = match latest {
-            // The schedule still has an entry of this message. The entry is outdated now and will
-            // be skipped.
+            // The schedule still has an entry of this message. The entry is skipped while the
+            // message is in flight.
             Some(order) => order,
             None => self.due[class as usize].pop()?.1,
         };
@@ -302,7 +307,7 @@ impl MessageQueue {
         }
     }
 
-    /// Counts a final answer, which shows that the warehouse is reachable.
+    /// Counts an answer that shows that the warehouse is reachable, and closes the breaker.
     pub(super) fn answered(&mut self, limits: &OutboxLimits) {
         self.breaker = CircuitBreaker::default();
         self.cause = None;
@@ -311,7 +316,7 @@ impl MessageQueue {
     }
 
     /// Counts a failed call. Returns the message with its new state and the time of its next try,
-    /// or `None` if the message was removed.
+    /// or `None` if the message was removed or is parked.
     pub(super) fn failed(
         &mut self,
         job: &Job,

@@ -14,8 +14,8 @@ pub(super) struct RetryBudget {
 }
 
 impl RetryBudget {
-    /// Adds `retries_per_second` for the time since the last call of `fill`, until `saved` reaches
-    /// the retries of ten seconds. The first call fills the budget.
+    /// Adds `retries_per_second` for the time since the last addition, until `saved` reaches the
+    /// retries of ten seconds. The first call adds the retries of ten seconds.
     pub(super) fn fill(&mut self, limits: &OutboxLimits, now_ms: u64) {
         let full = u64::from(limits.retries_per_second) * 10 * 100;
         let since_ms = match self.filled_at_ms {

@@ -1,8 +1,8 @@
 //! The times of the next tries of one class of messages.
 //!
 //! Messages of migrating slots are parked until the slots are activated. Afterwards, the heap of
-//! parked messages is kept beside the existing heaps. Merging two large heaps takes time, while
-//! comparing the first entries of a few heaps does not.
+//! parked messages is kept beside the existing heaps (up to `MIGRATED_MAX`). Merging two large
+//! heaps takes time, while comparing the first entries of a few heaps does not.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

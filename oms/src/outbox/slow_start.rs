@@ -3,11 +3,11 @@
 //! A process that opens a volume with a long outbox does not know yet if the warehouse is
 //! reachable. If the warehouse is unreachable, thousands of calls would fail together and take
 //! processor time from orders until the breaker opens. A warehouse that has just restarted would
-//! receive all these calls in its first moment. So each queue starts slowly, as in RFC 5681, 3.1:
-//! each answer raises the bound by two calls.
+//! receive all these calls in its first moment. So each queue starts slowly, similar to RFC 5681,
+//! 3.1: each answer raises the bound by two calls, up to the configured limit.
 
-/// Maximum number of calls in flight before the first answer. A warehouse that takes seconds per
-/// call still gets thousands of calls within ten seconds.
+/// Maximum number of calls in flight before the first answer, and after each reset. A warehouse
+/// that takes seconds per call still gets thousands of calls within ten seconds.
 const FIRST: usize = 256;
 /// Number of further calls that an answer permits.
 const GROWTH: usize = 2;
@@ -33,7 +33,7 @@ impl SlowStart {
         in_flight < self.room(in_flight_max)
     }
 
-    /// Raises the bound after an answer of any kind.
+    /// Raises the bound after an answer that shows that the warehouse is reachable.
     pub(super) fn answered(&mut self, in_flight_max: usize) {
         self.0 = (self.0 + GROWTH).min(in_flight_max.max(FIRST));
     }

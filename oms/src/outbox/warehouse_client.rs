@@ -5,7 +5,7 @@
 //! **Invariants**
 //! - A call without a clear answer may have had an effect, so the call is repeated with the same
 //!   idempotency key.
-//! - Only an answer that is explicitly a final refusal ends an order.
+//! - Only an answer that is explicitly a final refusal makes an order fail.
 //!
 //! Deliberately absent: retries and their times (see the parent module).
 
@@ -28,9 +28,10 @@ use crate::error::with_causes;
 use crate::outbox::{Failure, FailureKind, Kind};
 use crate::runtime::trace;
 
-/// Name of the response header with the number of the delivery in the warehouse's ledger.
+/// Name of the response header with the warehouse's number of the delivery.
 const STOCK_SEQUENCE: &str = "x-stock-sequence";
-/// Maximum size of an answer's body in bytes. Answers are empty or a short problem.
+/// Maximum size of an answer's body in bytes. Answers are empty or a short problem. A longer body
+/// is treated as empty.
 const ANSWER_BYTES_MAX: usize = 16 * 1_024;
 /// Maximum time to connect to the warehouse, which is in the same network.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -39,7 +40,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const FINAL_REFUSALS: [&str; 2] = ["out-of-stock", "refused"];
 /// Problem types of the answer that an earlier try of the same call is still in progress.
 const IN_PROGRESS: [&str; 2] = ["in-progress", "key-in-progress"];
-/// Maximum number of characters of an answer's body that are kept as the reason of a failure.
+/// Maximum number of characters of an answer's body that are kept as the reason of a failure or
+/// refusal.
 const REASON_CHARS_MAX: usize = 200;
 
 /// The meaning of the warehouse's answer to a call.
@@ -74,8 +76,8 @@ pub(crate) trait Warehouse: Send + Sync {
     /// Returns the URL of the warehouse, for the log.
     fn address(&self) -> String;
 
-    /// Sends all further messages to the warehouse at this URL. Calls in flight end at the former
-    /// URL.
+    /// Sends all further messages to the warehouse at this URL, if it is valid. Calls in flight end
+    /// at the former URL.
     fn follow(&self, warehouse: &str);
 }
 
@@ -158,7 +160,8 @@ impl Wms {
             Err(error) => return failed(FailureKind::Unreachable, with_causes(&error)),
         };
         let (head, body) = response.into_parts();
-        // The whole body is read, so that the connection can serve the next call.
+        // The body is read to its end if it is short enough, so that the connection can serve the
+        // next call.
         let body = Limited::new(body, ANSWER_BYTES_MAX).collect().await;
         let body = body.map(Collected::to_bytes).unwrap_or_default();
         meaning(head.status, &head.headers, &body)

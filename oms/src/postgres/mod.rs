@@ -1,10 +1,11 @@
 //! Connections to a PostgreSQL server, or to another server that speaks its protocol.
 //!
 //! **Invariants**
-//! - Only `session` uses the crate `tokio_postgres`, and only `tls` uses rustls.
-//! - The result of a statement is *done*, *refused* (no effect) or *unknown*. The result is unknown
-//!   if no answer arrives, or if the answer contains a warning.
-//! - A statement is never cancelled. If a commit is cancelled while it waits for the standbys,
+//! - Apart from tests, only `session` of this module uses the crate `tokio_postgres`, and only
+//!   `tls` uses rustls.
+//! - The result of a statement is *unknown* if no answer arrives, if a warning precedes a success,
+//!   or if the server's error does not exclude an effect.
+//! - No cancel request is sent. If a commit is cancelled while it waits for the standbys,
 //!   PostgreSQL reports success, although only the primary has the commit.
 //!
 //! Deliberately absent: tables and the meaning of rows, which belong to `cluster::engine` and

@@ -2,8 +2,9 @@
 //! `host:port:database:user:password`.
 //!
 //! **Invariants**
-//! - A file that users other than its owner can read is refused, as libpq does.
-//! - A backslash escapes the next character. A field that consists only of `*` matches every value.
+//! - A file to which users other than its owner have access is refused.
+//! - A backslash escapes the next character. Each of the first four fields matches every value if
+//!   it consists only of `*`.
 //!
 //! libpq's default path in the home folder is not used. The file must be named by `passfile=` or
 //! `PGPASSFILE`.

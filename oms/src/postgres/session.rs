@@ -5,13 +5,14 @@
 //!   caller drops the future of a call, the connection is closed. So a late answer is never taken
 //!   for the answer to the next call.
 //! - A session connects only to a server that accepts writes, except for sessions of
-//!   `Session::to_any`. After a fault, the next attempt to connect begins with the next host of the
-//!   URL.
-//! - The timeout of a call covers connecting, sending and the answer. Such a timeout is necessary,
-//!   because PostgreSQL's timeouts do not end a wait for standbys.
+//!   `Session::to_any`. After a fault of the connection or the server, the next attempt to connect
+//!   begins with the next host of the URL.
+//! - The timeout of a call covers connecting, sending and the answer. For `stream`, it covers the
+//!   wait for each row. Such a timeout is necessary, because PostgreSQL's timeouts do not end a
+//!   wait for standbys.
 //! - Statements are unnamed and typed, so they also work through a connection pooler in transaction
 //!   mode.
-//! - A warning makes the result of a statement unknown, because PostgreSQL reports a cancelled wait
+//! - A success after a warning is an unknown result, because PostgreSQL reports a cancelled wait
 //!   for standbys by a warning and a success.
 //!
 //! Deliberately absent: cancel requests, prepared statements, and repetition. Only the caller knows
@@ -64,10 +65,11 @@ pub enum SessionError {
         /// The engine's error message.
         message: String,
     },
-    /// No host of the engine accepts writes now. The statement was not sent, or it has no effect.
+    /// No suitable server can be used now: no host can be reached, or the server is a standby,
+    /// starting or stopping. The statement was not sent, or it has no effect.
     #[error("the engine cannot be reached: {reason}")]
     Away {
-        /// The fault of each host, as text.
+        /// The faults of the hosts, as text.
         reason: String,
     },
     /// The statement was sent, but its result is unknown. It may have no effect, a durable effect,
@@ -77,7 +79,8 @@ pub enum SessionError {
         /// The fault as text.
         reason: String,
     },
-    /// The engine answered with data in an unexpected form, or the call exceeds a size limit.
+    /// The engine answered with data in an unexpected form, or the call exceeds a size limit. If
+    /// the parameters were too large, the statement was not sent. Otherwise it may have an effect.
     #[error("the engine's data cannot be used: {reason}")]
     Invalid {
         /// The fault as text.
@@ -336,7 +339,8 @@ impl Session {
 
     /// Executes statements in one transaction, and returns the number of rows that each of them
     /// affected. With `OnNone::Continue`, all statements are sent at once. With `OnNone::RollBack`,
-    /// the further statements are sent after the answer to the first one.
+    /// the further statements are sent after the answer to the first one. If the first one affects
+    /// no row, the result is `[0]`.
     pub(crate) async fn transaction(
         &mut self,
         statements: &[Statement<'_>],
@@ -399,9 +403,9 @@ impl Session {
         self.finish(open, outcome.map_err(|_| timeout))
     }
 
-    /// Executes a read-only statement, and passes each row to `each` as it arrives. `timeout`
-    /// limits the time to connect, and the time between two rows. The engine's `statement_timeout`
-    /// is switched off.
+    /// Executes a read-only statement, and passes each row to `each` as it arrives. Returns the
+    /// number of rows. `timeout` limits the time to connect, and the time between two rows. The
+    /// engine's `statement_timeout` is switched off.
     pub(crate) async fn stream(
         &mut self,
         sql: &str,

@@ -1,5 +1,5 @@
-//! Tests of statement results against a real server. The environment variable `IMT_ENGINE` must be
-//! its URL.
+//! Tests of statement results. The tests that are ignored by default need a real server, and the
+//! environment variable `IMT_ENGINE` must be its URL.
 
 use std::sync::Arc;
 use std::time::Duration;

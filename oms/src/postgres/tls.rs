@@ -2,7 +2,8 @@
 //!
 //! **Invariants**
 //! - If the URL names a file of root certificates, one of them must have signed the server's
-//!   certificate. The certificate must also contain the name of the host.
+//!   certificate, directly or through intermediate certificates. The certificate must also contain
+//!   the name of the host.
 //! - Without such a file, the server's certificate is not checked, as with libpq's
 //!   `sslmode=require`. If the server supports SCRAM with channel binding, the password exchange is
 //!   bound to the TLS connection.
@@ -38,8 +39,8 @@ pub(super) fn unchecked() -> Result<MakeRustlsConnect, String> {
     Ok(MakeRustlsConnect::new(config))
 }
 
-/// Returns a connector that accepts only certificates signed by a root certificate in the file at
-/// `path`.
+/// Returns a connector that accepts only certificates that name the host and are signed by a root
+/// certificate in the file at `path`.
 pub(super) fn checked(path: &Path) -> Result<MakeRustlsConnect, String> {
     let failed = |error: &dyn fmt::Display| format!("the root certificates {}: {error}", path.display());
     let pem = regular_file::read(path, ROOTS_BYTES_MAX).map_err(|error| failed(&error))?;

@@ -1,8 +1,9 @@
 //! The URL of an engine.
 //!
 //! ```text
-//! postgres://USER[:PASSWORD]@HOST[:PORT][,HOST[:PORT]...]/DATABASE[?SETTING=VALUE[&...]]
+//! postgres://USER[:PASSWORD]@HOST[:PORT][,HOST[:PORT]...][/DATABASE][?SETTING=VALUE[&...]]
 //! settings: sslmode, sslrootcert, passfile
+//! default of DATABASE: USER
 //! ```
 //!
 //! **Invariants**
@@ -68,7 +69,8 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Returns `true` if a connection to the host stays on this machine.
+    /// Returns `true` if the host is a Unix socket, `localhost` or a loopback address. A connection
+    /// to it stays on this machine.
     pub(crate) fn is_local(&self) -> bool {
         let ip = self.name.parse::<IpAddr>();
         self.name.starts_with('/') || self.name == "localhost" || ip.is_ok_and(address::is_loopback)
@@ -276,7 +278,7 @@ fn parse(text: &str, outside: &Outside<'_>) -> Result<EngineUrl, InvalidEngineUr
 }
 
 impl EngineUrl {
-    /// Returns `true` if every host is on this machine.
+    /// Returns `true` if every host is a Unix socket, `localhost` or a loopback address.
     #[must_use]
     pub fn is_local(&self) -> bool {
         self.hosts.iter().all(Host::is_local)
@@ -290,8 +292,9 @@ impl EngineUrl {
         url
     }
 
-    /// Returns the URL with its password, if all hosts have the same password. The result is for
-    /// the environment of a child process and must not be logged or displayed.
+    /// Returns the URL with its password if all hosts have the same password, and otherwise without
+    /// a password. The result is for the environment of a child process and must not be logged or
+    /// displayed.
     #[must_use]
     pub fn with_password(&self) -> String {
         let text = self.to_string();

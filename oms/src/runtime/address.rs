@@ -6,7 +6,7 @@
 
 use std::net::IpAddr;
 
-/// Returns `true` if connections to or from the address stay on this machine.
+/// Returns `true` for a loopback address. Connections to or from it stay on this machine.
 pub(crate) fn is_loopback(ip: IpAddr) -> bool {
     ip.to_canonical().is_loopback()
 }

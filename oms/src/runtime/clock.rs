@@ -3,7 +3,7 @@
 //! **Invariants**
 //! - Rows and responses show wall clock times. The wall clock can step at any moment, and it
 //!   differs between machines. So no wait and no time limit of a running process depends on the
-//!   wall clock.
+//!   wall clock, except for the retention of rows, which watches for steps (`StepWatch`).
 //! - Waits follow the monotonic clock.
 //! - A wall clock time from a row becomes a monotonic time once, when the row is loaded. The
 //!   monotonic time is never further in the future than the longest time for which such a row may
@@ -58,7 +58,7 @@ pub(crate) struct Moment {
 impl Moment {
     /// Converts the wall clock time `wall_ms` of a row into a monotonic time. `wait_max_ms` is the
     /// longest time for which such a row may have to wait. A time further in the future was written
-    /// by a clock that was ahead, and is replaced by `wait_max_ms` from now.
+    /// by a clock that was ahead of the present one, and is replaced by `wait_max_ms` from now.
     pub(crate) fn due_ms(&self, wall_ms: u64, wait_max_ms: u64) -> u64 {
         let wait_ms = wall_ms.saturating_sub(self.wall_ms);
         self.monotonic_ms.saturating_add(wait_ms.min(wait_max_ms))
@@ -96,7 +96,8 @@ pub(crate) struct Watched {
     pub(crate) wall_ms: u64,
     /// Sum of the forward steps in the window of the `StepWatch`, in milliseconds.
     pub(crate) forward_ms: u64,
-    /// `true` if the clock was watched for the whole window and made no backward step.
+    /// `true` if the clock was watched for a whole window and made no backward step in the last
+    /// window.
     pub(crate) is_steady: bool,
 }
 

@@ -4,7 +4,7 @@
 //! - Counting a request updates three atomics, takes no lock and allocates no memory.
 //! - Requests are counted by the routes that the API names, so that ids in paths create no new
 //!   series.
-//! - The counters of a volume outlive its volume server, so they never decrease.
+//! - The counters of a volume outlive its volume server, so they do not begin at 0 again.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -46,7 +46,8 @@ pub(crate) struct RouteCounts {
     pub(crate) sum_us: u64,
 }
 
-/// The counters of a node's requests, and of the volumes that it serves.
+/// The counters of a node's requests, of its channel to other nodes, and of the volumes that it
+/// serves.
 pub(crate) struct Metrics {
     /// The name and the counters of each route. The last route is `OTHER_ROUTE`.
     routes: Vec<(&'static str, Route)>,
@@ -56,10 +57,10 @@ pub(crate) struct Metrics {
 }
 
 /// Counters of the channel to other nodes. The number of messages divided by the number of frames
-/// is the average size of a batch.
+/// is the average number of messages in a frame.
 #[derive(Debug, Default)]
 pub(crate) struct ChannelCounters {
-    /// Requests and answers that were queued.
+    /// Messages that were queued, such as requests and answers.
     pub(crate) messages: AtomicU64,
     /// Frames that were written.
     pub(crate) frames: AtomicU64,
@@ -69,13 +70,13 @@ pub(crate) struct ChannelCounters {
 
 /// Counters of one volume since the start of this process.
 ///
-/// The counters outlive the volume's server. So they never decrease when the volume leaves this
-/// process and returns.
+/// The counters outlive the volume's server. So they do not begin at 0 again when the volume leaves
+/// this process and returns. Two of them are gauges, which may decrease.
 #[derive(Default)]
 pub(crate) struct VolumeCounters {
     /// Number of steps of transactors that ended in a panic.
     pub(crate) transactor_panics: AtomicU64,
-    /// Number of group commits, each with one sync.
+    /// Number of group commits with at least one durable batch.
     pub(crate) commits: AtomicU64,
     /// Number of durable write batches in all group commits.
     pub(crate) batches: AtomicU64,

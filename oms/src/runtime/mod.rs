@@ -1,13 +1,14 @@
-//! Tasks, blocking work and randomness, with a substitute for the simulation.
+//! Tasks, blocking work and randomness, with a substitute for the simulation. The submodules have
+//! clocks, metrics, traces and other services of a process.
 //!
 //! In production a node is an operating system process, and these functions call tokio and `rand`.
 //! In the simulation (`simulation`, tests only) several nodes share one thread and virtual time.
 //! Each simulated node is a `Process` with tasks that are stopped, resumed and killed together.
 //!
 //! **Invariants**
-//! - Every task, every wait for a disk and every random number uses these functions. Otherwise the
-//!   simulation could neither kill the task nor repeat a run from its seed.
-//! - Work passed to `blocking` waits for a disk only, never for another task.
+//! - Code that the simulation runs uses these functions for its tasks, waits for a disk and random
+//!   numbers. Otherwise the simulation could neither kill the tasks nor repeat a run from its seed.
+//! - Work passed to `blocking` never waits for a task.
 
 pub(crate) mod address;
 pub(crate) mod clock;
@@ -37,7 +38,7 @@ where
 }
 
 /// Runs work in a separate task, so that the work is finished even if its caller is dropped.
-/// Returns `None` if the work panicked.
+/// Returns `None` if the work panicked or was aborted.
 pub(crate) async fn to_completion<F>(work: F) -> Option<F::Output>
 where
     F: Future + Send + 'static,
@@ -55,7 +56,7 @@ pub(crate) fn within<F: Future>(task: F) -> F {
 #[cfg(test)]
 pub(crate) use crate::runtime::simulated::within;
 
-/// Runs work that may wait for a disk on a thread for blocking work.
+/// Runs work on a thread for blocking work, because the work may wait for a disk.
 pub(crate) fn blocking<T, F>(work: F) -> JoinHandle<T>
 where
     F: FnOnce() -> T + Send + 'static,

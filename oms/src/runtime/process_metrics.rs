@@ -1,4 +1,4 @@
-//! Metrics of this process and of the program, under the names that are usual in Prometheus.
+//! Metrics of this process, under the names that are usual in Prometheus, and of the program.
 //!
 //! The values of the process are read from `/proc`. On a system without `/proc` they are left out.
 

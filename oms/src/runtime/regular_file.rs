@@ -4,7 +4,7 @@
 //! waits in such a call cannot be stopped.
 //!
 //! **Invariants**
-//! - Every file of the data folder is opened with `O_NONBLOCK`.
+//! - Every file is opened with `O_NONBLOCK`.
 //! - The type of a file is checked on the open descriptor, because the path could lead to another
 //!   file at the next moment.
 //! - Reads are bounded.
@@ -33,8 +33,9 @@ fn open_flags(options: &mut OpenOptions, path: &Path, flags: OFlags) -> Result<F
     let file = options.custom_flags(flags.bits().cast_signed()).open(path);
     let file = match file {
         Ok(file) => file,
-        // A FIFO without reader and a socket cannot be opened. The error then names the type of the
-        // file, which is more helpful than the number of the system's error.
+        // A FIFO without a reader cannot be opened for writing, and a socket cannot be opened at
+        // all. The error then names the type of the file, which is more helpful than the number of
+        // the system's error.
         Err(error) => match std::fs::metadata(path) {
             Ok(about) if !about.is_file() => return Err(not_regular(about.file_type())),
             _ => return Err(error),

@@ -1,5 +1,5 @@
-//! Deliberate mistakes in the code, which test the checks of the simulation. A check is of use only
-//! if it fails when its mistake is selected.
+//! Deliberate mistakes in the code, to check that the tests of nodes notice them. A test is of use
+//! only if it fails when its mistake is selected.
 //!
 //! A build with `RUSTFLAGS="--cfg oms_seeded"` contains all mistakes. The environment variable
 //! `OMS_SEEDED` selects one. In every other build [`seeded`] is the constant `false`, and the
@@ -7,8 +7,8 @@
 //!
 //! To add a mistake:
 //! 1. Put `if seeded("name") { .. }` or `&& !seeded("name")` where the mistake is to happen.
-//! 2. Add the name to the table of `.ci/seeded-nodes`.
-//! 3. Run `.ci/seeded-nodes name`. The script fails if no seed detects the mistake.
+//! 2. Add the name and the test that must fail to the table of `.ci/seeded-nodes`.
+//! 3. Run `.ci/seeded-nodes name`. The script fails if that test does not detect the mistake.
 
 /// Returns `true` if the mistake `name` is selected. Always `false` in this build.
 #[cfg(not(oms_seeded))]

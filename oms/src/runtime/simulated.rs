@@ -5,7 +5,7 @@
 //! then belong to it.
 //!
 //! **Invariants**
-//! - A killed process polls no task. A task that is being dropped cannot start another task either.
+//! - A killed process polls no task, and starts none while its tasks are being dropped.
 //! - A kill can be set for any later poll, so a process can die at every place where a task waits.
 
 use std::cell::RefCell;

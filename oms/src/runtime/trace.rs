@@ -205,9 +205,9 @@ pub(crate) struct RequestSpan {
     pub(crate) parent: Option<u64>,
 }
 
-/// Returns the span of a request, which is a child of the span in the header. Without a header, a
-/// share of the requests begins a new trace while spans are exported. All other requests have no
-/// span.
+/// Returns the span of a request, which is a child of the span in the header. Without a valid
+/// header, a share of the requests begins a new trace while spans are exported. All other requests
+/// have no span.
 pub(crate) fn begin(header: Option<&[u8]>) -> Option<RequestSpan> {
     let given = header.and_then(|header| TraceContext::parse(std::str::from_utf8(header).ok()?));
     if let Some(parent) = given {

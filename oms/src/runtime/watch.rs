@@ -1,4 +1,5 @@
-//! Channels with one value, on which tasks wait for changes, with a substitute for the simulation.
+//! Channels with one value, on which tasks wait for changes, with a substitute for tests and the
+//! simulation.
 //!
 //! A watch channel of tokio spreads its receivers over several lists, by random numbers that no
 //! seed sets. So a change wakes the receivers in another order in each run. The substitute wakes

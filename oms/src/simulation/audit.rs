@@ -1,7 +1,7 @@
 //! The audit at the end of a run, after all faults have ended and all nodes were started again.
 //!
 //! The audit compares the answers of the nodes with the answers that customers received, and with
-//! the stock of the warehouse.
+//! the stock of the warehouse. It also checks `invariants` at rest.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,8 +26,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// letter much later, so healthy orders that wait for such a message are detected.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(300);
 
-/// Waits until every healthy paid order is delivered. An order is healthy if the warehouse neither
-/// answers its messages with errors nor refuses it. Other orders must not delay healthy orders.
+/// Waits until every healthy paid order is delivered, at most for `HEALTHY_WITHIN`. An order is
+/// healthy if the warehouse neither answers its messages with errors nor refuses it. Other orders
+/// must not delay healthy orders.
 pub(super) async fn healthy_orders_are_delivered(
     world: &Arc<World>,
     records: &CustomerRecords,
@@ -99,7 +100,8 @@ fn dead_messages(page: &Value) -> Vec<String> {
     .collect()
 }
 
-/// Repeats all checks until no fault is found. Records the faults of the last check as violations.
+/// Repeats all checks until no fault is found, at most `CHECKS_MAX` times. Records the faults of
+/// the last check as violations.
 pub(super) async fn audit(world: &Arc<World>, records: &CustomerRecords, warehouse: &WarehouseModel) {
     let mut wrong = Vec::new();
     for _ in 0..CHECKS_MAX {

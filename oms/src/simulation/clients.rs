@@ -6,9 +6,11 @@
 //! recorded operations of each order.
 //!
 //! **Invariants**
-//! - A request is recorded before it is sent, and a response once the client has received it.
-//! - No request is repeated. A client that gets no response continues with its next operation.
-//! - An order gets at most `STEPS_PER_ORDER` operations, which bounds the time of the check.
+//! - A request is recorded before it is sent. A response that shows the outcome is recorded once
+//!   the client has received it.
+//! - No client repeats a request. A client that gets no response continues with its next operation.
+//! - Clients send at most `STEPS_PER_ORDER` operations of an order, which bounds the time of the
+//!   check.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,9 +30,9 @@ use crate::simulation::world::World;
 const CLIENTS: u64 = 8;
 /// Number of orders that the clients choose from at a time.
 const ORDERS_AT_ONCE: usize = 4;
-/// Number of operations of an order, not counting the read at the end.
+/// Number of operations of an order, not counting the reads at the end.
 const STEPS_PER_ORDER: usize = 24;
-/// Maximum number of tries of the read at the end.
+/// Maximum number of reads of an order at the end. They are repeated until one is answered.
 const TRIES: u32 = 200;
 
 /// Returns the number of operations of an order. The environment variable `IMT_SIM_STEPS` overrides
@@ -173,7 +175,8 @@ pub(super) async fn work(world: &Arc<World>, histories: &Arc<Histories>, until: 
     while clients.join_next().await.is_some() {}
 }
 
-/// Reads every order once more, in a cluster without faults, and checks all histories.
+/// Reads every order in a cluster without faults until a read is answered, and checks all
+/// histories.
 pub(super) async fn check(world: &Arc<World>, histories: &Histories) {
     let orders: Vec<u64> = histories.inside().orders.keys().copied().collect();
     for order in orders {

@@ -1,9 +1,9 @@
 //! Simulated customers, who place, pay and cancel orders, repeat requests at any node, and record
 //! the answers.
 //!
-//! Without an answer the outcome of a request is unknown, so the request is repeated. Every answer
-//! is compared with the earlier answers of the same order. The audit compares the last answers with
-//! the final state.
+//! Without an answer the outcome of a request is unknown, so the request is repeated. The store in
+//! each acknowledgement is compared with the earlier acknowledgements of the same order. The audit
+//! compares the recorded answers with the final state.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +25,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(6);
 /// Number of tries before a customer gives up.
 const TRIES: u32 = 30;
 
-/// The answers that a customer received for an order.
+/// The products that a customer orders, the requests that it sent, and the answers that it
+/// received.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     pub(super) products: Value,

@@ -3,8 +3,9 @@
 //! **Invariants**
 //! - Written bytes outlive the process that wrote them, like bytes in a page cache.
 //! - A lock ends when its process dies. On a disk that all nodes share, a lock also ends when its
-//!   process loses its lease. After the end of its lock, a process can write nothing.
-//! - While the disk is full, no file grows.
+//!   process loses its lease. A process that is dead or has lost its lease in this way can write
+//!   nothing.
+//! - While the disk is full, no file grows and none is created.
 //!
 //! Deliberately absent: power cuts, which the tests of microdb cover.
 

@@ -3,7 +3,7 @@
 //! **Invariants**
 //! - A client that gives up tries the next host. A warning in an answer (the wait for a standby was
 //!   cancelled) makes the result unknown.
-//! - A statement runs in a separate task, so that it continues without its client.
+//! - A statement that writes runs in a separate task, so that it continues without its client.
 //!
 //! Deliberately absent: the servers (`engine`).
 

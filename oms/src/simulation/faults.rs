@@ -3,7 +3,8 @@
 //!
 //! **Invariants**
 //! - Every fault is drawn from the seed of the run.
-//! - After `heal`, no fault happens and every node has been started. The audit needs both.
+//! - After `heal`, every node has been started, and no fault happens until the first audit has
+//!   ended. The audit needs both.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -123,7 +124,7 @@ async fn stopped(world: Arc<World>, name: &str, id: usize, process: Arc<Process>
     }
 }
 
-/// Sends a request of an operator to all nodes.
+/// Sends a request of an operator to all members, and waits a second for each answer.
 pub(super) async fn ask_all(world: &Arc<World>, path: &str) {
     let addresses: Vec<_> = {
         let inside = world.inside();
@@ -148,8 +149,8 @@ pub(super) async fn ask_all(world: &Arc<World>, path: &str) {
 }
 
 /// Draws the deviation of a clock from the right time: up to 20 seconds, or ten minutes to two
-/// hours. The audit lasts 20 minutes, so it detects a wait that a clock step of ten minutes or more
-/// makes longer.
+/// hours. The audit repeats its checks for 20 minutes at most, so it detects a wait that a clock
+/// step of ten minutes or more makes longer.
 fn skew_ms(dice: &Dice) -> i64 {
     match dice.between(0, 3) {
         0 => dice.between(600_000, 7_200_000) as i64,
@@ -259,7 +260,7 @@ pub(super) async fn heal(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, st
     tokio::time::sleep(Duration::from_secs(6)).await;
     world.elect();
     tokio::time::sleep(Duration::from_secs(2)).await;
-    // A volume with a failed commit writes nothing until it is opened again. So its process is
+    // A volume with a failed commit may write nothing until it is opened again. So its process is
     // killed, and its node is started again.
     let failed: Vec<_> = {
         let inside = world.inside();

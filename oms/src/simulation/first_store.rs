@@ -4,7 +4,7 @@
 //! Nodes search for the first store in copies of each other's stock, and the age of a copy is
 //! limited. If the stock has not changed for longer than this age, no search may skip a store. So
 //! the check at rest detects a change that did not reach a copy. Each round orders all units of the
-//! first store, cancels the order and orders again.
+//! first store and then one more unit, cancels both orders, and orders a unit again.
 //!
 //! During a takeover, other orders take units too, so the first store of an order is not known
 //! exactly. Each order takes one unit. A store certainly had a unit for an order if it had more
@@ -36,15 +36,15 @@ const ORDERS_MAX: i64 = 16;
 const KILL_MS: u64 = 40;
 /// Time in which orders are placed while slots migrate, in milliseconds.
 const MOVE_MS: u64 = 400;
-/// Maximum number of reads until released units are available again.
+/// Maximum number of tries of a read or of a check that is repeated.
 const READS_MAX: u32 = 600;
 const READ_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Available units of one product, by store.
 type Available = BTreeMap<u64, i64>;
 
-/// Places orders in a cluster at rest, and reports each order that skipped a store. Returns `false`
-/// if an order got no answer, because such an order may still reserve units.
+/// Places orders in a cluster at rest. Reports each order that skipped a store, and cancelled
+/// orders that did not release their units. Returns `false` if a request got no answer.
 pub(super) async fn first_stores_are_taken(world: &Arc<World>) -> bool {
     for round in 0..ROUNDS {
         let product = world.dice.between(1, u64::from(PRODUCTS));
@@ -58,8 +58,9 @@ pub(super) async fn first_stores_are_taken(world: &Arc<World>) -> bool {
     true
 }
 
-/// Kills a node, or asks it to leave for good, and places orders at the same time. Reports an order
-/// that skipped a store. Returns `false` after such a report, or if an order got no answer.
+/// Kills a node, or asks it to leave for good, and places orders at the same time, `TAKEOVERS`
+/// times. Ends with a report and `false` at the first order that skipped a store. Also returns
+/// `false` if a repeated request got no final answer.
 pub(super) async fn first_stores_are_taken_beside_takeovers(
     world: &Arc<World>,
     warehouse: &Arc<WarehouseModel>,
@@ -97,9 +98,9 @@ async fn order_beside_takeover(
     let Some((_, units)) = before.iter().find(|(_, units)| **units > 0) else {
         return Ok(());
     };
-    // After a kill, there are more orders than units in the first store, so some orders must take
-    // the next store. During a migration, the orders leave a unit in the first store, so that no
-    // order may skip it.
+    // After a kill, there are more orders than units in the first store (unless `ORDERS_MAX` limits
+    // them), so some orders must take the next store. During a migration, the orders leave a unit
+    // in the first store if it has several, so that no order may skip it.
     let count = if is_kill { units + 3 } else { (units - 1).max(1) };
     let ids: Vec<String> = (0..count.min(ORDERS_MAX))
         .map(|number| format!("takeover-{round}-{number}"))
@@ -223,8 +224,8 @@ async fn available(world: &Arc<World>, product: u64) -> Result<Available, Ended>
     Err(Ended::Unanswered)
 }
 
-/// Waits until no slots migrate. Until then, the list of available units may lack stores of
-/// migrating slots.
+/// Waits until no slots migrate and every volume is served. Until then, the list of available units
+/// may lack stores of migrating slots.
 async fn until_settled(world: &Arc<World>) -> Result<(), Ended> {
     for _ in 0..READS_MAX {
         if invariants::is_settled(world) {

@@ -1,17 +1,17 @@
 //! Checks that the histories of clients are linearizable, order by order.
 //!
-//! A history has the invocation and the response of every operation, in the order in which the
-//! clients saw them. The search looks for a sequential execution of the operations that respects
-//! real time and that the specification allows. The algorithm is that of Wing and Gong, with Lowe's
-//! memory of visited states ("Testing for linearizability", 2017). A test compares the
-//! verdicts of the search with those of `stateright`, which has no such memory and takes hours for
-//! some histories of 13 operations.
+//! A history has the invocation of every operation, and its response if there was one, in the order
+//! in which the clients saw them. The search looks for a sequential execution of the operations
+//! that respects real time and that the specification allows. The algorithm is that of Wing and
+//! Gong, with Lowe's memory of visited states ("Testing for linearizability", 2017). A test
+//! compares the verdicts of the search with those of `stateright`, which has no such memory and
+//! takes hours for some histories of 13 operations.
 //!
 //! **Invariants**
 //! - The specification is written from the promises to clients (docs/operations.md). It shares no
 //!   code with the order's state machine.
 //! - An operation without a response may have been executed at any time after its invocation, or
-//!   never.
+//!   never. A status of 429 or 5xx counts as no response.
 //! - The state of the specification is the set of all possible states of the order, because the
 //!   choice of the store and the steps of the warehouse are not visible to clients.
 //!
@@ -170,7 +170,8 @@ struct Order {
     has_store: bool,
     created_at_ms: Option<u64>,
     transaction: Option<u64>,
-    /// `true` if the transaction paid the order. `false` if the transaction needs a refund.
+    /// `true` if the transaction paid the order, even if the order was cancelled afterwards.
+    /// `false` if the transaction came too late, or there is none.
     has_bought: bool,
     extra: Vec<u64>,
     was_cancelled: bool,
@@ -490,7 +491,7 @@ impl History {
         self.events += 1;
     }
 
-    /// Returns the number of operations without a response.
+    /// Returns the number of operations with an unknown outcome.
     pub(crate) fn unknown(&self) -> usize {
         let unknown = self.operations.iter().filter(|one| one.answered.is_none());
         unknown.count()
@@ -527,7 +528,7 @@ impl History {
         }
     }
 
-    /// Returns the verdict, and the number of states that the search has visited.
+    /// Returns the verdict, and the number of pairs in `Search::seen`.
     fn search(&self) -> (bool, usize) {
         let operations = self.essential();
         assert!(operations.len() < u64::BITS as usize, "the history is too long");

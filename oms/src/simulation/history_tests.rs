@@ -267,7 +267,7 @@ fn answer_of(effect: &Effect) -> Answer {
 }
 
 /// Returns a history of up to seven overlapping operations. Each operation is executed when it
-/// ends. Some responses are lost, and some are replaced by wrong responses.
+/// ends. Some responses are lost, and some are changed or replaced by an earlier response.
 fn random_history(dice: &mut Dice) -> History {
     let (mut history, mut order) = (History::default(), None::<Order>);
     let (mut open, mut answers): (Vec<usize>, Vec<Answer>) = (Vec::new(), Vec::new());

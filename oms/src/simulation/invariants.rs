@@ -7,10 +7,12 @@
 //! stale rows are removed. A cluster is *at rest* if it has no faults and no requests.
 //!
 //! **Invariants**
-//! - A settled volume has no row of a slot that it does not own, and no staged row.
+//! - A settled volume has no row of a slot that it does not own, except in `meta`, and no staged
+//!   row.
 //! - The counters of a settled volume equal the numbers of its orders by state.
 //! - A settled volume has exactly the messages that its orders need.
-//! - A waiting message in memory is in flight or scheduled.
+//! - A waiting message in memory is in flight or scheduled. This holds for every volume that is
+//!   served.
 //! - At rest, the messages in memory equal the messages in the rows.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,13 +30,13 @@ use crate::volume::migration::source::broken;
 use crate::volume::server::VolumeServer;
 use crate::volume::state::{VolumeState, wants};
 
-/// Maximum number of faults of one kind that are reported for a volume.
+/// Maximum number of rows or messages that one reported fault names.
 const NAMED_MAX: usize = 5;
 
 /// The messages of a volume: order id and name of the message kind.
 type Messages = BTreeSet<(OrderId, &'static str)>;
 
-/// Checks every volume that is served at this moment.
+/// Checks every volume that is served at this moment and has no failed commit.
 pub(super) fn check_now(world: &Arc<World>) {
     for server in servers(world) {
         faults(&server, false)
@@ -64,7 +66,8 @@ pub(super) fn is_settled(world: &Arc<World>) -> bool {
     state.moving.is_none() && state.ring.members().iter().all(serves)
 }
 
-/// Returns the servers that have the right to serve their volumes.
+/// Returns the servers that have the right to serve their volumes, except for volumes with a failed
+/// last commit.
 fn servers(world: &Arc<World>) -> Vec<Arc<VolumeServer>> {
     let clusters: Vec<_> = {
         let inside = world.inside();
@@ -96,8 +99,8 @@ fn faults(server: &VolumeServer, is_at_rest: bool) -> Vec<String> {
     // While slots migrate, a volume may have rows of other volumes. So only a settled volume is
     // compared.
     if server.settled_epoch().is_some() {
-        // A volume that was closed after `servers` returned its server cannot be read. Such an
-        // error is ignored.
+        // A volume that was closed after `servers` returned its server cannot be read, so errors
+        // are ignored.
         let _ = compare(state, is_at_rest, &mut faults);
     }
     let name = |fault: String| format!("volume {}: {fault}", server.volume);

@@ -6,6 +6,7 @@
 //! **Violations**
 //! - a delivery without units on hand
 //! - a delivery of an order that was not announced, or was announced with other content
+//! - a second announcement of an order with other content
 //! - a second delivery for another transaction
 //! - a call to an address that the cluster replaced long ago
 //!
@@ -112,7 +113,7 @@ impl WarehouseModel {
         self.inside.lock()
     }
 
-    /// Returns `true` if every message about an order is answered with an error.
+    /// Returns `true` if every message about an order is answered with an error at present.
     pub(super) fn is_failing(&self, order: &str) -> bool {
         self.behaviour == Behaviour::Fails
             && !number_of(order).is_multiple_of(3)

@@ -2,9 +2,10 @@
 //!
 //! **Invariants**
 //! - A walk (`Walk`) sees all tables as of one commit.
-//! - A feed (`Feed`) starts after the last commit of a walk and returns the later commits in order.
-//!   The part of the database's log that a feed has not read is not removed.
-//! - Every call of this module reads the disk, so it belongs on a thread that may block.
+//! - A feed (`Feed`) starts after a given commit, such as the last one that a walk sees, and reads
+//!   the later commits in order. The commits that existed at the start or the last extension of a
+//!   feed stay readable until the feed has read them, even after compaction.
+//! - Calls of this module may read the disk, so they belong on a thread that may block.
 //!
 //! Deliberately absent: the choice of the rows to copy (`volume::migration`).
 
@@ -39,18 +40,19 @@ pub(crate) struct Walk {
     rows: Option<microdb::Iter>,
 }
 
-/// Reads the commits after a sequence number from the log of the database.
+/// Reads the commits after a sequence number from the log of the database, up to its last
+/// extension.
 pub(crate) struct Feed {
     changes: microdb::Changes,
     tables: HashMap<u32, Table>,
 }
 
-/// The result of one read of a feed: the last change of each row that was read, sorted by table and
-/// key.
+/// The result of one read of a feed: for each row, the last change that the caller wanted, sorted
+/// by table and key.
 #[derive(Debug)]
 pub(crate) struct Changed {
     pub(crate) rows: Vec<RawRow>,
-    /// `true` if the feed has no further changes. `Feed::extend` may add some.
+    /// `true` if the read met the end of the feed. `Feed::extend` may add further changes.
     pub(crate) at_end: bool,
 }
 
@@ -68,7 +70,7 @@ impl Volume {
         }
     }
 
-    /// Starts a feed of the commits after a sequence number.
+    /// Starts a feed of the commits after a sequence number, up to this call.
     pub(crate) fn feed(&self, after: Sequence) -> Result<Feed, StorageError> {
         let known: HashMap<&str, Table> = TABLES.iter().map(|(table, name)| (*name, *table)).collect();
         let tables = self.volume.db.tables().into_iter();
@@ -87,8 +89,7 @@ impl Volume {
         Ok(row.map(|value| value.to_vec()))
     }
 
-    /// Returns the total number of rows in the tables for which `Table::moves` returns `true`. Only
-    /// the rows of these tables move with slots.
+    /// Returns the total number of rows in the tables for which `Table::moves` returns `true`.
     pub(crate) fn rows(&self) -> u64 {
         let moving = TABLES.iter().filter(|(table, _)| table.moves());
         moving.map(|(table, _)| self.volume.table(*table).len()).sum()
@@ -126,14 +127,15 @@ impl Walk {
 }
 
 impl Feed {
-    /// Extends the feed to all commits made so far. The part of the log with these commits is kept
-    /// until the feed has read it.
+    /// Extends the feed to all commits made so far. From then on, the part of the log with these
+    /// commits is kept until the feed has read it.
     pub(crate) fn extend(&mut self) -> Result<(), StorageError> {
         self.changes.extend().map_err(reading("log"))
     }
 
-    /// Reads changes until `rows_max` rows that `wants` accepts were found, or no change is left.
-    /// Also ends after `16 * rows_max` changes, so that one call takes a bounded time.
+    /// Reads whole commits until at least `rows_max` different rows that `wants` accepts were
+    /// found, or no commit is left. Also ends once the commits had `16 * rows_max` rows, to bound
+    /// the time of one call.
     pub(crate) fn read(
         &mut self,
         rows_max: usize,
@@ -156,8 +158,8 @@ impl Feed {
                 let (id, key, value) = match operation {
                     Operation::Put { table, key, value } => (table, key, Some(value)),
                     Operation::Delete { table, key } => (table, key, None),
-                    // All other operations clear a table. Only the table of staged rows is ever
-                    // cleared, and its rows do not move with slots.
+                    // All other operations clear a table. No table of an open volume is cleared,
+                    // except for that of staged rows, which do not move with slots.
                     _ => continue,
                 };
                 passed += 1;

@@ -27,7 +27,7 @@ use crate::storage::log::{LastWords, Log, LogError};
 use crate::storage::write_batch::Table;
 
 /// Minimum time from the acknowledgement of an entry to its removal. The engine cancels statements
-/// after 5 s, so no statement of a former owner runs that long.
+/// after 5 s, so no statement of a former owner runs for `KEPT_FOR`.
 pub(crate) const KEPT_FOR: Duration = Duration::from_secs(60);
 /// Interval between two checkpoints if fewer than `ENTRIES_MAX` entries are appended.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -37,15 +37,15 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const ENTRIES_MAX: u64 = 4_096;
 /// Interval between two checks whether a checkpoint is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Maximum size in bytes of the rows of one transaction. A larger transaction would delay the
-/// commits of other volumes.
+/// Size in bytes of the changes read from the log at which a transaction is complete. A larger
+/// transaction would delay the commits of other volumes.
 const WORDS_BYTES_MAX: usize = 8 * 1_024 * 1_024;
 
 /// Makes the checkpoints of one volume, in the process that owns the volume.
 pub(crate) struct Checkpointer {
     log: Box<dyn Log>,
-    /// Numbers of acknowledged entries, each with the time at which this process first saw the
-    /// acknowledgement.
+    /// Numbers of acknowledged entries, each with the time of the checkpoint that first found it
+    /// acknowledged.
     known: VecDeque<(u64, Instant)>,
     kept_from: u64,
 }
@@ -59,7 +59,8 @@ impl Checkpointer {
         }
     }
 
-    /// Makes checkpoints until the volume has another owner or is closed.
+    /// Makes checkpoints until the volume can commit no more or is being closed, or the log cannot
+    /// be read.
     pub(crate) async fn run(mut self, volume: String, status: Arc<LogStatus>) {
         let mut last = Instant::now();
         loop {
@@ -86,8 +87,8 @@ impl Checkpointer {
     }
 
     /// Copies the rows of the entries up to `acknowledged` into the table of rows, and removes old
-    /// entries. Returns the number of the first entry that is not in this table, or 0 if the volume
-    /// does not exist.
+    /// entries. Returns the number of the first entry that is not in this table, as far as this
+    /// process knows, or 0 if the volume does not exist.
     pub(crate) async fn pass(&mut self, acknowledged: u64) -> Result<u64, CatchUpError> {
         let now = Instant::now();
         if self.known.back().is_none_or(|(seq, _)| *seq < acknowledged) {
@@ -145,7 +146,8 @@ impl Checkpointer {
     }
 }
 
-/// The last value of each row that a range of log entries writes.
+/// The last value of each row that a range of log entries writes. `None` for a row that these
+/// entries remove last.
 #[derive(Default)]
 struct Words {
     rows: BTreeMap<(u8, Vec<u8>), Option<Vec<u8>>>,

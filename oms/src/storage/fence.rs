@@ -1,10 +1,11 @@
 //! The fence: the check at commit that the volume owns the slots of a batch.
 //!
-//! The volume's slot ownership is a row of the volume (table `meta`, key `slots`). The batches that
-//! activate, seal or give up slots also replace this row.
+//! The volume's slot ownership is a row of the volume (table `meta`, key `slots`). Each batch that
+//! changes the ownership also replaces this row.
 //!
 //! **Invariants**
-//! - The committer checks every batch against the ownership, in commit order.
+//! - The committer checks every batch against the ownership, in commit order. A volume without such
+//!   a row accepts every batch.
 //! - So a write by a former owner is rejected at commit time, even if the writer has not noticed
 //!   that it lost the slots.
 //!
@@ -26,18 +27,18 @@ pub(crate) struct Fence {
 }
 
 /// The slots of a volume. Element `i` is the epoch at which slot `i` came to the volume, or 0 if
-/// the volume does not own slot `i`.
+/// slot `i` is sealed or owned by another volume.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct SlotOwnership(pub(crate) Vec<u64>);
 
 impl SlotOwnership {
-    /// Returns `true` if the volume owns the slot of the fence, and has owned it since the epoch of
-    /// the fence.
+    /// Returns `true` if the slot of the fence came to the volume at exactly the epoch of the
+    /// fence, and the volume owns the slot and has not sealed it.
     pub(crate) fn admits(&self, fence: Fence) -> bool {
         fence.epoch > 0 && self.0.get(fence.slot as usize) == Some(&fence.epoch)
     }
 
-    /// Returns the slots that the volume owns.
+    /// Returns the slots that the volume owns and has not sealed.
     pub(crate) fn slots(&self) -> impl Iterator<Item = u32> {
         (0..)
             .zip(&self.0)

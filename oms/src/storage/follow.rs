@@ -23,12 +23,13 @@ use crate::runtime::watch;
 use crate::storage::log::Log;
 use crate::storage::log::cache::{Cache, CatchUpError, catch_up};
 
-/// Interval between two reads of the newest log entry.
+/// Pause between two reads of the newest log entry, and before a locked copy is opened again.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Number of successive reads that must contradict the local copy before the copy is dropped. Fewer
-/// contradictions may come from an old primary, a server that a fail-over left behind.
+/// Number of reads that contradict the local copy, without a success in between, after which the
+/// next contradiction drops the copy. Fewer contradictions may come from an old primary, a server
+/// that a fail-over left behind.
 const DIFFERS_MAX: u32 = 20;
-/// Pause after an error of the engine or of the local database.
+/// Pause after a contradiction, or after an error of the engine or of the local database.
 const FAULT_PAUSE: Duration = Duration::from_secs(1);
 
 /// A task that applies the log of one volume to a local copy.
@@ -107,8 +108,8 @@ impl Followers {
             .collect();
         for follower in gone {
             if let Some(cache) = follower.stop().await {
-                // An error does no harm: a copy that was not closed cleanly opens at an earlier log
-                // entry.
+                // An error does no harm: a copy that was not closed cleanly may open at an earlier
+                // log entry.
                 let _ = runtime::blocking(move || cache.close()).await;
             }
         }
@@ -184,8 +185,8 @@ async fn step(
         }
     };
     let last = log.newest().await?.seq.saturating_sub(1);
-    // `last` is below `applied` if the log became shorter. `catch_up` detects such a loss of
-    // entries.
+    // `last` may be below `applied`, for example because the log became shorter. `catch_up` detects
+    // such a loss of entries.
     if last > 0 && last != *applied {
         *applied = catch_up(cache, log, volume, last, drops).await?.seq;
     }

@@ -1,13 +1,15 @@
-//! Group commit: one thread per volume makes all waiting batches durable with one sync.
+//! Group commit: one thread per volume makes waiting batches durable, many of them with one sync.
 //!
 //! A commit costs as much processor time as several orders: two thread switches and a sync. So the
 //! first batch does not wake the thread at once. `Bell` wakes it after the tasks that are ready to
-//! run have queued their batches. No timer delays a commit, so a single batch is committed at once.
+//! run have queued their batches. No timer delays a commit, so a batch that is alone waits for
+//! these tasks only.
 //!
 //! **Invariants**
 //! - Batches are committed in the order of their submission.
 //! - The queue is bounded. If it is full, a caller gets `Busy` or waits for a permit.
-//! - Callers wait without blocking a thread of the runtime.
+//! - Callers wait for a permit and for the outcome of a batch without blocking a thread of the
+//!   runtime.
 //!
 //! Deliberately absent: the content of the batches (`write_batch`) and the fence (`fence`).
 
@@ -25,11 +27,11 @@ use crate::storage::write_batch::WriteBatch;
 
 /// Maximum number of waiting batches. With a few hundred bytes per batch, they use a few megabytes.
 const QUEUE_CHANGES_MAX: usize = 8_192;
-/// Maximum number of rows of one group. With more than a few thousand rows, a shared sync saves
-/// nothing more, and the first batch is delayed.
+/// Number of rows at which a group is complete. With more than a few thousand rows, a shared sync
+/// saves nothing more, and the first batch is delayed.
 const GROUP_ROWS_MAX: usize = 8_192;
-/// Batches above this size in bytes are committed alone. Otherwise a part of a stock snapshot would
-/// delay the other batches of its group.
+/// Batches above this size in bytes are committed alone. Otherwise a large batch, such as a whole
+/// stock, would delay the other batches of its group.
 const ALONE_BYTES: usize = 256 * 1_024;
 
 type Waiting = oneshot::Sender<Result<Durable, StorageError>>;
@@ -37,16 +39,16 @@ type Waiting = oneshot::Sender<Result<Durable, StorageError>>;
 /// The outcome of a durable batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Durable {
-    /// `true` if every reservation that the batch removes existed. If `false`, an earlier batch has
-    /// removed one of them and its units are already released, so the caller must not release them
-    /// again.
+    /// `true` if every reservation that the batch removes existed. If `false`, one of them did not
+    /// exist, for example because an earlier batch has removed it. Its units are already released,
+    /// so the caller must not release them again.
     pub(crate) reservations_ended: bool,
 }
 
 /// The outcome of a group. Batches are identified by their index in the group.
 #[derive(Debug, Default)]
 pub(crate) struct Committed {
-    /// Batches that wrote for slots that the volume does not own.
+    /// Batches with a fence that the volume's slot ownership does not admit.
     pub(crate) rejected: Vec<usize>,
     /// Batches that removed a reservation that did not exist.
     pub(crate) without_reservation: Vec<usize>,
@@ -88,7 +90,7 @@ impl Queue {
             .map_err(|_| StorageError::Closed)
     }
 
-    /// Returns the number of waiting batches.
+    /// Returns the number of waiting batches, including permits that are not used yet.
     pub(crate) fn waiting(&self) -> usize {
         self.submissions.max_capacity() - self.submissions.capacity()
     }
@@ -134,12 +136,12 @@ impl Permit<'_> {
 /// Wakes the committer's thread when batches wait.
 ///
 /// A runtime task rings the bell once for all batches queued since its last ring. Before each ring,
-/// it lets all ready tasks run, so that their batches join the same group.
+/// it yields once to the tasks that are ready to run, so that their batches join the same group.
 #[derive(Default)]
 struct Bell {
     /// `true` from the first queued batch until the runtime task rings the bell.
     is_called: AtomicBool,
-    /// `true` from a ring of the bell until the thread begins the next group.
+    /// `true` from a ring of the bell until the thread looks into the queue.
     has_rung: AtomicBool,
     has_ended: AtomicBool,
     called: Notify,
@@ -287,7 +289,7 @@ struct Committer {
     /// `true` if the queue may still hold batches for which the bell has already rung.
     has_more: bool,
     /// The runtime in which the volume was opened, if any. It runs the tasks that answer the
-    /// callers.
+    /// callers, and the commits to the volume's log.
     runtime: Option<Handle>,
 }
 
@@ -310,8 +312,9 @@ impl Committer {
         }
     }
 
-    /// Waits for the bell, and returns the first batch of the next group. Returns `None` once the
-    /// bell has ended and the queue is empty.
+    /// Returns the next submission: the first batch of a group, or `Stop`. Waits for the bell if no
+    /// batch for which it rang is left. Returns `None` once the bell has ended and the queue is
+    /// empty.
     fn next(&mut self) -> Option<Submission> {
         loop {
             let has_ended = self.bell.has_ended.load(Ordering::Acquire);

@@ -1,4 +1,5 @@
-//! Converts the volume's rows to JSON and text, for tools that inspect a volume's database.
+//! Converts the volume's values to JSON and its keys to and from text, for tools that inspect a
+//! volume's database.
 //!
 //! `codec` and `write_batch` define the layout of the rows. Deliberately absent: writing of rows.
 
@@ -12,10 +13,10 @@ use crate::outbox::MessageState;
 use crate::storage::codec::{self, DecodeError};
 use crate::storage::write_batch::{BORROWER, CATALOGUE, COUNTERS, STOCK_HEAD};
 
-/// Returns a row of a volume as JSON. `None` for an unknown table or key.
+/// Returns a row of a volume as JSON. `None` for tables and keys without a JSON form.
 ///
 /// # Errors
-/// [`DecodeError`] if the value has bytes that this version does not write.
+/// [`DecodeError`] if the value cannot be decoded.
 pub fn row_as_json(table: &str, key: &[u8], value: &[u8]) -> Option<Result<Value, DecodeError>> {
     let id = || OrderId::parse(std::str::from_utf8(key).ok()?).ok();
     let row = match table {

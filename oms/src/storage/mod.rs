@@ -1,9 +1,11 @@
-//! The durable state of a volume: its tables, their rows, and the commit of a batch of rows.
+//! The durable state of a volume: its tables, their rows, and the commit of write batches.
 //!
 //! **Invariants**
 //! - Rows of one `WriteBatch` become durable together or not at all.
-//! - A write batch is rejected unless the volume owns each slot for which the batch writes.
-//! - Readers see durable rows only, and no rows of slots that another volume owns.
+//! - A write batch names the slots for which it writes (`fence`). Once the volume has recorded the
+//!   slots that it owns, a batch that names another slot is rejected.
+//! - Readers see durable rows only. Rows of slots that another volume owns may still exist, and
+//!   callers skip them by `Slots`.
 //!
 //! Deliberately absent: decisions about orders and stock, which `domain` makes. Outside this
 //! folder, only `error` and the simulation refer to microdb.

@@ -1,10 +1,11 @@
-//! The slots of a volume and the state of each: here, sealed for a move, or elsewhere.
+//! The slots of a volume and the state of each: here, sealed for a move or before the volume is
+//! closed, or elsewhere.
 //!
 //! **Invariants**
 //! - A command checks the state of its slot and queues its rows under the lock of the stock. A
 //!   state is changed under the same lock. So either the rows of a command are queued before the
 //!   seal and copied with the slot, or the command is rejected.
-//! - Rows of slots that are elsewhere are not visible. The cleanup removes them later.
+//! - Callers skip rows of slots that are elsewhere. The cleanup removes these rows later.
 //!
 //! Deliberately absent: the durable record of the slots (`fence`) and the copying
 //! (`volume::migration`).
@@ -63,7 +64,8 @@ pub(crate) fn of_statistics(ring: &Ring) -> Slot {
 pub(crate) enum Home {
     /// The row belongs to this slot and moves with it.
     Slot(Slot),
-    /// Every volume has a row with this key. Any move of slots copies the row to the target.
+    /// Each volume has its own row with this key. Any move of slots copies the row of the source to
+    /// the target, where it is staged beside the target's own row.
     Copied,
     /// The row stays in its volume when slots move.
     Volume,
@@ -127,15 +129,16 @@ pub(crate) struct Slots {
     all_here: AtomicBool,
     /// `true` if the volume owns every slot of the ring.
     alone: AtomicBool,
-    /// Id of the move for which slots are sealed; 0 if none is sealed.
+    /// Id of the move for which slots are sealed; `u64::MAX` if all are sealed before the volume is
+    /// closed; 0 if none is sealed.
     sealed_for: AtomicU64,
-    /// Number of rings applied since the volume was opened.
+    /// Number of rings applied to these slots, including the first one.
     version: AtomicU64,
 }
 
 impl Slots {
-    /// Creates the slots that the ring assigns to a volume. `record` is the stored ownership, from
-    /// which the epochs are taken.
+    /// Creates the slots that the ring assigns to a volume. The epochs come from `record`, the
+    /// stored ownership. A slot without an epoch there gets the epoch of the ring.
     pub(crate) fn of(ring: Arc<Ring>, volume: &NodeName, record: Option<&SlotOwnership>) -> Slots {
         let known = |slot: u32| record.and_then(|record| record.0.get(slot as usize)).copied();
         let slots = Slots {
@@ -344,7 +347,8 @@ impl Slots {
         self.sealed_for.load(Ordering::Acquire) > 0
     }
 
-    /// Returns the id of the move for which slots are sealed, if any.
+    /// Returns the id of the move for which slots are sealed, or `u64::MAX` if all are sealed
+    /// before the volume is closed. `None` if no slot is sealed.
     pub(crate) fn sealed_for(&self) -> Option<u64> {
         Some(self.sealed_for.load(Ordering::Acquire)).filter(|id| *id > 0)
     }

@@ -180,8 +180,8 @@ impl VolumeTables {
         rows.put(self.table(Table::Meta), POSITION, row);
     }
 
-    /// Appends the batches as one entry to the volume's log, and publishes them once the entry is
-    /// durable.
+    /// Appends the batches as one entry to the volume's log, except for those that the fence
+    /// rejects, and publishes them once the entry is durable.
     pub(super) async fn commit_logged(
         &self,
         log: &mut LogWriter,
@@ -210,8 +210,9 @@ impl VolumeTables {
         let Err(mut fault) = self.publish(prepared, Some(&logged.position)) else {
             return Ok(committed);
         };
-        // The rows are durable in the log, so the callers must not get an error. On a full disk,
-        // the local database is tried again until it accepts the rows.
+        // The rows are durable in the log, so an error would mislead the callers. On a full disk,
+        // the local database is tried again until it accepts the rows or the volume is closed.
+        // Another fault ends the volume.
         while fault.is_full_disk() && !log.status().is_stopping() {
             self.failed.store(true, Ordering::Relaxed);
             log.status().set_away(true);
@@ -355,8 +356,9 @@ impl VolumeTables {
 
     /// Closes the database.
     pub(super) fn close(&self) -> Result<(), StorageError> {
-        // No checkpoint is written here: a stopping node has already written one, and the next
-        // server of the volume waits until the database is closed.
+        // The next server of the volume waits until the database is closed. So this call writes no
+        // checkpoint if little log has been written since the last one. A stopping node has written
+        // one shortly before.
         let closed = self.db.clone().close_quickly();
         closed.map_err(|source| StorageError::Commit {
             source: Arc::new(source),

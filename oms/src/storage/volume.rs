@@ -3,32 +3,32 @@
 //! | table | key | value (`codec`) |
 //! | --- | --- | --- |
 //! | `orders` | order id | lines and history of the order |
-//! | `arrivals` | page, u64 big-endian | ids of the new orders of one commit |
-//! | `reservations` | order id `/` store | lines; a nonce if another volume requested the units |
+//! | `arrivals` | page, u64 big-endian | ids of the orders that one commit added, new or copied |
+//! | `reservations` | order id `/` store | store, lines; a nonce if another volume requested them |
 //! | `outbox` | order id `/` kind | state and tries of a message |
 //! | `deliveries` | order id `/` store | delivered units that no stock snapshot reflects yet |
 //! | `stock` | `catalogue` | product ids, in the order of the rows of the stock matrix |
 //! | `stock` | store, u32 big-endian | quantities in that order; the last delivery they reflect |
 //! | `stats` | product, u32 big-endian | units sold and revenue of the product |
 //! | `stat_files` | file name | time of the import; kept for a week to detect repeated files |
-//! | `answers` | idempotency key | the request and its response, kept for a day |
+//! | `answers` | idempotency key | the request and its response, kept for a day or longer |
 //! | `settlements` | order id | the end of a reservation in a store of another volume |
 //! | `loans` | store, u32 big-endian, borrower | units of the store lent to another volume |
 //! | `spent` | order id `/` store | units of an allotment that an order took; see below |
 //! | `arriving` | source, table, key | staged stock of a migration (`volume::migration`) |
 //! | `meta` | see `write_batch` | counters, slot ownership, snapshot head, migration state |
 //!
-//! A nonce is the random number of the request of another volume. A row in `spent` is removed after
-//! the owner of the store has written a reservation for the order.
+//! A nonce is a random number of the volume that requested the units. A row in `spent` is removed
+//! after the owner of the store has written a reservation for the order.
 //!
 //! **Invariants**
-//! - A reservation without a nonce exists while its order is open. A reservation with a nonce
-//!   exists until the settlement of its order removes it, or until the order's volume answers that
-//!   no order needs it.
-//! - A message exists while the warehouse must still receive it. A settlement exists until the
-//!   volume of the store has confirmed it.
-//! - Pages of arrivals list all orders by time of arrival.
-//! - Readers see durable rows only. Rows of slots that moved away are filtered by `Slots`.
+//! - A reservation is removed by a step of its order in this volume, by the settlement of its order
+//!   in another volume, or after the order's volume answered that no order needs the units.
+//! - A message exists while its order needs the warehouse to receive it, also as a dead letter. A
+//!   settlement exists until the volume of the store has confirmed it.
+//! - Pages of arrivals list the orders of the volume by the time at which they came to this volume.
+//! - Readers see durable rows only. Rows of slots that moved away may still exist. Methods with a
+//!   parameter `slots` skip such rows, and callers of the other methods use `Slots`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
@@ -159,7 +159,8 @@ impl Volume {
         self.log_status.as_ref().is_some_and(|status| status.has_ended())
     }
 
-    /// Returns an error while the engine does not answer.
+    /// Returns an error while a commit waits for an engine that does not answer, or for space on
+    /// the local disk.
     pub(crate) fn check_engine(&self) -> Result<(), StorageError> {
         match &self.log_status {
             Some(status) if status.is_away() => Err(StorageError::EngineAway),
@@ -167,8 +168,8 @@ impl Volume {
         }
     }
 
-    /// Returns a permit to submit a batch, or `Busy` if the queue is full. Returns `EngineAway`
-    /// while the engine does not answer.
+    /// Returns a permit to submit a batch, `Busy` if the queue is full, `Closed` if the volume is
+    /// closed, or the error of `check_engine`.
     pub(crate) fn try_permit(&self) -> Result<Permit<'_>, StorageError> {
         self.check_engine()?;
         self.queue.try_permit()
@@ -179,13 +180,15 @@ impl Volume {
         self.queue.permit().await
     }
 
-    /// Returns the number of batches that wait for the committer.
+    /// Returns the number of batches that wait for the committer, including permits that are not
+    /// used yet.
     pub(crate) fn waiting(&self) -> usize {
         self.queue.waiting()
     }
 
     /// Commits the queued batches, closes the database and releases its lock, even if other
-    /// references to the volume exist. Blocks.
+    /// references to the volume exist. If the engine does not answer, the queued batches fail.
+    /// Blocks.
     pub(crate) fn close(&self) -> Result<(), StorageError> {
         if let Some(status) = &self.log_status {
             status.stop_waiting();
@@ -228,7 +231,8 @@ impl Volume {
         codec::decode_arrivals(&row).map_err(|fault| broken("arrivals", &key, fault))
     }
 
-    /// Returns `true` if a statistics file with this name was added before.
+    /// Returns `true` if the name of a statistics file is stored: the file was added, and retention
+    /// has not removed its name.
     pub(crate) fn knows_stat_file(&self, name: &str) -> Result<bool, StorageError> {
         let row = self
             .volume
@@ -280,7 +284,8 @@ impl Volume {
         Ok(keys.into_iter().flatten().collect())
     }
 
-    /// Returns `true` if the last commit failed.
+    /// Returns `true` if the local database failed in the last commit, or rejects its rows now
+    /// because the disk is full.
     pub(crate) fn has_failed(&self) -> bool {
         self.volume.failed.load(Ordering::Relaxed)
     }
@@ -382,8 +387,8 @@ impl Volume {
         }
     }
 
-    /// Reads the rows that are kept in memory. The time depends on the number of open orders and
-    /// products, not on the number of all orders.
+    /// Reads the rows that are kept in memory. The time depends on the open orders and on the
+    /// stock, not on the number of all orders.
     pub(crate) fn load(&self, slots: &Slots) -> Result<Loaded, StorageError> {
         let stock_head = self.stock_head()?;
         let mut deliveries = self.scan(Table::Deliveries, |key, value| {

@@ -1,6 +1,6 @@
 //! A write batch: rows that become durable together or not at all, with their fence.
 //!
-//! Methods are named by the meaning of the rows that they add. All keys and values share one
+//! Most methods are named by the meaning of the rows that they add. All keys and values share one
 //! buffer, because every order creates a batch, and each allocation would delay the order.
 //!
 //! Deliberately absent: the layout of the values (`codec`) and the commit (`group_commit`).
@@ -39,7 +39,8 @@ pub(crate) enum Table {
 }
 
 impl Table {
-    /// Returns `true` if the rows of the table move with slots.
+    /// Returns `true` if rows of the table move with slots. A few rows of `meta`, for which the
+    /// result is `false`, move too (`owned_slots::home_of`).
     pub(crate) fn moves(self) -> bool {
         !matches!(
             self,
@@ -288,8 +289,8 @@ impl WriteBatch {
         self.reserve_for(&order.id, store, &order.lines, None);
     }
 
-    /// Adds a reservation. The nonce is the random number in the request of another volume, or
-    /// `None` if the order is in this volume.
+    /// Adds a reservation. The nonce is a random number of the volume that requested it, or `None`
+    /// if the order was placed in this volume.
     pub(crate) fn reserve_for(&mut self, order: &OrderId, store: u32, lines: &[Line], nonce: Option<u64>) {
         self.row(
             Table::Reservations,
@@ -401,7 +402,7 @@ impl WriteBatch {
         self.rare.as_ref()?.record.as_ref()
     }
 
-    /// Returns `true` if the batch has no rows.
+    /// Returns `true` if the batch neither writes nor removes rows.
     pub(crate) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }

@@ -1,8 +1,8 @@
 //! The part of a volume server that the operations of the API use.
 //!
 //! **Invariants**
-//! - At most `SNAPSHOTS_ARRIVING_MAX` stock snapshots are received at the same time. They are
-//!   applied one after the other.
+//! - At most `SNAPSHOTS_ARRIVING_MAX` stock uploads (snapshots and changes) are received at the
+//!   same time. They are applied one after the other.
 //! - Two requests with the same idempotency key are never in progress at the same time.
 
 use std::collections::HashSet;
@@ -18,9 +18,9 @@ use crate::volume::jobs::stat_import::importer::Importer;
 use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 
-/// Maximum number of stock snapshots that are received at the same time. Each snapshot uses some
-/// megabytes of memory. The limit is two, so that a sender may try again while its first upload is
-/// still being read.
+/// Maximum number of stock uploads (snapshots and changes) that are received at the same time. A
+/// usual snapshot uses some megabytes of memory. The limit is two, so that a sender may try again
+/// while its first upload is still being read.
 pub(crate) const SNAPSHOTS_ARRIVING_MAX: usize = 2;
 
 /// The state that all operations on one volume share.
@@ -37,7 +37,7 @@ pub(crate) struct App {
     /// Adds statistics files to `statistics`, if this volume has the slot of the statistics.
     pub(crate) stat_files: Arc<Importer>,
     pub(crate) snapshot_turns: Semaphore,
-    /// Locked while a stock upload is being applied.
+    /// Locked while a stock upload is applied, and while slots are activated or released.
     pub(crate) applying: tokio::sync::Mutex<()>,
     pub(crate) in_progress: InProgress,
 }

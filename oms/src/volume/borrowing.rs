@@ -59,7 +59,7 @@ impl VolumeState {
     /// by the owners of their stores.
     ///
     /// # Errors
-    /// `Busy` if an owner does not answer in time.
+    /// `Busy` if this takes longer than `ENTERED_WITHIN`.
     pub(crate) async fn leave_no_order(
         &self,
         is_asked: impl Fn(&OrderId) -> bool,

@@ -2,15 +2,15 @@
 //!
 //! A copy requests the changes since its position, which identifies the last change of the stock
 //! that the copy has. The owner answers after a group commit that changed the stock, but not sooner
-//! than `ANSWER_SPACING` after its previous answer. So one answer has the changes of many orders.
-//! Without a change the owner answers after `ANSWER_AFTER`. A copy has one request open at a time,
-//! and the stock in an answer is never older than the request.
+//! than `ANSWER_SPACING` after its previous answer to that copy. So one answer has the changes of
+//! many orders. Without a change the owner answers after `ANSWER_AFTER`. A copy has one request
+//! open at a time, and the stock in an answer is never older than the request.
 //!
 //! **Invariants**
 //! - A copy is used for at most `COPY_AGE_MAX` after it sent the request of its newest answer. So
 //!   no search for an order's store skips a store that has had the units for longer than that. Only
 //!   the copy's node measures this time, so clocks of two nodes are never compared.
-//! - Units are never oversold, because only the owner reserves them.
+//! - Units are never oversold, because only the owner reserves or lends them.
 //! - An uploaded stock is visible to the next order. The owner confirms the upload only after every
 //!   copy has applied the stock or is too old to be used (`copies_are_current`).
 
@@ -50,9 +50,9 @@ pub(crate) struct Followers {
     /// volume.
     incarnation: u64,
     known: Mutex<BTreeMap<u64, Follower>>,
-    /// Number of commits that changed the stock.
+    /// Number of calls of `stock_has_changed`.
     commits: AtomicU64,
-    /// Notified after each commit that changed the stock.
+    /// Notified by `stock_has_changed`.
     stock_changed: Notify,
     /// Number of waiting calls of `copies_are_current`. While it is above 0, answers do not wait
     /// for `ANSWER_SPACING`.
@@ -100,8 +100,8 @@ impl Followers {
     }
 
     /// Records that a copy has sent a request, and the state of the stock in that copy. Returns the
-    /// number of commits (`commits`) at the newest answer to this copy, or `None` if this is the
-    /// first request of the copy.
+    /// number of commits (`commits`) at the newest answer to this copy, or `None` if the copy was
+    /// not known.
     fn note(&self, follower: u64, has: Option<StockMoment>) -> Option<u64> {
         let asked = Instant::now();
         let mut known = self.known();

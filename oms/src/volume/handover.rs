@@ -4,9 +4,9 @@
 //! **Invariants**
 //! - A release or activation holds the locks of the state, so no step of an order runs at the same
 //!   time.
-//! - Its time depends on the number of stores, not on the number of open orders. `StagedState`
-//!   prepares the state of incoming slots store by store, and `Exports` prepares the reservations
-//!   that remain at the source.
+//! - Its time grows with the stores, the settlements and the uncounted deliveries, but hardly with
+//!   the open orders. `StagedState` prepares the state of incoming slots store by store, and
+//!   `Exports` prepares the reservations that remain at the source.
 //! - The batch that activates the rows is queued under the same locks, so every later step of an
 //!   order is committed after the activation.
 //!
@@ -25,10 +25,10 @@ use crate::volume::remote_reservations::RemoteReservations;
 use crate::volume::state::VolumeState;
 
 impl VolumeState {
-    /// Applies a ring that takes slots away from this volume. Removes the state of these slots from
-    /// memory. Adds `left_behind` to the remote reservations: the reservations that orders of these
-    /// slots keep in stores of this volume. `left_behind` is `None` if no slot is taken away. Call
-    /// `forget_messages` afterwards.
+    /// Applies a ring that may take slots away from this volume. If it does, removes the state of
+    /// these slots from memory. Adds `left_behind` to the remote reservations: the reservations
+    /// that orders of these slots keep in stores of this volume. `left_behind` is `None` if no slot
+    /// is taken away. Call `forget_messages` afterwards.
     pub(crate) fn release_slots(&self, ring: &Arc<Ring>, left_behind: Option<RemoteReservations>) {
         let (mut stock, mut remote_reservations) = (self.stock(), self.remote_reservations());
         let mut settlements = self.settlements();

@@ -9,8 +9,8 @@
 //!   and the number of the last request.
 //! - The commit that takes an order's units out of a loan also writes the order's reservation.
 //! - A search for an order's store counts lent units as available, so it skips no store because of
-//!   them. The placement of an order that needs lent units is repeated until they are returned, and
-//!   fails with `Busy` at its deadline.
+//!   them. The placement of an order that needs lent units is repeated until they are returned. At
+//!   its deadline the client gets 503.
 //! - Only a part of the free units is lent, and never the last `RECALL_BELOW` of a product.
 //!
 //! Deliberately absent: the use of borrowed units (`borrowing`).
@@ -39,7 +39,7 @@ use crate::volume::state::{OrderError, VolumeState};
 
 /// Interval at which the loans are checked while there are any.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
-/// Time between two recalls of one loan, in milliseconds.
+/// Time after which a recall is sent again, in milliseconds.
 const RECALL_EVERY_MS: u64 = 200;
 /// Time without a request of the borrower after which its loan is recalled, in milliseconds. A
 /// volume that uses borrowed units sends requests many times a second. If there are none, the
@@ -144,8 +144,8 @@ impl VolumeState {
             if known.is_some_and(|known| known.is_changing) {
                 return Err(OrderError::Moved);
             }
-            // If the known reservation has the same nonce, an earlier server of the borrower had
-            // the order entered, and it must not be entered again.
+            // If the known reservation has the same nonce, an earlier request has entered the
+            // order, and it must not be entered again.
             if known.is_none_or(|known| known.nonce != spent.nonce) {
                 entered.push(spent);
             }
@@ -181,7 +181,8 @@ impl VolumeState {
     }
 
     /// Returns the units to lend for a request: of each wanted product at most the wanted quantity,
-    /// and at most the borrower's share of the free units (see `SHARE`).
+    /// and at most the borrower's share of the free units (see `SHARE`). With `wants_all`,
+    /// `TARGET_FIRST` units of every other product are wanted too.
     fn grant(&self, stock: &mut Stock, request: &AllotRequest) -> Box<[Line]> {
         let ring = self.slots.ring();
         if !self.lends() || ring.member(&request.borrower).is_none() {
@@ -250,8 +251,8 @@ impl VolumeState {
     }
 
     /// Waits until borrowers have returned the lent units that exceed the quantities of a new
-    /// stock. After that, no order takes units that the new stock lacks. The wait ends after
-    /// `COVERED_WITHIN`, because a borrower may not answer.
+    /// stock. Then no order takes units that the new stock lacks. Ends after `COVERED_WITHIN` in
+    /// any case, because a borrower may not answer.
     pub(crate) async fn loans_are_covered(&self) {
         let until = Instant::now() + COVERED_WITHIN;
         while !self.stock().covers_loans() && Instant::now() < until {
@@ -303,8 +304,8 @@ impl VolumeState {
     }
 
     /// Recalls the lent units of products with few free units, and loans without a request for
-    /// `FORGOTTEN_AFTER_MS`. Returns `true` if units are lent, together with the loans of volumes
-    /// that have left the cluster.
+    /// `FORGOTTEN_AFTER_MS`. Returns `true` if units are lent or a volume with a loan has left the
+    /// cluster, and the loans of volumes that have left.
     fn look_at_loans(&self, remote: &dyn RemoteVolumes) -> (bool, Vec<(u32, NodeName)>) {
         let now_ms = self.now().monotonic_ms;
         let ring = self.slots.ring();

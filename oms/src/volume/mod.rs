@@ -2,10 +2,10 @@
 //! periodic tasks.
 //!
 //! **Invariants**
-//! - Changes of the state in memory and of the rows on disk are made in the same sequence, because
-//!   both are made under one lock (`VolumeState::stock`).
+//! - A step of an order takes units in memory and queues its rows under one lock
+//!   (`VolumeState::stock`), so memory and rows change in the same sequence.
 //! - An order has at most one transactor (actor), and all of its commands pass through it.
-//! - A response is sent only after the rows on which it depends are durable.
+//! - A command is answered only after its rows are durable.
 //!
 //! Deliberately absent: routing and the choice of the node that serves a volume, which belong to
 //! `control`. Other volumes are reached only through traits: `RemoteVolumes`, and `Transport` for

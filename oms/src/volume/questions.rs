@@ -1,7 +1,7 @@
 //! Answers the questions and commands that other volumes send to a volume of this process.
 //!
-//! **Invariant**: no answer is sent if the right to serve the volume was lost while the question
-//! was answered.
+//! **Invariant**: if the right to serve the volume was lost while the question was answered, the
+//! answer is `Moved`.
 //!
 //! Deliberately absent: the commands and reads of clients, which the API answers.
 
@@ -15,12 +15,12 @@ use crate::volume::server::VolumeServer;
 use crate::volume::state::OrderError;
 use crate::volume::transactor::Ask;
 
-/// A reply of a volume, and the epoch of the ring that it depends on.
+/// A reply of a volume, and the epoch that is sent with it.
 #[derive(Debug)]
 pub(crate) struct VolumeReply {
     pub(crate) reply: Reply,
-    /// The epoch of the ring that the volume followed. `None` if it is the epoch that the caller
-    /// sent.
+    /// The epoch of the ring that the volume followed at the time of the reply. `None` for the
+    /// epoch of this node's topology when the question arrived.
     pub(crate) epoch: Option<u64>,
 }
 

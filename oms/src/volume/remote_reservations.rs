@@ -1,4 +1,5 @@
-//! Reservations in stores of this volume for orders of other volumes.
+//! Reservations in stores of this volume for orders of other volumes. A reservation may stay here
+//! after its order has migrated to this volume (see `among`).
 //!
 //! Deliberately absent: rows, and messages between volumes (`remote_stock`).
 
@@ -76,15 +77,15 @@ pub(crate) struct RemoteReservations {
     by_store: BTreeMap<u32, HashMap<OrderId, RemoteReservation>>,
     /// The unconfirmed reservations, and those that were confirmed or removed since the last call
     /// of `due`. Most reservations are confirmed soon, so the list is short, and `due` needs no
-    /// scan of all reservations. The other functions leave the entry of a confirmed or removed
-    /// reservation to the next call of `due`, so they need no search in the list.
+    /// scan of all reservations. `confirm` and `remove` leave the entry of the reservation to the
+    /// next call of `due`, so they need no search in the list.
     unconfirmed: Vec<(u32, OrderId)>,
 }
 
 impl RemoteReservations {
-    /// Selects the reservations that were requested by another volume, and those of orders in
-    /// another volume. A requested reservation is selected even if its order has migrated here,
-    /// because the order may not exist.
+    /// Selects the reservations that another volume requested (with a nonce), and those of orders
+    /// for which `is_elsewhere` returns `true`. A requested reservation is selected even if the
+    /// slot of its order is here, because the order may not exist.
     pub(crate) fn among(
         reservations: &[Reservation],
         is_elsewhere: impl Fn(&OrderId) -> bool,
@@ -111,7 +112,7 @@ impl RemoteReservations {
     }
 
     /// Records that the order of a reservation is durable, so that the order's volume is not asked
-    /// again.
+    /// again. Does nothing if the reservation has another nonce or is being changed.
     pub(crate) fn confirm(&mut self, order: &OrderId, store: u32, nonce: u64) {
         let known = self.get_mut(order, store);
         if let Some(known) = known.filter(|known| known.nonce == nonce && !known.is_changing) {

@@ -1,10 +1,11 @@
 //! Orders with units in a store of another volume. That volume reserves the units, the order's
 //! volume commits the order, and a settlement ends the reservation later.
 //!
-//! 1. The order's volume asks the other volumes for their first suitable store, and reserves the
-//!    units in the first store of all. Then it commits the order. All volumes must answer a search
-//!    under the same ring. If the first store of all is in the order's volume and other orders take
-//!    its units during the search, the search is repeated.
+//! 1. The order's volume searches the stock of all volumes. If the first suitable store is in
+//!    another volume, the order's volume reserves the units there or takes borrowed ones
+//!    (`borrowing`). Then it commits the order. All answers of a search must follow the same ring.
+//!    If the first store of all is in the order's volume and other orders take its units during the
+//!    search, the search is repeated.
 //! 2. The order's volume confirms the reservation once the order is durable.
 //! 3. When the units are released or delivered, a settlement is committed with the order's change
 //!    and sent to the store's volume until that volume confirms it.
@@ -13,17 +14,18 @@
 //! earlier one. A settlement of a reservation that does not exist changes nothing.
 //!
 //! A crash in step 1 may leave a reservation without an order. So the store's volume asks the
-//! order's volume about each unconfirmed reservation, and releases it if the order does not exist.
-//! Each attempt to place an order has its own nonce (a random number), and the release applies to
-//! one nonce only. If another attempt has replaced the reservation, it stays.
+//! order's volume about each unconfirmed reservation, and releases it if the order does not exist
+//! or does not need it. Each attempt to place an order has its own nonce (a random number), and the
+//! release applies to one nonce only. If another attempt has replaced the reservation, it stays.
 //!
 //! **Invariants**
-//! - A reservation has one row, and is tracked in one place: by the order if the order is in this
-//!   volume, otherwise in `RemoteReservations`.
+//! - A reservation has one row, and is tracked in one place: by an order of this volume or in
+//!   `RemoteReservations`.
 //! - At most one commit at a time changes a reservation. Other changes are rejected until the
 //!   outcome of that commit is known.
-//! - Units are released in memory only after a commit that removed their row, and only if the row
-//!   existed (`Durable`). So no units are released twice.
+//! - Units of a durable reservation are released in memory only after a commit that replaced or
+//!   removed its row. If the row to remove did not exist (`Durable`), no units are released. So no
+//!   units are released twice.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -50,7 +52,7 @@ use crate::volume::remote_reservations::{
 use crate::volume::state::{OrderError, VolumeState};
 
 /// Maximum number of searches for the store of an order, if other orders take the units after each
-/// search.
+/// search. `reserve_elsewhere` and the transactor count separately.
 pub(crate) const PLACE_TRIES: u32 = 16;
 /// Error message for an order that found no store in `PLACE_TRIES` searches.
 pub(crate) const STOCK_CHANGES: &str = "the stock changes faster than a store can be found for the order";
@@ -75,8 +77,8 @@ pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, OrderError
 /// Client for the other volumes, in this process or another one.
 pub(crate) trait RemoteVolumes: Send + Sync {
     /// Returns the first store of all other volumes that has these units, if its number is below
-    /// `below`. Returns `Moved` unless all volumes follow the ring of this epoch. If two volumes
-    /// followed different rings, a migrating store could be missing in the answers of both.
+    /// `below`. Returns the error `Moved` unless all volumes follow the ring of this epoch. If two
+    /// volumes followed different rings, a migrating store could be missing in the answers of both.
     fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>, epoch: Epoch) -> Answer<'a, Option<u32>>;
 
     /// Reserves units in a store of another volume. Returns `false` if the store lacks some of
@@ -166,7 +168,8 @@ pub(crate) fn release(stock: &mut Stock, order: &OrderId, store: u32, lines: &[L
 
 impl VolumeState {
     /// Searches for the first store for a new order. If this store belongs to another volume,
-    /// reserves the units there.
+    /// reserves the units there, unless borrowed units suffice. Returns no store if the order
+    /// exists already.
     pub(crate) async fn reserve_elsewhere(
         &self,
         remote: &dyn RemoteVolumes,
@@ -284,7 +287,7 @@ impl VolumeState {
     }
 
     /// Begins to reserve units of a store of this volume. Returns `None` if the store lacks some of
-    /// them.
+    /// them, or if the order has taken lent units of this store.
     fn begin_reserving(
         &self,
         stock: &mut Stock,
@@ -318,8 +321,8 @@ impl VolumeState {
             match stock.reserve_at(*store, lines) {
                 Found::Free => {}
                 Found::Short => return Ok(None),
-                // The store has enough units only with those that are lent to other volumes. They
-                // are being recalled, and the caller asks again.
+                // The store has enough units only with those that are lent to other volumes. The
+                // lent units are being recalled, and the caller asks again.
                 Found::Lent => return Err(OrderError::Moved),
             }
         }
@@ -350,8 +353,8 @@ impl VolumeState {
     }
 
     /// Returns the first store of this volume that has these units, for a search by the ring of
-    /// this epoch. Returns an error if the volume follows another ring or the store is being
-    /// migrated.
+    /// this epoch. Returns an error if the volume follows another ring or the slot of the store is
+    /// sealed.
     pub(crate) fn find_store(&self, lines: &[Line], epoch: Epoch) -> Result<Option<u32>, OrderError> {
         let (store, followed) = self.first_store_and_epoch(lines);
         if followed != epoch && !seeded("epochs-mixed") {
@@ -363,8 +366,7 @@ impl VolumeState {
         Ok(store)
     }
 
-    /// Records that the order of a reservation is durable. From now on only a settlement ends the
-    /// reservation.
+    /// Records that the order of the reservation with this nonce is durable.
     pub(crate) fn confirm(&self, confirm: &Confirm) {
         self.remote_reservations()
             .confirm(&confirm.order, confirm.store, confirm.nonce);
@@ -423,8 +425,8 @@ impl VolumeState {
         let store = settlement.store;
         let (mut ticket, fence, is_held, delivered) = {
             let mut stock = self.stock();
-            // While the slot of the order is sealed, the order is leaving this volume. Its
-            // reservation may not be in `RemoteReservations` until the order has left, so the
+            // While the slot of the order is sealed, the order is leaving this volume. Before the
+            // order has left, its reservation may be missing in `RemoteReservations`. So the
             // settlement is rejected and sent again later.
             if !self.slots.check_store(store)? || self.slots.is_order_sealed(order) {
                 return Err(OrderError::Moved);
@@ -493,9 +495,9 @@ impl VolumeState {
         }
     }
 
-    /// Returns `true` if an order of this volume still needs its reservation in that store. Call
-    /// this in a step of the order's transactor, so that the order is not being placed at the same
-    /// time.
+    /// Returns `true` if an order of this volume still needs its reservation in that store. The
+    /// caller gets `order` from the order's transactor (`Ask::Look`), so that the order is not
+    /// being placed at the same time.
     ///
     /// # Errors
     /// `Busy` while the settlement of the order is not confirmed. The store's volume may have
@@ -516,8 +518,8 @@ impl VolumeState {
     }
 
     /// Removes a reservation from `RemoteReservations` if its order is in this volume now and has
-    /// no settlement. From then on only the order tracks the reservation. Does nothing if the
-    /// reservation has another nonce or is being changed.
+    /// neither a settlement nor a row in `spent`. From then on only the order tracks the
+    /// reservation. Does nothing if the reservation has another nonce or is being changed.
     fn adopt_reservation(&self, order: &OrderId, store: u32, nonce: u64) {
         let _stock = self.stock();
         // An order with borrowed units may be reported to this volume again until its row in

@@ -375,8 +375,8 @@ impl VolumeServer {
         Ok(())
     }
 
-    /// Undoes all local steps of migrations, except for the migration under way in the cluster's
-    /// state.
+    /// Undoes the local steps of all migrations with an id up to the version of `cluster_state`,
+    /// except for the migration that is under way in this state.
     pub(crate) async fn undo(&self, cluster_state: &ClusterState) -> Result<(), StorageError> {
         let under_way = cluster_state.moving.as_ref().map(|moving| moving.id);
         self.exports.drop_ended(cluster_state.version, under_way);
@@ -412,8 +412,9 @@ impl VolumeServer {
         self.reset_progress();
     }
 
-    /// Activates the slots that a committed migration copied to this volume. Returns `false` if the
-    /// new ring gives the volume slots for which nothing is prepared.
+    /// Activates the slots that a committed migration copied to this volume. Does nothing if the
+    /// new ring adds no slot. Returns `false` if nothing is prepared for the new slots, or if the
+    /// ring also takes slots away.
     pub(crate) async fn activate_slots(
         &self,
         cluster_state: &ClusterState,
@@ -437,8 +438,8 @@ impl VolumeServer {
         let (storage, note, staged) = (Arc::clone(&state.storage), arrived.note, arrived.staged.take());
         let staged = target::blocking(move || match staged {
             Some(staged) if staged.fits(&storage)? => Ok(staged),
-            // If a stock snapshot was applied after the staged rows were rearranged, they are
-            // rearranged again.
+            // If a stock upload has changed the products or the stock head since the staged rows
+            // were rearranged, they are rearranged again.
             _ => StagedRows::read(&storage, &note),
         });
         let staged = staged.await?;
@@ -476,8 +477,9 @@ impl VolumeServer {
         Ok(true)
     }
 
-    /// Releases the slots that a committed migration copied from this volume. Returns `false` if
-    /// the new ring takes slots from this volume that were not copied completely.
+    /// Applies the new ring, and releases the slots that a committed migration copied from this
+    /// volume. Returns `false` if the new ring takes slots from this volume that were not copied
+    /// completely.
     pub(crate) async fn release_slots(
         &self,
         cluster_state: &ClusterState,
@@ -521,8 +523,8 @@ impl VolumeServer {
         target::blocking(move || storage.checkpoint()).await
     }
 
-    /// Stops all work on the volume: queued writes become durable, later writes are rejected, and
-    /// the jobs end.
+    /// Stops all work on the volume: seals all slots, ends the jobs, and waits for the queued
+    /// writes.
     pub(crate) async fn quiesce(&self) {
         let state = self.app.state();
         // `stop` is set before the seal, because `unseal` removes seals only while `stop` is not

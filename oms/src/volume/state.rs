@@ -6,8 +6,9 @@
 //! commit failed.
 //!
 //! **Invariants**
-//! - Changes of memory and of rows are made in the same sequence.
-//! - No step awaits, so a step is never cancelled halfway.
+//! - A step takes units in memory and queues its rows under one lock, so memory and rows change in
+//!   the same sequence.
+//! - Neither the beginning of a step nor `finish` awaits, so neither is cancelled halfway.
 //! - Only the transactor of an order runs its steps, so two steps of one order never run at the
 //!   same time.
 //! - The lock of the stock is acquired before the lock of the remote reservations, and the lock of
@@ -59,7 +60,7 @@ pub(crate) enum OrderError {
     /// The caller must find the owner again and repeat the request.
     #[error("the order or store is being moved to another node; retry")]
     Moved,
-    /// The node that owns the order or store does not answer.
+    /// The node that owns the order or store does not answer, or not as expected.
     #[error("{0}")]
     Away(String),
     /// The request cannot be executed now, for example because a queue is full. The caller may
@@ -69,7 +70,8 @@ pub(crate) enum OrderError {
     /// Reading or writing the volume failed.
     #[error(transparent)]
     Storage(StorageError),
-    /// The transactor ended without an answer. The order is in its last durable state.
+    /// A step panicked, or the transactor ended without an answer. The order is in its last durable
+    /// state.
     #[error("the order could not be processed; it is unchanged")]
     Interrupted,
 }
@@ -81,7 +83,8 @@ impl From<StorageError> for OrderError {
             StorageError::EngineAway => OrderError::Busy(
                 "the engine of the volume does not answer, so the change may or may not have been made; retry",
             ),
-            // This server of the volume is closing, or another process serves the volume.
+            // This server of the volume is closing, the slot is sealed or not in this volume, or
+            // another process serves the volume.
             StorageError::Closed | StorageError::Stale => OrderError::Moved,
             error => OrderError::Storage(error),
         }
@@ -93,7 +96,7 @@ impl From<StorageError> for OrderError {
 pub(crate) struct Outcome {
     /// The order after the step.
     pub(crate) order: Arc<Order>,
-    /// `true` if the command had been executed before.
+    /// `true` if the step changed nothing, for example because its command was executed before.
     pub(crate) repeated: bool,
 }
 
@@ -112,7 +115,7 @@ pub(crate) enum Begun {
 /// The results that other volumes contributed to the placement of an order.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct RemotePlacement {
-    /// `true` if all other volumes were asked for a store. `false` if there is no other volume.
+    /// `true` if the stock of all other volumes was searched. `false` if there is no other volume.
     pub(crate) were_asked: bool,
     /// First store of this volume that had the units before the other volumes were asked. The other
     /// volumes were asked only for stores with lower numbers. `None` if no store of this volume had
@@ -174,7 +177,7 @@ pub(crate) struct VolumeState {
     /// Notified when the owners of stores have written reservations for orders with borrowed units,
     /// and the rows of these orders in `spent` are removed.
     pub(crate) orders_entered: Notify,
-    /// Notified when there is a new settlement.
+    /// Notified when a settlement may have to be sent.
     pub(crate) settler_called: Notify,
     /// Notified when a message to the warehouse may be due.
     pub(crate) message_due: Notify,
@@ -250,12 +253,12 @@ impl VolumeState {
         }
     }
 
-    /// Locks the stock. The guard is held for microseconds only, never across an await.
+    /// Locks the stock. The guard is never held across an await.
     pub(crate) fn stock(&self) -> MutexGuard<'_, Stock> {
         self.stock.lock()
     }
 
-    /// Locks the outbox. The guard is held for microseconds only, never across an await.
+    /// Locks the outbox. The guard is never held across an await.
     pub(crate) fn outbox(&self) -> MutexGuard<'_, Outbox> {
         self.outbox.lock()
     }
@@ -277,6 +280,7 @@ impl VolumeState {
     }
 
     /// Turns allotments on or off: lending by this volume's stores, and borrowing for its orders.
+    /// Behind an engine they stay off.
     pub(crate) fn set_allotments(&self, is_on: bool) {
         let is_on = is_on && !self.storage.is_behind_log();
         self.lends.store(is_on, Ordering::Relaxed);
@@ -342,8 +346,8 @@ impl VolumeState {
             if let Some(store) = here
                 && stock.find_free(store, &lines) != Found::Free
             {
-                // The store has enough units only with those that are lent to other volumes. They
-                // are being recalled, and the caller tries again.
+                // The store has enough units only with those that are lent to other volumes. The
+                // lent units are being recalled, and the caller tries again.
                 return Err(OrderError::Moved);
             }
             if let Some(store) = here {

@@ -10,9 +10,9 @@
 //!   no request is lost between the end of one transactor and the start of the next.
 //! - If the sender disconnects while its rows are being committed, a task finishes the step.
 //! - A panic is caught around each step. The order stays in its last durable state, and the next
-//!   request starts a new transactor.
+//!   step reads the order from the volume.
 //! - Requests for an order with repeated panics are rejected for some time, which doubles with each
-//!   further panic. Other orders are not affected.
+//!   further panic up to a minute. Other orders are not affected.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -39,8 +39,8 @@ const MAILBOX_MESSAGES_MAX: usize = 64;
 /// Number of shards of the registry of transactors, each with its own lock, so that requests on
 /// different threads rarely contend.
 const SHARDS: usize = 64;
-/// Number of panics after which requests for an order are rejected for some time. After fewer
-/// panics the order is served, because the cause may have passed.
+/// Number of panics in a row after which requests for an order are rejected for some time. After
+/// fewer panics the order is served, because the cause may have passed.
 const PANICS_BEFORE_SUSPENSION: u32 = 3;
 /// Time for which requests for an order are rejected after `PANICS_BEFORE_SUSPENSION` panics. The
 /// time doubles with each further panic.
@@ -388,8 +388,8 @@ impl Work {
         }
     }
 
-    /// Waits until the pending step is durable, and finishes it. Cancellation safe: a dropped call
-    /// may be repeated.
+    /// Waits until the commit of the pending step has succeeded or failed, and finishes the step.
+    /// Cancellation safe: a dropped call may be repeated.
     async fn settle(&mut self) -> Result<Outcome, OrderError> {
         let Some(pending) = &mut self.pending else {
             return Err(OrderError::Interrupted);

@@ -7,7 +7,7 @@
 //! - volumes, which one process at a time can open, with slots that are owned, sealed or owned by
 //!   another volume;
 //! - copies of slots during a move;
-//! - customers who send an order twice, with equal or different lines, to any node;
+//! - customers who send an order once or twice, with equal or different lines, to any node;
 //! - crashes of any node, the coordinator included, between any two steps. Only the disk survives.
 //!
 //! Deliberately absent: time, sizes and faults of disks. The simulation (`oms/src/simulation`) runs
@@ -47,8 +47,8 @@ fn acknowledged_orders_survive_crashes_between_any_two_steps() {
 fn the_checker_finds_every_mistake() {
     for mistake in MISTAKES {
         let finish = HasDiscoveries::AnyFailures;
-        // The model limits the numbers of crashes, sent orders and moves. These are the smallest
-        // limits with which the checker finds the mistake.
+        // The model limits the numbers of crashes, sent orders and moves. With these limits the
+        // checker finds the mistake.
         let (crashes, sends, moves) = match mistake {
             Mistake::CommitAfterUndo | Mistake::AcceptOldCopy => (1, 1, 2),
             _ => (2, 1, 1),

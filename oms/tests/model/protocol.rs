@@ -11,10 +11,10 @@ use stateright::{Model, Property};
 pub(crate) const NODES: usize = 2;
 /// Number of slots. One slot is enough, because slots do not interact.
 const SLOTS: usize = 1;
-/// Number of orders, one in each slot. Every order is sent with content 0 and with content 1, which
-/// stand for different lines.
+/// Number of orders, one in each slot. An order may be sent with content 0 and with content 1,
+/// which stand for different lines.
 const ORDERS: usize = SLOTS;
-/// Maximum number of calls in progress at the same time, from two customers.
+/// Maximum number of calls in progress at the same time.
 const CALLS: usize = 2;
 
 /// A deliberate mistake: one rule that the modelled protocol breaks.
@@ -58,7 +58,8 @@ const ONE_CONTENT: &str = "no order is acknowledged with two contents";
 /// Names of the properties that every state must have.
 pub(crate) const ALWAYS: [&str; 3] = [ONE_SERVER, NOTHING_LOST, ONE_CONTENT];
 
-/// The protocol with one mistake, and the maximum numbers of crashes, sent orders and moves.
+/// The protocol with at most one mistake, and the maximum numbers of crashes, sent orders and
+/// moves.
 pub(crate) struct Protocol {
     mistake: Mistake,
     crashes: u8,
@@ -225,8 +226,9 @@ impl World {
         })
     }
 
-    /// Starts the server of a volume: activates or deletes staged rows, deletes rows of slots that
-    /// the volume lost, and seals the slot that a move takes from the volume.
+    /// Starts the server of a volume: activates or deletes staged rows (or keeps those of the move
+    /// under way), deletes rows of slots that the volume lost, and seals the slot that a move takes
+    /// from the volume.
     fn start_server(&mut self, mistake: Mistake, volume: Volume, known: &ClusterState) -> Server {
         let disk = &mut self.disks[volume as usize];
         if let Some((id, rows)) = disk.arriving.take() {
@@ -265,7 +267,7 @@ impl World {
         let rows = &mut self.disks[call.volume as usize].rows;
         let known = rows.iter().find(|(order, _)| *order == call.order).copied();
         match known {
-            // An equal order gets the same answer. Any other order is rejected.
+            // An order with equal content gets the same answer. With other content it is rejected.
             Some((_, content)) => (content == call.content).then_some(content),
             None => {
                 rows.insert((call.order, call.content));
@@ -333,8 +335,8 @@ impl World {
         }
     }
 
-    /// Advances a copy by one step. Returns `None` if the process that serves the source or the
-    /// target cannot do its part. The copy then ends.
+    /// Advances a copy by one step. Returns `None` if the copy ends early, because its source or
+    /// target is not served or its move is outdated.
     fn advance_copy(&mut self, mistake: Mistake, copy: &Copy) -> Option<()> {
         self.copies.remove(copy);
         match copy {

@@ -7,7 +7,8 @@
 //! - orders: messages and deliveries fit the order's state, and each event of its history was
 //!   permitted;
 //! - reservations: each one belongs to an open order, and each open order has one;
-//! - the choice of stores: each order got the first store that had its units;
+//! - the choice of stores: no order missed a store with a lower number that certainly had its
+//!   units;
 //! - counters: each counter equals the length of the list of its items.
 
 use std::collections::{BTreeMap, HashMap};
@@ -183,8 +184,7 @@ fn check_reserved(view: &View<'_>, shelves: &Stock, findings: &mut Vec<Finding>)
     }
 }
 
-/// Checks that the order management still keeps all that it acknowledged to the customer of an
-/// order.
+/// Checks the order that the order management keeps against the answers that the front got for it.
 fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Finding>) {
     let id = sent.id.to_string();
     let Some(kept) = view.orders.get(id.as_str()) else {

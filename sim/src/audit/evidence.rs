@@ -2,8 +2,8 @@
 //! management and the warehouse.
 //!
 //! Invariants:
-//! - Both sides are read completely. The warehouse is read last, so its ledger has every delivery
-//!   that the order management knows.
+//! - The lists of both sides are read completely. The warehouse is read last, so its ledger has
+//!   every delivery that the order management knows.
 //! - The lists of both sides and the warehouse's `/summary` are required. If another route, such as
 //!   `/metrics`, is absent, the audit leaves out the checks that need that route.
 

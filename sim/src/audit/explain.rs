@@ -14,7 +14,8 @@ use crate::wire::{Message, MessageKind, MessageState};
 /// Maximum number of explained orders. Further orders with findings get no explanation.
 const ORDERS_MAX: usize = 50;
 
-/// Returns the lines of the history of each order with a finding, by the id of the order.
+/// Returns the lines of the history of each order with a finding, by the id of the order, for at
+/// most [`ORDERS_MAX`] orders.
 pub(super) async fn explain(
     oms: &Client,
     findings: &[Finding],
@@ -30,8 +31,8 @@ pub(super) async fn explain(
     explained
 }
 
-/// Returns the lines of one order's history: the front's requests, the events and messages of the
-/// order management, and the warehouse's deliveries.
+/// Returns the lines of one order's history: the front's requests, the events, the reservation and
+/// the messages of the order management, and the warehouse's deliveries.
 fn lines(order: &str, history: Option<&History>, record: &OrderRecord, evidence: &Evidence) -> Vec<String> {
     let mut lines = Vec::new();
     let sent = order.parse().ok().and_then(|id: u64| record.get(id));

@@ -1,4 +1,5 @@
-//! Findings of an audit. Each finding names the affected order, store, product or counter.
+//! Findings of an audit. Each finding names the affected order, store and product, counter or part
+//! of the log.
 
 use std::fmt;
 
@@ -21,7 +22,7 @@ pub enum Finding {
         product: u32,
         /// Number of requested units.
         asked: u32,
-        /// Number of units that the store has.
+        /// Number of units that the store had.
         there: u32,
     },
     /// The warehouse's ledger delivered more units than the store had.
@@ -63,12 +64,12 @@ pub enum Finding {
         /// Id of the order.
         order: String,
     },
-    /// The order management acknowledged an order to the front, but the order's state is rejected.
+    /// The order management acknowledged an order to the front, but the order is rejected.
     AcknowledgedRejected {
         /// Id of the order.
         order: String,
     },
-    /// The request for an order was answered 409 (rejected), but the order's state is not rejected.
+    /// The request for an order was answered 409, but the order is not rejected.
     RejectedKept {
         /// Id of the order.
         order: String,
@@ -227,8 +228,8 @@ pub enum Finding {
         /// Id of the order.
         order: String,
     },
-    /// An order request was sent twice. The second answer has a status other than 200, or it
-    /// differs from the first answer.
+    /// An order request was sent twice. One of the answers has a status other than 200, or their
+    /// bodies differ.
     AnswerDiffers {
         /// Id of the order.
         order: String,
@@ -266,8 +267,8 @@ pub enum Finding {
 }
 
 impl Finding {
-    /// Returns the id of the order that the finding is about; `None` for a finding about a store or
-    /// a counter.
+    /// Returns the id of the order that the finding is about; `None` for a finding about a store, a
+    /// counter or the log.
     pub fn order(&self) -> Option<&str> {
         match self {
             Self::DeliveryRefused { order, .. }

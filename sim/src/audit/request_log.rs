@@ -105,8 +105,9 @@ impl RequestLog {
         Some(())
     }
 
-    /// Checks that the order management keeps every order, payment and cancellation that the log
-    /// shows as acknowledged. Also checks that the node's counters are not below the numbers in the
+    /// Compares the log with the front's record, if there is one. Checks that the order management
+    /// keeps every order, payment and cancellation that the log shows as acknowledged, if the order
+    /// is not in the record. Also checks that the node's counters are not below the numbers in the
     /// log.
     pub(super) fn check(&self, record: &OrderRecord, evidence: &Evidence, findings: &mut Vec<Finding>) {
         self.check_record(record, findings);

@@ -2,11 +2,11 @@
 //!
 //! Invariants:
 //! - A permit (one of `FrontConfig::in_flight_max`) is acquired before the next planned request, an
-//!   [`Arrival`], is received from the pacer. A stop may interrupt the wait for a permit, but no
-//!   arrival has been received then. So every received arrival is sent or dropped, and recorded.
-//! - A payment or cancellation that is planned after its order waits for the answer to the order.
-//!   If the order is dropped, its payments and cancellations are dropped as well. In a replay, no
-//!   request waits for another one.
+//!   [`Arrival`], is received from the pacer. A stop interrupts only the two waits, when no arrival
+//!   has been received yet. So every received arrival is sent or dropped, and recorded.
+//! - A payment or cancellation that is planned after its order waits until the request that places
+//!   the order has ended. If the order is dropped, its payments and cancellations are dropped as
+//!   well. In a replay, no request waits for another one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -81,8 +81,9 @@ struct Awaited {
     follow_ups: u8,
 }
 
-/// Starts every request and waits for all answers. Returns the time at which `stop` ended the run
-/// early, since the start of the run; `None` if the run ended normally.
+/// Starts every request, or those before a stop, and waits until all of them have ended. Returns
+/// the time at which `stop` ended the run early, since the start of the run; `None` if the run
+/// ended normally.
 pub(super) async fn dispatch(
     config: &FrontConfig,
     workload: &Workload,
@@ -233,8 +234,9 @@ async fn perform(shop: Arc<Shop>, task: Task) {
         // result. Then this request is dropped, as if the order had been dropped.
         is_dropped = reached.map_or(true, |order| *order == OrderProgress::Dropped);
         if is_pending {
-            // The order's answer came after the planned start of this request. A customer pays only
-            // after the answer, so the intended start becomes the time of the answer.
+            // The request of the order ended after the planned start of this request. A customer
+            // pays or cancels only afterwards, so the intended start becomes the end of the order's
+            // request.
             at = at.max(shop.started.elapsed());
         }
     }
@@ -274,7 +276,7 @@ async fn perform(shop: Arc<Shop>, task: Task) {
 /// Result of one request.
 struct Ended {
     outcome: Outcome,
-    /// Name of the problem (RFC 9457) in an error answer; `None` without a problem.
+    /// Name of the problem (RFC 9457) in an error answer; `None` if there is no valid name.
     problem: Option<Box<str>>,
 }
 
@@ -325,7 +327,9 @@ fn outcome_of(answer: Result<Answer, Failure>, request: Request) -> Ended {
     }
 }
 
-/// Returns the name of a problem (RFC 9457): the last part of its type URI.
+/// Returns the name of a problem (RFC 9457): the last part of its type URI. Returns `None` if the
+/// body is no problem, or if the name is too long or has other characters than letters, digits, `-`
+/// and `_`.
 fn problem_name(body: &[u8]) -> Option<Box<str>> {
     let problem: Problem = serde_json::from_slice(body).ok()?;
     let name = problem.kind.rsplit([':', '/', '#']).next()?;

@@ -70,8 +70,8 @@ impl OrderBook {
         *cancel = cancel.merged(outcome);
     }
 
-    /// Returns the record of all orders. Payments and cancellations are left out if the request
-    /// that places their order never ended, because the lines of the order are unknown.
+    /// Returns the record of all orders. Payments and cancellations are left out if
+    /// [`Self::add_order`] was not called for their order, because its lines are unknown.
     pub(super) fn into_record(self) -> OrderRecord {
         OrderRecord::new(self.orders)
     }

@@ -5,12 +5,12 @@
 //! finds the owner of a key. The entry node is the node at the address `FrontConfig::oms`.
 //!
 //! Invariants:
-//! - The routes are read again if an answer names an owner other than the called node, or if a node
-//!   does not answer. At most one read is in progress.
-//! - If the connection is refused or closed, the request is sent once more, to another node. This
-//!   is safe, because orders, payments and cancellations are idempotent. A request that timed out
-//!   is not sent again, because its customer has waited long enough.
-//! - If the routes have no owner for a key, the request goes to the entry node, which forwards it.
+//! - The routes are read again if an answer names an owner other than the called node, or if the
+//!   connection is refused or closed. At most one read is in progress.
+//! - If the connection is refused or closed, the request is sent once more, to another node, if one
+//!   is known. This is safe, because all requests are idempotent. A request that timed out is not
+//!   sent again, because its customer has waited long enough.
+//! - If the routes have no owner for a key, the request goes to the entry node.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,15 +37,16 @@ const STATISTICS: &[u8] = b"statistics/";
 /// Counts of a run that sends each request to the owner.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct RoutingCounts {
-    /// Number of requests that the called node answered itself: the answer named no other node as
-    /// the owner.
+    /// Number of requests with an answer from the first called node that named no other node as the
+    /// owner.
     pub direct: u64,
-    /// Number of requests that the called node forwarded to the owner, because the owner had
-    /// changed.
+    /// Number of requests with an answer from the first called node that named another node as the
+    /// owner: the owner had changed, and the called node forwarded the request.
     pub forwarded: u64,
-    /// Number of requests that were sent to another node, because the owner was unreachable.
+    /// Number of requests that were sent once more, to another node, because the first connection
+    /// was refused or closed.
     pub resent: u64,
-    /// Number of times that the routes were read, the first read included.
+    /// Number of successful reads of the routes, the first read included.
     pub reads: u64,
 }
 
@@ -164,7 +165,7 @@ impl Owners {
     }
 
     /// Returns a node other than `away`: preferably the owner of the key, otherwise the entry node,
-    /// otherwise any known node.
+    /// otherwise any known node. Returns `None` if no other node is known.
     fn owner_other_than(&self, key: &[u8], away: &Client) -> Option<Client> {
         let state = self.state();
         let owner = state.routes.owner_of(key).into_iter();
@@ -187,8 +188,9 @@ impl Owners {
         others
     }
 
-    /// Compares the owner in the header of an answer with the called node. If the two differ, the
-    /// routes have changed, so a task reads them again from the new owner.
+    /// Compares the owner in the header of an answer with the called node, and counts the request
+    /// as direct or forwarded. If the two differ, the routes have changed, so a task reads them
+    /// again from the new owner.
     fn note_owner(self: &Arc<Self>, called: &Client, answer: &Answer, generation: u64) {
         let Some(owner) = answer.owner().filter(|owner| owner != called.endpoint()) else {
             self.counters.direct.fetch_add(1, Ordering::Relaxed);

@@ -10,11 +10,12 @@ pub enum Outcome {
     NotSent,
     /// The request was answered with this HTTP status.
     Status(u16),
-    /// No server listened at the address, so the request was not performed.
+    /// The connection was refused.
     Refused,
-    /// The connection was closed before the answer. The request may have been performed.
+    /// The connection was closed before the whole answer arrived. The request may have been
+    /// performed.
     Closed,
-    /// No answer arrived before the deadline. The request may have been performed.
+    /// The whole answer did not arrive before the deadline. The request may have been performed.
     TimedOut,
     /// The request failed for another reason. The request may have been performed.
     Failed,
@@ -44,7 +45,7 @@ impl Outcome {
         }
     }
 
-    /// Combines the outcomes of two requests with the same content for one order. Returns the
+    /// Combines the outcomes of two requests with the same content for one order. Returns the first
     /// acknowledged outcome, if there is one. Otherwise returns the later outcome, unless the later
     /// request was not sent.
     pub(super) fn merged(self, later: Self) -> Self {
@@ -64,7 +65,7 @@ pub struct RecordedOrder {
     pub products: Basket,
     /// Transaction id of all payments of the order.
     pub transaction_id: u32,
-    /// `true` if a payment was planned for the order.
+    /// `true` if a payment was planned for the order; always `true` in a replay.
     pub is_paid: bool,
     /// Outcome of the requests that placed the order: acknowledged if one of these requests was
     /// acknowledged.
@@ -91,7 +92,7 @@ impl RecordedOrder {
     }
 }
 
-/// All orders that the front sent in a run.
+/// All orders that the front sent or dropped in a run.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OrderRecord {
     orders: Vec<RecordedOrder>,
@@ -136,7 +137,7 @@ impl OrderRecord {
         self.orders.get(index)
     }
 
-    /// Returns the number of orders that were sent without their planned payment.
+    /// Returns the number of orders that were sent without any of their planned payments.
     pub fn payments_not_sent(&self) -> u64 {
         let not_sent = self
             .orders

@@ -29,7 +29,7 @@ use crate::{Error, Result, series};
 
 /// Time for which samples collect in the channel before the thread processes them.
 const BATCH: Duration = Duration::from_millis(20);
-/// Time between two publications of the counts in the telemetry.
+/// Minimum time between two publications of the counts in the telemetry.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 /// Delay between the end of a second and the publication of its counts. In this time, the last
 /// samples of the second arrive.
@@ -70,7 +70,7 @@ pub(super) struct Sample {
     pub(super) is_late: bool,
     /// Outcome of the request; `NotSent` if it was dropped.
     pub(super) outcome: Outcome,
-    /// Name of the problem (RFC 9457) in an error answer; `None` without a problem.
+    /// Name of the problem (RFC 9457) in an error answer; `None` if there is no valid name.
     pub(super) problem: Option<Box<str>>,
 }
 
@@ -104,8 +104,8 @@ pub(super) struct Recorded {
     pub(super) record: OrderRecord,
     pub(super) stats_csv: Option<PathBuf>,
     pub(super) log_problem: Option<String>,
-    /// Number of requests with an intended start in the sending window, the time in which orders
-    /// and statistics requests start.
+    /// Number of requests that were sent and have an intended start in the sending window, the time
+    /// in which orders and statistics requests start.
     pub(super) in_window: u64,
 }
 
@@ -116,7 +116,7 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    /// Creates the log files and starts the recorder's thread.
+    /// Creates the configured log files and starts the recorder's thread.
     pub(super) fn start(
         config: &FrontConfig,
         started: Instant,
@@ -218,7 +218,7 @@ impl RouteBook {
     }
 }
 
-/// Counts of the current second, which is not yet over and published.
+/// Counts of the second that is not yet published.
 #[derive(Default)]
 struct Second {
     point: SecondPoint,
@@ -333,8 +333,7 @@ impl Book {
         }
     }
 
-    /// Closes and publishes all seconds that ended before `until`, a time since the start of the
-    /// run.
+    /// Closes and publishes all seconds that ended by `until`, a time since the start of the run.
     fn close_seconds(&mut self, until: Duration) {
         while until >= Duration::from_secs(self.second.point.second + 1) {
             let second = self.second.point.second;

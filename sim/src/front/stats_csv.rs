@@ -5,7 +5,8 @@
 //! - `TIMESTAMP_MS` is the intended start of a request, and `DURATION_MS` is measured from the
 //!   intended start. A payment's id is the id of its order plus 900,000,000.
 //! - `DATA/stats.csv` is the log of the latest run. With a run folder, it is a hard link to the log
-//!   in that folder. So a later run replaces only the link, and the log in the run folder stays.
+//!   in that folder. A later run with a run folder replaces only the link, and the log in the
+//!   earlier run folder stays.
 //! - After a failed write, nothing more is written to the file. The failure is logged once, and
 //!   `close` returns it.
 

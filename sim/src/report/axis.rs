@@ -1,7 +1,8 @@
 //! Ranges, ticks and labels of the axes of charts.
 //!
-//! Ticks of a logarithmic axis are at 1, 2 and 5 times a power of ten. The distance between two
-//! ticks of a linear axis is such a number.
+//! Ticks of a logarithmic axis are at 1, 2 and 5 times a power of ten, or only at powers of ten if
+//! the range exceeds three of them. The distance between two ticks of a linear axis is 1, 2 or 5
+//! times a power of ten.
 
 /// Smallest value on a logarithmic axis, milliseconds: one microsecond.
 const LOG_MIN: f64 = 0.001;
@@ -46,7 +47,8 @@ impl Scale {
         }
     }
 
-    /// Returns an axis with a range that includes all values.
+    /// Returns an axis with a range that includes all values above 0; on a logarithmic axis, above
+    /// 0.001.
     pub(super) fn axis(self, values: impl Iterator<Item = f64>) -> Axis {
         let values: Vec<f64> = values.collect();
         let max = values.iter().copied().fold(0.0, f64::max);

@@ -3,9 +3,9 @@
 //! Invariants:
 //! - Text and axes have the text colour of the page, so that a chart is readable on a light and on
 //!   a dark page.
-//! - The values of a chart over time are readable without a script: each second has an SVG title,
-//!   which the browser shows as a tooltip. Only a chart with a line of more than 600 points has no
-//!   tooltips.
+//! - The values of a chart over time are readable without a script: each second with a value has an
+//!   SVG title, which the browser shows as a tooltip. Only a chart with a line of more than 600
+//!   points has no tooltips.
 //! - The names of marks (vertical lines at the times of events) never overlap. A mark without room
 //!   for its name is drawn as a line without a name.
 
@@ -286,8 +286,9 @@ impl Chart<'_> {
         Ok(())
     }
 
-    /// Returns invisible columns, one for each second. The tooltip of a column has the values of
-    /// its second.
+    /// Returns invisible columns, one for each second with a value. The tooltip of a column has the
+    /// values of its second. Returns an empty text for a chart that is not over time, or with a
+    /// line of more than [`POINTS_MAX`] points.
     fn tooltips(&self, plot: &Plot<'_, '_>, x: &Axis, y: &Axis) -> String {
         let longest = self.lines.iter().map(|line| line.points.len()).max();
         if self.across != Across::Seconds || longest.is_none_or(|points| points > POINTS_MAX) {

@@ -17,7 +17,8 @@ use crate::telemetry::{Route, SecondPoint};
 /// Draws the page that compares two runs. Returns the HTML page.
 ///
 /// # Errors
-/// If a file of a run folder cannot be read or parsed, or one of the runs was killed.
+/// If a file of a run folder cannot be read or parsed, a chart cannot be drawn, or one of the runs
+/// has no summary.
 pub fn render_comparison(first: &RunFolder, second: &RunFolder) -> Result<String> {
     let comparison = Comparison::of(first, second)?;
     let folders = [first, second];

@@ -90,7 +90,7 @@ pub(super) struct Tile {
     pub(super) is_good: Option<bool>,
 }
 
-/// Returns the tiles in one row.
+/// Returns the tiles side by side.
 pub(super) fn tiles(tiles: &[Tile]) -> String {
     let mut text = String::from("<dl class=\"tiles\">");
     for tile in tiles {

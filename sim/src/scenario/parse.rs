@@ -1,8 +1,8 @@
 //! Parses a scenario from TOML.
 //!
 //! The file is parsed into `serde` types that reject unknown keys. Values that are checked
-//! afterwards have the type `Spanned`, which keeps their position in the text. So every error names
-//! its line.
+//! afterwards, or their tables, have the type `Spanned`, which keeps their position in the text. So
+//! every error names its line.
 
 use std::time::Duration;
 

@@ -2,11 +2,11 @@
 //! named profiles.
 //!
 //! Invariants:
-//! - Delay and fault of a call depend on the seed, the id of the order and the number of the
-//!   attempt, but not on the sequence in which calls arrive. So with the same seed, the calls of an
-//!   order get the same delays and faults in every run.
-//! - A fault never changes the warehouse's books (`books.rs`). The books contain exactly the calls
-//!   that were performed.
+//! - Delay and fault of a call depend on the behaviour, the seed, the id of the order and the
+//!   number of the attempt, but not on the sequence in which calls arrive. So with the same seed
+//!   and behaviour, the calls of an order get the same delays and faults in every run.
+//! - A call with a fault is performed as usual or not at all. So a fault never damages the
+//!   warehouse's books (`books.rs`).
 //! - Each fault that happens is counted under its name.
 
 use std::fmt;

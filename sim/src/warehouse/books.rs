@@ -1,14 +1,15 @@
 //! The warehouse's books: its state and its decisions, pure. The ledger on disk is in `ledger.rs`.
 //!
-//! Every change of the books is an [`Entry`]. A decision reads the books and returns an entry. The
-//! caller then applies the entry and writes it to the ledger. When a ledger is opened, the same
-//! code applies its entries again.
+//! Every change of the books is an [`Entry`], except for the numbers of attempts and the marks of
+//! confirmed deliveries, which the ledger does not contain. A decision reads the books and returns
+//! an entry. The caller then applies the entry and writes it to the ledger. When a ledger is
+//! opened, the same code applies its entries again.
 //!
 //! Invariants:
 //! - Units that are not in stock are never delivered, and every refusal is recorded.
-//! - A delivery call with an idempotency key that was used before repeats the earlier delivery, and
-//!   takes no units. A call without a key is a new delivery. So if the order management repeats a
-//!   call without its key, the audit finds an order that was delivered twice.
+//! - A delivery call with the idempotency key and the content of an earlier delivery repeats this
+//!   delivery, and takes no units. A call without a key is a new delivery. So if the order
+//!   management repeats a call without its key, the audit finds an order that was delivered twice.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -100,7 +101,7 @@ struct Booked {
     store: u32,
     products: Vec<Product>,
     transaction_id: u64,
-    /// `true` if a caller was sent the confirmation of this delivery since the start of this
+    /// `true` if a call of this delivery was answered with a confirmation since the start of this
     /// process.
     answered: bool,
 }
@@ -270,7 +271,8 @@ impl Books {
         }
     }
 
-    /// Decides about a delivery under its idempotency key, without changing the books.
+    /// Decides about a delivery, under its idempotency key if it has one, without changing the
+    /// books.
     pub(crate) fn deliver(&self, order: &WarehouseOrder, key: Option<&str>) -> Decision {
         let transaction_id = order.transaction_id.unwrap_or_default();
         if let Some(&index) = key.and_then(|key| self.by_key.get(key)) {

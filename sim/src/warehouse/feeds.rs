@@ -76,7 +76,7 @@ fn next_beat(last: Instant, every: Duration) -> Instant {
     due
 }
 
-/// Answer of the order management to a snapshot.
+/// Result of sending a snapshot.
 enum Sent {
     Taken,
     Refused,
@@ -94,7 +94,8 @@ struct SnapshotSender<'a> {
 
 impl SnapshotSender<'_> {
     /// Sends the current stock until the order management accepts or refuses it. Each try takes a
-    /// new snapshot, because the stock changes between the tries.
+    /// new snapshot, because the stock changes between the tries. Under the fault `Truncated`,
+    /// every second stock is sent only once, up to its half.
     async fn send_until_answered(&mut self) {
         let fault = self.shared.behaviour().snapshots;
         self.number += 1;

@@ -72,8 +72,8 @@ impl Ticket {
 }
 
 impl Ledger {
-    /// Opens a ledger and rebuilds the books from its lines. An empty or new file becomes a ledger
-    /// with the entry `begin`.
+    /// Opens a ledger and rebuilds the books from its lines. A file without a complete line becomes
+    /// a ledger with the entry `begin`.
     pub(crate) fn open(path: &Path, begin: &Entry) -> Result<(Self, Books)> {
         let mut file = OpenOptions::new()
             .read(true)
@@ -150,7 +150,7 @@ impl Ledger {
 }
 
 impl Drop for Ledger {
-    /// Waits until the writer has written the appended lines.
+    /// Waits until the writer has made the appended lines durable, or has failed.
     fn drop(&mut self) {
         self.lines = None;
         if let Some(writer) = self.writer.take() {

@@ -2,8 +2,8 @@
 //! to the ledger, and answer with a delay.
 //!
 //! Delay and fault of a call are drawn from the id of the order and the number of the attempt, not
-//! from the sequence in which calls arrive. So with the same seed, the calls of an order get the
-//! same delays and faults in every run.
+//! from the sequence in which calls arrive. So with the same seed and the same behaviour, the calls
+//! of an order get the same delays and faults in every run.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -181,8 +181,8 @@ async fn announce(
     course.end(&shared, &control, answer).await
 }
 
-/// Decides about an announcement and writes the decision to the ledger. Returns the answer once the
-/// decision is durable.
+/// Decides about an announcement, and writes a new one to the ledger. Confirms an announcement once
+/// it is durable.
 async fn act_announce(shared: &Shared, order: &WarehouseOrder) -> Response {
     let (decision, ticket) = {
         let mut inside = shared.inside();
@@ -237,8 +237,8 @@ async fn deliver(
     course.end(&shared, &control, answer).await
 }
 
-/// Decides about a delivery and writes the decision to the ledger. Returns the answer once the
-/// decision is durable.
+/// Decides about a delivery, and writes a new delivery or a refusal to the ledger. Returns the
+/// answer once the ledger is durable up to this decision.
 async fn act_deliver(
     shared: &Shared,
     order: &WarehouseOrder,

@@ -1,8 +1,8 @@
 //! The accept loop: serves HTTP/1 and HTTP/2 over plain TCP until the warehouse stops.
 //!
 //! An announcement takes seconds, so an order management under load has thousands of open calls to
-//! this server. A caller with HTTP/2 can open up to `STREAMS_MAX` streams on a connection. A
-//! connection that never completes a request head is closed.
+//! this server. A caller with HTTP/2 can open up to `STREAMS_MAX` streams on a connection. An
+//! HTTP/1 connection that does not complete a request head in time is closed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use super::Shared;
 use super::stream::{Control, FaultyStream};
 
-/// Maximum time to receive a request head, and maximum idle time of a kept connection.
+/// Maximum time to receive a request head over HTTP/1, and maximum idle time of a kept HTTP/1
+/// connection.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum time to complete the calls in flight after a stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -94,7 +95,7 @@ fn open(
                 tracing::debug!(%error, "a connection to the warehouse ended");
             },
             () = control.was_reset() => {}
-            // A warehouse that becomes unreachable resets its open connections, as in a power cut.
+            // A warehouse that becomes unreachable also resets its open connections.
             () = shared.went_away() => control.reset(),
         }
     });

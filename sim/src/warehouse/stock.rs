@@ -2,8 +2,8 @@
 //! CSV.
 //!
 //! The stock of the first day, with which a new ledger begins, is a function of the seed and the
-//! shape. So the audit can compute this stock without asking the warehouse, and check the
-//! warehouse's deliveries against it.
+//! shape. So the audit can compute this stock itself, and check the warehouse's deliveries against
+//! it.
 //!
 //! The CSV (`PRODUCT,STORE,QUANTITY`; by default 2,000,000 lines, about 22 MB) is generated in
 //! pieces while it is sent. The whole text is never in memory, and a slow receiver slows the
@@ -22,8 +22,9 @@ use crate::seed::{Dice, Purpose};
 /// Maximum number of units of one product in one store, also after a restocking.
 pub(crate) const QUANTITY_MAX: u32 = 15;
 
-/// Size of a piece of the CSV in bytes: so large that the fixed cost of sending a piece does not
-/// matter, and so small that a piece is generated in about 0.1 ms and does not delay other tasks.
+/// Approximate size of a piece of the CSV in bytes: so large that the fixed cost of sending a piece
+/// does not matter, and so small that a piece is generated in about 0.1 ms and does not delay other
+/// tasks.
 const PIECE_BYTES: usize = 64 * 1024;
 
 /// Numbers of products and stores.

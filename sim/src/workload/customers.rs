@@ -1,7 +1,7 @@
 //! Behaviour of the customers: baskets, popularity of products, payments and cancellations.
 //!
 //! Invariants:
-//! - The content of an order depends only on the seed, the settings of the baskets and of the mix,
+//! - The content of an order depends only on the seed, the settings of products, baskets and mix,
 //!   and the number of requests before it. Shares of late payments, repetitions or cancellations
 //!   never change a basket, because they use a separate random stream.
 //! - The defaults are those of the original system, from which this project grew. An order has two
@@ -32,7 +32,7 @@ const REPEAT_WITHIN_MS: u32 = 500;
 /// shorter than the usual delay of a payment.
 const CANCEL_AFTER_MS: (u32, u32) = (500, 1_500);
 
-/// The lines of an order: 1 to [`BASKET_MAX`] distinct products.
+/// The lines of an order, at most [`BASKET_MAX`].
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Basket {
     lines: [Product; BASKET_MAX],
@@ -66,7 +66,7 @@ impl fmt::Debug for Basket {
     }
 }
 
-/// Distribution of the products in orders.
+/// Distribution of the products in orders and statistics requests.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum Popularity {
     /// Each product has the same probability.
@@ -79,7 +79,7 @@ pub enum Popularity {
 /// Cumulative probabilities of the products 1, 2, ... under Zipf's law.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Zipf {
-    /// Exponent of Zipf's law. A larger exponent concentrates the orders on fewer products.
+    /// Exponent of Zipf's law. A larger exponent concentrates the requests on fewer products.
     exponent: f64,
     cumulative: Arc<[f64]>,
 }
@@ -118,15 +118,17 @@ impl Zipf {
 /// Shares of orders with unusual payments or cancellations, each from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Habits {
-    /// Share of orders that are never paid.
+    /// Share of orders that are never paid, among those that are not cancelled.
     pub never_paid: f64,
-    /// Share of orders with a payment that is sent twice.
+    /// Share of orders with a payment that is sent twice, among those that are paid.
     pub paid_twice: f64,
-    /// Share of orders with a payment that comes `late_by` later than usual.
+    /// Share of orders with a payment that comes `late_by` later than usual, among those that are
+    /// paid.
     pub paid_late: f64,
     /// Additional delay of a late payment.
     pub late_by: Duration,
-    /// Share of orders with one more payment, which is sent before the order.
+    /// Share of orders with one more payment, which is sent before the order, among those that are
+    /// paid.
     pub paid_before: f64,
     /// Share of orders that are cancelled 0.5 to 1.5 s after they were sent, and never paid.
     pub cancelled: f64,
@@ -141,7 +143,7 @@ pub struct Customers {
     pub order_parts: u32,
     /// Number of products to choose from, numbered from 1.
     pub products: u32,
-    /// Distribution of the products in orders.
+    /// Distribution of the products in orders and statistics requests.
     pub popularity: Popularity,
     /// Smallest number of lines of an order.
     pub basket_min: u32,
@@ -270,9 +272,9 @@ pub struct PlannedOrder {
     pub products: Basket,
     /// Transaction id of the order's payments.
     pub transaction_id: u32,
-    /// Number of payments and cancellations that follow the order.
+    /// Number of payments and cancellations that wait for the answer to the order.
     pub follow_ups: u8,
-    /// `true` if a payment follows the order.
+    /// `true` if a payment is planned after the order; always `true` in a replay.
     pub is_paid: bool,
 }
 

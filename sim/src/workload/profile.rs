@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use crate::seed::Dice;
 
-/// Distribution of the times between requests.
+/// Distribution of the times between requests at a constant rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Arrivals {
-    /// All times between requests are equal, as long as the rate is constant.
+    /// All times between requests are equal.
     #[default]
     Fixed,
     /// The times between requests are exponentially distributed, as with independent customers.
@@ -48,7 +48,8 @@ impl LoadPhase {
     }
 
     /// Returns the time at which the integral of the rate reaches `count`, in seconds since the
-    /// beginning of the phase. Returns `None` if the rate falls to 0 before.
+    /// beginning of the phase. The phase is treated as if it had no end. Returns `None` if the rate
+    /// falls to 0 before, or is always 0.
     fn reached_s(&self, count: f64) -> Option<f64> {
         if count <= 0.0 {
             return Some(0.0);

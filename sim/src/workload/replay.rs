@@ -14,12 +14,12 @@ use std::time::Duration;
 
 use crate::{Error, Result};
 
-/// Maximum number of lines of a file: nearly three hours at 1,000 requests/s, about 400 MB in
-/// memory.
+/// Maximum number of lines of a file: nearly three hours at 1,000 requests/s, 320 MB in memory
+/// after the read.
 const LINES_MAX: usize = 10_000_000;
 
 /// A request of an earlier run. `number` identifies the order of the request. Orders are numbered
-/// from 0, as they appear in the file.
+/// from 0, in the sequence in which their ids first appear in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Replayed {
     Stats { product: u32 },

@@ -1,8 +1,8 @@
 //! A small order management in memory, for tests of the simulators.
 //!
 //! This order management has only the routes that the simulators need, one lock, and neither a disk
-//! nor nodes. Each [`Fault`] is a defect that can be switched on. Tests check that the audit finds
-//! it.
+//! nor nodes. Each [`Fault`] except `None` is a defect that can be switched on. Tests check that
+//! the audit finds it.
 #![allow(clippy::unwrap_used)] // Test support: a failure here fails the test.
 
 use std::collections::{BTreeMap, HashMap};
@@ -26,7 +26,7 @@ use imt_sim::wire::{
 use serde_json::json;
 use tokio::net::TcpListener;
 
-/// A deliberate fault of this order management, which the audit must find.
+/// A deliberate fault of this order management.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     /// The order management has no fault.

@@ -13,7 +13,8 @@ use crate::error::CliError;
 /// before it joins, so its port is taken for a moment before the cluster lists the node.
 const FIRST_NODE_WAIT: Duration = Duration::from_secs(2);
 
-/// Returns `true` if a node of this data folder or engine is running.
+/// Returns `true` if a node of the engine runs. Without an engine, returns `true` if a running node
+/// of the data folder coordinates its cluster.
 pub(super) async fn others_run(engine: Option<&EngineUrl>, data: &Path) -> Result<bool, CliError> {
     match engine {
         Some(url) => {
@@ -25,8 +26,8 @@ pub(super) async fn others_run(engine: Option<&EngineUrl>, data: &Path) -> Resul
 }
 
 /// Waits until another node of the cluster runs. The caller has found the port of `FIRST_LISTEN`
-/// taken. Returns `false` if no node runs within [`FIRST_NODE_WAIT`], because then a program that
-/// is no node of this cluster has the port.
+/// taken. Returns `false` if no node runs within [`FIRST_NODE_WAIT`]. The port then belongs to a
+/// program that is no node of this cluster.
 pub(super) async fn another_has_begun(config: &NodeConfig) -> Result<bool, CliError> {
     let until = Instant::now() + FIRST_NODE_WAIT;
     while !others_run(config.engine.as_ref(), &config.data).await? {

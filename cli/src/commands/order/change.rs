@@ -7,7 +7,7 @@ use crate::http::Api;
 use crate::output::{self, OutputFormat};
 use serde_json::{Value, json};
 
-/// Cancels the orders `ids`. If a node refuses some of them, the others are still cancelled. The
+/// Cancels the orders `ids`. If the node refuses some of them, the others are still tried. The
 /// cancelled orders are printed, even if the command fails.
 pub(super) async fn cancel(api: &Api, ids: &[String], output: OutputFormat) -> Result<(), CliError> {
     let request = |id: &String| Request {

@@ -1,7 +1,6 @@
 //! Sends one request for each of several orders or messages.
 //!
-//! Invariant: the result of each request that a node has carried out is printed, even if a later
-//! request fails.
+//! Invariant: the successful requests are reported, even if another request fails.
 
 use crate::error::CliError;
 use crate::http::Api;
@@ -20,7 +19,7 @@ pub(super) struct Request {
 pub(super) struct Outcomes {
     /// The responses of the requests that succeeded.
     pub(super) done: Vec<Value>,
-    /// The subjects of the requests that a node refused, each with the error.
+    /// The subjects of the requests that the node refused, each with the error.
     refused: Vec<(String, CliError)>,
     /// The first error that is no refusal, with the subject of its request and the number of later
     /// requests, which were not sent.
@@ -28,8 +27,8 @@ pub(super) struct Outcomes {
 }
 
 /// Sends the requests one after another. A refused request does not affect the others. Any other
-/// error means that no node answers, or that the server is no node. Such an error ends the
-/// sequence, because the next request would fail in the same way.
+/// error means that no complete answer came, or that the server is no node. Such an error ends the
+/// sequence, because the next request would probably fail in the same way.
 pub(super) async fn post_each(api: &Api, requests: Vec<Request>) -> Outcomes {
     let mut outcomes = Outcomes::default();
     let mut requests = requests.into_iter();

@@ -20,9 +20,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Maximum number of orders that one request returns.
 const PAGE_MAX: u64 = 10_000;
 /// Length of the period before the newest printed order that each poll reads again, in
-/// milliseconds. Every order appears in the list at most this long after its creation.
+/// milliseconds. An order that appears in the list later than this after its creation may be
+/// missed.
 const OVERLAP_MS: u64 = 5_000;
-/// Widths of the columns while following. They are fixed, because later rows are not known yet.
+/// Widths of all columns but the last one while following. They are fixed, because later rows are
+/// not known yet.
 const FOLLOWED_WIDTHS: [usize; 5] = [20, 13, 5, 24, 24];
 
 /// Parses the name of an order's state.
@@ -103,7 +105,8 @@ struct Listed {
     has_more: bool,
 }
 
-/// Returns up to `limit` orders that match `args`. Reads as many pages as needed.
+/// Returns up to `limit` orders that match the state and the store in `args`, created at `since_ms`
+/// or later. Reads as many pages as needed.
 async fn read(args: &ListArgs, api: &Api, since_ms: Option<u64>, limit: u64) -> Result<Listed, CliError> {
     let (mut orders, mut cursor): (Vec<Value>, Option<String>) = (Vec::new(), None);
     loop {

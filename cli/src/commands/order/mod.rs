@@ -150,7 +150,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// Returns the values of a JSON list as text, separated by commas.
+/// Returns the values of a JSON list as text, separated by commas, or `-` if there are none.
 fn list_text(value: &Value) -> String {
     let values: Vec<String> = value.as_array().into_iter().flatten().map(text).collect();
     if values.is_empty() {
@@ -160,7 +160,7 @@ fn list_text(value: &Value) -> String {
     }
 }
 
-/// Returns a time of the API, in milliseconds since 1970, as a date.
+/// Returns a time of the API, in milliseconds since 1970, as a date, or `-` if there is no time.
 fn time(value: &Value) -> String {
     value.as_u64().map_or_else(|| text(&Value::Null), output::date)
 }
@@ -170,8 +170,8 @@ fn path(id: &str) -> String {
     format!("/order/{}", percent_encode(id))
 }
 
-/// Characters that are percent-encoded in a path: all but the unreserved ones of RFC 3986. So an id
-/// is always one path segment.
+/// Characters that are percent-encoded in a path or query: all but the unreserved ones of RFC 3986.
+/// So an id is always one path segment.
 const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -186,9 +186,8 @@ pub(super) fn percent_encode(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Compares the states that the audit of `imt-sim` knows with those of `imt-oms`. Fails if
-    /// `imt-oms` has a state that the audit would report as unknown. The test is in this crate,
-    /// because `imt-sim` does not depend on `imt-oms`.
+    /// Checks that the audit of `imt-sim` knows each state of `imt-oms`, and takes the same states
+    /// for open. The test is in this crate, because `imt-sim` does not depend on `imt-oms`.
     #[test]
     fn the_audit_knows_every_state_of_an_order() {
         for state in imt_oms::order::State::ALL {

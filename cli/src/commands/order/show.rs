@@ -27,7 +27,8 @@ pub(super) async fn history(
     output::print_text(&table.render(rows)?)
 }
 
-/// Returns the fields of an event other than its time and name, as one line of text.
+/// Returns the store, transaction, delivery and reason of an event, as far as it has them, as one
+/// line of text.
 pub(super) fn detail(event: &Value) -> String {
     let fields = [
         ("store_id", "store"),

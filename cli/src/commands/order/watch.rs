@@ -76,7 +76,7 @@ struct Watch<'a> {
 }
 
 impl Watch<'_> {
-    /// Polls the order until it has the wanted state, or can no longer reach it.
+    /// Polls the order until it has had the wanted state, or has ended.
     async fn follow(&mut self) -> Result<ExitCode, CliError> {
         let mut is_away = false;
         loop {
@@ -96,7 +96,7 @@ impl Watch<'_> {
     }
 
     /// Reads the order and prints its new events. Returns an exit code if the order has had the
-    /// wanted state, or if it has ended. Returns `None` if the order may still change.
+    /// wanted state, or if it has ended. Returns `None` otherwise, and if there is no new event.
     async fn poll(&mut self) -> Result<Option<Exit>, CliError> {
         let path = path(&self.args.id);
         let history = self.api.get(&format!("{path}/history")).await?;

@@ -5,7 +5,7 @@
 //!   every volume answers requests.
 //! - Each node that an event has ended is started again before the end of the run, so that the
 //!   audit can read every volume.
-//! - Dropping the fleet kills its processes, and so does a second Ctrl-C.
+//! - Dropping the fleet kills its processes, and so does a second Ctrl-C or SIGTERM.
 
 use crate::cluster::Cluster;
 use crate::commands::node;
@@ -26,7 +26,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 /// Maximum time for a node to start, and for every volume to answer after an event. A longer time
-/// is an error that ends the run.
+/// is an error, and the run fails.
 const BACK_MAX: Duration = Duration::from_secs(30);
 /// Interval of polls while waiting until every volume answers.
 const PROBE_EVERY: Duration = Duration::from_millis(5);
@@ -35,7 +35,7 @@ const END_POLL: Duration = Duration::from_millis(5);
 /// Maximum time for the processes to end after SIGTERM. Then they are killed.
 const END_MAX: Duration = Duration::from_secs(10);
 
-/// The process of a node. A second Ctrl-C kills it together with this process.
+/// The process of a node. A second Ctrl-C or SIGTERM kills it together with this process.
 struct NodeProcess {
     child: Child,
     registered: Registered,
@@ -95,8 +95,8 @@ impl Drop for FleetNode {
     }
 }
 
-/// Statistics of the node events: the action of each, and the time until every volume answered
-/// again.
+/// Statistics of the node events other than joins: the action of each, and the time until every
+/// volume answered again.
 #[derive(Default)]
 pub(super) struct Tally {
     events: Vec<(NodeAction, Duration)>,
@@ -180,8 +180,9 @@ impl Fleet {
         Ok(())
     }
 
-    /// Applies each event at its time after the start of the load. Returns after the last event, or
-    /// when `is_over` becomes `true`.
+    /// Applies the events one after another, each at its time after the start of the load, or once
+    /// the event before is complete. Returns after the last event. If `is_over` becomes `true`,
+    /// begins no further event.
     pub(super) async fn suffer(
         mut self,
         events: Vec<NodeEvent>,
@@ -278,7 +279,8 @@ impl Fleet {
             .await
     }
 
-    /// Waits until a request that needs every volume succeeds. Records the time since `begun`.
+    /// Waits until a request that needs every volume succeeds, at most for [`BACK_MAX`]. Records
+    /// the time since `begun`.
     async fn recovered(
         &mut self,
         action: NodeAction,
@@ -310,7 +312,8 @@ impl Fleet {
         Ok(())
     }
 
-    /// Waits until the node at index `place` has joined the cluster.
+    /// Waits until the cluster lists the node at index `place` as running, at most for
+    /// [`BACK_MAX`].
     async fn wait_until_running(&self, place: usize) -> Result<(), CliError> {
         let node = &self.nodes[place];
         let until = Instant::now() + BACK_MAX;
@@ -328,7 +331,7 @@ impl Fleet {
 
     /// Returns one line of text to print at the end of the run. For each kind of event, the line
     /// has the number of events, and the median and the longest time until every volume answered
-    /// again. Returns `None` if there was no event.
+    /// again. Joins are left out. Returns `None` if there was no other event.
     pub(super) fn tally(&self) -> Option<String> {
         self.tally.line()
     }

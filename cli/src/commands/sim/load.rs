@@ -173,7 +173,7 @@ const DESCRIBED_BY_SCENARIO: [&str; 15] = [
 ];
 
 /// The flag `--scenario`, and the flags of the load, which describe the run if no scenario is
-/// named.
+/// named. `--seed`, `--fail-if` and `--route` also apply to a named scenario.
 #[derive(clap::Args, Clone, Debug)]
 pub(in crate::commands) struct ScenarioArgs {
     /// Built-in scenario (see `imt sim scenarios`) or file, instead of the flags below
@@ -287,8 +287,9 @@ impl LoadArgs {
 }
 
 impl ScenarioArgs {
-    /// Returns the scenario that `--scenario` names. Without this flag, returns the scenario that
-    /// the flags of the load describe.
+    /// Returns the scenario that `--scenario` names, with the thresholds of `--fail-if` added, and
+    /// with routing if `--route` is given. Without `--scenario`, returns the scenario that the
+    /// flags of the load describe.
     pub(in crate::commands) fn scenario(&self) -> Result<Scenario, CliError> {
         let Some(name) = &self.scenario else {
             return self.load.scenario("run");

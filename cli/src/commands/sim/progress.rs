@@ -1,10 +1,13 @@
-//! Progress of a run: the live view on a terminal, else one line per second on standard error.
+//! Progress of a run: the live view on a terminal, else progress lines of at most 80 columns on
+//! standard error. The first row that applies decides:
 //!
-//! | standard output | standard error | shown |
-//! | --- | --- | --- |
-//! | terminal, without `--output json` | any | live view |
-//! | no terminal, or `--output json` | terminal | one line, redrawn in place |
-//! | any | no terminal, or `--plain` | one line per second of at most 80 columns |
+//! | flags | standard output | standard error | shown |
+//! | --- | --- | --- | --- |
+//! | `--quiet` | any | any | nothing |
+//! | `--plain` | any | any | one line per second |
+//! | no `--output json` | terminal that can show the view | any | live view |
+//! | any | any | terminal | one line, redrawn in place |
+//! | any | any | no terminal | one line per second |
 
 use crate::logging;
 use crate::output::{self, OutputFormat};
@@ -52,7 +55,8 @@ pub(super) enum Display {
     Line(#[expect(dead_code, reason = "dropping it ends the task")] LineDisplay),
 }
 
-/// A task that prints progress lines, or redraws one line in place.
+/// A task that prints progress lines, or redraws one line in place. With `--quiet` it shows
+/// nothing.
 pub(super) struct LineDisplay(JoinHandle<()>);
 
 impl Drop for LineDisplay {
@@ -115,7 +119,8 @@ impl Display {
         }
     }
 
-    /// Removes the display. After a live view, prints the newest warnings on the terminal.
+    /// Removes the display. After a live view, prints its newest warnings and errors on the
+    /// terminal.
     pub(super) fn close(self) {
         if let Self::Live(view) = self {
             if let Err(error) = view.close() {

@@ -49,8 +49,8 @@ struct Sent {
 }
 
 impl Session {
-    /// Conducts the run from the wait for the order management to the printed summary. Returns the
-    /// exit code.
+    /// Conducts the run from the wait for the order management to the printed summary. Then stops
+    /// the fleet, with `--stay` only after a signal. Returns the exit code.
     pub(super) async fn conduct(
         mut self,
         signals: StopSignals,
@@ -181,7 +181,7 @@ impl Session {
         over.send_replace(true);
         if let Some(faults) = faults {
             // A panic of the task that drives the faults is ignored. The latest fault of the
-            // warehouse then remains, and the audit waits longer for an empty outbox.
+            // warehouse may then remain, and the audit waits longer for an empty outbox.
             let _ = faults.await;
         }
         let fleet = match suffering {
@@ -227,7 +227,8 @@ impl Session {
         thresholds.map(|threshold| threshold.evaluate(measured)).collect()
     }
 
-    /// With `--stay`, keeps the servers running until a signal comes.
+    /// With `--stay`, keeps the servers running until a signal comes. Returns at once if one has
+    /// come.
     async fn stay(&self, mut stop: watch::Receiver<bool>) {
         if self.stays && !*stop.borrow() {
             tracing::info!(
@@ -272,7 +273,7 @@ fn front_failure(error: Error) -> CliError {
 }
 
 /// Returns the exit code of a run. Findings of the audit take precedence over all other outcomes,
-/// because they mean lost or doubled orders.
+/// because they may mean lost or doubled orders.
 fn exit_of(summary: &Summary, unreachable: bool) -> Exit {
     match summary.verdict {
         Verdict::Findings => Exit::Found,
@@ -305,7 +306,8 @@ fn described(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Returns the command that repeats this run. It has the same arguments and always names the seed.
+/// Returns the command that repeats this run: the same arguments, and the seed if they do not name
+/// it.
 fn repeat_command(args: impl Iterator<Item = String>, seed: u64) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,%+@".contains(c);
     let mut words: Vec<String> = vec!["imt".to_owned()];
@@ -331,7 +333,7 @@ struct FaultDriver {
     telemetry: Telemetry,
 }
 
-/// A change of the warehouse's behaviour. `at` is the time since the start of the load.
+/// A change of the warehouse's behaviour. The time `at` is measured from the start of the load.
 struct Switch {
     at: Duration,
     profile: Profile,

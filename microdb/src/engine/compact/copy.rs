@@ -1,8 +1,8 @@
 //! Copying the live records of one segment to the end of the log.
 //!
-//! - A step collects some records without a lock. Under the commit lock, the step drops the records
-//!   that were replaced or deleted after they were collected. It appends copies of the remaining
-//!   records and points the directory to the copies.
+//! - A step collects some records before it takes the commit lock. Under the commit lock, the step
+//!   drops the records that are no longer needed. It appends copies of the remaining records and
+//!   points the directory to the copies.
 //! - A damaged record ends the copy with an error, and its segment is kept.
 //!
 //! Deliberately absent: the choice of segments, which is in `compact`.
@@ -30,7 +30,7 @@ use crate::seeded::seeded;
 /// microseconds.
 const STEP_RECORDS: usize = 256;
 
-/// Maximum number of bytes in a step. A single record may be larger.
+/// Number of bytes of the segment after which a step takes no further record.
 const STEP_BYTES: usize = 128 * 1024;
 
 /// Copies of records that wait to be appended, and the locations of the originals.
@@ -51,7 +51,8 @@ struct Victim {
 /// A position in a segment being copied.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
-    /// Offset of the next record. `frame_end` is the end of the frame that contains it.
+    /// Offset of the next record, or of the next frame header if it equals `frame_end`, the end of
+    /// the current frame.
     at: u32,
     frame_end: u32,
 }
@@ -63,12 +64,11 @@ impl Place {
     };
 }
 
-/// Outcome of a turn. A turn copies records until no live record is left in the segment, or until
-/// the rate limit is reached.
+/// Outcome of [`Engine::empty_from`].
 pub(super) enum Turn {
-    /// All live records were copied.
+    /// All live records were copied, or the segment no longer exists.
     Emptied,
-    /// The rate limit is reached. The next turn may begin after this time.
+    /// The rate limit is reached. The next copy is permitted after this time.
     Wait(Duration),
 }
 
@@ -125,8 +125,8 @@ impl Engine {
         Ok(Turn::Emptied)
     }
 
-    /// Collects copies of the next records that may be live. Returns `true` if the segment has more
-    /// records.
+    /// Collects copies of the next records that may still be needed. Returns `true` if the segment
+    /// has more records.
     fn collect(&self, victim: &mut Victim, step: &mut Step) -> Result<bool> {
         let guard = pin();
         let segment = victim.segment.clone();
@@ -194,7 +194,7 @@ impl Engine {
         }
     }
 
-    /// Appends copies of the records that are still live, and points the directory to them.
+    /// Appends the copies that are still needed, and points the directory to the copied puts.
     fn relocate(&self, step: &mut Step, victim: u64, report: &mut CompactReport) -> Result<()> {
         if step.body.ops.is_empty() {
             return Ok(());
@@ -202,8 +202,8 @@ impl Engine {
         // All frames must be published first. The directory still points to the records that an
         // unpublished frame replaces, so these records would look live.
         let mut core = self.lock_quiet();
-        // The thread is pinned after it has the lock, because a pinned thread must not wait for a
-        // lock.
+        // The thread is pinned after it has the lock, because the pin of a waiting thread would
+        // delay the freeing of memory.
         let guard = pin();
         self.check_writable()?;
         step.keep_live(self, &guard)?;
@@ -270,8 +270,8 @@ impl Step {
     }
 
     /// Adds a copy of `record` to the records that this step appends to the log. If `record` is a
-    /// tombstone, `origin` is the id of the segment to which it was first written. For a put,
-    /// `origin` is `None`.
+    /// tombstone or a clear marker, `origin` is the id of the segment to which it was first
+    /// written. For a put, `origin` is `None`.
     fn push(
         &mut self,
         table: Arc<TableCore>,
@@ -328,9 +328,9 @@ impl Step {
         Ok(())
     }
 
-    /// Drops the copies that are no longer needed. Keeps puts to which the directory points,
-    /// tombstones of keys that are still absent, and clear markers of tables that exist. The caller
-    /// holds the commit lock.
+    /// Drops the copies that are no longer needed. Keeps puts to which the directory points. Of
+    /// tables that exist, also keeps tombstones of keys that are still absent, and clear markers.
+    /// The caller holds the commit lock.
     fn keep_live(&mut self, engine: &Engine, guard: &Guard) -> Result<()> {
         let mut keep = Vec::with_capacity(self.body.ops.len());
         for (op, from) in self.body.ops.iter().zip(&self.from) {

@@ -3,14 +3,14 @@
 //!
 //! - Checking that a record is live, appending its copy and pointing the directory to the copy are
 //!   one step under the commit lock. So the log stays correct when it is read from front to back:
-//!   the copied record was still the live record of its key when the copy was appended. So replay
-//!   treats copies like other records.
-//! - A tombstone is kept while the log has a segment older than the one to which the tombstone was
-//!   first written. Only an older segment can contain a put that the tombstone hides. A copied
-//!   tombstone carries the id of the segment to which it was first written.
-//! - An emptied segment stays until a checkpoint that does not point into the segment is durable
-//!   (see `checkpoint`). A snapshot taken before can read the segment even after the file was
-//!   removed.
+//!   the copied record was still the live record of its key when the copy was appended. Replay
+//!   treats copies like other records, except for copied clear markers (see `recover::replay`).
+//! - The tombstone of a key that is still absent is kept while the log has a segment older than the
+//!   one to which the tombstone was first written. Only an older segment can contain a put that the
+//!   tombstone hides. A copied tombstone carries the id of the segment to which it was first
+//!   written. The same holds for clear markers.
+//! - An emptied segment stays until a state of SUPER without the segment is durable (see
+//!   `checkpoint`). A snapshot taken before can read the segment even after the file was removed.
 //!
 //! Deliberately absent: removal of files, which is in `checkpoint`.
 
@@ -34,7 +34,8 @@ use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::format::usage::SegmentUsage;
 
 /// Maximum distance between the ids of the oldest and the newest segment. Beyond this distance, the
-/// oldest segment is compacted in any case, because a location has only 16 bits for the id.
+/// oldest segment is compacted even if the log has few dead bytes, because a location has only 16
+/// bits for the id.
 const SPAN_COMPACT: u64 = 60_000;
 
 /// Tombstones may take 1/`TOMBSTONE_SHARE` of the live bytes, plus the size of one segment. Beyond
@@ -77,8 +78,8 @@ struct Candidate {
 }
 
 /// State of background compaction between two turns. A turn is a run of background compaction. It
-/// ends when its copies exceed the rate `compaction_bytes_per_second`. Between two turns,
-/// compaction holds no lock and no thread.
+/// ends when no segment is left to compact, or when its copies exceed the rate
+/// `compaction_bytes_per_second`. Between two turns, compaction holds no lock and no thread.
 #[derive(Debug, Default)]
 pub(crate) struct Compaction {
     /// Id of the partly copied segment, and the position of the next record in it. An `Arc` of the
@@ -134,9 +135,9 @@ impl Engine {
 }
 
 impl Engine {
-    /// Empties every segment with dead bytes. Segments without live records are removed first: this
-    /// needs no copies, and on a full disk it frees the space for copies. Returns the first damage
-    /// found.
+    /// Completes the active segment, and empties every complete segment with dead bytes. If
+    /// segments without live records are worth a checkpoint, they are removed first: this needs no
+    /// copies, and on a full disk it frees the space for copies. Returns the first damage found.
     fn empty_all(&self, report: &mut CompactReport) -> Result<Option<Error>> {
         self.drop_dead_segments();
         if self.is_removal_worth_a_checkpoint() {
@@ -169,7 +170,7 @@ impl Engine {
         Ok(damage)
     }
 
-    /// Returns the size, in bytes, of the segments that the next checkpoint removes.
+    /// Returns the size, in bytes, of the segments marked for removal by the next checkpoint.
     fn dying_bytes(&self) -> u64 {
         let core = lock(&self.core);
         let removable = core
@@ -179,9 +180,9 @@ impl Engine {
         removable.map(|(_, usage)| u64::from(usage.end)).sum()
     }
 
-    /// Returns `true` if the segments that a checkpoint would remove are worth the cost of the
-    /// checkpoint. The cost is proportional to the size of the directory, which a checkpoint
-    /// writes.
+    /// Returns `true` if the segments that a checkpoint would remove have more than twice the size
+    /// of the directory, so that they are worth the cost of the checkpoint, which writes the
+    /// directory.
     fn is_removal_worth_a_checkpoint(&self) -> bool {
         let dying = self.dying_bytes();
         dying > 0 && dying > 2 * self.directory_totals().1
@@ -189,9 +190,9 @@ impl Engine {
 }
 
 impl Engine {
-    /// Compacts segments while the log has too many dead bytes, at most at the rate
-    /// `compaction_bytes_per_second`. Stops early if the database is closed. Returns the time until
-    /// the next turn if the rate limit ended this turn.
+    /// Compacts segments as long as `next_victim` finds one, at most at the rate
+    /// `compaction_bytes_per_second`. Fails with [`Error::Closed`] if the database is closed.
+    /// Returns the time until the next turn if the rate limit ended this turn.
     pub(crate) fn compact_in_background(&self) -> Result<Option<Duration>> {
         let mut compaction = lock(&self.compacting);
         self.compact_due(&mut compaction, self.options.compaction_bytes_per_second)
@@ -214,8 +215,8 @@ impl Engine {
         compacted
     }
 
-    /// Empties segments until the log has few enough dead bytes, or the throttle requires a pause.
-    /// Returns the length of the pause.
+    /// Empties segments until no segment is due, or the throttle requires a pause. Returns the
+    /// length of the pause. Sets `found_victim` if a segment was due.
     fn empty_due(
         &self,
         compaction: &mut Compaction,
@@ -244,16 +245,17 @@ impl Engine {
                     compaction.begun = Some((victim, place));
                     return Ok(Some(wait));
                 }
-                // A damaged segment is skipped until the next open or a call of `compact`. The
-                // other segments are compacted.
+                // Background compaction skips a damaged segment until the next open. The other
+                // segments are compacted.
                 Err(Error::Corrupt { .. }) => self.set_aside(victim),
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Returns the segment that the last turn has copied in part if it still exists, else the next
-    /// segment to compact. The place is the position at which copying begins.
+    /// Returns the segment that the last turn has copied in part, if it still exists and is not
+    /// emptied. Otherwise returns the next segment to compact, or `None` if no segment is due. The
+    /// place is the position at which copying begins.
     fn begun_or_next_victim(&self, compaction: &mut Compaction) -> Option<(u64, Place)> {
         let is_left = |id: u64| {
             let core = lock(&self.core);
@@ -263,9 +265,10 @@ impl Engine {
         begun.or_else(|| self.next_victim().map(|victim| (victim, Place::START)))
     }
 
-    /// Frees space for a waiting commit: empties the segments with the largest share of dead bytes
-    /// until a checkpoint is worth its cost, and writes the checkpoint. Returns `true` if segments
-    /// were removed. The caller holds `compacting`.
+    /// Frees space for a waiting commit: empties the segments with the largest share of dead bytes,
+    /// and writes a checkpoint to remove them. It stops emptying once the emptied segments are as
+    /// large as the directory and as one segment of the maximum size, or no other segment has dead
+    /// bytes. Returns `true` if segments were removed. The caller holds `compacting`.
     pub(crate) fn free_space(&self) -> Result<bool> {
         let removed = self.counters.segments_removed.get();
         let enough = self
@@ -289,9 +292,10 @@ impl Engine {
         Ok(self.counters.segments_removed.get() > removed)
     }
 
-    /// Marks segments without live records as dying, without reading them. So the next checkpoint
-    /// removes them, and their records are neither copied nor verified nor sealed. In the oldest
-    /// segments, tombstones are dropped too, because no older put exists that they could hide.
+    /// Marks complete segments without live records as dying, without reading them. So the next
+    /// checkpoint removes them, and compaction neither copies nor verifies their records. A segment
+    /// with tombstones is marked only if all older segments are dying, because then no older put
+    /// exists that they could hide.
     pub(crate) fn drop_dead_segments(&self) {
         let damaged = lock(&self.damaged).clone();
         let mut core = lock(&self.core);
@@ -306,8 +310,8 @@ impl Engine {
                 continue;
             }
             // If the live records of the segment were counted since its beginning, their number
-            // decides. Otherwise the live bytes decide. They may be wrong, so the checkpoint
-            // verifies the decision.
+            // decides. Otherwise the live bytes decide. The number of live bytes may be wrong, so
+            // the checkpoint verifies the decision.
             let is_dead = if usage.counted {
                 usage.has_no_live_record()
             } else {
@@ -329,9 +333,10 @@ impl Engine {
     }
 
     /// Returns the next segment for background compaction: the one with the largest share of dead
-    /// bytes. While the share in the whole log is below the option `compaction_dead_percent`,
-    /// returns only a segment that [`Engine::old_segments`] returns. The later a segment is
-    /// compacted, the fewer live records must be copied.
+    /// bytes. While the share in all complete segments is below the option
+    /// `compaction_dead_percent`, returns only a segment that [`Engine::old_segments`] returns.
+    /// Damaged segments are skipped. The later a segment is compacted, the fewer live records must
+    /// be copied.
     fn next_victim(&self) -> Option<u64> {
         let percent = u64::from(self.options.compaction_dead_percent);
         let damaged = lock(&self.damaged).clone();
@@ -346,8 +351,8 @@ impl Engine {
         self.old_segments().filter(|old| !damaged.contains(old))
     }
 
-    /// Excludes a damaged segment from background compaction until the next open. Compaction cannot
-    /// read all records of the segment, and must not lose the unreadable ones.
+    /// Excludes a segment with damage, or with wrong usage counts, from background compaction until
+    /// the next open. Compaction must not lose records that it cannot read or count.
     pub(crate) fn set_aside(&self, segment: u64) {
         lock(&self.damaged).insert(segment);
     }
@@ -357,8 +362,8 @@ impl Engine {
         self.sizes(&lock(&self.core)).log
     }
 
-    /// Returns the complete segments for which `wanted` (id, dead bytes) is `true`, the one with
-    /// the largest share of dead bytes first.
+    /// Returns the segments of [`Core::complete`] for which `wanted` (id, dead bytes) is `true`,
+    /// the one with the largest share of dead bytes first.
     fn victims(&self, wanted: impl Fn(u64, u64) -> bool) -> Vec<Candidate> {
         let core = lock(&self.core);
         let oldest = core.usages.iter().next().map_or(0, |(id, _)| id);
@@ -377,8 +382,8 @@ impl Engine {
         victims
     }
 
-    /// Returns the oldest segment if its id is too far from the newest id, or if tombstones take
-    /// too many bytes.
+    /// Returns the oldest complete segment if its id is too far from the newest id, or if
+    /// tombstones take too many bytes. Otherwise returns `None`.
     fn old_segments(&self) -> Option<u64> {
         let core = lock(&self.core);
         let mut sealed = core.complete();
@@ -389,10 +394,10 @@ impl Engine {
         (core.next_segment - oldest > SPAN_COMPACT || too_many).then_some(oldest)
     }
 
-    /// Completes the active segment, so that it can be compacted too. The log continues in a new
-    /// segment with an empty frame. The end of the log is then in the new segment, so the completed
-    /// segment can be removed. If the disk has no space for a new segment, the function returns the
-    /// error, and the log continues in the active segment.
+    /// Completes the active segment if it has frames, so that it can be compacted too, and syncs
+    /// the log. The log continues in a new segment with an empty frame. The end of the log is then
+    /// in the new segment, so the completed segment can be removed. If the disk has no space for a
+    /// new segment, the function returns the error, and the log continues in the active segment.
     fn seal_active(&self) -> Result<()> {
         let mut core = self.lock_quiet();
         if let Some(active) = &mut core.active
@@ -419,16 +424,16 @@ impl Engine {
 }
 
 impl Core {
-    /// Returns `true` if the next checkpoint removes the segment. The segment with the end of the
-    /// published log stays even without live records, because the header of the next segment refers
-    /// to that end.
+    /// Returns `true` if the next checkpoint may remove the segment. The segment with the end of
+    /// the published log stays even without live records, because the header of the next segment
+    /// will refer to that end.
     pub(crate) fn is_removable(&self, id: u64, usage: &SegmentUsage) -> bool {
         usage.dying && id != self.published.position.segment
     }
 
-    /// Returns the complete segments with only published records. Unpublished frames of a group may
-    /// be in a segment that is no longer active. Their records would look dead, because the
-    /// directory does not point to them yet.
+    /// Returns the complete segments that are not dying and have only published records.
+    /// Unpublished frames of a group may be in a segment that is no longer active. Their records
+    /// would look dead, because the directory does not point to them yet.
     pub(crate) fn complete(&self) -> impl Iterator<Item = (u64, &SegmentUsage)> {
         let (quiet, published) = (self.end == self.published, self.published.position.segment);
         let complete = move |id: u64| quiet || id < published;

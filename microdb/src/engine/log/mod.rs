@@ -3,7 +3,7 @@
 //!
 //! - Under the mutex `core`, frames are appended to memory and published. Under the mutex `writer`,
 //!   appended bytes are handed to the operating system and synced. The writing thread locks `core`
-//!   only to read the end of the log, so buffered commits do not wait for the disk.
+//!   only briefly, before the write, so other threads can append during the write.
 //! - Blocks are allocated before a frame is appended. A full disk is an error of the commit that
 //!   needs the space, and of no other.
 //! - A failed write or sync is never repeated. It poisons the database.
@@ -42,14 +42,14 @@ pub(crate) const DATA_BYTES_LIMIT: u32 = SEGMENT_BYTES_LIMIT - 64;
 const ALLOCATE_BYTES: u32 = 4 << 20;
 
 /// Maximum number of bytes allocated behind the end of the log for `clear` and `drop_table` alone.
-/// Both must work on a full disk, since they free space. Their commits take 100 to 400 bytes.
+/// Both must work on a full disk, since they free space. Their commits take less than 400 bytes.
 const RESERVE_BYTES_MAX: u32 = 16 * 1024;
 
 /// A segment reserves at most 1/`RESERVE_SHARE` of its capacity for `clear` and `drop_table`.
 const RESERVE_SHARE: u32 = 8;
 
-/// Number of segments beyond which a log gets larger segments, because a location has 16 bits for
-/// the segment id.
+/// Number of ids from the oldest to the newest segment beyond which new segments are larger. The
+/// reason is that a location has 16 bits for the segment id.
 const MANY_SEGMENTS: usize = 1 << 14;
 
 /// State that the commit lock (`Engine::core`) protects.
@@ -61,25 +61,25 @@ pub(crate) struct Core {
     pub(crate) end: Frontier,
     /// End of the published log, which readers see.
     pub(crate) published: Frontier,
-    /// Size of the log up to `published`. Its field `bytes` counts the same bytes as
-    /// `Engine::appended_bytes`.
+    /// Size of the log that the open replayed and of the log that was published since. Its field
+    /// `bytes` is the value of `Engine::appended_bytes` at `published`.
     pub(crate) published_size: LogSize,
-    /// `published_size` at the moment of the last checkpoint. `None` if a full disk had no room for
-    /// a checkpoint.
+    /// `published_size` at the moment of the last checkpoint since the open, or zero before. `None`
+    /// while SUPER names no checkpoint because a full disk had no room for one.
     pub(crate) checkpointed_size: Option<LogSize>,
     pub(crate) next_segment: u64,
     pub(crate) segment_bytes_next: u32,
     /// Segments completed since the last call of `write_log`, which empties this list.
     pub(crate) rolled: Vec<Rolled>,
-    /// `true` while frames of a group are appended but not published. The group then waits for the
-    /// disk, or for a transaction that runs again inside the group.
+    /// `true` while a group is in flight: its frames are appended but not published. The group then
+    /// waits for the disk, or for a transaction that runs again inside the group.
     pub(crate) in_flight: bool,
     /// Number of threads that wait until `in_flight` is `false`.
     pub(crate) quiet_waiters: u32,
     pub(crate) usages: SegmentUsages,
 }
 
-/// A complete segment with bytes that are not yet written to its file.
+/// A complete segment that the next call of `write_log` writes to its end.
 #[derive(Debug)]
 pub(crate) struct Rolled {
     segment: Arc<Segment>,
@@ -87,8 +87,7 @@ pub(crate) struct Rolled {
     end: u32,
 }
 
-/// An amount of log, either between two moments or in total. The total includes the log that the
-/// open replayed.
+/// An amount of log between two moments. A total begins with the log that the open replayed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LogSize {
     pub(crate) bytes: u64,
@@ -106,7 +105,8 @@ impl LogSize {
 }
 
 impl Core {
-    /// Moves the end of the published log behind the frame at `place`, which has `records` records.
+    /// Moves the end of the published log to the end of the frame at `place`, which has `records`
+    /// records.
     #[inline]
     pub(crate) fn publish(&mut self, place: Place, records: usize) {
         self.published = place.end;
@@ -129,7 +129,7 @@ pub(crate) struct Active {
 
 impl Active {
     /// Allocates the blocks of the next `bytes` and of the reserve behind them. A commit that may
-    /// use the reserve needs only blocks for its own bytes. On an error nothing has changed.
+    /// use the reserve needs only blocks for its own bytes. On an error, `allocated` is unchanged.
     fn allocate(&mut self, bytes: u32, may_use_reserve: bool) -> Result<()> {
         let need = self.end() + bytes;
         let with_reserve = need + self.reserve();
@@ -204,7 +204,7 @@ pub(crate) fn is_out_of_room(error: &Error) -> bool {
 }
 
 impl Engine {
-    /// Appends a commit frame to the log in memory. On an error nothing has changed.
+    /// Appends a commit frame to the log in memory. On an error no frame was appended.
     pub(crate) fn append(&self, core: &mut Core, body: &mut Body) -> Result<Place> {
         let sequence = core.end.sequence + 1;
         let body_crc = body.crc();
@@ -257,8 +257,9 @@ impl Engine {
         })
     }
 
-    /// Returns the active segment. If it has no room for `bytes` more, creates a new active segment
-    /// first.
+    /// Returns the active segment, with allocated blocks for `bytes` more. If it has no room for
+    /// `bytes` and the reserve, creates a new active segment first. If the disk is too full for
+    /// that, a commit that may use the reserve stays in the present segment.
     fn make_room<'a>(
         &self,
         core: &'a mut Core,
@@ -303,8 +304,8 @@ impl Engine {
             self.check_span(core, id)?;
             let path = self.paths.segment(id);
             match storage.open(&path, OpenMode::CreateNew) {
-                // The log never had a segment with this id, so the file is foreign. It is kept, and
-                // the id is skipped.
+                // The log has no segment with this id. The existing file is kept, and the id is
+                // skipped.
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => id += 1,
                 opened => break (path.clone(), opened.map_err(Error::io("cannot create", &path))?),
             }
@@ -318,8 +319,8 @@ impl Engine {
             first => first.map(|()| allocated[0]),
         };
         let allocated = allocated.map_err(|error| {
-            // The new file holds no commit yet, so it is removed. The next commit tries again to
-            // create a segment.
+            // The new file holds no commit yet, so it is removed. The next commit that needs room
+            // tries again to create a segment.
             let _ = storage.remove(&path);
             Error::io("cannot allocate the blocks of", &path)(error)
         })?;
@@ -385,7 +386,7 @@ impl Engine {
         Err(Error::Invalid { what: "log", reason })
     }
 
-    /// Frees the blocks allocated ahead for the active segment. A failure does no harm.
+    /// Frees the blocks allocated ahead for the active segment. A failure only wastes disk space.
     pub(crate) fn cut_active(&self) {
         if let Some(active) = &mut lock(&self.core).active {
             active.cut();

@@ -1,6 +1,7 @@
 //! Functions that write to SUPER: the durable frontier as a hint, and the state of the log.
 //!
-//! - A hint is written after each sync of the log and is not synced itself.
+//! - A hint is written after each sync that advances the durable frontier of an open database. The
+//!   hint itself is not synced.
 //! - Both copies of the state are rewritten one after the other, each synced before the next.
 //!
 //! Deliberately absent: the layout of SUPER, which is in `format::super_block`.
@@ -13,8 +14,9 @@ use crate::seeded::seeded;
 use crate::storage::StorageFile;
 
 impl Engine {
-    /// Writes the frontier as a hint for the next open. The hint is not synced: a lost hint does no
-    /// harm, and a hint never names a frontier that is not durable.
+    /// Writes the frontier as a hint for the next open. The hint is not synced. If a power cut
+    /// loses it, the next open knows an earlier frontier. A hint never names a frontier that is not
+    /// durable.
     pub(super) fn write_hint(&self, writer: &mut Writer) -> Result<()> {
         let Some(file) = &self.super_file else {
             return Ok(());
@@ -27,8 +29,8 @@ impl Engine {
         written.map_err(|error| self.poisoned(Error::io("cannot write", &path)(error)))
     }
 
-    /// Rewrites the state in SUPER, one copy after the other, with a sync after each. Segments in
-    /// `emptied` are no longer part of the log.
+    /// Rewrites the state in SUPER, one copy after the other, with a sync after each. The new state
+    /// does not list the segments in `emptied`.
     pub(crate) fn write_state(&self, emptied: &[u64]) -> Result<()> {
         self.check_identity()?;
         let mut writer = lock(&self.writer);

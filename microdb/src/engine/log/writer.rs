@@ -25,34 +25,34 @@ use crate::storage::StorageFile;
 
 /// Number of unwritten bytes of the log at which committers wait for the disk instead of filling
 /// the memory. With the written part of the oldest of these segments (16 MiB by default), the log
-/// takes at most 40 MiB of memory.
+/// takes about 40 MiB of memory at most.
 const BACKLOG_BYTES_MAX: u64 = 24 << 20;
 
-/// Number of complete, unwritten segments at which they are written immediately, even if they have
-/// few bytes. Each of them keeps a file descriptor open.
+/// Number of complete segments, not yet written and cut, at which they are written immediately,
+/// even if they have few bytes. Each of them keeps a file descriptor open.
 const ROLLED_SEGMENTS_DUE: usize = 4;
 
-/// Number of complete, unwritten segments at which committers wait for the disk.
+/// Number of complete segments, not yet written and cut, at which committers wait for the disk.
 const ROLLED_SEGMENTS_MAX: usize = 16;
 
-/// Maximum number of complete, written segments that wait for the next sync. Each of them keeps a
-/// file descriptor open.
+/// Number of entries of `Writer::pending` above which the oldest complete segments are synced
+/// early. Each entry keeps a file descriptor open.
 const UNSYNCED_SEGMENTS_MAX: usize = 16;
 
 /// Number of attempts to free the memory of a complete segment, before its pages are replaced by
 /// those of the file.
 const FREE_TRIES: usize = 4;
 
-/// Maximum number of bytes of complete segments that stay in memory because they could not be
-/// mapped. While there are more, no new segment is begun. One segment of the largest size fits, so
-/// that a single failed map refuses no commit.
+/// Number of bytes of complete segments in memory that could not be mapped, above which no new
+/// segment is begun. One segment of the largest size fits, so that a single failed map refuses no
+/// commit.
 const UNMAPPED_BYTES_MAX: u64 = 64 << 20;
 
 /// State that the writer lock (`Engine::writer`) protects.
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
-    /// Segments not yet written or synced to their end, in log order. The last entry is the active
-    /// segment.
+    /// Segments that are not yet written, synced and mapped to their end, in log order. The first
+    /// call of `write_log` after a segment was begun adds its entry.
     pub(crate) pending: VecDeque<Pending>,
     /// `true` if a segment file was created since the last sync of the folder `log/`.
     pub(crate) folder_dirty: bool,
@@ -61,7 +61,7 @@ pub(crate) struct Writer {
     pub(crate) state_generation: u64,
     /// Generation of the checkpoint that SUPER names, or 0 for none.
     pub(crate) checkpoint: u64,
-    /// Highest generation of any checkpoint of this database.
+    /// Highest generation of the checkpoints that this open found named in SUPER or has written.
     pub(crate) generation: u64,
 }
 
@@ -72,7 +72,7 @@ pub(crate) struct Pending {
     pub(crate) file: Arc<dyn StorageFile>,
     /// Offset up to which the segment was handed to the operating system.
     pub(crate) written: u32,
-    /// Offset of the end of the segment. `None` while the segment is active.
+    /// Offset of the end of the segment. `None` until `write_log` finds the segment complete.
     pub(crate) sealed_end: Option<u32>,
     pub(crate) dirty: bool,
     /// `true` if the file was cut to the end of the segment.
@@ -87,7 +87,7 @@ impl Pending {
     }
 }
 
-/// Complete segments that could not be mapped and are kept in memory.
+/// Size of the complete segments that could not be mapped and are kept in memory.
 #[derive(Debug, Default)]
 pub(crate) struct Unmapped {
     bytes: AtomicU64,
@@ -128,7 +128,8 @@ impl Unmapped {
 
 impl Engine {
     /// Hands buffered commits to the operating system if enough bytes are unwritten. If another
-    /// thread is writing, waits for that thread only if the backlog is at its limit.
+    /// thread is writing, waits for that thread only if the backlog or the number of complete
+    /// segments is at its limit.
     pub(crate) fn write_if_due(&self) {
         let (backlog, rolled) = (self.backlog(), self.rolled_segments.load(Ordering::Relaxed));
         if backlog < self.options.buffer_bytes && rolled < ROLLED_SEGMENTS_DUE {
@@ -142,8 +143,8 @@ impl Engine {
         } else {
             Some(lock(&self.writer))
         };
-        // This commit is already visible, so it does not return the error of the write. The error
-        // poisons the database, and the next commit returns it.
+        // The commit of the caller is already published, so it does not return the error of the
+        // write. The error poisons the database, and the next commit fails.
         if let Some(mut writer) = writer {
             let _ = self.write_log(&mut writer);
             drop(writer);
@@ -160,7 +161,8 @@ impl Engine {
             .saturating_sub(written)
     }
 
-    /// Writes all appended bytes. Returns the end of the log.
+    /// Writes all appended bytes to the files of their segments, and maps complete segments.
+    /// Returns the end of the log.
     pub(crate) fn write_log(&self, writer: &mut Writer) -> Result<Frontier> {
         self.check_poison()?;
         let (rolled, active, end) = {
@@ -177,8 +179,8 @@ impl Engine {
             writer.pending_for(segment, file);
         }
         if writer.pending.iter().any(|pending| pending.cut) {
-            // An entry in `pending` of a segment that could not be mapped is dropped if compaction
-            // has removed the segment.
+            // The entry in `pending` of a complete segment is dropped if compaction has removed the
+            // segment.
             let guard = pin();
             let known = self.segments.load(&guard);
             let is_there = |pending: &Pending| known.by_id(pending.segment.id).is_some();
@@ -218,8 +220,8 @@ impl Engine {
     #[cold]
     pub(crate) fn map_again(&self) {
         if let Ok(mut writer) = self.writer.try_lock() {
-            // An error is ignored here, because `roll` returns it: while too many segments are
-            // unmapped, `roll` creates no new segment.
+            // An error is ignored here. A failed write poisons the database, so the commit fails
+            // later. While too many segments are unmapped, `roll` fails with the error of the map.
             let _ = self.write_log(&mut writer);
             writer.forget_finished();
         }
@@ -321,9 +323,9 @@ fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
         if tail.strong_count() == 0 {
             return;
         }
-        // Readers hold the memory for some microseconds only, so a short wait usually suffices. It
-        // is worth its time, because memory that is freed as a whole can be reused for the next
-        // segment.
+        // Most readers hold the memory for some microseconds only, so a short wait usually
+        // suffices. It is worth its time, because memory that is freed as a whole can be reused for
+        // the next segment.
         std::thread::yield_now();
         reclaim::now();
     }

@@ -4,7 +4,7 @@
 //! - Subfolders are kept open from their first use.
 //!
 //! Deliberately absent: paths with more than two names below a held folder, because a database has
-//! none.
+//! none. The operating system resolves such paths.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -35,7 +35,7 @@ pub(super) struct HeldFolder {
     /// Path at which the folder was opened.
     path: PathBuf,
     handle: Arc<File>,
-    /// Open subfolders by name. A later call on such a subfolder needs no new descriptor, so it
+    /// Open subfolders by name. A later sync of such a subfolder needs no new descriptor, so it
     /// cannot fail for lack of descriptors.
     subfolders: Mutex<BTreeMap<PathBuf, Arc<File>>>,
     pub(super) lock: Mutex<Weak<FolderLock>>,
@@ -97,9 +97,10 @@ fn open_folder(base: impl AsFd, path: &Path) -> io::Result<File> {
     Ok(folder.into())
 }
 
-/// Opens a file so that reads do not change its access time. Otherwise the first read after each
-/// write would change the access time, and might wait milliseconds for the file system's journal.
-/// The open also does not wait for a writer if the file is a named pipe.
+/// Opens a file so that reads do not change its access time, if the process may request this. After
+/// an ordinary open, the first read after each write would change the access time, and might wait
+/// milliseconds for the file system's journal. If the file is a named pipe, the open does not wait
+/// for a writer.
 pub(super) fn open_without_trace(
     base: impl AsFd,
     path: &Path,
@@ -115,12 +116,12 @@ pub(super) fn open_without_trace(
     }
 }
 
-/// Returns device and inode of a file. All links and bind mounts of a file have equal values.
+/// Returns device and inode of a file. All hard links and bind mounts of a file have equal values.
 fn identity_of(file: &Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
 
-/// Returns the nearest existing folder at or above `path`, with symbolic links resolved.
+/// Returns the nearest existing file or folder at or above `path`, with symbolic links resolved.
 fn existing_ancestor(path: &Path) -> io::Result<PathBuf> {
     let path = std::path::absolute(path)?;
     for folder in path.ancestors() {
@@ -134,7 +135,8 @@ fn existing_ancestor(path: &Path) -> io::Result<PathBuf> {
 
 impl HeldFolders {
     /// Returns the held folder that contains `path`, and the names of the path below it: one or two
-    /// names, or none for the folder itself.
+    /// names, or none for the folder itself. Returns `None` if no held folder contains `path`, or
+    /// only with more names.
     fn find<'p>(&self, path: &'p Path) -> Option<(&Arc<HeldFolder>, Vec<&'p OsStr>)> {
         let below = |held: &Arc<HeldFolder>| {
             let names = path.strip_prefix(&held.path).ok()?;
@@ -246,8 +248,8 @@ impl Storage for HeldFolders {
     }
 
     fn is_within(&self, inner: &Path, outer: &Path) -> io::Result<bool> {
-        // Paths are compared by name first, because this storage resolves a path below `outer` from
-        // the held folder, even if the path `outer` leads to another folder by now.
+        // Paths are compared by name first, because this storage resolves a path below a held
+        // folder from that folder, even if the path of the folder leads to another one by now.
         if inner.starts_with(outer) {
             return Ok(true);
         }

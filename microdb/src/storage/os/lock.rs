@@ -1,10 +1,11 @@
 //! Locks of the operating system.
 //!
 //! - A lock is a `flock`, which belongs to the open file. Two opens in one process exclude each
-//!   other, and the kernel releases the lock when the process dies.
+//!   other, and the kernel releases the lock once no process has the open file any more.
 //! - The lock of a file protects nothing once the file was removed and created again. So the held
 //!   folder itself is locked first: it cannot be replaced without replacing the database in it. A
-//!   second opener is refused even if the lock file was replaced.
+//!   second opener is refused even if the lock file was replaced, unless the file system cannot
+//!   lock folders.
 //! - After a fork, parent and child share the open file and its lock. If the child closes the file,
 //!   the parent keeps the lock. If the child unlocked the file, the parent would lose the lock. So
 //!   only the process that acquired a lock unlocks it.
@@ -116,8 +117,8 @@ impl StorageLock for OsLock {
     }
 }
 
-/// Locks the file `name` in `base`, after locking the folder `held`. Returns the process id of the
-/// holder if the file is locked already.
+/// Locks the file `name` in `base`, after locking the folder `held`. If folder or file is locked
+/// already, returns `Ok(Err(holder))` with the process id of the holder, if known.
 pub(super) fn lock_file(
     held: Option<&Arc<HeldFolder>>,
     base: Base,
@@ -155,7 +156,8 @@ pub(super) fn lock_file(
 /// Result of a lock attempt while another open file has the lock.
 struct Busy;
 
-/// Locks the folder itself. Returns `Ok(Ok(None))` if the file system cannot lock folders.
+/// Locks the folder itself, or shares the lock that `held` already has. Returns `Ok(Ok(None))` if
+/// the file system cannot lock folders.
 fn lock_folder(held: &HeldFolder) -> io::Result<Result<Option<Arc<FolderLock>>, Busy>> {
     let mut known = ignore_poison(held.lock.lock());
     if let Some(lock) = known.upgrade() {
@@ -177,7 +179,8 @@ fn lock_folder(held: &HeldFolder) -> io::Result<Result<Option<Arc<FolderLock>>, 
     }
 }
 
-/// Returns the process id of the holder, read from the lock file.
+/// Returns the process id of the holder, read from the lock file, or `None` if the file contains no
+/// process id.
 fn holder(base: impl AsFd, name: &Path) -> Option<u32> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = open_without_trace(base, name, flags, Mode::empty()).ok()?;
@@ -191,8 +194,9 @@ fn read_note(file: &File) -> io::Result<([u8; NOTE_BYTES + 1], usize)> {
     Ok((note, len))
 }
 
-/// Writes the id of this process to the lock file, for the error message of the next opener. A file
-/// with other contents than a process id is foreign and is not changed.
+/// Writes the id of this process to the lock file, for the error message of the next opener. Only
+/// an empty file, or one that contains a process id, is written. Any other file, such as SUPER, is
+/// not changed.
 fn note_holder(file: &File) -> io::Result<()> {
     let Ok((note, len)) = read_note(file) else {
         // The disk cannot read the file. The lock is valid without the process id.

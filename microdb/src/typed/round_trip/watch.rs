@@ -1,8 +1,9 @@
 //! A serializer that records the choices of a value while the value is encoded.
 //!
-//! A choice is a variant, `Some` or `None`, or a kind of number. Each part of a value has a path: a
-//! hash of the choices that lead to it. All elements of a sequence have one path. All keys of a map
-//! have one path, and all values of a map have another.
+//! A choice is a variant, `Some` or `None`, or the kind of a part (a number, text, a sequence, and
+//! others; see `Choice`). Each part of a value has a path: a hash of the choices that lead to it.
+//! All elements of a sequence have one path. All keys of a map have one path, and all values of a
+//! map have another.
 //!
 //! Deliberately absent: the encoding, which the wrapped serializer does.
 
@@ -17,8 +18,8 @@ use crate::seeded::seeded;
 /// one path.
 const FIELDS_APART: usize = 64;
 
-/// Kinds of choices, in the lower 8 bits of a step. The number of a field or variant is in the bits
-/// above.
+/// Kinds of choices, in the lower 8 bits of a step. The number of a field or variant, or the length
+/// of a tuple or struct, is in the bits above.
 #[derive(Clone, Copy)]
 enum Choice {
     Bool = 1,
@@ -68,7 +69,7 @@ pub(super) struct Trace<'a> {
     /// The last path. The elements of a sequence of numbers repeat it, so comparing it saves
     /// look-ups.
     last: Cell<u64>,
-    /// Paths that are not among the known shapes.
+    /// Paths that are not among the known shapes, perhaps repeatedly.
     pub(super) unknown: RefCell<Vec<u64>>,
     /// Number of fields in all structs, tuples and variants of the value.
     pub(super) fields: Cell<u64>,

@@ -6,8 +6,8 @@
 //!
 //! Invariants:
 //! - At most `EVENTS_KEPT` events are kept. Event ids ascend by one.
-//! - Events about the ring or a node are computed by the node to which the browser's page is
-//!   connected. Events about a volume come from the node that serves the volume.
+//! - Each node computes events about the ring and the nodes for its own log. Events about a volume
+//!   come from the node that serves the volume.
 //! - A node publishes a description (`NodeInfo`), and removes it when it stops. So an absent node
 //!   without a description has stopped, and an absent node with a description has died.
 
@@ -28,8 +28,7 @@ const EVENTS_KEPT: usize = 256;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Scene {
     state: ClusterState,
-    /// The process start of each node that has published a description, in UTC milliseconds since
-    /// 1970.
+    /// The process start of each node with a published description, in UTC milliseconds since 1970.
     starts: BTreeMap<NodeName, u64>,
 }
 
@@ -45,8 +44,7 @@ impl Scene {
         }
     }
 
-    /// Returns `true` if a topology equals this scene, so no event happened since this scene was
-    /// copied.
+    /// Returns `true` if a topology equals this scene, so there are no events between the two.
     pub(super) fn is_of(&self, topology: &Topology) -> bool {
         let starts = topology
             .node_infos
@@ -56,8 +54,8 @@ impl Scene {
         self.state.version == topology.state.version && starts.eq(known)
     }
 
-    /// Returns the nodes that serve at least one volume. Every running node serves its own volume,
-    /// so these are the running nodes.
+    /// Returns the nodes that are assigned to serve at least one volume. Every running node is
+    /// assigned its own volume, so these are the running nodes.
     fn nodes(&self) -> BTreeSet<&NodeName> {
         self.state.serving.values().collect()
     }

@@ -2,9 +2,10 @@
 //! events of its volumes.
 //!
 //! While a browser shows the console, the node that it is connected to requests the figures of
-//! every other node once a second (`POST /peer/console`). The request names the newest second and
-//! the newest event that were already received. So the first response contains the whole kept
-//! history, and each later response contains only the last one or two seconds.
+//! every other running node about once a second (`POST /peer/console`). The request names the
+//! newest second and the newest event that were already received. So the first response contains
+//! the whole kept history, and each later response contains only the seconds and events since the
+//! previous response.
 
 use std::collections::BTreeMap;
 
@@ -34,7 +35,7 @@ pub(crate) struct AskFigures {
 pub(crate) struct NodeFigures {
     pub(super) incarnation: u64,
     pub(super) volumes: Vec<VolumeFigures>,
-    /// Volumes that the node should serve and cannot, each with the reason as text.
+    /// Volumes that the node must serve and cannot open, each with the reason as text.
     pub(super) missing: BTreeMap<String, String>,
     pub(super) samples: Vec<Sample>,
     pub(super) events: Vec<Event>,

@@ -2,9 +2,10 @@
 //!
 //! - The console is read-only. None of its routes changes any state.
 //! - Each node always records its own requests and the events of the cluster. Figures of other
-//!   nodes are requested only while a page is open, by one task that serves all pages.
-//! - At most `STREAMS_MAX` streams are open. All streams end when the node begins to stop.
-//! - Memory is bounded: `SECONDS_KEPT` seconds, `EVENTS_KEPT` events, and one message for each
+//!   nodes are requested only while a stream is open (for all streams together), when a stream
+//!   begins, and for `GET /console/state`.
+//! - At most `STREAMS_MAX` streams are open. All streams end once the node begins to stop.
+//! - Memory is bounded: `SECONDS_KEPT` seconds, `EVENTS_KEPT` events, and a few messages for each
 //!   stream.
 //! - No topology is held across an `await`, because a move of slots waits until topologies in use
 //!   are released.
@@ -54,8 +55,8 @@ const STREAMS_MAX: usize = 32;
 /// Longest wait for the figures of another node. The wait is shorter than a second, because the
 /// figures are requested once a second.
 const FIGURES_TIMEOUT: Duration = Duration::from_millis(700);
-/// Maximum age of the collected figures that a newly opened page shows. Older figures are requested
-/// again.
+/// Maximum age of the collected figures that a new stream or `GET /console/state` shows. Older
+/// figures are requested again.
 const FIGURES_FRESH: Duration = Duration::from_millis(500);
 
 /// Notifies the streams of new data or of the stop of the node.
@@ -72,7 +73,7 @@ pub(crate) struct Console {
     /// Random number of this process. It differs from that of earlier processes of the same node.
     incarnation: u64,
     recorder: Mutex<Recorder>,
-    /// Events of the volumes that this node serves. Other nodes read them through
+    /// Events of the volumes that this node serves or served. Other nodes read them through
     /// [`Console::figures`].
     volume_log: Mutex<Log>,
     overview: Mutex<Overview>,
@@ -158,8 +159,8 @@ impl Console {
         self.signals.send_modify(|_| {});
     }
 
-    /// Records the requests of the last second, and logs the changes of the volumes that this node
-    /// serves.
+    /// Records the requests since the previous tick, and logs the changes of the volumes that this
+    /// node serves.
     fn tick(&self, volumes: &mut BTreeMap<NodeName, VolumeScene>) {
         let now_ms = self.clock.now_ms();
         self.recorder()
@@ -172,7 +173,7 @@ impl Console {
             };
             let now = figures.scene();
             // For a volume that was just opened, its present faults are logged. Its present dead
-            // letters are not, because the process that served the volume before has logged them.
+            // letters are not, because they are not new.
             let before = volumes.remove(&volume).unwrap_or_else(|| VolumeScene {
                 dead_letters: now.dead_letters,
                 ..VolumeScene::default()
@@ -236,8 +237,8 @@ impl Console {
         self.signals.send_modify(|_| {});
     }
 
-    /// Returns the names of all running nodes, and the addresses of all running nodes except this
-    /// node.
+    /// Returns the names of all nodes that serve a volume, and the addresses of these nodes without
+    /// this node.
     fn others(&self) -> (BTreeSet<NodeName>, Vec<(NodeName, SocketAddr)>) {
         let topology = self.cluster.topology();
         let nodes: BTreeSet<NodeName> = topology.state.serving.values().cloned().collect();
@@ -246,7 +247,7 @@ impl Console {
         (nodes.clone(), others.filter_map(address).collect())
     }
 
-    /// Collects the figures of all nodes unless they were collected within `FIGURES_FRESH`.
+    /// Collects the figures of all nodes unless that was done within the last `FIGURES_FRESH`.
     async fn refresh(&self) {
         let is_fresh = {
             let collected = self.collected.lock().await;

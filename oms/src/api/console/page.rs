@@ -76,7 +76,7 @@ pub(crate) fn is_wanted(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Returns the page, or 304 if `If-None-Match` names its current version.
+/// Returns the page, or 304 if `If-None-Match` names its current tag or `*`.
 pub(super) fn answer(headers: &HeaderMap) -> Response<AnswerBody> {
     let known = headers.get(IF_NONE_MATCH).and_then(|value| value.to_str().ok());
     let is_known = known.is_some_and(|known| {

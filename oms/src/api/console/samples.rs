@@ -1,17 +1,17 @@
 //! Requests per second: the time series behind the console's charts.
 //!
 //! A node records its own requests once a second, even while no page is open. So a newly opened
-//! page shows the last minutes at once. The node to which a page is connected adds up the seconds
+//! page shows the recent minutes at once. The node to which a page is connected adds up the seconds
 //! of all nodes.
 //!
 //! Invariants:
 //! - A node's seconds are ascending, without gaps between the first and the last.
-//! - `Recorder::record` loses no request: the counts of all seconds that one call adds are in sum
-//!   the increase of the counters since the previous call.
+//! - `Recorder::record` loses no request: the counts of responses (`answers`) of all seconds that
+//!   one call adds are in sum the increase of the counters since the previous call.
 //! - At most `SECONDS_KEPT` seconds are kept.
 //!
-//! Calls between nodes and health probes are recorded under the route "other" of `metrics`. They
-//! are never part of a total.
+//! Calls between nodes, probes and a few further requests are recorded under the route "other" of
+//! `metrics`. They are not part of the sum for clients.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
@@ -23,7 +23,7 @@ use crate::runtime::metrics::{BUCKETS_US, OTHER_ROUTE, RouteCounts};
 /// Number of seconds kept, which is the time span of the charts.
 pub(super) const SECONDS_KEPT: u64 = 300;
 /// Largest backward step of the clock, in seconds, after which the series of seconds continues.
-/// After a larger step, the old seconds are removed and a new series begins.
+/// After a larger step, the recorder removes the old seconds and begins a new series.
 const CLOCK_STEP_MAX: u64 = 5;
 
 /// Counts of the requests of one second, on one node or summed over several nodes.
@@ -31,7 +31,7 @@ const CLOCK_STEP_MAX: u64 = 5;
 pub(super) struct Sample {
     /// The second's end, in seconds since 1970.
     pub(super) second: u64,
-    /// Counts of the routes that answered at least one request in the second.
+    /// Counts of the routes with at least one response in the second.
     pub(super) routes: Vec<RouteSample>,
 }
 
@@ -118,8 +118,7 @@ pub(super) struct RouteFigures {
 }
 
 /// Estimates a latency percentile from bucket counts by linear interpolation within the bucket.
-/// Returns `None` if there are no requests. Requests above the last bound are counted at that
-/// bound.
+/// Returns `None` if there are no requests. For requests above the last bound, returns that bound.
 fn percentile_us(buckets: &[u64], share: f64) -> Option<u64> {
     let total: u64 = buckets.iter().sum();
     if total == 0 {
@@ -151,7 +150,8 @@ impl Recorder {
     /// Records the requests since the previous call, as requests of the seconds up to `second`.
     ///
     /// If the previous call was several seconds ago, the requests are distributed evenly over those
-    /// seconds.
+    /// seconds. If the last recorded second is `second` or up to `CLOCK_STEP_MAX` later, the
+    /// requests are recorded in the second after it.
     pub(super) fn record(&mut self, second: u64, counts: Vec<RouteCounts>) {
         let mut new = Vec::new();
         for counts in counts {
@@ -162,8 +162,8 @@ impl Recorder {
         let last = self.samples.back().map(|sample| sample.second);
         let last = last.filter(|last| second + CLOCK_STEP_MAX >= *last);
         if last.is_none() {
-            // Either this is the first call, or the clock was set back by more than
-            // `CLOCK_STEP_MAX`.
+            // Either this is the first call, or `second` is more than `CLOCK_STEP_MAX` before the
+            // last recorded second.
             self.samples.clear();
         }
         let from = last.map_or(second, |last| last + 1);
@@ -246,7 +246,7 @@ impl Merged {
     }
 
     /// Removes seconds more than `CLOCK_STEP_MAX` ahead of this node's newest second: they were
-    /// recorded before this node's clock was set back.
+    /// recorded before a clock was set back, or by a node with a fast clock.
     pub(super) fn forget_ahead_of(&mut self, newest: u64) {
         self.0.retain(|second, _| *second <= newest + CLOCK_STEP_MAX);
     }

@@ -5,7 +5,7 @@
 //! - A node that does not respond is shown as silent. Its previous figures are not shown.
 //! - A stream gets the ring when it begins and when the epoch changes. The ring is not in every
 //!   message because its slots are most of the bytes.
-//! - A stream gets each second and each event once. Only the last `SECONDS_REPEATED` seconds are
+//! - A stream gets each kept second and event once. Only the last `SECONDS_REPEATED` seconds are
 //!   sent again, because a late response of a node may change the counts of these seconds.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +24,8 @@ use crate::control::topology::Topology;
 /// changed the counts of these seconds.
 const SECONDS_REPEATED: u64 = 3;
 
-/// The figures in the last response of a node.
+/// The figures in the last response of a node. If the node did not answer the last request, only
+/// `ask` and `fault` are set.
 #[derive(Default)]
 struct Heard {
     /// The next request to the node.
@@ -36,7 +37,7 @@ struct Heard {
     fault: Option<String>,
 }
 
-/// The last figures of all nodes, the summed seconds, and the log of events.
+/// The last figures of all nodes, the seconds summed over the nodes, and the log of events.
 #[derive(Default)]
 pub(super) struct Overview {
     nodes: BTreeMap<NodeName, Heard>,
@@ -100,7 +101,8 @@ impl Overview {
         self.nodes.retain(|node, _| nodes.contains(node));
     }
 
-    /// Returns the state that a stream sends next, and advances the stream's cursor.
+    /// Returns the changes since the cursor, with the present state of nodes and volumes, and
+    /// advances the cursor.
     pub(super) fn state<'a>(
         &'a self,
         topology: &'a Topology,
@@ -110,8 +112,8 @@ impl Overview {
     ) -> State<'a> {
         let epoch = topology.ring.epoch().0;
         let ring = (cursor.epoch != Some(epoch)).then(|| RingShown::of(&topology.ring));
-        // With several nodes, the second that has just ended is left out, because the figures of
-        // other nodes are still missing.
+        // With several volumes, the second that has just ended is left out, because the figures of
+        // other nodes may still be missing.
         let last = now_ms / 1_000 - u64::from(topology.state.serving.len() > 1);
         let after = cursor.second.min(last).saturating_sub(SECONDS_REPEATED);
         let samples = self.merged.between(after, last);
@@ -209,7 +211,7 @@ impl Overview {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum NodeStatus {
-    /// The node serves its volume.
+    /// None of the other states applies.
     Serving,
     /// The node is not yet a member of the ring.
     Joining,
@@ -217,11 +219,11 @@ enum NodeStatus {
     Leaving,
     /// A volume assigned to the node is not open or accepts no orders.
     Degraded,
-    /// The process runs but did not answer the last request for figures.
+    /// The node did not answer the last request for figures.
     Silent,
-    /// The node was stopped in an orderly way.
+    /// The node was stopped in an orderly way, or has never run.
     Stopped,
-    /// The process ended without an orderly stop.
+    /// The process ended without removing its description, so without an orderly stop.
     Died,
 }
 
@@ -240,14 +242,15 @@ fn status(topology: &Topology, name: &NodeName, is_present: bool, heard: Option<
     }
 }
 
-/// The document that `GET /console/state` returns and each stream message contains.
+/// The document that `GET /console/state` returns and each `state` event of a stream contains.
 #[derive(Serialize)]
 pub(super) struct State<'a> {
     /// The node that sends the document.
     node: &'a str,
     version: &'static str,
-    /// Cursor for clients that poll: a request with this text in the header `Last-Event-ID` gets
-    /// only the changes since this document.
+    /// Cursor for clients that poll. The response to a request with this text in the header
+    /// `Last-Event-ID` omits an unchanged ring and the seconds and events that this document
+    /// includes, except the last few seconds.
     pub(super) cursor: String,
     now_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -304,7 +307,8 @@ struct Moving {
     rows: u64,
     /// Estimated number of rows of the whole move.
     about: u64,
-    /// The reason why the move makes no progress; `None` while it makes progress.
+    /// The reason why the coordinator cannot take its next step. `None` if there is none, or if
+    /// this node has not been the coordinator.
     trouble: Option<String>,
 }
 
@@ -325,7 +329,7 @@ struct NodeShown<'a> {
     started_at_ms: Option<u64>,
     /// Number of slots that the ring assigns to the node's own volume.
     slots: usize,
-    /// Volumes that the node serves.
+    /// Volumes that the node is assigned to serve.
     serves: Vec<&'a str>,
     /// Requests of clients in the newest second that the node reported.
     requests: Option<RouteFigures>,

@@ -1,12 +1,12 @@
 //! Handles `GET /console/events`: sends the state as server-sent events.
 //!
-//! A stream sends the state when it begins, once a second, and at each change of the cluster. A
-//! page that reconnects names the last event id that it received. Its new stream continues with the
-//! seconds and events after that id.
+//! A stream sends the state when it begins, about once a second, and at each change of the cluster.
+//! A page that reconnects names the last event id that it received. Its new stream continues with
+//! the seconds and events after that id, and repeats the last few seconds.
 //!
 //! Invariants:
-//! - At most one message of each stream waits in memory. While a client does not read, its stream
-//!   sends no states, and its next message contains all changes since its previous message. The
+//! - At most a few messages of each stream wait in memory. While a client does not read, its stream
+//!   renders no further states. The next one contains all changes since the last rendered one. The
 //!   connection's write timeout ends the connection of a client that never reads.
 //! - A stream without new data sends a comment every `HEARTBEAT`, so that both sides notice a dead
 //!   connection.
@@ -41,7 +41,7 @@ pub(super) fn answer(console: &Arc<Console>, headers: &HeaderMap) -> Response<An
         return refusal(Problem::busy("too many consoles are open on this node"));
     };
     let cursor = last_event(headers, console.incarnation);
-    // One message waits in the channel, in addition to the message that is being written.
+    // The channel has room for one message.
     let (sender, channel) = Channel::<Bytes, axum::Error>::new(1);
     runtime::spawn(feed(
         Arc::clone(console),
@@ -58,7 +58,7 @@ pub(super) fn answer(console: &Arc<Console>, headers: &HeaderMap) -> Response<An
 }
 
 /// Returns the cursor in the request's `Last-Event-ID`, or `None` if the header is absent or
-/// another process sent the id.
+/// malformed, or another process sent the id.
 pub(super) fn last_event(headers: &HeaderMap, incarnation: u64) -> Option<Cursor> {
     let last = headers.get(LAST_EVENT_ID).and_then(|id| id.to_str().ok());
     last.and_then(|id| parse_id(id, incarnation))
@@ -127,8 +127,8 @@ fn id_of(cursor: &Cursor, incarnation: u64) -> String {
     format!("{incarnation:x}-{}-{}", cursor.second, cursor.event)
 }
 
-/// Parses an event id into a cursor. Returns `None` if another process sent the id. If the id has
-/// no epoch, the client gets the ring again.
+/// Parses an event id into a cursor. Returns `None` if the id is malformed or another process sent
+/// it. If the id has no epoch, the client gets the ring again.
 fn parse_id(id: &str, incarnation: u64) -> Option<Cursor> {
     let mut parts = id.split('-');
     let process = u64::from_str_radix(parts.next()?, 16).ok()?;

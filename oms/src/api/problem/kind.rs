@@ -1,6 +1,7 @@
 //! The kinds of problems: their names for programs, statuses, titles and meanings.
 //!
-//! The API document and `docs/errors.md` are generated from this table.
+//! The descriptions of problems in the API document, and `docs/errors.md`, are generated from this
+//! table.
 //!
 //! **Invariant**: the name of a kind never changes.
 
@@ -98,8 +99,8 @@ impl Kind {
         }
     }
 
-    /// Returns `true` if the kind occurs only in responses to calls between nodes (paths under
-    /// `/peer/`), never in responses of the public API.
+    /// Returns `true` if the kind is meant for responses to calls between nodes (paths under
+    /// `/peer/`), not for responses of the public API.
     pub(crate) fn is_between_nodes(self) -> bool {
         matches!(
             self,

@@ -26,7 +26,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
 
-/// Maximum number of bytes of the unread rest of a body that are read and dropped.
+/// Maximum size in bytes of an unread rest of a body that is read and dropped.
 const REST_BYTES_MAX: usize = 256 << 10;
 /// Longest time for reading the rest of a body.
 const REST_TIME_MAX: Duration = Duration::from_millis(200);
@@ -65,7 +65,7 @@ pub(super) fn watch(request: Request<Incoming>) -> (Request<WatchedBody>, Leftov
 
 impl Leftover {
     /// Reads the rest of the body, or sets `Connection: close` on the response if the rest is too
-    /// long or slow.
+    /// long or slow, or if the client waits for `100 Continue`.
     pub(super) async fn settle<B>(self, response: &mut Response<B>) {
         let Some(body) = self.rest.and_then(|rest| rest.lock().take()) else {
             return;

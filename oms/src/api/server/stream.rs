@@ -5,7 +5,7 @@
 //!
 //! **Invariants**
 //! - A write without progress for `pause_max` ends the connection with an error.
-//! - A client that reads at least one byte within every `pause_max` stays connected.
+//! - The connection stays open as long as a waiting write makes progress within every `pause_max`.
 //!
 //! There is no timeout for reads, because request heads and bodies have separate timeouts.
 

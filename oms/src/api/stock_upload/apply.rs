@@ -1,11 +1,11 @@
 //! Applies a parsed stock upload to the memory and the rows of a volume.
 //!
 //! **Invariants**
-//! - One upload is applied at a time. The stock in memory is changed, and its rows are queued for
-//!   commit, under the lock of the stock. So memory and rows get all uploads in the same order.
-//! - If a commit fails, the stock in memory is set back to the stock in the volume's rows.
-//! - If the volume's set of slots changed since the upload was split or its reading began, the
-//!   response is "moved" (421).
+//! - One upload is applied at a time. So the stock in memory and the rows get all uploads in the
+//!   same order.
+//! - If a commit fails, the stock in memory is made equal to the stock in the volume's rows again.
+//! - If the volume's set of slots changed since the upload was split or its reading began, or if a
+//!   slot of the volume is sealed, the result is the problem "moved" (421).
 //!
 //! HTTP and CSV are handled in `stock_upload`.
 
@@ -106,8 +106,8 @@ pub(super) async fn apply(
         Ok(replaced) => replaced,
         Err(problem) => {
             if has_parts {
-                // The rows of some stores may have been written, so the stock in memory is read
-                // again from the rows.
+                // The rows of some stores may have been written. So the stock in memory is replaced
+                // by the stock in the rows.
                 restore(state).await?;
             }
             return Err(problem);
@@ -197,8 +197,9 @@ async fn restore(state: &Arc<VolumeState>) -> Result<(), Problem> {
     }
 }
 
-/// Rejects an upload with stores that this volume does not own or that are sealed for a migration.
-/// Also rejects an upload that began to arrive under another set of slots.
+/// Rejects an upload with stores that this volume does not own, and an upload that began to arrive
+/// under another set of slots. Rejects every upload while a slot of this volume is sealed for a
+/// migration.
 fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Problem> {
     if slots.version() != version {
         return Err(OrderError::Moved.into());
@@ -220,9 +221,9 @@ fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Probl
     }
 }
 
-/// Applies the lines of a `PATCH`, and returns the number of stores in them. Only these stores are
-/// changed and written. If a product or store is new, the rows of all stores are read. Each product
-/// in `products` gets a cell in every store.
+/// Applies the lines of a `PATCH`, and returns the number of stores in them. The quantities of
+/// other stores are neither changed nor written. If a product or store is new, the rows of all
+/// stores are read. Each product in `products` gets a cell in every store.
 pub(super) async fn change(
     app: Arc<App>,
     cells: Vec<[u32; 3]>,

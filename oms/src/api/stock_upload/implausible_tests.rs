@@ -1,6 +1,6 @@
 //! Tests with delivery numbers higher than any warehouse can have reached. In a client's request
 //! such a number is rejected, and in the warehouse's response it is ignored. In neither case may
-//! the number affect later snapshots.
+//! the number affect later snapshots. The last test is about the content type of an upload.
 
 use std::sync::atomic::Ordering;
 

@@ -7,8 +7,8 @@
 //! - A request gets at most one answer. An answer is dropped if its caller no longer waits.
 //! - When the connection ends, every waiting request fails. The other node may have executed such a
 //!   request. The caller may send it again, because all requests are idempotent.
-//! - The number of requests without an answer is bounded by `WAITING_MAX`. The bytes of requests
-//!   that are not sent yet are bounded by `QUEUE_BYTES_MAX`.
+//! - At most `WAITING_MAX` callers wait for an answer. While `QUEUE_BYTES_MAX` bytes of requests
+//!   are not sent yet, further requests are refused.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,20 +23,20 @@ use crate::cluster::channel::queue::{FrameQueue, Refused};
 use crate::cluster::channel::{Link, LinkError};
 use crate::runtime::metrics::ChannelCounters;
 
-/// Maximum number of requests without an answer. It equals the default maximum of client
+/// Maximum number of callers that wait for an answer. It equals the default maximum of client
 /// connections of a node.
 const WAITING_MAX: usize = 8_192;
-/// Maximum number of bytes of requests that wait to be sent on a connection.
+/// Number of bytes of waiting requests from which further requests are refused.
 const QUEUE_BYTES_MAX: usize = 16 << 20;
 
 /// The reason why a request gets no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unanswered {
-    /// The request was not sent, because too many requests are waiting.
+    /// The request was not sent, because too many requests or bytes are waiting.
     Busy,
     /// The request was not sent, because it is larger than the maximum size of a frame.
     TooLarge,
-    /// The connection has ended. The other node may have executed the request.
+    /// The connection has ended or was not opened. The other node may have executed the request.
     Broken(String),
 }
 
@@ -50,7 +50,8 @@ pub(crate) struct Connection {
 #[derive(Default)]
 struct Waiting {
     callers: BTreeMap<u64, oneshot::Sender<Answer>>,
-    /// The reason why the connection ended; `None` while it is open or being opened.
+    /// The reason why the connection ended or was not opened; `None` while it is open or being
+    /// opened.
     ended: Option<String>,
 }
 

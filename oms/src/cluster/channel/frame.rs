@@ -1,4 +1,4 @@
-//! A frame: a header, and the messages that were waiting when the previous frame had been written.
+//! A frame: a header, and one or more messages.
 //!
 //! | offset | size | field |
 //! | ---: | ---: | --- |
@@ -7,7 +7,7 @@
 //! | 12 | | payload: messages (`message`), without gaps |
 //!
 //! The length is checked before memory is allocated. A frame with a number that was received before
-//! is dropped. A gap in the numbers ends the connection, and its callers send their requests again.
+//! is dropped. A gap in the numbers ends the connection. Its callers may send their requests again.
 
 use std::pin::Pin;
 
@@ -36,7 +36,8 @@ pub(crate) trait FrameSink: Send {
 
 /// The receiving half of a connection.
 pub(crate) trait FrameSource: Send {
-    /// Receives the next frame. Returns `None` if the other end has closed the connection.
+    /// Receives the next frame. Returns `None` if the other end has closed the connection after a
+    /// whole frame.
     fn receive(&mut self) -> Transfer<'_, Option<Frame>>;
 }
 
@@ -58,7 +59,8 @@ pub(crate) fn seal(frame: &mut [u8], number: u64) {
     }
 }
 
-/// Splits a header into the payload's length and the frame's number.
+/// Splits a header into the payload's length and the frame's number. Fails if the length is above
+/// `PAYLOAD_BYTES_MAX`.
 pub(crate) fn open(header: &[u8; HEADER_BYTES]) -> Result<(usize, u64), LinkError> {
     let (length, number) = header.split_at(4);
     let length = length.first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));

@@ -17,7 +17,8 @@
 //! - A proof from one TLS session is invalid in every other session, because the bindings differ.
 //! - The whole handshake must end within `HANDSHAKE_TIMEOUT`.
 //!
-//! Encryption is not part of the handshake. `tls` adds it between machines.
+//! Encryption is not part of the handshake. On an encrypted connection, `tls` runs the handshake
+//! inside the TLS session.
 
 use std::time::Duration;
 
@@ -25,9 +26,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::cluster::channel::LinkError;
 
-/// First bytes of a connection between nodes. No HTTP request begins with them.
+/// First bytes of a handshake. No HTTP request begins with them.
 pub(crate) const PREFACE: &[u8; 11] = b"IMT-PEER/2\n";
-/// Longest time for the whole handshake, which consists of three messages.
+/// Longest time for the whole handshake, which consists of three messages. On an encrypted
+/// connection it includes the TLS handshake.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 
 const NONCE_BYTES: usize = 32;
@@ -125,7 +127,8 @@ where
     .await
 }
 
-/// Returns an error that explains why the acceptor closed the connection without an answer.
+/// Converts the error of the first read. If the acceptor closed the connection without an answer,
+/// the result names the probable reason.
 fn refused(error: std::io::Error) -> LinkError {
     if error.kind() == std::io::ErrorKind::UnexpectedEof {
         return LinkError(

@@ -2,7 +2,7 @@
 //!
 //! A request has an id, the name of its volume, the epoch of the ring by which it was routed, and a
 //! deadline. The deadline is the time that its sender waits for the answer. An answer has the id of
-//! its request and the epoch of the answering node.
+//! its request and an epoch.
 //!
 //! Decoding checks every length and code. An unknown code is an error and ends the connection. An
 //! unknown code cannot come from another version of the protocol, because the handshake refuses
@@ -57,7 +57,7 @@ pub(crate) enum Question {
     Keeps { order: OrderId, store: u32 },
     /// Read the changes of available quantities since a `StockPosition`.
     FollowStock(FollowStock),
-    /// Read all available quantities, a few rows of the stock matrix per request.
+    /// Read the available quantities of some rows of the stock matrix.
     ReadStock(ReadStock),
     /// Make usual reservations for the borrower's orders that took lent units, take returned units
     /// back, and lend other units.
@@ -132,13 +132,14 @@ pub(crate) struct Confirm {
 /// A position in the sequence of changes of a volume's available quantities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StockPosition {
-    /// Random number of the volume server. The number changes whenever a process opens the volume.
+    /// Random number of the volume server. Each new server of the volume has another number.
     pub(crate) incarnation: u64,
     /// Number that grows when the list of changes begins again: after cells were added to the stock
     /// matrix or removed, after all quantities were replaced, and when the volume server begins to
     /// record changes.
     pub(crate) generation: u64,
-    /// Number of recorded changes of single cells so far.
+    /// Number of changes of single cells that the volume server has recorded so far, in all
+    /// generations.
     pub(crate) changes: u64,
 }
 
@@ -163,7 +164,8 @@ pub(crate) struct ReadStock {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     pub(crate) id: u64,
-    /// Epoch of the ring of the answering node.
+    /// Epoch of the ring of the answering node, or of the volume in an answer to `FollowStock`. 0
+    /// if the node dropped the request.
     pub(crate) epoch: u64,
     pub(crate) reply: Reply,
 }
@@ -171,13 +173,15 @@ pub(crate) struct Answer {
 /// The content of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Reply {
-    /// The node does not serve the volume, or the volume does not own the slot.
+    /// The request cannot be answered here, and may be routed again. For example, the node does not
+    /// serve the volume, the slot is sealed or elsewhere, the volume follows another ring, or the
+    /// deadline has passed.
     Moved,
-    /// The node or its storage accepts no requests now. Contains the reason.
+    /// The request cannot be executed now. Contains the reason.
     Busy(String),
     /// The node failed to execute the request. Contains the reason.
     Failed(String),
-    /// The answer is too large for the channel. The caller must repeat the request over HTTP/2.
+    /// The answer is too large for the channel. The caller of a `Read` repeats it over HTTP/2.
     TooLarge,
     /// Answer to `Command` and `Read`: the HTTP response for the client.
     Http(HttpReply),
@@ -220,8 +224,9 @@ pub(crate) struct HttpReply {
 /// The available quantity of one product in one store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cell {
-    /// In a change of stock, the cell's index `row * width + column` in the stock matrix. In
-    /// `Short`, the id of the product.
+    /// In a change of stock, the cell's index `row * width + column` in the stock matrix. `width`
+    /// is the number of stores, rounded up to a multiple of `LANES`. In `Short`, the id of the
+    /// product.
     pub(crate) at: u32,
     pub(crate) available: i32,
 }

@@ -1,18 +1,19 @@
 //! The channel between nodes: long-lived connections with typed binary messages. Each pair of nodes
-//! has one connection in each direction.
+//! has at most one connection in each direction.
 //!
 //! A node opens a connection to each node to which it sends requests, at the port of that node's
 //! API. Both ends prove that they know the cluster's secret (`handshake`). The node that opened the
 //! connection sends requests. The other node sends answers on the same connection, in any order.
 //!
-//! All messages that are waiting when a write completes are sent in one frame (`queue`). The
-//! receiver processes all requests of a frame together (`serving`). So under load many messages
-//! share each system call, each wake-up and each commit.
+//! Messages that wait while a frame is written share the next frame (`queue`). The receiver gets
+//! all requests of a frame together (`serving`). So under load many messages share each system
+//! call, each wake-up and each commit.
 //!
-//! Connections between machines are encrypted (`tls`).
+//! `Protection` decides which connections are encrypted (`tls`).
 //!
 //! **Invariants**
-//! - Every queue is bounded. A full queue refuses further requests, and their clients get 503.
+//! - Every queue is bounded. A full queue of requests refuses further requests. A full queue of
+//!   answers ends the connection.
 //! - A repeated frame is dropped, and a missing frame ends the connection (`frame`).
 //! - Requests are idempotent, so a caller that gets no answer may send its request again.
 //!
@@ -54,11 +55,11 @@ use crate::cluster::channel::frame::{ByteSink, ByteSource};
 use crate::runtime;
 use crate::runtime::metrics::ChannelCounters;
 
-/// Longest time for opening a connection. Half a second suffices, because nodes run on one machine
-/// or in one data center.
+/// Longest time for opening a TCP connection. Half a second suffices, because nodes run on one
+/// machine or in one data center.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The reason why a connection ended.
+/// The reason why a connection ended or was not opened.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{0}")]
 pub(crate) struct LinkError(pub(crate) String);

@@ -1,9 +1,9 @@
-//! The queue of messages for one direction of a connection. All messages that are waiting when a
-//! write completes are sent in the next frame.
+//! The queue of messages for one direction of a connection. Messages that wait while a frame is
+//! written share the next frame, until that frame is full.
 //!
 //! Messages are encoded into their frame at once, so a waiting message needs no memory besides its
-//! bytes. No timer delays a message. The queue is bounded in bytes, and refuses further messages
-//! when it is full.
+//! bytes. No timer delays a message. The queue is bounded in bytes. While it is full, it refuses
+//! further messages.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -55,7 +55,8 @@ struct Waiting {
 }
 
 impl FrameQueue {
-    /// Creates a queue of at most `bytes_max` bytes. `counters` counts messages, frames and bytes.
+    /// Creates a queue that refuses messages while at least `bytes_max` bytes are waiting.
+    /// `counters` counts messages, frames and bytes.
     pub(crate) fn new(bytes_max: usize, counters: Arc<ChannelCounters>) -> FrameQueue {
         FrameQueue {
             waiting: Mutex::default(),
@@ -88,8 +89,8 @@ impl FrameQueue {
         self.add(add, true)
     }
 
-    /// Adds a message that is sent in the frame of the next message of `push`, or once
-    /// `ALONG_BYTES_MAX` bytes are waiting. So the message usually needs no separate frame.
+    /// Adds a message that does not cause the sending of a frame until `ALONG_BYTES_MAX` bytes are
+    /// waiting. So the message usually shares the frame of a message of `push`.
     pub(crate) fn push_along(&self, encode: impl FnOnce(&mut Vec<u8>)) -> Result<(), Refused> {
         self.add(|waiting| waiting.add(encode), false)
     }

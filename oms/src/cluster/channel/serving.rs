@@ -2,13 +2,12 @@
 //! each answer when it is ready.
 //!
 //! **Invariants**
-//! - Every request that expects an answer gets one. If the service drops the request, the answer is
-//!   a failure.
-//! - The number of requests in progress is bounded by `IN_PROGRESS_MAX`. While it is reached, no
-//!   further frame is read. Then the queue of the requesting node fills up and refuses further
-//!   requests.
+//! - Every request that expects an answer gets one, unless the connection ends. If the service
+//!   drops the request, the answer is a failure.
+//! - While `IN_PROGRESS_MAX` or more requests of a connection are in progress, no further frame is
+//!   read. Then the queue of the requesting node fills up and refuses further requests.
 //! - If `QUEUE_BYTES_MAX` bytes of answers are waiting because the other end does not read, the
-//!   connection is closed.
+//!   next answer closes the connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,10 +21,10 @@ use crate::cluster::channel::queue::{FrameQueue, Refused};
 use crate::cluster::channel::{Link, LinkError};
 use crate::runtime::metrics::ChannelCounters;
 
-/// Maximum number of requests of one connection in progress. It equals the maximum number of
-/// unanswered requests at the other end.
+/// Number of requests of one connection in progress from which no further frame is read. It equals
+/// the maximum number of callers that wait for answers at the other end.
 const IN_PROGRESS_MAX: usize = 8_192;
-/// Maximum number of bytes of answers that wait to be sent on a connection.
+/// Number of waiting bytes of answers from which a further answer closes the connection.
 const QUEUE_BYTES_MAX: usize = 64 << 20;
 
 /// Executes the requests that other nodes send to this node.
@@ -33,7 +32,7 @@ pub(crate) trait Service: Send + Sync {
     /// Starts to execute all requests of one frame. Must not block.
     fn take(self: Arc<Self>, requests: Vec<Asked>);
 
-    /// Returns the counters of the messages, frames and bytes of answers.
+    /// Returns the counters to which the messages, frames and bytes of answers are added.
     fn counters(&self) -> Arc<ChannelCounters> {
         Arc::default()
     }
@@ -43,15 +42,15 @@ pub(crate) trait Service: Send + Sync {
 pub(crate) struct Asked {
     pub(crate) volume: imt_ring::NodeName,
     pub(crate) epoch: u64,
-    /// The time at which the sender stops waiting, counted from the arrival of the request. The
-    /// sender counts from the moment of sending, so it stops earlier by the duration of the
-    /// transfer.
+    /// The deadline, counted from the arrival of the request. The sender counts from its call, so
+    /// it stops waiting a little earlier.
     pub(crate) until: Instant,
     pub(crate) question: Question,
     pub(crate) caller: Caller,
 }
 
-/// Sends the answer to one request. A `Caller` that is dropped without an answer sends a failure.
+/// Sends the answer to one request. A `Caller` that is dropped without `answer` or `forget` sends a
+/// failure.
 pub(crate) struct Caller {
     id: u64,
     shared: Arc<Shared>,

@@ -1,11 +1,13 @@
 //! Encryption of the connections between nodes of different machines, by rustls (TLS 1.3).
 //!
-//! Each process generates a key pair at its start and presents only the public key (RFC 7250). So
-//! there are no certificates to distribute or to renew. The public key is not compared with any
-//! known key. Instead, the proofs of the cluster's secret (`handshake`) cover keying material that
-//! both ends export from the session (RFC 8446, section 7.5). A relay in the middle has two
-//! sessions with different keying material, so a proof that it forwards is invalid in the other
-//! session.
+//! Each process generates a key pair at its start. The acceptor of a connection presents only its
+//! public key (RFC 7250), and the initiator presents none. So there are no certificates to
+//! distribute or to renew.
+//!
+//! The public key is not compared with any known key. Instead, the proofs of the cluster's secret
+//! (`handshake`) cover keying material that both ends export from the session (RFC 8446, section
+//! 7.5). A relay in the middle has two sessions with different keying material, so a proof that it
+//! forwards is invalid in the other session.
 //!
 //! **Invariants**
 //! - Each end checks the other end's proof before it sends or accepts anything but the handshake.
@@ -343,7 +345,7 @@ mod tests {
         let reason = initiated.map(drop).unwrap_err().to_string();
         assert!(reason.contains("another secret"), "{reason}");
         assert!(accepted.is_err());
-        // The same two ends succeed without the relay.
+        // Without the relay, ends with this secret succeed.
         let (initiated, accepted) = shake(["open", "open"], pass).await;
         assert!(initiated.is_ok() && accepted.is_ok());
     }

@@ -13,9 +13,9 @@ use crate::domain::order::{Line, OrderId};
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("expected {expected} at byte {offset} of a frame")]
 pub(crate) struct WireError {
-    /// Byte offset in the frame's payload.
+    /// Byte offset in the frame's payload, at the beginning of the faulty field or later.
     pub(crate) offset: usize,
-    /// The field that was expected at this offset.
+    /// The field that was expected.
     pub(crate) expected: &'static str,
 }
 

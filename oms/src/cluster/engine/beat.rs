@@ -5,12 +5,13 @@
 //! clock. They are never compared with the clock of the engine or of another machine.
 //!
 //! **Invariants**
-//! - A node is gone once its beat has not changed for `Pace::gone` while the looks of this process
-//!   were answered quickly and at regular intervals. The period begins when this process *first
-//!   saw* the beat, which is after the beat was sent.
+//! - A node is gone at once if its beat is negative. Otherwise it is gone once its beat has not
+//!   changed for `Pace::gone` while the looks of this process were answered quickly and at regular
+//!   intervals. The period begins when this process *first saw* the beat, which is after the beat
+//!   was sent.
 //! - A lease ends `LEASE` after the last acknowledged beat was *sent*. `LEASE` is shorter than
 //!   `Pace::gone`. So a node stops answering reads before another node takes over its volumes.
-//! - While the beats of this process are not acknowledged, it declares no node gone, because
+//! - While the beats of this process are not acknowledged, it declares no silent node gone, because
 //!   commits are probably blocked for all nodes.
 //! - A look that lacks the last acknowledged beat of this process is ignored, because a former
 //!   primary of the engine has answered it.
@@ -81,8 +82,8 @@ pub(super) struct Beat {
 struct Seen {
     beat: Beat,
     /// Start of the period without a new beat: the time of the first look that showed this beat. A
-    /// late look, or a time without acknowledged beats of this process, moves the start to a later
-    /// time.
+    /// late look, a time without acknowledged beats of this process, or a new connection moves the
+    /// start to a later time.
     since: Duration,
     is_gone: bool,
 }
@@ -93,7 +94,7 @@ pub(super) enum Looked {
     /// The look was in time. Nodes without a new beat for `Pace::gone` were declared gone.
     InTime,
     /// The look was late, or the last acknowledged beat of this process was too old. No node was
-    /// declared gone.
+    /// declared gone for its silence.
     Late,
     /// The look does not show the last acknowledged beat of this process, so a former primary of
     /// the engine has answered it. The rows were ignored.
@@ -259,7 +260,7 @@ impl Judge {
         }
     }
 
-    /// Returns `true` if a node has ended or is unknown, or if its beat has not changed for `time`.
+    /// Returns `true` if a node is gone or unknown, or if its beat has not changed for `time`.
     pub(super) fn is_silent(&self, name: &str, now: Duration, time: Duration) -> bool {
         let seen = self.seen.get(name);
         seen.is_none_or(|seen| seen.is_gone || now.saturating_sub(seen.since) >= time)

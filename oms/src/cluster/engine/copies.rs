@@ -35,7 +35,7 @@ pub struct VolumeCopy {
 ///
 /// # Errors
 /// `NodeError::VolumeNotInEngine` for an unknown volume, `NodeError::Engine` if the engine does not
-/// answer, or the error of the new database. The folder must not exist.
+/// answer, `NodeError::Config` if the folder exists, or the error of the new database.
 pub async fn export_volume(url: &EngineUrl, volume: &str, folder: &Path) -> Result<VolumeCopy, NodeError> {
     if folder.exists() {
         return Err(NodeError::Config {

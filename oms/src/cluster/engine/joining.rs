@@ -246,8 +246,8 @@ pub(super) async fn read_secret(session: &mut Session) -> Result<String, Session
     }
 }
 
-/// Fails unless the engine has the tables that `imt engine init` creates, and settings under which
-/// no acknowledged order can be lost.
+/// Fails unless the engine has the tables that `imt engine init` creates, and the settings of the
+/// role that `unfit_setting` requires.
 pub(super) async fn check_fitness(session: &mut Session, url: &EngineUrl) -> Result<(), NodeError> {
     let unfit = |reason: String| NodeError::EngineUnfit {
         url: url.to_string(),

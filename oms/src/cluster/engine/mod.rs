@@ -87,16 +87,15 @@ pub(crate) struct EngineCluster {
     table: Arc<StateTable>,
     beating: parking_lot::Mutex<Option<JoinHandle<()>>>,
     followers: Followers,
-    /// URLs of the other engines with volumes that have passed the check of their tables and
-    /// settings.
+    /// URLs of the further engines that have passed the check of their tables and settings.
     fit: parking_lot::Mutex<BTreeSet<String>>,
     /// Volumes that wait for the end of their former server's lease.
     waiting: parking_lot::Mutex<BTreeMap<NodeName, Waiting>>,
 }
 
 impl EngineCluster {
-    /// Waits until the engine has acknowledged the last beat of this process. Must be called after
-    /// `withdraw`.
+    /// Waits for the end of the last beat of this process, for at most `FAREWELL_TIMEOUT`. Must be
+    /// called after `withdraw`.
     pub(crate) async fn farewell(&self) {
         let beating = self.beating.lock().take();
         if let Some(beating) = beating {

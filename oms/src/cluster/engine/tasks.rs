@@ -67,8 +67,8 @@ enum Beaten {
     Again,
 }
 
-/// Sends beats until this node leaves the cluster. The last beat tells the other nodes that the
-/// process has ended.
+/// Sends beats until this node leaves the cluster or another process has taken its name. The last
+/// beat tells the other nodes that the process has ended.
 pub(super) async fn beat(shared: Arc<Shared>, mut session: Session, mut number: i64) {
     let mut troubles = Troubles::default();
     let mut connections = session.connections();

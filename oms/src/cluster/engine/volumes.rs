@@ -203,11 +203,11 @@ pub(super) struct Waiting {
 }
 
 impl EngineCluster {
-    /// Returns `true` once no former server of a volume can answer reads. The former server has
-    /// released the volume, or its beat has not changed for `LEASE_WAIT`, or this process has known
-    /// the assignment for `LEASE_WAIT`. In the last case, the former server has either read the new
-    /// state or has no lease: beats do not extend the lease of a process that does not know the
-    /// present state.
+    /// Returns `true` once no former server of a volume can answer reads. The former server is this
+    /// node, or has released the volume, or its beat has not changed for `LEASE_WAIT`, or this
+    /// process has known the assignment for `LEASE_WAIT`. In the last case, the former server has
+    /// either read the new state or has no lease: beats do not extend the lease of a process that
+    /// does not know the present state.
     async fn is_free(&self, volume: &NodeName, since: u64, url: &Arc<EngineUrl>) -> bool {
         let known = self.waiting.lock().remove(volume);
         let known = known.filter(|waiting| waiting.since == since);
@@ -317,8 +317,8 @@ impl Volumes for EngineCluster {
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
         Box::pin(async move {
             if let Err(error) = self.remove_log(&volume).await {
-                // The rows that remain in the engine only take space, because no node opens a
-                // volume without slots.
+                // The rows that remain in the engine only take space, because the volume no longer
+                // owns their slots.
                 let error = with_causes(&error);
                 tracing::warn!(%volume, error, "rows of an empty volume not removed from the engine");
             }

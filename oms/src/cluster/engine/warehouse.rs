@@ -1,7 +1,8 @@
 //! Ensures that all nodes of an engine's cluster send messages to the same warehouse.
 //!
 //! **Invariants**
-//! - If no other node runs, the starting node's setting `--warehouse` replaces the stored URL.
+//! - If no other node runs, the starting node's setting `--warehouse`, if there is one, replaces
+//!   the stored URL.
 //! - If other nodes run, the starting node uses the stored URL. It refuses to start with another
 //!   URL in its setting.
 //!
@@ -23,9 +24,10 @@ const NAMED_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 impl EngineCluster {
-    /// Returns the URL of the cluster's warehouse, and stores it if no other node runs. `asked` is
-    /// the setting of this node. If there is neither a setting nor a stored URL, the result is
-    /// `usual`.
+    /// Returns the URL of the cluster's warehouse. If no other node runs, the URL is `asked` (the
+    /// setting of this node), or else the stored URL, or else `usual`, and the function stores it.
+    /// If other nodes run, the function waits until a URL is stored, and fails if `asked` is
+    /// another URL.
     pub(crate) async fn agree_on_warehouse(
         &self,
         asked: Option<&WarehouseUrl>,

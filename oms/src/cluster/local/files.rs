@@ -5,7 +5,7 @@
 //! - The state is written to a temporary file, synced, and renamed. So a reader sees the old or the
 //!   new state, never a part.
 //! - The secret is created once. Only the owner of the file can read it.
-//! - The size of a file is checked before it is read.
+//! - Every read of a file has a maximum size.
 //!
 //! The right to replace the state is checked in `local`.
 
@@ -27,8 +27,8 @@ pub(super) const SECRET: &str = "secret";
 /// Maximum size in bytes of a node's description and of the secret. Both usually have a few hundred
 /// bytes at most.
 pub(super) const FILE_BYTES_MAX: u64 = 64 * 1_024;
-/// Maximum size of the state in bytes. The state contains up to two rings, each with a few bytes
-/// per slot. With 16,384 slots it has about 400 KB.
+/// Maximum size of the state in bytes. The state contains up to two rings. With 16,384 slots it has
+/// about 400 KB.
 pub(super) const STATE_BYTES_MAX: u64 = 64 * 1_024 * 1_024;
 
 pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> NodeError {
@@ -57,8 +57,8 @@ pub(super) fn holder(data: &Path, name: &NodeName) -> Option<String> {
 /// longer run are included.
 ///
 /// # Errors
-/// Returns an error if the folder cannot be read. Incomplete descriptions, and descriptions in
-/// another format, are skipped.
+/// Returns an error if the folder cannot be read. Descriptions that cannot be read or decoded are
+/// skipped.
 pub fn node_infos(data: &Path) -> Result<Vec<NodeInfo>, NodeError> {
     let folder = data.join("nodes");
     let mut node_infos: Vec<NodeInfo> = Vec::new();
@@ -131,7 +131,7 @@ pub(super) fn secret(data: &Path) -> Result<String, NodeError> {
     read_secret(data)
 }
 
-/// Returns the cluster's state from a data folder, or `None` if no node has written one.
+/// Returns the cluster's state from a data folder, or `None` if the file does not exist.
 pub(super) fn read_state(data: &Path) -> Result<Option<ClusterState>, NodeError> {
     let path = &data.join(STATE);
     let json = match regular_file::read(path, STATE_BYTES_MAX) {
@@ -172,7 +172,7 @@ pub(super) fn write_state(data: &Path, state: &ClusterState) -> Result<(), NodeE
 /// reads a file, so no node has to run.
 ///
 /// # Errors
-/// Returns an error if the file cannot be read or contains no ring.
+/// Returns an error if the file cannot be read or contains no valid state.
 pub fn read_ring(data: &Path) -> Result<Option<Ring>, NodeError> {
     Ok(read_state(data)?.map(|state| state.ring))
 }
@@ -181,7 +181,7 @@ pub fn read_ring(data: &Path) -> Result<Option<Ring>, NodeError> {
 /// stored one. The function reads a file, so no node has to run.
 ///
 /// # Errors
-/// Returns an error if the file of the state cannot be read.
+/// Returns an error if the file cannot be read or contains no valid state.
 pub fn read_warehouse(data: &Path) -> Result<Option<String>, NodeError> {
     Ok(read_state(data)?.and_then(|state| state.warehouse))
 }

@@ -2,7 +2,7 @@
 //!
 //! **Invariants**
 //! - The kernel releases a lock when the process that holds it ends in any way.
-//! - A replaced lock file is detected by its inode number.
+//! - `OpenPath::check` detects a replaced lock file by its device and inode numbers.
 //!
 //! The meaning of each lock is defined in `local`. The content of files is handled in `files`.
 
@@ -49,14 +49,15 @@ impl OpenPath {
     }
 }
 
-/// An exclusive lock on a folder, held until the value is dropped.
+/// An exclusive lock on a folder, held until the value is dropped. On a file system that cannot
+/// lock folders, the value has no effect.
 pub(super) struct FolderLock(File);
 
 impl FolderLock {
     pub(super) fn take(folder: &Path) -> Result<FolderLock, NodeError> {
         let file = File::open(folder).map_err(failed("open", folder))?;
-        // Some file systems cannot lock folders. Then only the check of the version protects the
-        // state. So errors other than an interruption are ignored.
+        // The loop repeats an interrupted call. Other errors are ignored, because some file systems
+        // cannot lock folders. Then only the check of the version protects the state.
         while let Err(error) = file.lock()
             && error.kind() == ErrorKind::Interrupted
         {}
@@ -78,7 +79,7 @@ pub(super) fn open_lock(path: &Path) -> std::io::Result<File> {
     regular_file::open_with(options.write(true).create(true).truncate(false), path)
 }
 
-/// Takes the exclusive lock of a file. Returns `None` if another process holds a lock on it.
+/// Takes the exclusive lock of a file. Returns `None` if the file is locked already.
 pub(super) fn lock(path: &Path) -> Result<Option<OpenPath>, NodeError> {
     let file = open_lock(path).map_err(failed("open", path))?;
     match file.try_lock() {

@@ -2,9 +2,9 @@
 //!
 //! **Invariants**
 //! - The URL of the warehouse is part of the cluster's state, and every node uses that URL.
-//! - If no other node runs, the starting node's setting replaces the stored URL. If other nodes
-//!   run, the starting node uses the stored URL, and refuses to start with another URL in its
-//!   setting.
+//! - If no other node runs, the starting node's setting, if there is one, replaces the stored URL.
+//!   If other nodes run, the starting node uses the stored URL, and refuses to start with another
+//!   URL in its setting.
 //!
 //! Changes of the URL while nodes run are in `control::coordinator`.
 
@@ -35,9 +35,10 @@ pub fn check_warehouse(data: &Path, asked: Option<&WarehouseUrl>) -> Result<(), 
 }
 
 impl LocalCluster {
-    /// Returns the URL of the cluster's warehouse, and stores it if no other node runs. `asked` is
-    /// the setting of this node. If there is neither a setting nor a stored URL, the result is
-    /// `usual`.
+    /// Returns the URL of the cluster's warehouse. If no other node runs, the URL is `asked` (the
+    /// setting of this node), or else the stored URL, or else `usual`, and the function stores it.
+    /// If other nodes run, the function waits until a URL is stored, and fails if `asked` is
+    /// another URL.
     pub(crate) fn agree_on_warehouse(
         &self,
         asked: Option<&WarehouseUrl>,
@@ -80,7 +81,8 @@ impl LocalCluster {
         Ok(self.held().coordinator.is_some())
     }
 
-    /// Returns `true` if no other node of the data folder runs.
+    /// Returns `true` if no other node of the data folder runs. Nodes without a published
+    /// description do not count.
     fn is_alone(&self) -> Result<bool, NodeError> {
         let node_infos = node_infos(&self.data)?;
         let mut others = node_infos.iter().filter(|node_info| node_info.name != self.name);

@@ -12,8 +12,7 @@
 use std::collections::VecDeque;
 
 /// Maximum number of recorded changes. At four bytes each they take one megabyte, and cover some
-/// seconds at full load. A copy that lacks more changes reads the whole stock, which takes less
-/// time than reading so many changes.
+/// seconds at full load. A copy that lacks more changes reads the whole stock.
 const CHANGES_MAX: usize = if cfg!(test) { 64 } else { 256 << 10 };
 
 /// A moment of the stock: the number of changes recorded so far, and the generation. The generation

@@ -27,8 +27,8 @@ pub(crate) enum Found {
 
 impl Stock {
     /// Checks if the units of an order are free in a store. The caller has checked that they are
-    /// available, lent units included. If a product has too few free units, its lent units are
-    /// recalled.
+    /// available, lent units included. If a product has too few free units for the order, its lent
+    /// units are recalled.
     pub(crate) fn find_free(&mut self, store: u32, lines: &[Line]) -> Found {
         if !self.loans.any() {
             return Found::Free;

@@ -1,4 +1,4 @@
-//! Writer and reader of the parts of an encoded row: numbers, texts, order lines.
+//! Writer and reader of the parts of an encoded value, such as numbers, texts and order lines.
 //!
 //! **Invariant**: the reader trusts no byte. A wrong length causes an error, never a large
 //! allocation.
@@ -6,10 +6,10 @@
 use crate::domain::order::Line;
 use crate::error::DecodeError;
 
-/// Layout version in the first byte of all rows.
+/// Layout version: the first byte of every value of a `Writer`.
 const VERSION: u8 = 1;
 
-/// Appends one value to a buffer, which all rows of a batch share.
+/// Appends one value to a buffer, such as that of a write batch.
 pub(crate) struct Writer<'a>(&'a mut Vec<u8>);
 
 impl Writer<'_> {
@@ -75,7 +75,7 @@ impl Writer<'_> {
     }
 }
 
-/// Reads the value of one row from its first byte to its last.
+/// Reads one value from its first byte to its last.
 pub(crate) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
@@ -174,7 +174,7 @@ impl<'a> Reader<'a> {
         &self.bytes[self.at..]
     }
 
-    /// Returns the error for a row that ends too early or too late.
+    /// Returns an error with the end of the row as its offset.
     pub(crate) fn fault_at_end(&self, expected: &'static str) -> DecodeError {
         DecodeError {
             offset: self.bytes.len(),

@@ -1,13 +1,14 @@
-//! Encoding and decoding of the volume's rows.
+//! Encoding and decoding of the volume's values, and of keys that have several parts.
 //!
 //! **Invariants**
-//! - Every value begins with a layout version. Rows that earlier releases wrote stay readable.
-//! - Numbers are LEB128 varints unless stated otherwise. A text is encoded as its length and its
+//! - Every value that this module encodes begins with a layout version. Rows that earlier releases
+//!   wrote stay readable.
+//! - In values, numbers are LEB128 varints unless stated otherwise. A text is its length and its
 //!   UTF-8 bytes.
-//! - Encoding appends to the buffer. Decoding never panics: every unexpected byte is a
-//!   `DecodeError` with its offset and the expected content.
+//! - Encoding appends to the buffer. Decoding never panics: bytes that cannot be decoded cause an
+//!   error, or `None` for the key of a message.
 //!
-//! Deliberately absent: the tables and keys in which rows are stored (see `volume`).
+//! Deliberately absent: the list of tables and their keys (see `volume`).
 
 pub(crate) mod bytes;
 mod order;
@@ -27,9 +28,9 @@ pub(crate) use crate::storage::codec::stock::{
     encode_settlement, encode_stock_head,
 };
 
-/// Appends the key of an order in a store: order id, a slash (never part of an id), the store. An
-/// order may have rows for two stores for some time: an abandoned attempt to reserve its units may
-/// leave a reservation in another store.
+/// Appends the key of an order in a store: order id, a slash (never part of an id), the store in
+/// decimal. An order may have rows for two stores for some time: an abandoned attempt to reserve
+/// its units may leave a reservation in another store.
 pub(crate) fn encode_order_store_key(order: &OrderId, store: u32, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(order.as_bytes());
     bytes.push(b'/');
@@ -48,14 +49,16 @@ pub(crate) fn decode_order_store_key(key: &[u8]) -> Result<(OrderId, u32), Decod
     })
 }
 
-/// Appends the key of a message to the warehouse: order id, a slash (never part of an id), kind.
+/// Appends the key of a message to the warehouse: order id, a slash (never part of an id), the name
+/// of the kind.
 pub(crate) fn encode_message_key(order: &OrderId, kind: Kind, bytes: &mut Vec<u8>) {
     bytes.extend_from_slice(order.as_bytes());
     bytes.push(b'/');
     bytes.extend_from_slice(kind.name().as_bytes());
 }
 
-/// Returns the order and the kind of a key written by [`encode_message_key`].
+/// Returns the order and the kind of a key written by [`encode_message_key`]. `None` for another
+/// key.
 pub(crate) fn decode_message_key(key: &[u8]) -> Option<(OrderId, Kind)> {
     let slash = key.iter().rposition(|&byte| byte == b'/')?;
     let order = OrderId::parse(std::str::from_utf8(&key[..slash]).ok()?).ok()?;
@@ -114,8 +117,8 @@ pub(crate) fn decode_sums(bytes: &[u8]) -> Result<Sums, DecodeError> {
     Ok(Sums { revenue, units })
 }
 
-/// A stored response, which is returned again for each repetition of its request with the same
-/// idempotency key.
+/// A stored response. Until it is removed, it is returned again for each repetition of its request
+/// with the same idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct KeptAnswer {
     /// Time of the first response, in UTC milliseconds.
@@ -182,11 +185,12 @@ pub(crate) fn decode_counters(bytes: &[u8]) -> Result<Counters, DecodeError> {
     Ok(counters)
 }
 
-/// Counters of a volume. Every commit writes them, so opening a volume needs no scan of the orders.
+/// Counters of a volume. Every group commit writes them, so opening a volume needs no scan of the
+/// orders.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
-    /// Number of the page of arrivals (a row in `arrivals`) that the next commit with new orders
-    /// writes.
+    /// Number of the page of arrivals (a row in `arrivals`) that the next commit with new or copied
+    /// orders writes.
     pub(crate) next_page: u64,
     /// First page of arrivals (a row in `arrivals`) that the expiry job has not finished.
     pub(crate) expired_page: u64,
@@ -206,7 +210,8 @@ impl Counters {
     }
 }
 
-/// Encodes a page of arrivals: the ids of the new orders of one commit, in order of arrival.
+/// Encodes a page of arrivals: the ids of the orders that one commit added, new ones or copied from
+/// another volume.
 pub(crate) fn encode_arrivals<'a>(ids: impl ExactSizeIterator<Item = &'a OrderId>, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 2 + ids.len() * 12);
     row.number(ids.len() as u64);
@@ -215,7 +220,7 @@ pub(crate) fn encode_arrivals<'a>(ids: impl ExactSizeIterator<Item = &'a OrderId
     }
 }
 
-/// Decodes a page of arrivals: the ids of the new orders of one commit.
+/// Decodes a page of arrivals.
 pub(crate) fn decode_arrivals(bytes: &[u8]) -> Result<Vec<OrderId>, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let count = row.number("a number of ids")? as usize;

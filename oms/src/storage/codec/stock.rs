@@ -1,7 +1,8 @@
-//! Encoding of reservations, settlements, deliveries and stock.
+//! Encoding of reservations, loans, settlements, deliveries and stock.
 //!
-//! **Invariant**: rows of earlier releases stay readable. Their reservations have no nonce, and the
-//! rows of their stores do not name the last delivery that the quantities reflect.
+//! **Invariant**: rows of earlier releases stay readable. The first releases wrote reservations
+//! without a nonce, and rows of stores without the number of the last delivery that the quantities
+//! reflect.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +16,8 @@ use crate::error::DecodeError;
 use crate::storage::codec::bytes::{Reader, Writer};
 
 /// Encodes a reservation: store, lines, and a nonce if another volume requested the reservation.
-/// The nonce is the random number of that request. A row without a nonce ends after the lines, as
-/// in releases before nonces existed.
+/// The nonce is a random number of that volume. A row without a nonce ends after the lines, as in
+/// releases before nonces existed. Rows in `spent` have this layout too.
 pub(crate) fn encode_reservation(store: u32, lines: &[Line], nonce: Option<u64>, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 18 + lines.len() * 6);
     row.number(u64::from(store));
@@ -204,14 +205,15 @@ pub(crate) fn decode_catalogue(bytes: &[u8]) -> Result<Vec<u32>, DecodeError> {
         .collect())
 }
 
-/// Flag in the width byte. If set, the row contains the number of the last delivery that its
-/// quantities reflect.
+/// Flag in the width byte. If set, the number of the last delivery that the quantities reflect
+/// follows, as an optional number.
 const SAYS_COUNTED: u8 = 0x10;
 
 /// Encodes the quantities of a store, one for each row of the stock matrix. All have the width of
-/// the largest quantity: 1, 2 or 4 bytes. So two million small quantities take two megabytes. The
-/// number of the last delivery that the quantities reflect follows the width. Rows of earlier
-/// releases lack this number, and the number in the volume's `StockHead` applies to them.
+/// the largest quantity: 1, 2 or 4 bytes. So two million small quantities take two megabytes. With
+/// `CountedTo::Delivery`, the number of the last delivery that the quantities reflect follows the
+/// width, as an optional number. With `CountedTo::OfVolume`, as in rows of earlier releases, the
+/// number in the volume's `StockHead` applies.
 pub(crate) fn encode_quantities(counted_to: CountedTo, quantities: &[i32], bytes: &mut Vec<u8>) {
     let largest = quantities.iter().copied().max().unwrap_or(0);
     let width: u8 = if largest <= 0xff {

@@ -1,4 +1,5 @@
-//! Tests that every row is decoded to the value that was encoded, and that no bytes cause a panic.
+//! Tests that rows are decoded to the values that were encoded, and that changed rows cause no
+//! panic.
 
 use imt_ring::NodeName;
 
@@ -101,7 +102,7 @@ fn quantities_of_every_width_read_back() {
             }
         }
     }
-    // Rows of earlier releases have only a width and quantities.
+    // Rows of earlier releases have only a version, a width and quantities.
     let row = bytes(|row| encode_quantities(CountedTo::OfVolume, &[3, 4], row));
     assert_eq!(row, [1, 1, 3, 4]);
 }
@@ -123,7 +124,7 @@ fn a_reservation_keeps_the_nonce_of_another_volume() {
         longer.extend_from_slice(&[0x80, 0x80]);
         assert!(decode_reservation(id.clone(), &longer).is_err());
     }
-    // Rows of earlier releases have only a store and lines.
+    // Rows of earlier releases have only a version, a store and lines.
     let row = bytes(|row| encode_reservation(4, &lines, None, row));
     assert_eq!(row, [1, 4, 1, 0xac, 0x06, 3]);
 }

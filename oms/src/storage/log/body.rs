@@ -134,8 +134,8 @@ impl<'a> Body<'a> {
         self.chain == chain_of(&before.chain, before.seq + 1, epoch, &self.bytes[COUNT_AT..])
     }
 
-    /// Passes each row to `take`. Returns an error at the first byte that is not part of a valid
-    /// row.
+    /// Passes each row to `take`. Returns the first error of `take`, or an error if the bytes are
+    /// not exactly `count` valid rows.
     pub(crate) fn each_row<E: From<DecodeError>>(
         &self,
         mut take: impl FnMut(Row<'a>) -> Result<(), E>,

@@ -1,13 +1,15 @@
-//! The local database as a copy of the beginning of a volume's log. The copy may be deleted at any
-//! time.
+//! The local database as a copy of the beginning of a volume's log. The copy may be deleted while
+//! no process has it open.
 //!
 //! **Invariants**
-//! - The database holds exactly the rows of the log up to the position in its table `meta`, key
-//!   `log`. Rows and position are written in one commit without a sync, so a crash leaves the rows
-//!   of an earlier position.
+//! - The database holds the rows of the log up to the position in its table `meta`, key `log`. Rows
+//!   and position are written in one commit without a sync, so after a crash both are from one
+//!   commit, which may be an earlier one.
 //! - A database without a position is empty or an unfinished copy, and is cleared and filled again.
-//! - If the chain of the copy differs from the engine's chain, the engine has lost or changed
-//!   entries. The copy is cleared and an error is logged.
+//! - If the log lacks the last entry of the copy, or has another chain there, the copy cannot be
+//!   continued. If no checkpoint explains this, the engine has lost or changed entries, or an old
+//!   primary has answered. `catch_up` then clears the copy and logs an error only if its caller
+//!   permits it.
 //!
 //! Deliberately absent: the choice of the entries that are final (`takeover`, `follow`).
 
@@ -26,7 +28,8 @@ use crate::storage::write_batch::{Row, TABLES, Table};
 
 /// Key of the log position in the table `meta`.
 pub(crate) const POSITION: &[u8] = b"log";
-/// Size in bytes of one commit while entries or rows are copied. Larger commits are not faster.
+/// Size in bytes at which a commit is written while entries or rows are copied. Larger commits are
+/// not faster.
 const COPY_BYTES: usize = 1_024 * 1_024;
 /// Maximum number of attempts to make a copy. An attempt fails if entries are removed from the log
 /// while it runs.
@@ -39,10 +42,10 @@ pub(crate) struct Cache(pub(in crate::storage) Arc<VolumeTables>);
 /// The reason why a cache was not brought up to date.
 #[derive(Debug)]
 pub(crate) enum CatchUpError {
-    /// The engine did not answer. A later attempt may succeed.
+    /// A statement failed. A later attempt may succeed.
     Log(LogError),
-    /// The engine lacks the last entry of the cache. The server that answered may be an old
-    /// primary.
+    /// The engine lacks the last entry of the cache, or has another entry in its place. The server
+    /// that answered may be an old primary.
     Differs(String),
     /// The local database or an entry of the log cannot be used.
     Storage(StorageError),
@@ -93,8 +96,8 @@ impl Cache {
         Cache::open(microdb::Options::new(), folder)
     }
 
-    /// Returns the position of the last log entry in the database. `None` if the copy is not
-    /// complete.
+    /// Returns the position of the last log entry in the database. `None` if the database is new,
+    /// cleared or an unfinished copy.
     pub(crate) fn position(&self) -> Result<Option<Position>, StorageError> {
         let row = self.0.meta(POSITION)?;
         row.map(|row| decode_position(&row).map_err(|fault| broken("meta", POSITION, fault)))
@@ -299,7 +302,7 @@ async fn copy_rows(cache: &Cache, log: &mut dyn Log) -> Result<Option<(Position,
     }
     let (mut batch, mut failed) = (cache.0.batch(), None);
     // These commits run on the thread of the caller, unlike other blocking calls. Commits without a
-    // sync wait for a disk only while compaction is behind.
+    // sync seldom wait for a disk.
     let mut take = |row: EngineRow<'_>| {
         let value = Some(row.value);
         batch.add(&Row {

@@ -21,10 +21,10 @@ use crate::storage::log::body::{CHAIN_BYTES, chain_in};
 use crate::storage::log::{Answer, EngineRow, Entry, Head, LastWords, Log, LogError, Position};
 use crate::storage::write_batch::Table;
 
-/// Maximum time for statements of a commit. After this time the next host is tried, because an old
-/// primary without standbys never acknowledges a commit.
+/// Maximum time for a commit and for other short statements. After this time the next host is
+/// tried, because an old primary without standbys never acknowledges a commit.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Maximum time for reads of many rows and for checkpoints, which no client waits for.
+/// Maximum time for statements that read, write or remove many rows.
 const BULK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum number of entries that one call of `tail` returns. An entry has some kilobytes, seldom a
 /// few megabytes, so this number bounds the memory of a call.
@@ -37,8 +37,8 @@ const APPEND: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
     SELECT v.volume, $2, v.epoch, $4 FROM imt_volume v, imt_log l \
     WHERE v.volume = $1 AND v.epoch = $3 AND l.volume = $1 AND l.seq = $5 AND l.epoch = $6 \
     ON CONFLICT (volume, seq) DO NOTHING";
-/// An append that succeeds under any epoch. A test uses this append to show that the tests of the
-/// epoch's check would detect that the check is missing.
+/// An append that ignores the epoch and the number of the entry. A test uses this append to show
+/// that the tests of the epoch's check would detect that the check is missing.
 #[cfg(test)]
 const APPEND_WITHOUT_FENCE: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
     SELECT $1, coalesce(max(l.seq), 0) + 1, $3, $4 FROM imt_log l WHERE l.volume = $1 AND $2 > 0 \
@@ -86,7 +86,7 @@ impl EngineLog {
     }
 
     /// Returns the name of the node that took the volume over last and has not released it. `None`
-    /// if the volume was released, or was never taken over.
+    /// if the volume was released, was never taken over, or does not exist.
     pub(crate) async fn owner(&mut self) -> Result<Option<String>, LogError> {
         let params = [Param::Text(&self.volume)];
         let rows = self.session.query(OWNER, &params, COMMIT_TIMEOUT).await?;
@@ -94,7 +94,7 @@ impl EngineLog {
         Ok((!owner.is_empty()).then(|| owner.to_owned()))
     }
 
-    /// Records that this owner answers no request of the volume any more. It has no effect if
+    /// Records that this owner answers no request of the volume any more. Changes nothing if
     /// another node has taken the volume over.
     pub(crate) async fn release(&mut self, owner: &str) -> Result<(), LogError> {
         let params = [Param::Text(&self.volume), Param::Text(owner)];

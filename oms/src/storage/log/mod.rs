@@ -1,25 +1,27 @@
-//! The log of a volume in an engine: one entry per group commit, with all rows of the group.
+//! The log of a volume in an engine. A group commit appends one entry with its rows.
 //!
-//! A volume has a log only behind an engine. Without one, microdb's own log makes a commit durable.
+//! A volume has such a log only behind an engine. Without an engine, microdb's own log makes a
+//! commit durable.
 //!
 //! | part | content |
 //! | --- | --- |
-//! | `Log` | trait of the statements, one round trip each; an engine (`engine`) or the simulation |
+//! | `Log` | trait of the statements on a log, implemented by `engine` and by the simulation |
 //! | `body` | the bytes of an entry, with the chain |
 //! | `writer` | appends entries, and repeats an append until its outcome is known |
-//! | `takeover` | the start of an ownership: raises the epoch, appends a first entry |
+//! | `takeover` | the start of an ownership: raises the epoch, appends an empty entry |
 //! | `cache` | the local database as a copy of the beginning of the log |
 //!
 //! **Invariants**
-//! - An entry is appended only under the volume's epoch and directly after an existing entry. So a
-//!   former owner appends nothing, and a log has no gap.
+//! - An entry is appended only under the volume's epoch and, except for the first entry, directly
+//!   after an existing entry. So a statement that a former owner sends after a takeover appends
+//!   nothing, and a log has no gap.
 //! - An entry is durable once the engine has acknowledged it or a later entry. An entry that was
 //!   only read may exist on one machine only.
-//! - If no result of a statement arrives, its outcome is *unknown*. The writer repeats the
-//!   statement until the outcome is known, and never guesses.
-//! - A server that shows an older log than this process knows is treated as an old primary, which a
-//!   fail-over left behind. Only if many successive reads show the older log, the engine is said to
-//!   have lost entries.
+//! - If no result of a statement arrives, its outcome is *unknown*. The writer repeats an append
+//!   until its outcome is known or the volume is closed.
+//! - A server that shows an older log than this process knows may be an old primary, which a
+//!   fail-over left behind. So a writer and a follower read many times before they treat entries as
+//!   lost. A new owner reads once, after the server has acknowledged the entry of the takeover.
 //! - The chain of an entry covers all entries before it. So comparing one chain compares a whole
 //!   copy with the log.
 //!
@@ -67,10 +69,11 @@ pub(crate) struct Head {
     pub(crate) kept_from: u64,
 }
 
-/// The reason why a statement has no result.
+/// The reason why a statement has no usable result.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum LogError {
-    /// The statement has no effect, because it was not sent or was refused.
+    /// The statement was not sent, was refused, or returned data that cannot be used. A statement
+    /// that was not sent or was refused has no effect.
     #[error("the engine cannot be used: {0}")]
     Away(String),
     /// The statement may have been executed, and its effect may be on the primary only.
@@ -86,7 +89,7 @@ pub(crate) struct EngineRow<'a> {
     pub(crate) value: &'a [u8],
 }
 
-/// The future result of a statement.
+/// A future that returns the result of a statement.
 pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, LogError>> + Send + 'a>>;
 
 /// The last value of each row that a part of the log writes, and the keys of the rows that it
@@ -100,8 +103,8 @@ pub(crate) struct LastWords {
 /// The statements on one volume in an engine.
 pub(crate) trait Log: Send {
     /// Appends an entry under its epoch. `behind` has the number and epoch of the previous entry,
-    /// and is `None` for the first entry. Returns `false` if the number is taken, the volume has
-    /// another epoch, or the previous entry does not exist.
+    /// and is `None` for the first entry. Returns `false` if the number is taken, the volume does
+    /// not exist or has another epoch, or the previous entry does not exist.
     fn append<'a>(&'a mut self, entry: &'a Entry, behind: Option<(u64, u64)>) -> Answer<'a, bool>;
 
     /// Returns the entry with the number `seq`, if the log has it. This entry may exist on one
@@ -117,15 +120,17 @@ pub(crate) trait Log: Send {
     /// Creates the engine's record of a new volume, unless it exists.
     fn create(&mut self) -> Answer<'_, ()>;
 
-    /// Makes `owner` the owner under a new epoch of at least `since` and below `until`. Returns the
-    /// epoch, or `None` if a newer owner has taken the volume or the volume does not exist.
+    /// Makes `owner` the owner if the volume's epoch is below `until`. The new epoch is higher than
+    /// the former one and at least `since`. Returns the new epoch, or `None` if a newer owner has
+    /// taken the volume or the volume does not exist.
     fn raise<'a>(&'a mut self, owner: &'a str, since: u64, until: u64) -> Answer<'a, Option<u64>>;
 
     /// Returns entries after the number `after` up to `last`, in order, beginning with the first
     /// one. May return only a part of them.
     fn tail(&mut self, after: u64, last: u64) -> Answer<'_, Vec<Entry>>;
 
-    /// Passes every row of the volume to `take`, until `take` returns `false`.
+    /// Passes every row of the volume in the engine's table of rows to `take`, until `take` returns
+    /// `false`.
     fn rows<'a>(&'a mut self, take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send)) -> Answer<'a, ()>;
 
     /// Writes `words`, the last values of the entries from `from` to before `to`, to the engine's

@@ -5,9 +5,10 @@
 //! - A statement of the former owner that begins after the raised epoch is visible appends nothing.
 //!   A statement that began earlier may still append one entry. The own entry then gets the next
 //!   number.
-//! - So the log up to the own entry is final. Entries are read only after the own entry was
-//!   appended.
-//! - The takeover is complete only when the engine has acknowledged the own entry.
+//! - So the log up to the own entry is final. Entries that were copied before are compared with the
+//!   log again after the takeover.
+//! - The takeover is complete only when the engine has acknowledged the own entry, or an empty
+//!   entry after it.
 //!
 //! Deliberately absent: the right to take a volume, which a lease and the cluster's state give
 //! (`cluster`).
@@ -40,7 +41,8 @@ pub(crate) enum Takeover {
         /// The position of the own entry, or of a later empty entry.
         position: Position,
     },
-    /// Another process owns the volume under a newer epoch.
+    /// Another process has taken the volume over under a newer epoch, or the volume was removed
+    /// during the takeover.
     Newer,
     /// The engine has no such volume.
     Missing,
@@ -87,7 +89,8 @@ pub(crate) async fn take_over(
                     return Ok(Takeover::Newer);
                 }
             }
-            // The newest entry existed on one machine only, and a fail-over of the engine lost it.
+            // A fail-over of the engine lost the newest entry, or the server that answered is an
+            // old primary.
             Settled::PredecessorLost => {}
             Settled::Abandoned => {
                 return Err(LogError::Unknown("the own entry was not acknowledged".to_owned()));

@@ -1,4 +1,5 @@
-//! The writer of a volume's log: appends an entry and does not return before its outcome is known.
+//! The writer of a volume's log: appends an entry, and returns once its outcome is known or the
+//! writer is stopped.
 //!
 //! An entry without an acknowledgement is appended again. If the log already has an entry with its
 //! number, the writer reads that entry. If the writer appended that entry itself, it may exist on
@@ -7,9 +8,10 @@
 //! again.
 //!
 //! **Invariants**
-//! - At most one entry of a volume is being appended at any time.
+//! - A writer appends one entry at a time, and with it the empty entries that confirm this entry.
 //! - After another owner was found, the writer appends nothing more.
-//! - If the engine does not answer, the writer waits, and continues when the engine answers.
+//! - If the engine does not answer, the writer waits, and continues when the engine answers. Only a
+//!   stopped writer ends this wait.
 //!
 //! Deliberately absent: SQL statements (`Log`), and rows in the local database (`cache`).
 
@@ -24,17 +26,17 @@ use crate::runtime::seeded::seeded;
 use crate::storage::log::body::BodyWriter;
 use crate::storage::log::{Entry, Log, LogError, Position};
 
-/// Pause after a statement without a result. The pause is short, because a reconnect is fast and
-/// may reach the new primary.
+/// Pause after a statement without a result, and before another host is tried. The pause is short,
+/// because a reconnect is fast and may reach the new primary.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Maximum number of entries that wait for an acknowledgement: an entry with rows, and empty
 /// entries after it. This number is reached only if every answer is lost. Then the writer appends
 /// all of these entries again, beginning with the entry with rows.
 const UNACKNOWLEDGED_MAX: usize = 16;
 
-/// Number of successive reads that do not show the previous acknowledged entry, after which that
-/// entry is treated as lost. The next host is tried after each read, so a primary that has the
-/// entry would be found earlier.
+/// Number of answers that lack the previous acknowledged entry or show an earlier epoch, during one
+/// append. After one more such answer, that entry is treated as lost. The next host is tried after
+/// each of them, so a primary that has the entry would be found earlier.
 const OLD_ANSWERS_MAX: u32 = 40;
 
 /// The state that a writer and its volume share.
@@ -57,8 +59,8 @@ impl LogStatus {
         self.away.store(away, Ordering::Release);
     }
 
-    /// Returns `true` once the volume can commit no more: it has another owner, the writer gave up,
-    /// or its local database failed.
+    /// Returns `true` once the volume can commit no more: the volume has another owner, the writer
+    /// gave up, or the local database failed.
     pub(crate) fn has_ended(&self) -> bool {
         self.ended.load(Ordering::Acquire)
     }
@@ -87,19 +89,20 @@ impl LogStatus {
 pub(crate) enum Settled {
     /// The entry is durable. The position is that of the entry or of the last empty entry after it.
     Durable(Position),
-    /// The volume has another owner, or another entry has this number.
+    /// The volume has another owner or was removed, or another entry has this number.
     Refused {
         /// `true` if an earlier attempt had no result. Its entry may still appear in the log.
         may_appear: bool,
     },
-    /// The servers that answered do not have the previous entry, although that entry was in the log
-    /// earlier. The entry is treated as lost.
+    /// The servers that answered lack the previous entry, although that entry was in the log
+    /// earlier, or show an earlier epoch. The previous entry is treated as lost.
     PredecessorLost,
-    /// The writer was stopped while the outcome was unknown.
+    /// The writer was stopped before the entry was acknowledged.
     Abandoned,
 }
 
-/// Appends an entry after `before`, and repeats the append until the outcome is known.
+/// Appends an entry after `before`, and repeats the append until the outcome is known or `status`
+/// stops the writer.
 pub(crate) async fn settle(
     log: &mut dyn Log,
     before: Position,
@@ -179,7 +182,7 @@ fn place((body, position): (Bytes, Position)) -> (Entry, Position) {
 enum Found {
     /// An earlier attempt appended the entry.
     Same,
-    /// The volume has another owner, or another entry has this number.
+    /// The volume has another owner or was removed, or another entry has this number.
     Another,
     /// This server has an earlier epoch of the volume than the writer, so it must be an old
     /// primary.

@@ -1,4 +1,4 @@
-//! Tests of the commit order, of a closed volume, and of the end of reservations.
+//! Tests of the commit order, of groups, of a closed volume, and of the end of reservations.
 
 use super::*;
 use crate::domain::order::Line;

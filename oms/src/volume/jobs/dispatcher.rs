@@ -2,7 +2,7 @@
 //! the orders.
 //!
 //! **Invariants**
-//! - A message is sent at least once. A crash may repeat a message, but never loses it.
+//! - A crash may repeat a call, but loses no message.
 //! - A message leaves the outbox only after a commit by its order's transactor, or after its order
 //!   has migrated.
 //! - The number of calls in flight is bounded by the outbox.
@@ -25,8 +25,8 @@ use crate::runtime::watch;
 use crate::volume::state::{OrderError, VolumeState, wants};
 use crate::volume::transactor::{Ask, Transactors};
 
-/// Pause before a message is sent again because the warehouse's answer could not be stored, for
-/// example on a full disk or in a closing volume.
+/// Pause before a message is tried again after a fault of this volume, for example a full disk that
+/// could not store the warehouse's answer.
 const OWN_FAULT_WAIT_MS: u64 = 1_000;
 
 /// Sends due messages until `stop` becomes `true`. Calls in flight are then dropped, and the next
@@ -47,7 +47,7 @@ pub(crate) async fn run(
         let next = state.outbox().next(now_ms);
         let next_wait = match next {
             Ok(job) if !state.slots.has_order(&job.order) => {
-                // The order has migrated, and `forget_messages` will remove its message.
+                // The order has migrated, and `forget_messages` has not removed its message yet.
                 let mut outbox = state.outbox();
                 outbox.put_back(&job, now_ms);
                 outbox.remove(&job.order, job.kind);
@@ -82,8 +82,8 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
     let state = transactors.state();
     let put_back = |fault: &OrderError| {
         match fault {
-            // The order is migrating or has migrated. The dispatcher of the order's next volume
-            // will send the message again.
+            // The order is migrating or has migrated. The dispatcher of the volume that then has
+            // the order sends the message again.
             OrderError::Moved => {
                 tracing::debug!(order = %job.order, "warehouse answer dropped: the order is being migrated");
             }

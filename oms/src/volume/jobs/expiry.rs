@@ -1,7 +1,7 @@
 //! Expiry: ends orders that are not paid in time.
 //!
 //! The ids of orders are stored in the sequence of their arrival, in numbered pages, so expiry
-//! keeps no order in memory. Each unpaid order on a due page gets the command to expire.
+//! keeps no order in memory. Each unpaid order that is due gets the command to expire.
 //!
 //! **Invariants**
 //! - The time to pay is measured by the monotonic clock, from the moment at which this process
@@ -27,10 +27,11 @@ use crate::storage::write_batch::WriteBatch;
 use crate::volume::state::OrderError;
 use crate::volume::transactor::{Ask, Transactors};
 
-/// Interval between two passes over unpaid orders. An order expires too late by at most this time.
+/// Interval between two passes over unpaid orders. An order usually expires too late by at most
+/// this time.
 const PASS_INTERVAL: Duration = Duration::from_secs(1);
-/// Number of finished pages after which progress is committed. After a crash, the search repeats at
-/// most these pages.
+/// Number of finished pages after which progress is committed. After a crash, the search repeats
+/// fewer than twice as many pages.
 const PAGES_PER_NOTE: u64 = 256;
 /// Maximum number of marks within one payment timeout. It bounds the memory for marks if the
 /// timeout is long.
@@ -71,7 +72,7 @@ struct Mark {
 /// The search for unpaid orders of one volume, page by page.
 pub(crate) struct Expiry {
     timeout: Duration,
-    /// First page that is not finished: one of its orders may still be paid in time.
+    /// First page that is not finished.
     page: u64,
     /// Marks from the oldest to the newest. A mark is removed once `page` has reached `Mark::end`.
     marks: VecDeque<Mark>,
@@ -91,7 +92,7 @@ impl Expiry {
         }
     }
 
-    /// Expires every order that has not been paid in time.
+    /// Expires the orders that were not paid in time.
     pub(crate) async fn expire_due(&mut self, transactors: &Arc<Transactors>) -> Result<(), OrderError> {
         let state = transactors.state();
         self.mark(state.storage.counters().next_page, state.clock.now_ms());
@@ -132,7 +133,7 @@ impl Expiry {
     }
 
     /// Expires the due orders of the current page. Returns `false` at the first unpaid order that
-    /// may still be paid in time.
+    /// may still be paid in time, or if no mark covers the page.
     async fn page_is_over(&mut self, transactors: &Arc<Transactors>) -> Result<bool, OrderError> {
         let state = transactors.state();
         let page = self.page;

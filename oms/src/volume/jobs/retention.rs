@@ -7,7 +7,8 @@
 //! - The removed name with the latest time remains as a mark (`stat_import::name`). A file with a
 //!   time up to that of the mark may have been added before. Such a file is renamed and not added,
 //!   because adding it twice would be worse.
-//! - A step of the clock does not shorten the time for which a response is stored.
+//! - A step of the clock while the process runs does not shorten the time for which a response is
+//!   stored.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -57,8 +58,8 @@ pub(crate) async fn run(state: Arc<VolumeState>, mut stop: watch::Receiver<bool>
 ///
 /// After a step of the clock forward, responses look older than they are. So for a day, the step is
 /// subtracted from the clock. A response with a time in the future was stored while the clock was
-/// ahead. Once the clock has been steady for a day, such a response is at least a day old and is
-/// removed.
+/// ahead. Once the clock has been watched for a day without a step back, such a response is at
+/// least a day old and is removed.
 fn answers_kept(watched: Watched) -> RangeInclusive<u64> {
     let trusted_ms = watched.wall_ms.saturating_sub(watched.forward_ms);
     let last_ms = if watched.is_steady {

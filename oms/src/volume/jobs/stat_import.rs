@@ -4,14 +4,14 @@
 //! engine, each node scans its own folder and sends the files to that volume (`api::stat_files`).
 //!
 //! The name of a file is committed together with the new sums, and only then is the file deleted.
-//! If the process dies between these steps, the next scan finds both the file and its stored name,
+//! If the process dies between these steps, a later scan finds both the file and its stored name,
 //! and deletes the file without adding it.
 //!
 //! **Invariants**
 //! - A file is added once two scans in a row saw it unchanged and its last line is complete
 //!   (`watched`).
-//! - A file that cannot be added is renamed to `NAME.rejected`, and the reason is logged. No file
-//!   is lost.
+//! - A file that can never be added is renamed to `NAME.rejected`, and the reason is logged. A file
+//!   with the name of an added file is deleted.
 //! - Only regular files are opened, so no scan blocks on a FIFO or a device (`regular_file`).
 //!
 //! Deliberately absent: changes to files that do not have the name of a statistics file.
@@ -47,7 +47,8 @@ const SCAN_TIMEOUT: Duration = Duration::from_secs(60);
 /// The reason why a file was not added now. A later scan tries again.
 #[derive(Debug)]
 pub(crate) enum Unadded {
-    /// The file was not added, because the slot of the statistics has moved to another volume.
+    /// The file was not added, because the slot of the statistics is sealed or in another volume,
+    /// or because the volume is closing.
     Elsewhere,
     /// The file was not added, because the volume with the statistics cannot be reached or does not
     /// accept the file now. The text is the reason.
@@ -92,7 +93,7 @@ impl FileTarget for Importer {
     }
 }
 
-/// Scans the data folder for statistics files.
+/// Scans a folder for statistics files.
 pub(crate) struct Scanner<T> {
     folder: PathBuf,
     target: Arc<T>,
@@ -118,7 +119,8 @@ impl<T: FileTarget> Scanner<T> {
         }
     }
 
-    /// Scans the folder at each interval `every` until `stop` becomes `true`.
+    /// Scans the folder at each interval `every`, if the target is ready, until `stop` becomes
+    /// `true`.
     pub(crate) async fn run(mut self, every: Duration, mut stop: watch::Receiver<bool>) {
         loop {
             if self.target.is_ready() {
@@ -135,7 +137,9 @@ impl<T: FileTarget> Scanner<T> {
         }
     }
 
-    /// Visits every statistics file in the folder, oldest name first, and adds the complete ones.
+    /// Visits every statistics file in the folder, oldest name first, and adds those that are
+    /// complete and unchanged since the last scan. Stops at the first file that cannot be added
+    /// now.
     pub(crate) async fn scan(&mut self) {
         let path = self.folder.clone();
         let found = match blocking("list the folder", move || folder::look(&path)).await {

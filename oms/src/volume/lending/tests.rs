@@ -96,7 +96,8 @@ async fn a_loan_is_durable_and_a_repeated_or_outdated_request_changes_nothing() 
     let state = stocked(folder.path(), &shared).await;
     state.set_allotments(true);
     let store = store_where(&shared, true);
-    // The store has five units. Two are never lent in tests, and half of the others are lent.
+    // The store has five units. Two are never lent in tests, and half of the others, rounded down,
+    // are lent.
     assert_eq!(granted(&state, &request(1, 1, store)).await, (1, 1));
     assert_eq!(granted(&state, &request(1, 1, store)).await, (1, 1));
     assert_eq!((level(&state, store), lent(&state, store)), ((5, 0), 1));

@@ -10,7 +10,7 @@
 //! | field | bytes | meaning |
 //! | --- | --- | --- |
 //! | at end | 1 | 1 if there were no further rows when the page was made |
-//! | about | 8 | estimated number of rows in the walk; little-endian, as all numbers here |
+//! | about | 8 | estimated number of rows of the slots; little-endian, as all numbers here |
 //! | count, digest | 8, 16 | of the rows that follow |
 //! | rows | | table (1; plus 128 for a removed row), key length (4), value length (4), key, value |
 //!
@@ -52,9 +52,10 @@ const REMOVED: u8 = 128;
 /// Maximum number of rows of a page. The target commits a page of this size within milliseconds, so
 /// orders in the same group commit are hardly delayed.
 const PAGE_ROWS_MAX: usize = 4_000;
-/// Size at which a page is complete, in bytes.
+/// Size at which a page of the walk is complete, in bytes.
 const PAGE_BYTES: usize = 1 << 20;
-/// Maximum number of rows read for one page, including rows of slots that do not migrate.
+/// Maximum number of rows read for one page of the walk, including rows of slots that do not
+/// migrate.
 const ROWS_READ_MAX: usize = 200_000;
 /// Maximum size of a key or value, in bytes. A page with a larger size is rejected as damaged. The
 /// largest rows are the catalogue and the quantities of a store, with four bytes for each of
@@ -227,7 +228,8 @@ struct Reading {
 pub(crate) enum ExportError {
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// The requested page is neither the next page nor the last one sent.
+    /// The requested page is neither the next page nor the last one sent, or an earlier request for
+    /// a page was interrupted.
     #[error("the copy of these slots was interrupted and must start again")]
     OutOfTurn,
 }

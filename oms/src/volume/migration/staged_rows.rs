@@ -1,8 +1,9 @@
 //! Rows of incoming slots, as stored in the target volume before their activation.
 //!
 //! Most rows are written to their own tables at once, because no request reads rows of slots that
-//! another volume owns. Rows of stock are written to the table `Arriving` until activation
-//! rearranges them in the order of this volume's products (`StagedStock`).
+//! another volume owns. Rows of the tables `Stock` and `Meta` are written to the table `Arriving`.
+//! Before activation, the stock is rearranged in the order of this volume's products
+//! (`StagedStock`).
 //!
 //! **Invariants**
 //! - Each page is one commit. The commit includes a note with the migration's id and the changes
@@ -135,9 +136,9 @@ impl StagedPage {
                 self.note.stat_files += i64::from(value.is_some()) - i64::from(is_known);
             }
             Table::Answers => {
-                // The copied row is the stored response to a request with an `Idempotency-Key`. This
-                // volume may have its own row under this key, for one of its own orders. That row
-                // is kept, and the copied row is skipped.
+                // The copied row is the stored response to a request with an `Idempotency-Key`.
+                // This volume may have its own row under this key, for one of its own orders. That
+                // row is kept, and the copied row is skipped.
                 let known = state.storage.raw(table, key)?;
                 let home = state.slots.home_of(table, key, known.as_deref());
                 let home = home.map_err(|fault| broken(table, key, fault))?;

@@ -3,8 +3,8 @@
 //! **Invariants**
 //! - Work that grows with the number of open orders is done here, before activation. Messages are
 //!   parked in the outbox (stored there, but not sent), and reserved units are summed by store.
-//! - No request reads this state before activation. Activation only moves maps into the state of
-//!   the volume, in constant time per store.
+//! - No request reads this state before activation. Activation moves its maps into the state of the
+//!   volume, in a time that hardly grows with the open orders.
 //!
 //! Deliberately absent: rows of stock, which are in `staged_stock`.
 

@@ -8,8 +8,9 @@
 //! **Invariants**
 //! - A fitted (rearranged) column has the row order of this volume. Products that are new to the
 //!   volume are appended.
-//! - Each fitted column names the last delivery that its quantities include. The stock head of the
-//!   source (facts about its last snapshot) named it before, but this volume has another head.
+//! - Each fitted column names the last delivery that its quantities count. Before, the stock head
+//!   of the source (facts about its snapshots) may have named this delivery, but this volume has
+//!   another head.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -73,7 +74,7 @@ impl StagedStock {
         }
         for (source, column) in &mut self.arrived {
             // A column may leave it to the stock head of its volume to name the last delivery that
-            // its quantities include. This volume has another head, so the column must name the
+            // its quantities count. This volume has another head, so the column must name the
             // delivery itself.
             let head = self.heads.get(source).copied().unwrap_or_default();
             column.counted_to = CountedTo::Delivery(column.counted_to.resolve(&head));

@@ -26,7 +26,7 @@ function setAttribute(node, name, value) {
   else if (node.getAttribute(name) !== String(value)) node.setAttribute(name, value);
 }
 
-/** Keeps one child for each item, by key and in order, without touching those that stay. */
+/** Gives `parent` one child for each item, in order. A child with the key of an item is reused. */
 function keyed(parent, items, keyOf, create, update) {
   const known = new Map([...parent.children].map((child) => [child.dataset.key, child]));
   items.forEach((item, at) => {
@@ -49,7 +49,7 @@ const count = (value) => numbers.format(Math.round(value));
 const compactNumbers = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 const compact = (value) => compactNumbers.format(value);
 
-/** A rate: one digit behind the point while it is small. */
+/** A rate as text: with one decimal below 10. */
 function rate(value) {
   if (value === 0) return "0";
   return value < 10 ? value.toFixed(1) : count(value);
@@ -64,7 +64,7 @@ function latency(us) {
 }
 const latencyText = (us) => latency(us).join(" ").trim();
 
-/** Milliseconds as the two largest units. */
+/** Milliseconds as text: one unit below 10 s, otherwise at most the two largest units. */
 function duration(ms) {
   if (ms < 1000) return `${Math.max(0, Math.round(ms))} ms`;
   if (ms < 10_000) return `${(ms / 1000).toFixed(1)} s`;
@@ -85,8 +85,8 @@ function clock(ms, withMillis = false) {
 }
 const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
 
-// Colours. A volume keeps the colour that it had when the page first saw it. The ninth volume and
-// those after it repeat colours with stripes; every colour stands beside a name.
+// Colours. A name of a volume or node keeps the colour that it got when the page first saw it. From
+// the ninth name on, the colours are repeated with stripes.
 const COLOURS = 8;
 const colourOrder = [];
 function colour(name) {
@@ -99,7 +99,7 @@ function paintSwatch(swatch, name) {
   swatch.style.background = stripes ? `repeating-linear-gradient(45deg, ${css} 0 3px, var(--card) 3px 5px)` : css;
 }
 
-// Theme: as the system, light, dark, in turn. A browser that keeps nothing for us is asked again.
+// Theme: each click shows the next of `themes`. Without a stored theme, the system's is shown.
 const themes = ["system", "light", "dark"];
 function storedTheme() {
   try {
@@ -122,7 +122,7 @@ $("theme").addEventListener("click", () => {
   try {
     localStorage.setItem("imt-theme", next);
   } catch {
-    // The theme then lasts as long as the page.
+    // The browser stores nothing. The theme then lasts until the page is loaded again.
   }
   showTheme(next);
 });

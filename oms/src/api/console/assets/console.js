@@ -20,7 +20,7 @@ const GLYPHS = {
   "dead-letters": ["✉", "bad"], "volume-failed": ["!", "bad"], "volume-recovered": ["✓", "good"],
 };
 const EVENTS_SHOWN = 100;
-/** A stream is silent for at most 5 s: after this time the connection is dead. */
+/** Time without a `state` event, sent about once a second, after which the page connects again. */
 const SILENCE_MS = 8000;
 
 const model = { state: null, ring: null, seconds: new Map(), events: [], gauges: [], hadNodes: null };
@@ -43,7 +43,7 @@ function take(state) {
   state.nodes.forEach((node) => colour(node.name));
   model.state = state;
   for (const sample of state.samples) model.seconds.set(sample.second, sample);
-  // Seconds that lie ahead are from before the node's clock was set back.
+  // Seconds more than 5 s ahead are from before the node's clock was set back.
   const now = Math.floor(state.now_ms / 1000);
   for (const second of model.seconds.keys()) if (second > now + 5) model.seconds.delete(second);
   const newest = lastSecond();
@@ -56,7 +56,7 @@ function take(state) {
   show();
 }
 
-/** Keeps sums of the volumes by second, for the small lines of the tiles. */
+/** Keeps, by second, the sums over all volumes for the tiles, the order states and the outbox. */
 function keepGauges(state) {
   const second = Math.floor(state.now_ms / 1000);
   const sums = { second, orders: {}, outbox: 0, inFlight: 0, dead: 0, refunds: 0, queue: 0, snapshots: 0, stores: 0, files: 0, transactors: 0, away: [], unknown: [] };
@@ -88,7 +88,7 @@ function lastSecond() {
   return model.seconds.size ? Math.max(...model.seconds.keys()) : Math.floor(model.state.now_ms / 1000);
 }
 
-/** Seconds that the charts show: the next larger of one, two and five minutes. */
+/** Number of seconds that the charts show: 60 or 120 if no more are known, otherwise `WINDOW`. */
 function span() {
   const known = model.seconds.size ? lastSecond() - Math.min(...model.seconds.keys()) + 1 : 0;
   return [60, 120].find((seconds) => seconds >= known) ?? WINDOW;
@@ -103,7 +103,7 @@ function valuesOf(read) {
   });
 }
 
-/** The mean of the last three seconds. */
+/** The mean of the known values among the last three, or `null`. */
 function recent(values) {
   const known = values.slice(-3).filter((value) => value !== null && value !== undefined);
   return known.length ? known.reduce((sum, value) => sum + value, 0) / known.length : null;
@@ -216,7 +216,7 @@ function showFunnel() {
   const { orders, refunds } = model.gauges.at(-1);
   const of = (...names) => names.reduce((sum, name) => sum + (orders[name] ?? 0), 0);
   const total = Object.values(orders).reduce((sum, number) => sum + number, 0);
-  // These four are exact: every other end of an order is reached from one side of a step only.
+  // An order with a wanted refund counts as reserved and paid.
   const steps = [
     ["placed", total],
     ["reserved", total - of("received", "rejected")],
@@ -286,7 +286,7 @@ function showEvents() {
   }, () => {});
 }
 
-/** Reads new events to screen readers, but not the history of a page that just opened. */
+/** Gives the events of the last 5 s to screen readers, and no older ones. */
 function announce(events) {
   const fresh = events.filter((event) => event.at_ms > model.state.now_ms - 5000);
   if (fresh.length) setText($("events-live"), fresh.map((event) => event.text).join(" "));
@@ -349,7 +349,7 @@ function show() {
   for (const draw of [showTiles, showRing, showThroughput, showLatency, showFunnel, showOutbox, showEvents, showNodes]) draw();
 }
 
-// The stream. It is opened again by us and not by the browser, which gives up after a refusal.
+// The stream. This script opens it again, because a browser gives up after an error response.
 let source = null;
 let failures = 0;
 let watchdog = 0;

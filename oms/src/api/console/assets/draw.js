@@ -12,7 +12,7 @@ function arc(inner, outer, from, to) {
   return `M${point(outer, from)}A${outer} ${outer} 0 ${large} 1 ${point(outer, end)}L${point(inner, end)}A${inner} ${inner} 0 ${large} 0 ${point(inner, from)}Z`;
 }
 
-/** The fill of a volume: its colour, in stripes where the colour is used twice or the node is away. */
+/** The fill of a volume: its colour, in stripes if the colour is used twice or `away` is true. */
 function fillOf(defs, name, away) {
   const { css, stripes } = colour(name);
   if (!stripes && !away) return css;
@@ -29,7 +29,7 @@ function fillOf(defs, name, away) {
   return `url(#${id})`;
 }
 
-/** Draws the ring: slots outside, shares in the middle, serving nodes inside. */
+/** Draws the ring. From outside in: slots, shares of volumes, their serving nodes, a summary. */
 function drawRing(svg, ring, state) {
   const defs = element("defs");
   const parts = [defs];
@@ -83,7 +83,7 @@ function drawRing(svg, ring, state) {
   svg.replaceChildren(...parts);
 }
 
-/** Draws a line with the area below it across a tile. */
+/** Draws a line with the area below it across a tile, or hides both if no value is above 0. */
 function drawSpark(svg, values) {
   const max = Math.max(...values);
   svg.toggleAttribute("hidden", max <= 0);
@@ -98,12 +98,15 @@ function drawSpark(svg, values) {
 }
 
 const MARKS = { "node-joined": "+", "node-restarted": "↻", "node-died": "×", "node-stopped": "−", "node-left": "−", "ring-changed": "◔", "warehouse-away": "!", "warehouse-back": "✓" };
-/** Seconds that are kept. A chart shows fewer while the node has not run for that long. */
+/** Number of seconds that are kept. A chart shows fewer while fewer are known (`span`). */
 const WINDOW = 300;
 
-/** A chart of the last minutes with a cross line for pointer and keys. */
+/** A chart of the last minutes with a vertical line that follows pointer and keys. */
 class Chart {
-  /** `series(state)` gives [{name, colour, values, dashed}], `format` writes a value of the axis. */
+  /**
+   * Options: `scale` makes an axis for the series, `tick` writes a value at the axis, `reading`
+   * writes a value in the tool tip, `stacked` adds up the series, `empty` is shown without values.
+   */
   constructor(plot, options) {
     this.plot = plot;
     this.options = options;
@@ -150,7 +153,7 @@ class Chart {
       .filter(([, text]) => text !== null);
   }
 
-  /** Takes new data: `span` in seconds, `last` second, `series`, `marks` of events. */
+  /** Takes `span` in seconds, `last` second, `series` ({name, colour, values, dashed}), `marks`. */
   show(data) {
     this.data = data;
     this.draw();
@@ -249,7 +252,7 @@ class Chart {
   }
 }
 
-/** A linear axis from 0 over the largest sum of the series, with three or four round ticks. */
+/** A linear axis from 0 to the largest sum of the series that are not dashed, with 3 to 5 ticks. */
 function linearScale(series) {
   const stacked = series.filter((one) => !one.dashed);
   let max = 0;

@@ -53,7 +53,7 @@ function clearOrder() {
   setText($("order-state"), "");
 }
 
-/** Shows an order; while it is in progress it is asked for again. */
+/** Shows an order, and requests it again every `REFRESH_MS` until it has ended. */
 async function showOrder(id) {
   clearTimeout(refreshing);
   if (asked !== id) clearOrder();
@@ -114,7 +114,7 @@ function drawOrder(order, events) {
   });
 }
 
-/** The events as dots at their times, the first at the left end and the last at the right one. */
+/** Draws two or more events as dots at their times, from the left end to the right end. */
 function drawTrack(events) {
   trackEvents = events;
   const track = $("order-track");
@@ -146,7 +146,7 @@ function drawTrack(events) {
 
 new ResizeObserver(() => drawTrack(trackEvents)).observe($("order-facts"));
 
-/** The order that the address names, so that a link to an order can be shared. */
+/** The order id in the address (or an empty text), so that a link to an order can be shared. */
 function orderOfAddress() {
   const text = location.hash.startsWith("#order=") ? location.hash.slice(7) : "";
   try {

@@ -4,7 +4,7 @@
 //! **Invariants**
 //! - Other programs may write into this folder at any time. So a file is read or deleted only if
 //!   its `Stamp` is unchanged.
-//! - A file that is set aside (renamed to `NAME.rejected`) never replaces another file.
+//! - A file that is set aside (renamed to `NAME.rejected`) gets a name that no other file has.
 
 use std::fs::Metadata;
 use std::io::{Error, ErrorKind, Result};
@@ -121,7 +121,7 @@ pub(crate) fn delete(path: &Path, stamp: &Stamp) -> Result<bool> {
 }
 
 /// Renames an entry of any type to `NAME.rejected`, or to `NAME.rejected.2` and so on if that name
-/// is taken. Never replaces another file.
+/// is taken. Replaces no file that existed before this call.
 pub(crate) fn set_aside(path: &Path) -> Result<PathBuf> {
     for number in 1..=ASIDE_NAMES_MAX {
         let mut aside = path.as_os_str().to_owned();

@@ -5,7 +5,7 @@
 //!
 //! **Invariants**
 //! - A file with a time in its name up to that of the mark may have been added before. Such a file
-//!   is not added again.
+//!   is not added.
 //! - No name that is more than `AHEAD_MAX_MS` ahead of the clock becomes the mark. Such a mark
 //!   would block all later files.
 

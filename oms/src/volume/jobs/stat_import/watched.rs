@@ -14,9 +14,9 @@ use tokio::time::Instant;
 
 use crate::volume::jobs::stat_import::folder::{FILE_BYTES_MAX, Found, Stamp};
 
-/// Longest wait for an incomplete file, measured from its last change. Writers finish within
-/// seconds, and ten minutes also cover a copy over a network that stalls. After that time the file
-/// is renamed, so that an operator can inspect it.
+/// Longest wait for an incomplete file, measured from the scan that first saw its present stamp.
+/// Writers finish within seconds, and ten minutes also cover a copy over a network that stalls.
+/// After that time the file is renamed, so that an operator can inspect it.
 pub(crate) const INCOMPLETE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// A file that a scan has found and not added yet.
