@@ -439,8 +439,8 @@ fn order(ops: &[Op], commits: &[Vec<Operation>]) -> Result<Vec<usize>, String> {
             continue;
         }
         apply(commit, &mut present);
-        // If a batch puts a key twice, only the last value of the key was recorded. An earlier value
-        // is not in `by_value`, and the search goes on to the next operation.
+        // If a batch puts a key twice, only the last value of the key was recorded. An earlier
+        // value is not in `by_value`, and the search goes on to the next operation.
         let value = commit.iter().find_map(|operation| match operation {
             Operation::Put { table, value, .. } if *table > 0 => by_value.get(&decode(value)).copied(),
             _ => None,

@@ -195,8 +195,8 @@ impl Coordinator {
     }
 
     /// Writes the warehouse that an operator has set to the state, and returns the new state.
-    /// `None` if no warehouse was set, or if the state has it already. If writing fails, the request
-    /// is kept for the next round.
+    /// `None` if no warehouse was set, or if the state has it already. If writing fails, the
+    /// request is kept for the next round.
     async fn set_named_warehouse(&mut self, state: &ClusterState) -> Result<Option<ClusterState>, NodeError> {
         let Some(named) = self.warehouse.as_ref().map(ToString::to_string) else {
             return Ok(None);

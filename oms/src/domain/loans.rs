@@ -74,8 +74,8 @@ pub(crate) struct Loans {
     open: BTreeMap<(u32, NodeName), OpenLoan>,
     /// Lent units by store and product, summed over all borrowers.
     sum: ReservedUnits,
-    /// Number of loans with units, or with a change under way. Units that leave a loan count as lent
-    /// until the row of the change is durable.
+    /// Number of loans with units, or with a change under way. Units that leave a loan count as
+    /// lent until the row of the change is durable.
     with_units: usize,
     /// Lent products of which a store has few free units, until `take_recalled`.
     recalled: Recalled,

@@ -203,9 +203,9 @@ impl<'z> Demand<'z> {
         self.node.more(node);
         self.zone.more(zone);
         self.left += 1;
-        // The needs have just grown by 1. A need that is now 1 was 0 before, and a node or zone with
-        // need 0 has no entry in its queue. So an entry is added. Existing entries are updated when
-        // they reach the front.
+        // The needs have just grown by 1. A need that is now 1 was 0 before, and a node or zone
+        // with need 0 has no entry in its queue. So an entry is added. Existing entries are updated
+        // when they reach the front.
         if self.node.need[node] == 1 {
             self.nodes_of[zone].extend(self.node.entry(node, slot));
         }

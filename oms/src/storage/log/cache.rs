@@ -277,8 +277,8 @@ async fn resume(
 /// contain, and the number of the last entry that any of them may contain. `None` if the first of
 /// the two entries was removed from the log.
 ///
-/// A checkpoint during the copy makes the rows that are read later newer than the position. Once all
-/// entries up to the returned number are applied, every row is of one moment again.
+/// A checkpoint during the copy makes the rows that are read later newer than the position. Once
+/// all entries up to the returned number are applied, every row is of one moment again.
 async fn copy_rows(cache: &Cache, log: &mut dyn Log) -> Result<Option<(Position, u64)>, CatchUpError> {
     let cleared = cache.clone();
     blocking(move || cleared.clear()).await?;
