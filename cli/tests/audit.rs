@@ -1,5 +1,5 @@
-//! `imt audit` against a real node and a real warehouse, and the warehouse's address that all nodes
-//! of a cluster share.
+//! `imt audit` against the processes of a node and a simulated warehouse, and the warehouse's
+//! address that all nodes of a cluster share.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -83,7 +83,7 @@ fn segments(path: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
-/// Returns the arguments of all commands that change nothing.
+/// Returns the arguments of commands that change nothing.
 fn looks<'a>(db: &'a str, other: &'a str) -> Vec<Vec<&'a str>> {
     vec![
         vec!["db", "inspect", db],

@@ -141,8 +141,8 @@ fn an_import_through_a_pipe_counts_the_records_that_are_in_the_database() {
 fn an_import_with_clear_replaces_the_named_tables_and_no_others() {
     let (_kept, path) = shop();
     let others = content(&path)["others"].clone();
-    // A killed import with `--clear` leaves a table with this name. The imports below must drop the
-    // table.
+    // A killed import with `--clear` may leave a table with this name. The imports below must drop
+    // the table.
     let db = Db::open(&path).unwrap();
     db.table("~imt-import-0").unwrap().put("left", "over").unwrap();
     db.close().unwrap();
@@ -203,7 +203,8 @@ fn a_copy_into_its_own_source_is_refused_and_copies_nothing() {
     fails(&output, &["nothing was changed"]);
 }
 
-/// Returns the number of files and folders in a folder, including the folder itself.
+/// Returns the number of files and folders at all levels below a folder, including the folder
+/// itself.
 fn run_find(folder: &Path) -> usize {
     let output = Command::new("find").arg(folder).output().unwrap();
     output.stdout.iter().filter(|byte| **byte == b'\n').count()

@@ -7,7 +7,8 @@
 //!
 //! A comment before a block ([`blocks`]) can set these options, separated by semicolons:
 //! - `not run: REASON`: the block needs more than this machine has.
-//! - `servers`: each line starts a server that runs until the end of the document.
+//! - `servers`: each line starts a server that runs until the next block with `fresh`, or until the
+//!   end of the document.
 //! - `fresh`: the servers of earlier blocks are stopped before this block.
 //! - `exit 3 0`: expected exit codes of the commands in the block, in order. Without the option,
 //!   each is 0.
@@ -15,14 +16,15 @@
 //! - `loose WORD,WORD`: with `figures`, the text after these labels may differ too, because it
 //!   depends on the speed of the machine.
 //! - `varies TEXT,TEXT`: these texts of the output may differ.
-//! - `until`: the block is repeated until it succeeds, because a server needs time before the
-//!   output is as expected.
+//! - `until`: the script, or each command of a `console` block, is repeated until it succeeds,
+//!   because a server needs time before the output is as expected.
 //! - `log`: the output contains the log (standard error) as well.
 //! - `write FILE`: the text of the block is written to this file in the session's folder.
 //!
 //! Two things differ from a reader's machine. The loopback ports 9090 and 9091 are replaced by free
-//! ports, and absolute paths are placed below the folder of the session. `cargo run --release --`
-//! means the binary under test. The variable `IMT_DOCUMENTS_BINARY` names another binary.
+//! ports, and the folders in [`ROOTS`] are placed below the folder of the session. The words
+//! `cargo run --release --` mean the binary under test. The variable `IMT_DOCUMENTS_BINARY` names
+//! another binary.
 
 use crate::support::markdown::{Block, blocks, inline_code};
 use crate::support::{Server, free_address, run, stderr, until};
@@ -35,7 +37,7 @@ use tempfile::{TempDir, tempdir};
 /// cannot run in a test.
 const NOT_RUN_MAX: usize = 40;
 
-/// Maximum time of a command, in seconds. The slowest command sends requests for 30 s.
+/// Maximum time of a command or script, in seconds. The slowest command sends requests for 30 s.
 const TIMEOUT: &str = "180";
 
 /// Exit code of a run that a signal ends.
@@ -57,8 +59,8 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
-/// Returns the documents of the tree by their paths. Dated log files are left out, because they
-/// describe runs of an earlier version.
+/// Returns the paths of the repository's documents, the files with the ending `.md`. The notes in
+/// `docs/log` are left out, because they describe runs of an earlier version.
 fn documents() -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![String::new()];
@@ -155,8 +157,8 @@ impl Session {
         format!("{}:{}", self.document, block.line)
     }
 
-    /// Returns a command that runs a script of the document, and kills it after [`TIMEOUT`]
-    /// seconds.
+    /// Returns a command that runs a script of the document, and ends it with SIGTERM after
+    /// [`TIMEOUT`] seconds.
     fn shell(&self, script: &str) -> Command {
         self.command(&["timeout", TIMEOUT, "bash", "-euo", "pipefail", "-c"], script)
     }
@@ -192,7 +194,8 @@ impl Session {
         } else if block.option("servers").is_some() {
             for line in block.text.lines() {
                 let mut command = self.command(&["bash", "-c"], &format!("exec {line}"));
-                // The first node uses the port in `imt.toml`. Each further node uses a free port.
+                // Servers use the ports in `imt.toml`, but a node that starts after another server
+                // uses a free port.
                 if !self.servers.is_empty() && line.starts_with("imt node start") {
                     command.env("IMT_LISTEN", "127.0.0.1:0");
                 }

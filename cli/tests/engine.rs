@@ -79,8 +79,8 @@ impl Engine {
         signal(*process, "KILL");
     }
 
-    /// Runs a statement on the primary, and repeats it while there is no primary. Returns the rows
-    /// as lines, with `|` between values.
+    /// Runs a statement on the primary, and repeats it until it succeeds, because a failed primary
+    /// must be replaced first. Returns the rows as lines, with `|` between values.
     pub fn ask(&self, sql: &str) -> String {
         let url = format!("{}?target_session_attrs=read-write&connect_timeout=5", self.url);
         let mut answer = None;
@@ -144,14 +144,15 @@ impl World {
         Server::node(name, folder, &["--warehouse", warehouse, "--engine", engine])
     }
 
-    /// Starts three nodes with stock, and waits until each has its share of the slots.
+    /// Starts three nodes, sends stock to them, and waits until the ring has all three as members.
     fn three(&self) -> [Server; 3] {
         let nodes = ["alpha", "beta", "gamma"].map(|name| self.start(name));
         self.fill(&nodes.each_ref());
         nodes
     }
 
-    /// Sends stock to nodes, and waits until each has its share of the slots.
+    /// Sends stock to the cluster through the first of `nodes`, and waits until the ring of each
+    /// node has all of `nodes` as members.
     fn fill(&self, nodes: &[&Server]) {
         let stock = http(&nodes[0].address, "PUT", "/stocks", CSV, SAMPLE_STOCKS);
         assert_eq!(stock.status, 200, "{}", stock.body);
@@ -221,7 +222,8 @@ fn place(at: &str, prefix: &str, count: usize) -> Vec<(String, String)> {
     (0..count).map(order).collect()
 }
 
-/// Asserts that a node returns every order unchanged, and lists each one once.
+/// Asserts that a node returns each of `orders` with its store and products, and that the node
+/// lists each of them once and no others.
 fn assert_there(at: &str, orders: &[(String, String)]) {
     for (id, taken) in orders {
         let answer = patient(|| http(at, "GET", &format!("/order/{id}"), &[], b""));

@@ -17,7 +17,8 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
 
-/// Number of orders that clients change in each round while the node is without its engine.
+/// Number of orders that the test places in each round, and cancels while the node is without its
+/// engine.
 const ORDERS: usize = 12;
 
 fn ip(args: &[&str]) {
@@ -132,7 +133,7 @@ fn relay(address: &str, port: u16) {
     });
 }
 
-/// Forwards bytes until either connection is closed.
+/// Starts a thread that forwards bytes from `from` to `to` until either connection is closed.
 fn pass(mut from: TcpStream, mut to: TcpStream) {
     let _ = to.set_nodelay(true);
     thread::spawn(move || {

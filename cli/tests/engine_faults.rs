@@ -66,7 +66,8 @@ pub struct Shop {
 }
 
 impl Shop {
-    /// Starts the nodes one after another. The first node becomes the coordinator.
+    /// Starts the engine, the nodes one after another, the warehouse and the front. The first of
+    /// `names` becomes the coordinator. Returns once every volume commits.
     pub fn start(host: &str, names: &[&'static str]) -> Shop {
         let engine = Engine::with_standbys(STANDBYS);
         let folders = tempdir().unwrap();
@@ -247,8 +248,9 @@ impl Shop {
         panic!("each of {SHORT_PAUSES} pauses of one second moved a volume");
     }
 
-    /// Pauses a node while it commits, until another node serves its volume. Asserts that the
-    /// node's commits are refused after the pause, and that no acknowledged order is lost.
+    /// Pauses a node while it commits, until another node serves its volume, up to [`LONG_PAUSES`]
+    /// times. Asserts that no pause loses an acknowledged order, and that the node's commits are
+    /// refused after at least one pause.
     fn pause_until_replaced(&self, name: &str) {
         let node = &self.nodes[name];
         for attempt in 0..LONG_PAUSES {

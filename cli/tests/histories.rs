@@ -32,9 +32,11 @@ const NODES: [&str; 4] = ["alpha", "beta", "gamma", "delta"];
 const CLIENTS: u64 = 8;
 /// Number of orders on which the clients work at the same time.
 const ORDERS_AT_ONCE: usize = 4;
-/// Number of operations on an order while faults happen. One last read follows at the end.
+/// Maximum number of operations on an order while faults happen. A last read with a response
+/// follows at the end.
 const STEPS_PER_ORDER: usize = 24;
-/// Number of operations that the clients begin during a pause of a node, and between two faults.
+/// Minimum number of operations that the clients begin during a pause of a node, and between two
+/// faults.
 const OPERATIONS_BETWEEN: u64 = 200;
 /// Time without a response after which a client gives up.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -103,7 +105,7 @@ impl Shared {
     }
 
     /// Carries out one operation on an order, and records it in the order's history. Returns `true`
-    /// if a response came, so that the outcome is known.
+    /// if a response came that tells the outcome.
     fn carry_out(&self, client: u64, dice: &mut Dice, order: u64, step: Step) -> bool {
         let address = self.any_address(dice);
         let number = {

@@ -132,7 +132,8 @@ impl OnTerminal {
     }
 }
 
-/// Asserts that the live view opened and closed, and that the summary was printed after it.
+/// Asserts that the run was interrupted, that the live view opened and closed, and that the summary
+/// was printed after it.
 #[track_caller]
 fn check_end(ended: &Ended) {
     let output = &ended.output;

@@ -80,7 +80,7 @@ fn place(at: &str, prefix: &str, count: usize) -> Vec<(String, String)> {
     (0..count).map(order).collect()
 }
 
-/// Asserts that a node returns every order unchanged.
+/// Asserts that a node returns each of `orders` with its store and products.
 fn assert_there(at: &str, orders: &[(String, String)]) {
     for (id, taken) in orders {
         let answer = http(at, "GET", &format!("/order/{id}"), &[], b"");

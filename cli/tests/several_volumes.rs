@@ -66,7 +66,8 @@ fn members(at: &Server) -> usize {
         .map_or(0, |answer| answer.json()["members"].as_array().unwrap().len())
 }
 
-/// Starts two nodes with stock and 40 orders. Each node owns some of the orders.
+/// Starts two nodes, and sends stock and 40 orders to the first one. Each node owns some of the
+/// orders.
 fn pair(data: &TempDir) -> (Server, Server) {
     let alpha = start(data, "alpha");
     let beta = start(data, "beta");

@@ -37,8 +37,8 @@ pub(crate) fn short(value: u64, width: usize) -> String {
     exact
 }
 
-/// Returns a latency in microseconds as text, such as `0.42 ms`, `12.3 ms` or `1.25 s`. Below 9,999
-/// s the text has at most 8 columns.
+/// Returns a latency in microseconds as text, such as `0.42 ms`, `12.3 ms` or `1.25 s`. The text of
+/// a latency below 9,999 s has at most 8 columns.
 pub(crate) fn latency(us: u64) -> String {
     let ms = us as f64 / 1_000.0;
     match us {

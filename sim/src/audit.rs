@@ -170,8 +170,8 @@ pub struct AuditReport {
     pub log_lines: u64,
     /// Number of orders that the audit sent twice more, and for which both answers arrived.
     pub repeated: u64,
-    /// History of each order with a finding, at most of 50 orders: at the front, in the order
-    /// management and in the warehouse.
+    /// Histories of the orders with findings, of at most 50 orders: the requests of the front, the
+    /// events in the order management and the deliveries of the warehouse.
     pub explained: BTreeMap<String, Vec<String>>,
     /// Time for which the audit waited for the messages in the outbox to be sent, milliseconds.
     pub waited_ms: u64,

@@ -149,7 +149,7 @@ pub struct FrontReport {
     /// Configured length of the sending window, the time in which orders and statistics requests
     /// start.
     pub duration: Duration,
-    /// Actual length of the sending window; shorter than `duration` if the run was stopped early.
+    /// Actual length of the sending window; shorter than `duration` if the run was stopped in it.
     pub window: Duration,
     /// Time from the end of the sending window to the last answer.
     pub drain: Duration,
@@ -347,7 +347,7 @@ async fn wait_ready(client: &Client, config: &FrontConfig) -> Result<bool> {
     }
 }
 
-/// Returns the number of the warehouse's stores, or 0 if the warehouse does not tell it.
+/// Returns the number of the warehouse's stores, or 0 if it cannot be read.
 async fn stores_of(config: &FrontConfig) -> u64 {
     let client = Client::new(config.warehouse.clone(), config.request_timeout);
     let summary = client

@@ -8,7 +8,7 @@
 //! | `stats.csv` | a line for each request, in the format of the original system |
 //! | `events.csv` | the newest events of the run; written at the end |
 //! | `histograms.csv` | latencies of each route without the warm-up; written at the end |
-//! | `run.log` | log lines of a run with a live view, from the creation of the folder on |
+//! | `run.log` | log lines written while a live view used the terminal |
 //! | `view-N.svg`, `view-N.json` | pictures of the live view, if any were saved |
 //! | `summary.json` | the results, the audit and the thresholds; written at the end |
 //! | `report.html` | the run as a page, if `imt sim report` has drawn it |

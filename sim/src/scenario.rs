@@ -116,8 +116,8 @@ pub struct NodeEvent {
     pub action: NodeAction,
     /// Number of the node, from 1.
     pub node: u32,
-    /// Length of the pause of the process; for a stop, kill or leave, the time from the recovery of
-    /// the other nodes until the node is started again. Without effect for a join.
+    /// Length of the pause of the process. For a stop, kill or leave, the time from the moment when
+    /// all volumes answer again until the node is started again. Without effect for a join.
     pub lasts: Duration,
 }
 

@@ -42,7 +42,7 @@ pub(crate) enum Purpose {
 pub(crate) struct Dice(ChaCha8Rng);
 
 impl Dice {
-    /// Returns the stream of a purpose that needs only one stream.
+    /// Returns stream 0 of a purpose.
     pub(crate) fn new(seed: u64, purpose: Purpose) -> Self {
         Self::stream(seed, purpose, 0)
     }
@@ -55,8 +55,7 @@ impl Dice {
     /// Returns the stream for one attempt of a call for one order.
     pub(crate) fn for_order(seed: u64, purpose: Purpose, order: &str, attempt: u32) -> Self {
         // The hash is FNV-1a, which has a fixed specification, so that every version of the program
-        // gets the same stream. Two calls with the same hash get the same random numbers, which
-        // does no harm.
+        // gets the same stream. Two calls can get the same stream by chance, which does no harm.
         let hash = order
             .bytes()
             .chain(attempt.to_le_bytes())

@@ -146,8 +146,8 @@ pub struct RouteSecond {
 }
 
 /// One second of a run. Except in `sent`, a request is counted in the second in which it ended. All
-/// counts are taken about 0.1 s after the end of the second, so they may include the beginning of
-/// the next second.
+/// counts are taken at least 0.1 s after the end of the second, so they may include the beginning
+/// of the next second.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecondPoint {
     /// Seconds since the start of the run, from 0.

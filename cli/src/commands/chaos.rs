@@ -3,7 +3,7 @@
 //!
 //! Invariants:
 //! - Each node with random events runs in a process of its own. The first of these nodes
-//!   coordinates the cluster until an event ends it.
+//!   coordinates the cluster at first.
 //! - Without `--route`, the shop calls only a node in this process, and no event happens to this
 //!   node. A failed request is therefore a fault of the cluster, and not a connection that ended
 //!   with a killed node.

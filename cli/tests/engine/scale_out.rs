@@ -212,8 +212,9 @@ fn statistics_files_of_all_folders_count_once_also_after_their_volume_moved() {
     stat_file(&folders[0], &name, 2);
     until("the file is deleted", || is_gone(0));
     assert_eq!(units(&beta.address), 42);
-    // One of the two volumes keeps the statistics. While each node is paused, the other node serves
-    // its volume. The names of imported files move with the volume, so no file is counted twice.
+    // One of the two volumes keeps the statistics. The nodes are paused in turn, and the other node
+    // serves the volume of the paused one. The names of imported files move with the volume, so no
+    // file is counted twice.
     for (at, here, there) in [(0, &alpha, &beta), (1, &beta, &alpha)] {
         signal(here.id(), "STOP");
         until("the other node answers for the statistics", || {
@@ -251,7 +252,8 @@ fn statistics_files_of_all_folders_count_once_also_after_their_volume_moved() {
     assert!(!log.iter().any(|line| line.contains("cache dropped")), "{log:#?}");
 }
 
-/// Sends a signal to a server of an engine and to the processes of its sessions.
+/// Sends a signal to a server of an engine and to its child processes, such as those of its
+/// sessions.
 fn signal_server(process: u32, name: &str) {
     signal(process, name);
     let sessions = Command::new("pgrep").args(["-P", &process.to_string()]).output();

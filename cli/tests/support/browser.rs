@@ -137,7 +137,8 @@ impl Browser {
         self.call("Input.insertText", json!({ "text": text }));
     }
 
-    /// Returns the script errors, blocked resources and console messages since the start.
+    /// Returns the script errors, the console messages, and the warnings and errors of the
+    /// browser's log since the start.
     pub fn complaints(&mut self) -> Vec<String> {
         // The browser sends the response to this call after the events of all earlier work of the
         // page.

@@ -10,7 +10,7 @@ use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 pub struct Block {
     /// Number of the block's first line in the document, from 1.
     pub line: usize,
-    /// Word after the opening fence. Empty for an indented block.
+    /// Text after the opening fence. Empty for an indented block.
     pub language: String,
     /// Text of the block, without the indentation of a list around it.
     pub text: String,

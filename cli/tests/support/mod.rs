@@ -11,8 +11,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-/// Maximum time of any wait in these tests. Even a slow machine needs far less, so a longer wait
-/// means that a process hangs.
+/// Maximum time to wait for a log line, a response or a condition. Even a slow machine needs far
+/// less, so a longer wait means that a process hangs.
 pub const HANG: Duration = Duration::from_secs(120);
 
 /// Returns a command that runs the binary. Environment variables of the test process that could
@@ -46,7 +46,7 @@ pub fn stderr(output: &Output) -> String {
 /// A server in a separate process. Dropping it kills the process.
 pub struct Server {
     child: Child,
-    /// Address `127.0.0.1:PORT` that the server serves, as its log names it.
+    /// Address `HOST:PORT` that the server serves, as its log names it.
     pub address: String,
     log: Receiver<String>,
 }
@@ -96,7 +96,7 @@ impl Server {
         Self::start(&[&named[..], free_port, more].concat())
     }
 
-    /// Returns the URL of the server, `http://127.0.0.1:PORT`.
+    /// Returns the URL of the server, `http://HOST:PORT`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -168,7 +168,7 @@ impl Answer {
     }
 }
 
-/// Sends one HTTP/1.1 request on a new connection. Returns `None` if no server answers.
+/// Sends one HTTP/1.1 request on a new connection. Returns `None` if no response comes.
 pub fn try_http(
     address: &str,
     method: &str,
@@ -200,7 +200,7 @@ pub fn try_http(
     })
 }
 
-/// Sends one HTTP request on a new connection. Panics if no server answers.
+/// Sends one HTTP request on a new connection. Panics if no response comes.
 pub fn http(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     try_http(address, method, path, headers, body)
         .unwrap_or_else(|| panic!("{method} {path} at {address} was not answered"))
@@ -217,8 +217,8 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     }
 }
 
-/// Returns a free address on loopback. The kernel assigns free ports in turn, so another process is
-/// unlikely to get the same port soon.
+/// Returns a free address on loopback. The kernel chooses the port among thousands of free ones, so
+/// another process is unlikely to get the same port soon.
 pub fn free_address() -> String {
     std::net::TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())

@@ -12,8 +12,8 @@ pub(super) struct Point {
     pub(super) style: Style,
 }
 
-/// Draws the newest points of a curve, with the last point at the right edge. If the area has
-/// columns for it, each planned second of the run gets several columns of equal number, at most 8.
+/// Draws the newest points of a curve, with the last point at the right edge. Each second gets the
+/// same number of columns, from 1 to 8: as many as fit for all planned seconds and all points.
 pub(super) fn draw(frame: &mut Frame, area: Rect, points: &[Point], seconds_planned: u64) {
     if area.is_empty() {
         return;

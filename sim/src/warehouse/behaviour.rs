@@ -139,9 +139,9 @@ pub enum SnapshotFault {
     /// Snapshots are sent without a fault.
     #[default]
     None,
-    /// After each snapshot, the previous snapshot is sent again, which is then out of date.
+    /// After each accepted snapshot, the previous one is sent again, which is then out of date.
     Late,
-    /// Each snapshot is sent twice in a row.
+    /// Each accepted snapshot is sent once more.
     Twice,
     /// The connection of every second snapshot breaks after the first half of the body.
     Truncated,
@@ -184,7 +184,7 @@ pub enum Profile {
     DuplicateAnswer,
     /// One answer in five is sent byte by byte.
     SlowDrip,
-    /// After each snapshot, the previous snapshot is sent again, which is then out of date.
+    /// After each accepted snapshot, the previous one is sent again, which is then out of date.
     SnapshotsLate,
     /// Each snapshot is sent twice.
     SnapshotsTwice,

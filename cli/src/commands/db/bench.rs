@@ -12,14 +12,15 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Duration of each measurement. A disk that needs 10 ms for a sync makes 70 syncs in this time.
+/// Minimum duration of each measurement. A disk that needs 10 ms for a sync makes 70 syncs in this
+/// time.
 const EACH: Duration = Duration::from_millis(700);
-/// Bytes that are written before each sync.
+/// Bytes that are written before each measured `fdatasync`.
 const BLOCK: [u8; 4096] = [0x5a; 4096];
 /// Size of each value that is put into the database, in bytes.
 const VALUE_BYTES: usize = 100;
-/// Number of operations between two readings of the clock. A buffered put takes about a
-/// microsecond, so a reading after each put would distort the rate.
+/// Number of buffered puts, or of gets, between two readings of the clock. A buffered put takes
+/// about a microsecond, so a reading after each put would distort the rate.
 const STRIDE: u64 = 256;
 
 /// Temporary folder with the files of the measurement. Dropping it removes the folder.

@@ -88,7 +88,7 @@ fn backup_text(source: Source, report: &BackupReport, to: &Path) -> String {
     )
 }
 
-/// Returns a sentence about the target folder after a failed copy.
+/// Returns a sentence about the original and the folder `to` after a failed copy.
 fn unfinished_state(to: &Path) -> String {
     let left = fs::read_dir(to).is_ok_and(|mut entries| entries.next().is_some());
     if left {

@@ -1,14 +1,15 @@
 //! `imt db import`: reads records from JSON lines in the format of `imt db export`.
 //!
-//! Each error message tells which records are on disk after the failed import. Invariants:
+//! The message about a wrong line, a failed put or a failed commit tells which records are on disk.
+//! Invariants:
 //!
-//! - All lines of a file are read and checked before the first record is put.
-//! - The lines of a pipe are put in batches. An error names the number of records that were put
-//!   before the failure.
+//! - All lines of a regular file of `--from` are read and checked before the first record is put.
+//! - Records are put in batches. The lines of a pipe are checked only while the batches are put, so
+//!   an error names the number of records that were put before the failure.
 //! - With `--clear`, records go to new tables, which replace the old ones in one commit at the end.
-//!   A failed import changes nothing.
-//! - A killed import with `--clear` leaves tables with names that begin with [`NEW_TABLE_PREFIX`].
-//!   The next import with `--clear` drops these tables.
+//!   An import that fails before this commit leaves the old tables as they were.
+//! - A killed import with `--clear` may leave tables with names that begin with
+//!   [`NEW_TABLE_PREFIX`]. The next import with `--clear` drops these tables.
 
 use super::open;
 use super::show::digits;
@@ -71,7 +72,7 @@ enum Stop {
     Read(u64, std::io::Error),
     /// The input ended before the last line of an export.
     End(String),
-    /// The database returned an error to a put or commit.
+    /// The database returned an error.
     Database(Error),
 }
 
@@ -110,7 +111,8 @@ pub(super) fn import(args: &ImportArgs, output: OutputFormat) -> Result<ExitCode
 fn from_file(args: &ImportArgs, path: &Path) -> Result<u64, CliError> {
     let unreadable = |error| CliError::because(format!("cannot read {}", path.display()), error);
     let mut file = File::open(path).map_err(unreadable)?;
-    // Only a regular file can be read twice: first to check all lines, then to put the records.
+    // A regular file is read twice: first to check all lines, then to put the records. A pipe can
+    // be read only once.
     if file.metadata().map_err(unreadable)?.is_file() {
         let checked = read(args.partial, BufReader::new(&file), |_| Ok(()));
         checked.map_err(|stop| stop.told(&args.path, "nothing was changed"))?;
@@ -119,7 +121,7 @@ fn from_file(args: &ImportArgs, path: &Path) -> Result<u64, CliError> {
     fill(args, BufReader::new(file))
 }
 
-/// Puts all records of `lines` into the database. Returns the number of records.
+/// Puts all records of `lines` into the database, and closes it. Returns the number of records.
 fn fill(args: &ImportArgs, lines: impl BufRead) -> Result<u64, CliError> {
     let options = Options::new()
         .create(args.create)
@@ -145,8 +147,9 @@ fn fill(args: &ImportArgs, lines: impl BufRead) -> Result<u64, CliError> {
     }
 }
 
-/// Reads lines and passes each to `take`. The input may consist of several exports, one after
-/// another. Fails if the last line of an export is missing, unless `partial` is set.
+/// Reads lines and passes each to `take`, except empty ones. The input may consist of several
+/// exports, one after another. Unless `partial` is set, fails if the input does not end with the
+/// last line of an export, or if such a line counts other records than were read.
 fn read(
     partial: bool,
     lines: impl BufRead,
@@ -206,7 +209,7 @@ fn parse(line: &str) -> Result<Line, String> {
     }
 }
 
-/// Returns an error for a table name that the engine rejects, or that an import uses for its new
+/// Returns an error for a table name that MicroDb rejects, or that an import uses for its new
 /// tables.
 fn check_name(table: &str) -> Result<(), String> {
     let bytes = table.len();
@@ -227,7 +230,7 @@ fn check_name(table: &str) -> Result<(), String> {
 }
 
 /// Returns the key or value of a line, which is either text or hexadecimal digits. `name` is `key`
-/// or `value`.
+/// or `value`. Returns `None` if the line has neither form.
 fn field(object: &Map<String, Json>, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, String> {
     let hex_name = format!("{name}_hex");
     let bytes = match (object.get(name), object.get(&hex_name)) {
@@ -278,8 +281,8 @@ impl<'a> Import<'a> {
         }
     }
 
-    /// Drops the new tables that a failed or killed import with `--clear` has left. Does nothing if
-    /// this import runs without `--clear`.
+    /// Drops the new tables of this import, and those that an earlier import with `--clear` has
+    /// left. Does nothing if this import runs without `--clear`.
     fn drop_leftovers(&self) -> Result<(), Error> {
         let tables = self.db.tables();
         let left = tables
@@ -337,7 +340,7 @@ impl<'a> Import<'a> {
     }
 
     /// Commits the last batch and makes all records durable. With `--clear`, replaces the old
-    /// tables by the new ones.
+    /// tables by the new ones. Then closes the database.
     fn finish(mut self, path: &Path) -> Result<(), CliError> {
         let done = self
             .commit()
@@ -370,7 +373,8 @@ impl<'a> Import<'a> {
         self.db.replace_tables(&pairs)
     }
 
-    /// Closes the database after a failed import. Returns a sentence about the data on disk.
+    /// Closes the database after a failed import. With `--clear`, drops the new tables before.
+    /// Returns a sentence about the data on disk.
     fn give_up(self) -> String {
         if self.clear {
             let dropped = self.drop_leftovers().and_then(|()| self.db.sync());

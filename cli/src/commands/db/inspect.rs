@@ -13,7 +13,7 @@ use std::process::ExitCode;
 /// Maximum number of keys of a database for which sizes are counted even without `--sizes`.
 /// Counting the sizes of this number of keys takes about a second.
 const SIZES_KEYS_MAX: u64 = 1_000_000;
-/// Maximum number of rows in the list of segments. The middle of a longer list is left out.
+/// Maximum number of segments in the list of segments. The middle of a longer list is left out.
 const SEGMENT_ROWS: usize = 40;
 
 /// Arguments of `imt db inspect`.
@@ -221,7 +221,7 @@ fn head(
     )
 }
 
-/// Returns the share of used slots in the directory of the database. Each key uses one slot of 8
+/// Returns the share of the directory's bytes that used slots take. Each key uses one slot of 8
 /// bytes.
 fn directory_fill(stats: &Stats) -> f64 {
     (stats.keys * 8) as f64 / stats.directory_bytes.max(1) as f64
@@ -289,8 +289,8 @@ fn checkpoint_age(path: &Path, generation: u64) -> Option<u64> {
     Some(age.as_secs())
 }
 
-/// Returns the id of the process that has the database open. The file LOCK names a process. If that
-/// process does not have the file open, it has closed the database, and the result is `None`.
+/// Returns the id of the process that has the database open. The file LOCK names a process. Returns
+/// `None` if that process has closed the file, or if its open files cannot be read.
 fn user(path: &Path) -> Option<u32> {
     let lock = path.join("LOCK").canonicalize().ok()?;
     let process: u32 = std::fs::read_to_string(&lock).ok()?.trim().parse().ok()?;
@@ -299,7 +299,8 @@ fn user(path: &Path) -> Option<u32> {
     open.any(|file| file == lock).then_some(process)
 }
 
-/// Returns in one line the work that recovery has to do at the next open.
+/// Returns in one line the work that recovery has to do at the next open, or the process that has
+/// the database open now.
 fn recovery_text(path: &Path, recovery: &RecoveryReport) -> String {
     if let Some(process) = user(path) {
         return format!("not now: process {process} has it open; this is what it has written so far");

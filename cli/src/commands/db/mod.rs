@@ -1,9 +1,11 @@
 //! `imt db`: inspects, reads, changes, checks, copies and repairs a MicroDb database.
 //!
 //! Invariants:
-//! - Commands that change nothing open the database read-only, so they cannot change a byte. They
-//!   acquire no lock, so they also work while another process has the database open.
-//! - Damage is reported with its file, its byte offset and a remedy.
+//! - The commands `inspect`, `verify`, `space`, `stats`, `diff`, `get`, `scan`, `tail`, `export`,
+//!   `table list` and `compact --dry-run` only read, so they cannot change a byte. They acquire no
+//!   lock, so they also work while another process has the database open.
+//! - Damage is reported with its file and its byte offset, as far as they are known. The command
+//!   `imt db verify` also lists the remedies.
 //! - A check that finds damage, or a difference between two databases, ends with exit code 3. A
 //!   check that cannot be carried out ends with another code.
 
@@ -302,7 +304,7 @@ impl DbCommand {
 /// Exit code of a check that found damage or a difference.
 pub(crate) const FOUND: u8 = 3;
 
-/// Returns the exit code of a check: success for a sound database, else [`FOUND`].
+/// Returns the exit code of a check: success if nothing was found, else [`FOUND`].
 fn verdict(sound: bool) -> ExitCode {
     if sound {
         ExitCode::SUCCESS

@@ -1,4 +1,5 @@
-//! Opens databases for commands, and turns errors of MicroDb into messages with a remedy.
+//! Opens databases for commands, and turns errors of MicroDb into messages, most of them with a
+//! remedy.
 
 use crate::error::CliError;
 use microdb::{Db, Error, Options, Table};
@@ -12,7 +13,7 @@ pub(super) fn is_of_node(db: &Db) -> bool {
     NODE_TABLES.iter().all(|name| db.get_table(name).is_some())
 }
 
-/// Opens a database read-only. The message of an error tells the user a remedy.
+/// Opens a database read-only. Returns an error to print.
 pub(super) fn to_look(path: &Path) -> Result<Db, CliError> {
     try_to_look(path).map_err(|error| refused(path, error))
 }
@@ -35,8 +36,9 @@ pub(super) fn refused(path: &Path, error: Error) -> CliError {
     failed(path, "nothing was changed", error)
 }
 
-/// Returns the error to print for an error of MicroDb, with a remedy. `state` is a sentence about
-/// the data on disk.
+/// Returns the error to print for an error of MicroDb, with a remedy if one is known. `state` is a
+/// sentence about the data on disk. The message lacks it if the database is in use, does not exist
+/// or has a newer version, because then it was not opened.
 pub(super) fn failed(path: &Path, state: &str, error: Error) -> CliError {
     let place = path.display();
     let full = error.is_disk_full();

@@ -40,8 +40,8 @@ pub(super) fn get(place: &Place, key: &str, output: OutputFormat) -> Result<Exit
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns the error for a key that the table does not have. If the table's keys are no text, the
-/// error advises `--key-type`, because a typed table encodes its keys.
+/// Returns the error for a key that the table does not have. If the first key of the table is no
+/// plain text, the error advises `--key-type`, because a typed table encodes its keys.
 pub(super) fn no_such_key(table: &Table, name: &str, key: &str) -> CliError {
     let is_text = |key: &Value| std::str::from_utf8(key).is_ok_and(|key| !key.contains(char::is_control));
     let first = table.keys().next().and_then(Result::ok);

@@ -1,8 +1,8 @@
 //! Formats keys, values, bars and histograms for people, and parses keys and values.
 //!
-//! Values of a node's tables are decoded. Other values, and values that cannot be decoded, are
-//! shown as text if they are UTF-8 without control characters. Otherwise they are shown as
-//! hexadecimal digits after the mark `0x`.
+//! Without flags, values of tables with the names of a node's tables are decoded. Other values, and
+//! values that cannot be decoded, are shown as text if they are UTF-8 without control characters
+//! and do not begin with `0x`. Otherwise they are shown as hexadecimal digits after the mark `0x`.
 
 use super::key_types::DataType;
 use crate::error::CliError;
@@ -79,8 +79,9 @@ impl Form {
         Ok(known.unwrap_or_else(|| of_text(text)))
     }
 
-    /// Parses a value from the command line. The decoded form in which rows of a node's tables are
-    /// shown is not parsed: a value is text, or hexadecimal digits after [`HEX_MARK`].
+    /// Parses a value from the command line. Without a type, a value is text, or hexadecimal digits
+    /// after [`HEX_MARK`]. The decoded form in which rows of a node's tables are shown is not
+    /// parsed.
     pub(super) fn parse_value(self, text: &str) -> Result<Vec<u8>, CliError> {
         match self.value_type {
             Some(value_type) => {
@@ -101,7 +102,7 @@ impl Form {
         known.unwrap_or_else(|| bytes_text(key))
     }
 
-    /// Returns a value as JSON: an object for a row of a node's table, otherwise a string.
+    /// Returns a value as JSON: the decoded row of a node's table, otherwise a string.
     pub(super) fn value(self, table: &str, key: &[u8], value: &[u8]) -> Json {
         if let Some(value_type) = self.value_type {
             return json!(value_type.decode(value).unwrap_or_else(|| bytes_text(value)));
@@ -117,7 +118,7 @@ impl Form {
         }
     }
 
-    /// Returns a value in one line. Times in it are dates.
+    /// Returns a value as text. A decoded row takes one line, and its times are dates.
     pub(super) fn value_text(self, table: &str, key: &[u8], value: &[u8]) -> String {
         match dated(self.value(table, key, value)) {
             Json::String(text) => text,
@@ -141,7 +142,8 @@ fn of_text(text: &str) -> Vec<u8> {
     marked.unwrap_or_else(|| text.as_bytes().to_vec())
 }
 
-/// Replaces milliseconds since 1970 by dates, in all fields with names that end in `_ms`.
+/// Replaces milliseconds since 1970 by dates, in all fields with names that end in `_ms`. A field
+/// with the number 0 is unchanged.
 pub(super) fn dated(value: Json) -> Json {
     match value {
         Json::Object(fields) => {
@@ -156,7 +158,8 @@ pub(super) fn dated(value: Json) -> Json {
     }
 }
 
-/// Returns a decoded row as lines of a name and a value. Each list of objects follows as a table.
+/// Returns a decoded row as lines of a name and a value. Each list of objects follows as a table. A
+/// value that is no object is returned in one line.
 pub(super) fn row_lines(row: &Json) -> String {
     let Json::Object(fields) = row else {
         return word(row);
@@ -243,8 +246,8 @@ pub(super) fn digits(text: &str) -> Option<Vec<u8>> {
     (0..text.len()).step_by(2).map(pair).collect()
 }
 
-/// Returns a share between 0 and 1 as a bar of `width` characters: `#` for live bytes, `.` for
-/// dead.
+/// Returns a share between 0 and 1 as a bar of `width` characters in brackets: `#` for live bytes,
+/// `.` for dead.
 pub(super) fn bar(share: f64, width: usize) -> String {
     let full = (share.clamp(0.0, 1.0) * width as f64).round() as usize;
     format!("[{}{}]", "#".repeat(full), ".".repeat(width - full))

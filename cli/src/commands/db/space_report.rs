@@ -61,7 +61,8 @@ struct Report {
     log_bytes: u64,
     live_bytes: u64,
     dead_bytes: u64,
-    /// Bytes of the log outside records: headers and footers of frames and segments.
+    /// Bytes of the log outside the records that were read: headers and footers of frames and
+    /// segments, and segments that were left out.
     frame_bytes: u64,
     /// Total size of all files in the database's folder, in bytes.
     folder_bytes: u64,

@@ -77,7 +77,7 @@ struct Place {
     sequence: u64,
     /// Link of the hash chain at this position. `None` if it is not known yet.
     chain: Option<u64>,
-    /// Names of tables by id. Changes that create a table add its name.
+    /// Names of tables by id. Changes that create or rename a table set its name.
     names: HashMap<u32, String>,
 }
 
@@ -127,8 +127,8 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
     }
 }
 
-/// Returns the names, lengths and times of the files that a commit may change. Each commit changes
-/// at least one of them.
+/// Returns the names, lengths and times of the files that a commit may change. Each commit writes
+/// to at least one of them.
 fn traces(path: &Path) -> Vec<(OsString, u64, Option<SystemTime>)> {
     let log = std::fs::read_dir(path.join("log")).into_iter().flatten();
     let files = log.filter_map(|entry| entry.ok().map(|entry| entry.path()));
@@ -141,7 +141,8 @@ fn traces(path: &Path) -> Vec<(OsString, u64, Option<SystemTime>)> {
     traces
 }
 
-/// Prints all changes after `place`, and moves `place` to the last of them.
+/// Reads all changes after `place`, prints those that the flags select, and moves `place` to the
+/// last change.
 fn read(args: &TailArgs, db: &Db, place: &mut Place, output: OutputFormat) -> Result<(), CliError> {
     let changes = match db.changes_since(Sequence(place.sequence)) {
         Err(Error::FeedGone { oldest, .. }) if args.since.is_none() && place.chain.is_none() => {
@@ -201,7 +202,7 @@ fn print(args: &TailArgs, change: &Change, place: &mut Place, output: OutputForm
     output::print_text(&text)
 }
 
-/// Returns an operation in one line. Times in it are dates.
+/// Returns the line that shows an operation. Times in it are dates.
 fn line(sequence: Sequence, operation: Json) -> String {
     let operation = show::dated(operation);
     let word = |name: &str| match &operation[name] {
@@ -214,7 +215,8 @@ fn line(sequence: Sequence, operation: Json) -> String {
     line.trim_end().to_owned()
 }
 
-/// Colours the operation's name in a line: red for a removal, green for any other operation.
+/// Colours the operation's name in a line, if output is coloured: red for a removal, green for any
+/// other operation.
 fn coloured(line: &str) -> String {
     let removes = ["delete", "drop  ", "clear "];
     if !output::is_coloured(&std::io::stdout()) {

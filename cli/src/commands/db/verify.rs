@@ -1,5 +1,5 @@
-//! `imt db verify`: checks every checksum, with progress. If a database cannot be opened, the
-//! damage in each of its files is listed.
+//! `imt db verify`: checks every checksum, with progress. If damage or another version keeps a
+//! database from being opened, the damage in SUPER and in each segment is listed.
 
 use super::{inspect, open, verdict};
 use crate::error::CliError;
@@ -85,7 +85,8 @@ fn of_super(path: &Path, folder: &FolderView) -> Vec<String> {
     damage.collect()
 }
 
-/// Checks each file of a database that cannot be opened. `why` is the error of the failed open.
+/// Checks SUPER and each segment of a database that cannot be opened. `why` is the error of the
+/// failed open.
 fn of_files(path: &Path, why: &Error) -> microdb::Result<Findings> {
     let folder = microdb::inspect::folder(path)?;
     let mut findings = Findings {
@@ -113,8 +114,8 @@ fn of_files(path: &Path, why: &Error) -> microdb::Result<Findings> {
         findings.bytes += bytes;
         findings.damage.extend(segment.damage());
     }
-    // The error of opening may describe damage that the check of a file has found too. Such damage
-    // is listed once.
+    // The error of opening may describe damage that the check of a segment has found too. Such
+    // damage is listed once.
     let is_met = match why {
         Error::Corrupt { path, offset, .. } => {
             let place = format!("{} at byte {offset}:", path.display());
