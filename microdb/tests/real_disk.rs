@@ -246,8 +246,8 @@ fn the_other_process() {
     }
     match witness::check(&db, &promised) {
         Ok(()) => {}
-        // The file system was shut down during the check, so the error proves no damage. All records
-        // are checked again after the next mount.
+        // The file system was shut down during the check, so the error proves no damage. All
+        // records are checked again after the next mount.
         Err(_) if is_gone(&folder) => return,
         Err(error) => return say(&format!("WRONG {error}")),
     }
