@@ -4,9 +4,9 @@
 //! (the form in which a checkpoint file stores a view).
 //!
 //! `cargo bench -p imt-benches --bench directory`. With 2 million keys the directory has 21 MB,
-//! more than the caches of a core, so each look-up has one cache miss. The baseline `memory` makes
-//! the same number of random reads in an array of the same size. Each of its reads waits for the
-//! read before, so its time per read is the cost of a cache miss in this run.
+//! more than the caches of a core, so each look-up has about one cache miss. The baseline `memory`
+//! makes the same number of random reads in an array of the same size. Each of its reads waits for
+//! the read before, so its time per read is the cost of a cache miss in this run.
 #![allow(missing_docs)] // criterion's macros make public functions.
 
 use std::hint::black_box;

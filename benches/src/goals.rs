@@ -1,9 +1,9 @@
 //! The rows of the engine table, which the program `engine` prints. Each row has the goal of
 //! microdb.
 //!
-//! Most goals are ratios to a rival, or to a limit of the machine measured in the same run. A goal
-//! is absolute if its figure does not depend on the machine's speed (bytes), or if users notice the
-//! figure directly (time to open).
+//! Goals are ratios to a rival or to a limit of the machine measured in the same run, or absolute
+//! figures. Absolute goals are for figures that do not depend on the machine's speed (bytes,
+//! counts) and for times and rates that users notice directly (time to open).
 
 use crate::workloads::Workload;
 

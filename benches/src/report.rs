@@ -1,8 +1,9 @@
 //! The report. For each row: the figures of microdb and its rivals, the ratio to the best rival,
 //! the goal, and the verdict.
 //!
-//! Missed goals are shown like reached goals. The report lists the rows during which other
-//! processes used the processors. The figures of such a row can only be compared within that row.
+//! Missed goals are shown like reached goals. The report lists the rows during which others used
+//! more than `DISTURBED` of the processors. The figures of such a row can only be compared within
+//! that row.
 
 use std::fmt::Write as _;
 
@@ -21,8 +22,8 @@ const COLUMNS: [&str; 7] = [OURS, "lmdb", "rocksdb", "candystore", "redb", "fjal
 /// record. For other loads these goals grow or shrink in proportion.
 const SCALE: (f64, f64) = (2e6, 116.0);
 
-/// Share of the processors (0 to 1) above which the work of other processes is reported as a
-/// disturbance.
+/// Share of the processors (0 to 1) above which the work of other processes and guests is reported
+/// as a disturbance.
 const DISTURBED: f64 = 0.10;
 
 /// A table of text cells, by row. The first row has the column names.

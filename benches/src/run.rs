@@ -4,8 +4,8 @@
 //! **Invariants**
 //! - Repetitions are the outer loop and engines the inner one. So a change of the machine's speed
 //!   during the run affects all engines of a row.
-//! - All dirty pages are written back before each child starts, so that no engine is slowed by the
-//!   writes of an earlier child.
+//! - All dirty pages are written back before each measured child starts, so that no engine is
+//!   slowed by the writes of an earlier child.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
@@ -49,7 +49,7 @@ pub struct Results {
     pub machine: Description,
     /// Package versions by engine.
     pub versions: BTreeMap<String, String>,
-    /// Command line of the run.
+    /// Command-line arguments of the program `engine` in the run.
     pub command: String,
     /// Number of records loaded.
     pub records: u64,
@@ -120,7 +120,9 @@ impl Results {
 
     /// Merges the results of a later run. If both runs measured a row on the same engine, the
     /// figures of the later run replace the existing figures. The limits of the later run, if it
-    /// measured limits, replace all existing limits.
+    /// measured limits, replace all existing limits. Machine, command, number of records and size
+    /// of a value become those of the later run. A missing figure is no longer listed if its
+    /// workload now has a figure.
     pub fn merge(&mut self, later: Self) {
         let (mut samples, mut limits) = (
             std::mem::take(&mut self.samples),
@@ -171,8 +173,9 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 /// Runs all workloads of a plan and returns the results.
 ///
 /// # Errors
-/// Returns an error if a folder cannot be written. `results.json` in [`Plan::folder`] then has the
-/// results so far. A child that fails is recorded in the results and causes no error.
+/// Returns an error if a folder or a file cannot be written. `results.json` in [`Plan::folder`]
+/// then has the results up to the last workload that ran on all engines. A child that fails is
+/// recorded in the results and causes no error.
 pub fn run(plan: &Plan) -> Outcome<Results> {
     std::fs::create_dir_all(&plan.folder)?;
     let mut results = Results {

@@ -78,7 +78,7 @@ impl Bank {
     /// Moves money and records the transfer in the journal, both in one transaction.
     ///
     /// # Errors
-    /// [`TransferError::TooLittle`], and errors of the database. Nothing has changed then.
+    /// [`TransferError::TooLittle`], after which nothing has changed, and errors of the database.
     pub(crate) fn transfer(&self, from: &str, to: &str, amount: u64) -> Result<(), TransferError> {
         // The closure runs again if another thread changed one of the keys that it has read.
         self.db.transaction(|tx| {

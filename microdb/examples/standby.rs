@@ -1,5 +1,5 @@
 //! Keeps a second database in step with a first one: a backup to begin with, then the change feed.
-//! The chain of the feed proves that no commit is missing, and a digest proves the content.
+//! The chain of the feed proves that no commit between two applied ones is missing.
 //!
 //!     cargo run --example standby -- FOLDER STANDBY
 
@@ -19,14 +19,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Table of the standby with its position, written in the same batch as the changes.
+/// Table of the standby with its position: the last applied commit. The position is written in one
+/// batch with the puts and deletions of the commit.
 const POSITION: &str = "standby position";
 
-/// Brings the standby in `folder` to the state of `first`. Returns its last commit.
+/// Brings the standby in `folder` to the state of `first`. Returns the sequence of the last applied
+/// commit.
 ///
 /// # Errors
-/// [`Error::FeedGone`] if the standby is too old for the feed: remove it and begin again. Errors of
-/// both databases.
+/// [`Error::FeedGone`] if the standby is too old for the feed: remove it and begin again.
+/// [`Error::Invalid`] if a change does not follow the last applied one. Errors of both databases.
 pub(crate) fn follow(first: &Db, folder: &Path) -> microdb::Result<Sequence> {
     if !folder.exists() {
         let report = first.backup_to(folder)?;

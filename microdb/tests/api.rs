@@ -1,4 +1,4 @@
-//! Tests of the public interface on a real disk: each promise of the interface once.
+//! Tests of the public interface on a real disk.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::collections::BTreeMap;

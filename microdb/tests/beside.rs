@@ -1,5 +1,5 @@
-//! Power cuts after commits that happen during a checkpoint. Before each call of the checkpoint to
-//! the disk, another thread commits until the log has a new segment.
+//! Power cuts after commits that happen during a checkpoint. Before each call to the disk that
+//! names a file of a checkpoint, another thread commits until the log has a new segment.
 //!
 //! The campaign of `power_cut.rs` has only one thread. This test finds faults in work that one
 //! thread begins and another thread makes durable.

@@ -1,5 +1,5 @@
 //! Power cuts on real file systems at the level of the disk. Every block written by ext4 or xfs is
-//! logged, and the disk is rebuilt as it was after any of these writes.
+//! logged, and disks are rebuilt as a power cut between any two of these writes could leave them.
 //!
 //! - `real_disk.rs` shuts file systems down at random moments. Here the cut can be between any two
 //!   writes of the disk. Writes that no flush has covered, including those of the journal, are
@@ -437,7 +437,8 @@ fn campaign(folder: &Path, history: &History, random: &mut Random) {
     for (number, point) in points.into_iter().enumerate() {
         let end = if point == 0 { 0 } else { entries[point - 1].end };
         // This block tests the check itself, on a disk without the flushes since the previous cut.
-        // The disk lacks commits that were acknowledged since that cut. The check must notice it.
+        // The disk lacks commits that were acknowledged since that cut. The check must notice this
+        // on at least half of these disks.
         let promised = |end: u64| history.durable.iter().filter(|(at, _)| *at <= end).count();
         if number % 4 == 1 && promised(end) > promised(last) {
             copy_anew(&path("base"), &path("cut"));

@@ -59,7 +59,8 @@ fn fill(db: &Db, first: usize, bytes: usize) {
 }
 
 fn run(db: &Db, work: Work) {
-    // Work that is interrupted by the close may fail. The result of the work is ignored.
+    // Work that is interrupted by the close may fail, so its result is ignored. Only the durable
+    // batch must succeed.
     match work {
         Work::Checkpoint => drop(db.checkpoint()),
         Work::Compaction => drop(db.compact()),
@@ -75,8 +76,8 @@ fn run(db: &Db, work: Work) {
     }
 }
 
-/// Opens a database and writes 2 MiB. A third of the log is dead, and a checkpoint covers the first
-/// MiB.
+/// Opens a database and writes 2 MiB. About a third of the log is dead, and a checkpoint covers the
+/// first MiB.
 fn prepared(gate: &Gate) -> Db {
     let db = options(gate).open(ROOT).unwrap();
     fill(&db, 0, MEANWHILE_BYTES);

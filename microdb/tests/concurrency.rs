@@ -177,7 +177,8 @@ fn watch_snapshots(db: &Db, table: &Table, accounts: &Table, marks: &Marks, done
         assert_eq!(money(&snapshot, accounts), MONEY * ACCOUNTS);
         let counted = snapshot.iter(table).unwrap().map(Result::unwrap).count() as u64;
         assert_eq!(counted, snapshot.len(table).unwrap());
-        // The previous snapshot must still show the same content as when it was taken.
+        // The previous snapshot must still show as many keys and as much money as when it was
+        // taken.
         if let Some((old, count)) = older.replace((snapshot, counted)) {
             assert_eq!(old.iter(table).unwrap().map(Result::unwrap).count() as u64, count);
             assert_eq!(money(&old, accounts), MONEY * ACCOUNTS);

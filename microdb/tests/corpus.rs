@@ -1,4 +1,4 @@
-//! Runs all inputs that the fuzzers have kept, including every input that once caused a failure.
+//! Runs all inputs in the corpora of the fuzz targets, and in `fuzz/artifacts` if it exists.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 

@@ -1,5 +1,5 @@
-//! Tests that a system call that could not begin is an error of the operation that needed it. Such
-//! an error never poisons the database.
+//! Tests of system calls that could not begin: a map that is refused, and an open without a free
+//! descriptor. At most the operation that needed the call fails, and the database is not poisoned.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::io;

@@ -93,8 +93,9 @@ fn cut(path: &Path, len: u64) {
         .unwrap();
 }
 
-/// Reads every key through each kind of read. Each read must return the right value or an error
-/// that names `damaged`. Returns the number of keys with an error.
+/// Reads every key by `get`, from a snapshot, by `multi_get` and by iteration. Each read must
+/// return the right value or an error that names `damaged`. Returns the number of keys with an
+/// error.
 fn read(db: &Db, damaged: &Path) -> u32 {
     let table = db.table("t").unwrap();
     let names = |error: Error| match error {

@@ -89,9 +89,9 @@ fn script() -> Vec<Op> {
 #[derive(Default, Debug)]
 struct Tally {
     runs: u64,
-    /// Number of runs in which the engine refused an operation and the same handle continued.
+    /// Number of runs in which the last failure was an error that did not poison the handle.
     refused: u64,
-    /// Number of runs in which the handle was poisoned and the next open continued.
+    /// Number of runs in which the last failure poisoned the handle, and the next open continued.
     poisoned: u64,
     /// Number of runs in which the fault was hit and no operation failed.
     unnoticed: u64,
@@ -337,7 +337,7 @@ impl Trial {
     fn end(mut self, tally: &mut Tally) -> Result<(), String> {
         self.run.disk.end_fault();
         if let Err(failure) = self.run.close() {
-            // If the fault has hit no operation yet, it may hit the close.
+            // A fault that no operation has reported yet may be reported by the close.
             check_told(&self.run.disk, self.fault, &failure)?;
             self.run
                 .reopen()

@@ -1,8 +1,8 @@
 //! Tests of compatibility: databases written by earlier builds are read correctly.
 //!
 //! `data/golden/microdb-1` was written before segments had seals. `data/golden/microdb-1-sealed`
-//! was written by `make_golden`. Run `make_golden` by hand after an addition to the format.
-//! `make_golden` writes a new folder and keeps the old ones.
+//! was written by `make_golden`. After an addition to the format, add the name of a new folder to
+//! `GOLDEN` and run `make_golden` by hand. It writes the last folder of `GOLDEN`.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::path::{Path, PathBuf};

@@ -168,7 +168,8 @@ fn name_of_the_next_segment_that_is_taken_is_passed_over() {
             db.checkpoint().unwrap();
             db.close().unwrap();
         } else {
-            // The copy looks like a database after `kill -9`: its SUPER has only the hints.
+            // The copy looks like a database after `kill -9`: in its SUPER, only the hints are up
+            // to date.
             let copy = folder.path().join("copy");
             let copied = std::process::Command::new("cp")
                 .arg("-a")

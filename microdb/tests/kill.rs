@@ -185,8 +185,7 @@ fn readers_in_other_processes_see_whole_commits_while_the_writer_compacts() {
         .map(|_| Other::start(ENTRY, "read", folder.path()))
         .collect();
     let mut round = 1;
-    // Each reader opens the database several times, always beside new commits, compactions and
-    // checkpoints.
+    // Each reader opens the database several times while this process commits and compacts.
     for _ in 0..12 {
         for reader in &mut readers {
             let said = reader

@@ -1,6 +1,6 @@
 //! Most integration tests of the engine, in one binary, so that the crate is linked only once.
 //!
-//! - Each file in this folder is a module: `cargo test -p imt-microdb --test main recovery::`.
+//! - Most files in this folder are modules: `cargo test -p imt-microdb --test main recovery::`.
 //! - A test with an effect on the whole process runs in a second process ([`support::other`]), or
 //!   its file is a separate binary. `Cargo.toml` lists these binaries with the reason.
 

@@ -1,8 +1,9 @@
-//! Tests of opens beside other work, and of opens in folders that must not be read.
+//! Tests of opens beside other work, with leftover or damaged files, and in folders that cannot be
+//! listed or synced.
 //!
 //! A storage with an action at chosen calls wraps a disk in memory. The action lets a writer
-//! continue each time a reader has listed the log, or refuses folders. So each case that `kill.rs`
-//! meets by chance is certain to happen here.
+//! continue each time a reader has listed the log, or refuses folders. So cases that `kill.rs`
+//! meets only by chance always happen here.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::fmt;
@@ -454,7 +455,7 @@ fn a_missing_segment_is_damage_if_later_bytes_were_durable_and_else_the_end() {
         for segment in [2, 4, 6, 7] {
             // Without the hints, an open learns the durable frontier only from the header of the
             // eighth segment. The header proves that the first seven segments were durable. The
-            // open misses the last of them, and the error names it.
+            // open does not reach the end of the last of them, and the error names this segment.
             let named = if lost { 7 } else { segment };
             names_segment(found(&image, |disk| gone(disk, segment)), named);
         }

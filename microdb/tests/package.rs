@@ -1,5 +1,5 @@
 //! Tests that the published package is complete: its documents link only to files inside the
-//! package.
+//! package or to the web.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::path::{Path, PathBuf};

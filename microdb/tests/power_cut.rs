@@ -10,8 +10,8 @@
 //!   then begins with writes of the killed process that are still unsynced.
 //!
 //! `MICRODB_CUT_WORKLOADS` sets the number of workloads, for a long run. `MICRODB_CUT_SEED` runs a
-//! single workload, for example a failed one. With `MICRODB_CUT_TRACE` it prints the calls before
-//! the failure.
+//! single workload, for example a failed one. With `MICRODB_CUT_TRACE`, a failure also prints the
+//! calls before the cut.
 
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -111,7 +111,8 @@ fn in_database(path: &Path) -> bool {
     path.starts_with(ROOT)
 }
 
-/// Each kind of sync that the engine makes. In a test, the disk forgets all syncs of one kind.
+/// Kinds of syncs without which the engine cannot keep its promises. In a test, the disk forgets
+/// all syncs of one kind.
 const LIES: [Lie; 8] = [
     Lie {
         name: "segments",

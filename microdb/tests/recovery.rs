@@ -1,4 +1,4 @@
-//! Torn tails and damage, at every byte and every bit of small databases.
+//! Torn tails and damage at many positions of small databases.
 //!
 //! After a reopen, the database must have the state after the last durable commit or a later
 //! commit, or report an error that names the damage. The database must never return a wrong value,

@@ -1,14 +1,14 @@
-//! Damage of every kind to small databases: each read must return the right value or an error that
-//! names the damaged file.
+//! Damage to small databases: each read must return the right value or an error that names the
+//! damaged file.
 //!
 //! - The databases are created by random work. In the end they are closed, or their process is
 //!   killed, or the power is cut.
-//! - Then one file is damaged. Any bit flips. Sectors and pages are zeroed, overwritten by another
-//!   one or swapped. The file ends early or is too long. Or the file is missing, empty, of another
-//!   database, or an earlier version of itself.
+//! - Then one file is damaged, or two files are exchanged. A bit flips. Blocks of 64, 512 or 4096
+//!   bytes are zeroed, overwritten by another one or swapped. The file ends early or is too long.
+//!   Or the file is missing, empty, of another database, or an earlier version of itself.
 //! - A value must never be wrong, no record or table may be missing without an error, and no error
-//!   may name a sound file. The engine must not panic, nor allocate memory according to a damaged
-//!   length.
+//!   may name a sound file, unless SUPER is an old or a foreign one. The engine must not panic, nor
+//!   allocate memory according to a damaged length.
 //!
 //! `MICRODB_ROT_SEEDS` sets the number of databases per ending, and `MICRODB_ROT_FIRST_SEED` the
 //! first seed. `MICRODB_ROT_ALL_BITS` flips all bits of all bytes, including padding, instead of a

@@ -1,5 +1,5 @@
-//! Tests of salvage: after any damage, all readable records are saved, no wrong value is saved, and
-//! everything missing is listed.
+//! Tests of salvage: after damage, readable records are saved, no wrong value is saved, and the
+//! manifest tells if anything is missing.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -88,7 +88,8 @@ fn saved(subject: &Subject, image: Image, what: &str) -> Option<(Manifest, Model
     Some((manifest, model))
 }
 
-/// Checks the salvage after one damage: either all records are saved, or the manifest lists losses.
+/// Checks the salvage after one damage: if the saved content differs from the original one,
+/// `is_complete` of the manifest must return `false`.
 fn judge(subject: &Subject, image: Image, what: &str) {
     let Some((manifest, model)) = saved(subject, image, what) else {
         return;

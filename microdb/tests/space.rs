@@ -118,7 +118,8 @@ impl Before {
         samples
     }
 
-    /// Waits until the process uses no more memory and descriptors than before, and no map is left.
+    /// Waits until the process uses no more descriptors and hardly more memory than before, and no
+    /// map is left.
     fn check_given_back(&self, folder: &Path) {
         let started = Instant::now();
         loop {
@@ -217,8 +218,8 @@ fn eight_writers_that_overwrite_stay_within_all_bounds_and_all_is_given_back() {
     play("overwrite");
 }
 
-/// Workload: snapshots are taken in many rounds and kept. Each snapshot is taken with a different
-/// active segment.
+/// Workload: snapshots are taken in many rounds and kept. They are taken with many different active
+/// segments.
 fn hold_snapshots(folder: &Path) {
     const KEYS: u64 = 1000;
     let before = Before::new();
@@ -358,8 +359,8 @@ fn few_descriptors(folder: &Path) {
     for round in 0..2 {
         let db = options().open(folder).unwrap();
         let table = db.table("t").unwrap();
-        // All records are live, so that no segment is removed. Snapshots of many rounds exist at
-        // the same time.
+        // All records are live, so that no segment is removed. Many snapshots exist at the same
+        // time.
         let mut snapshots = Vec::new();
         for number in 0..8000 {
             table

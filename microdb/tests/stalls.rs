@@ -1,6 +1,6 @@
 //! Tests of commits that wait at the maximum size of the log: they wait until compaction frees
-//! space or the database is closed, and never for a backup. A segment without live records is
-//! removed unread.
+//! space, the database is closed or a time limit is over, and not during a backup. A segment
+//! without live records is removed unread.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -57,7 +57,7 @@ fn overwrite(db: &Db, writer: u32, rounds: u32, commits: &AtomicU64) -> microdb:
 fn wait_for_stalls(db: &Db, commits: &AtomicU64) {
     let started = Instant::now();
     // Number of polls in a row without a commit. A commit can still pass from time to time, because
-    // its wait is at most a second.
+    // its wait is limited to about a second.
     let mut at_bound = 0;
     while at_bound < 200 {
         let before = commits.load(Ordering::Relaxed);

@@ -1,8 +1,8 @@
 //! Tests that a throttled compaction waits without a thread and without a lock, so that no other
 //! work waits for it.
 //!
-//! The throttle is so strict that a wait for it would take days. Each wait of a test is for a
-//! condition, with a deadline that only a stuck engine reaches.
+//! In most tests, the throttle is so strict that a wait for it would take days. Each wait of a test
+//! is for a condition, with a deadline that only a stuck engine reaches.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
@@ -128,7 +128,7 @@ fn backup_compact_wait_idle_and_close_do_not_wait_for_the_throttle() {
 #[test]
 fn a_throttled_compaction_is_resumed_until_it_is_done() {
     let folder = tempfile::tempdir().unwrap();
-    // A step of a compaction copies at most 128 KiB and then waits for the throttle. So each
+    // A step of a compaction copies about 128 KiB at most and then waits for the throttle. So each
     // compaction takes many steps.
     let options = options().compaction_bytes_per_second(Some(4 << 20));
     let db = options.open(folder.path()).unwrap();

@@ -1,4 +1,4 @@
-//! Tests of typed tables: a value that a put accepts is read back as the same value.
+//! Tests of typed tables: a put refuses a value that could not be read back.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 #![cfg(feature = "bincode")]
 

@@ -1,4 +1,5 @@
-//! The fingerprint of a whole ring: XXH3-128 with seed 0 over its encoding.
+//! The fingerprint of a whole ring: XXH3-128 with seed 0 over its encoding without the digest at
+//! the end.
 //!
 //! Two rings have equal digests if options, epoch, members, assignment and pins are equal. A digest
 //! detects accidental damage, and a ring that is used in place of another. It does not protect

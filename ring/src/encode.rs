@@ -46,7 +46,7 @@ const _: () = assert!(RUN_BYTES == size_of::<u32>() + size_of::<Node>() && CELL_
 pub struct DecodeError {
     /// Name of the wrong field.
     pub field: &'static str,
-    /// Offset of the wrong field in the bytes.
+    /// Offset in the bytes at which the fault was found. It may be behind the wrong field.
     pub offset: usize,
     /// The reason why the field is wrong, such as `must be 0`.
     pub problem: &'static str,

@@ -1,6 +1,6 @@
 //! Errors of the crate. A variant contains the wrong value, if there is a value, and the text of
-//! the error states the limits. So a person can act on the text, and a program can match on the
-//! variant. No input makes this crate panic.
+//! the error states the limits, if there are any. So a person can act on the text, and a program
+//! can match on the variant. No input makes this crate panic.
 
 use alloc::string::String;
 use core::fmt;
@@ -8,7 +8,7 @@ use core::fmt;
 use crate::{DecodeError, Digest, Epoch, NodeName, Slot};
 use crate::{MEMBERS_MAX, NAME_BYTES_MAX, REPLICATION_MAX, SLOTS_MAX, SLOTS_MIN, WEIGHT_MAX};
 
-/// The reason why a ring, a member or a plan is invalid.
+/// The reason why a call of this crate failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
@@ -24,12 +24,13 @@ pub enum Error {
         /// Requested number of replicas.
         replication: u8,
     },
-    /// The name of a node or zone is empty, too long, or has a character that is not allowed.
+    /// The name of a node or zone is empty, too long, has a character that is not allowed, or does
+    /// not begin with a letter or digit.
     Name {
         /// The invalid name, cut to 64 characters.
         name: String,
     },
-    /// A weight is above the limit, or not a number.
+    /// A weight is above the limit, or not a whole number from 0.
     Weight {
         /// The invalid weight, as text.
         weight: String,
@@ -46,7 +47,7 @@ pub enum Error {
     },
     /// All weights are 0, so no member could own a slot.
     NoWeight,
-    /// The plan would remove the last member, although all slots need an owner.
+    /// The plan would leave no members, although all slots need an owner.
     NoMembers,
     /// The node is not a member of this ring.
     UnknownNode {
@@ -74,12 +75,12 @@ pub enum Error {
         /// Digest of the ring that the plan was applied to.
         ring: Digest,
     },
-    /// A move does not fit the ring, although epoch and digest match. So the plan was changed after
-    /// it was made.
+    /// A move or a pin of the plan does not fit the ring, although epoch and digest match. So the
+    /// plan was changed after it was made.
     BadMove {
-        /// A slot at which the move does not fit.
+        /// A slot at which the plan does not fit.
         slot: Slot,
-        /// The reason why the move does not fit.
+        /// The reason why the plan does not fit.
         reason: &'static str,
     },
     /// The moves lead to another ring than the plan promises. So the plan was changed after it was
@@ -92,7 +93,7 @@ pub enum Error {
     },
     /// The epoch has its largest value, so the ring cannot have a successor.
     EpochsExhausted,
-    /// The bytes or the text are not an encoded ring.
+    /// The bytes are not an encoded ring.
     Decode(DecodeError),
 }
 

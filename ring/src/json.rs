@@ -1,5 +1,5 @@
 //! The serde form of a ring, for JSON and similar formats. Every field has a name. A ring read in
-//! this form is checked as strictly as its binary encoding.
+//! this form is checked like its binary encoding, except that a run may be split into several.
 //!
 //! The assignment is a list of runs, `[slots, primary, copy, ...]`: the number of slots, then the
 //! nodes that hold them. A node is the index of its member. Empty cells at the end of a run are
@@ -31,7 +31,8 @@ struct RingForm {
     assignment: Vec<Vec<u32>>,
 }
 
-/// The seed is hexadecimal text, because JavaScript's numbers cannot hold 64 bits.
+/// The seed, or the secret of SipHash, is hexadecimal text, because JavaScript's numbers cannot
+/// hold 64 bits.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct KeyHashForm {

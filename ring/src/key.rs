@@ -35,8 +35,8 @@ pub enum KeyHash {
         /// Seed of the hash.
         seed: u64,
     },
-    /// SipHash-1-3 with a secret of 16 bytes, for keys that strangers choose. Without the secret
-    /// nobody can find many keys of one slot.
+    /// SipHash-1-3 with a secret of 16 bytes, for keys that strangers choose. Without the secret,
+    /// nobody can compute the slot of a key.
     SipHash13 {
         /// The secret. Its first 8 bytes, little-endian, are SipHash's `k0`, and its last 8 bytes
         /// `k1`.

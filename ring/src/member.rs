@@ -1,7 +1,7 @@
 //! Members of a ring: a name, a weight, and an optional zone.
 //!
-//! Names are short and plain, so that a name can be used for a folder, a host or a column without
-//! quoting. So `NAME:WEIGHT@ZONE` is unambiguous too. Cloning a name does not allocate.
+//! Names are short and have plain characters only, so they need no quoting in paths, and
+//! `NAME:WEIGHT@ZONE` is unambiguous. Cloning a name does not allocate.
 
 use alloc::borrow::ToOwned;
 use alloc::string::{String, ToString};
@@ -14,7 +14,7 @@ use crate::Error;
 
 /// Maximum length of the name of a node or zone in bytes, equal to that of a DNS label.
 pub const NAME_BYTES_MAX: usize = 63;
-/// Maximum weight. Six digits are enough for any ratio, and products of weights and slots cannot
+/// Maximum weight. It is enough for any useful ratio, and products of weights and slots cannot
 /// overflow.
 pub const WEIGHT_MAX: u32 = 1_000_000;
 /// Maximum number of members of a ring. A plan numbers the members of two rings together in 16
@@ -115,15 +115,15 @@ name_type! {
 }
 name_type! {
     /// The name of a zone. Nodes of one zone may fail together, so the replicas of a slot are
-    /// placed in distinct zones.
+    /// placed in as many zones as possible.
     ZoneName
 }
 
 /// A node with its weight and zone.
 ///
-/// The share of a node is its weight divided by the sum of all weights. A node of weight 0 gets no
-/// slots, and the next plan moves its present slots, except for pinned slots, to other nodes. A
-/// node without a zone is treated as a zone of its own.
+/// The share of a node is its weight divided by the sum of all weights. A node of weight 0 gets
+/// slots only by a pin, and the next [`Ring::plan`](crate::Ring::plan) moves its present slots,
+/// except for pinned slots, to other nodes. A node without a zone is treated as a zone of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[cfg_attr(feature = "serde", serde(deny_unknown_fields, try_from = "UncheckedMember"))]

@@ -5,14 +5,14 @@ use crate::{Error, KeyHash};
 
 /// Minimum number of slots. With fewer slots, shares would be too coarse to be useful.
 pub const SLOTS_MIN: u32 = 16;
-/// Maximum number of slots. With this number, the table takes 128 KiB and fits in a second-level
-/// cache, and each of 1,000 nodes still owns 65 slots.
+/// Maximum number of slots. With this number, the owners of all slots take 128 KiB and fit in a
+/// second-level cache, and each of 1,000 nodes of equal weight still owns at least 65 slots.
 pub const SLOTS_MAX: u32 = 65_536;
 /// Maximum number of replicas of a slot, primary included. More are not needed in practice. With so
 /// few replicas, the check that they are on distinct nodes can compare each pair.
 pub const REPLICATION_MAX: u8 = 8;
 /// Default number of slots. With up to 80 nodes of equal weight, the share of each node differs
-/// from the exact share by at most 0.5 %. The table takes 32 KiB.
+/// from the exact share by at most 0.5 %. The owners of all slots take 32 KiB.
 const SLOTS_DEFAULT: u32 = 16_384;
 
 /// Properties of a new ring. [`Ring::double`](crate::Ring::double) changes the number of slots

@@ -4,8 +4,10 @@
 //! A plan is data: it can be shown, sent and stored, and [`Ring::apply`] checks everything in it. A
 //! plan is carried out as a whole. First the data of all moves with `transfer` is copied, then the
 //! new ring replaces the old one at once. So the new primary of a slot has the data when it becomes
-//! the primary. With two replicas or more, the new primary had the data even before the plan was
-//! made, unless this node joins, gains weight or gets a pin.
+//! the primary.
+//!
+//! With two replicas or more, the new primary had the data even before the plan was made, unless
+//! this node joins, gains weight or gets a pin, or the slot loses all its holders.
 
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -189,7 +191,8 @@ pub struct Plan {
     /// `transfer`.
     pub moved: u32,
     /// Smallest number of copied slot replicas with which any plan could give each node its share,
-    /// within one slot.
+    /// within one slot. In a plan of [`Ring::pin`] or [`Ring::unpin`], the number that this change
+    /// alone needs.
     pub minimum: u32,
     /// Evenness of the ring that the plan leads to.
     pub balance: Balance,
@@ -296,7 +299,8 @@ impl Ring {
     ///
     /// # Errors
     /// The errors of [`Ring::bootstrap`] for the target, and [`Error::NoMembers`] if the target is
-    /// empty while the ring has members.
+    /// empty while the ring has members. [`Error::EpochsExhausted`] if the ring is at its last
+    /// epoch.
     pub fn plan(&self, target: &[Member]) -> Result<Plan, Error> {
         Plan::to_target(self, in_order(target.iter().cloned())?)
     }
@@ -331,10 +335,11 @@ impl Ring {
     }
 
     /// Plans to make a node the owner of a slot. Later plans keep this owner as long as the node is
-    /// a member. This plan moves no other slot. The next [`Ring::plan`] restores the balance.
+    /// a member, until the slot is unpinned or pinned to another node. This plan moves no other
+    /// slot. The next [`Ring::plan`] restores the balance.
     ///
     /// # Errors
-    /// [`Error::UnknownSlot`] or [`Error::UnknownNode`].
+    /// [`Error::UnknownSlot`], [`Error::UnknownNode`] or [`Error::EpochsExhausted`].
     pub fn pin(&self, slot: Slot, name: &NodeName) -> Result<Plan, Error> {
         let node = self
             .node(name)
@@ -353,7 +358,7 @@ impl Ring {
     /// `slot`. If `slot` has no pin, the plan changes only the epoch.
     ///
     /// # Errors
-    /// [`Error::UnknownSlot`].
+    /// [`Error::UnknownSlot`] or [`Error::EpochsExhausted`].
     pub fn unpin(&self, slot: Slot) -> Result<Plan, Error> {
         self.owner(slot)?;
         let merged = Merged::of(self, &self.members);

@@ -47,12 +47,12 @@ impl Share {
 /// Divides `total` in proportion to weights, within bounds.
 ///
 /// The rule is that of CSS flexible boxes. The total less all fixed shares is divided among the
-/// claims without a fixed share. Some results then break a bound.
+/// claims without a fixed share. Some results may then break a bound.
 ///
-/// Two sums are compared: by how much all claims together are below their lower bounds, and by how
-/// much they are above their upper bounds. On the side with the larger sum, each claim that breaks
-/// its bound is fixed to that bound. If the sums are equal, this is done on both sides. The
-/// division repeats until no bound is broken.
+/// Two sums are compared: by how much the claims without a fixed share are together below their
+/// lower bounds, and by how much they are above their upper bounds. On the side with the larger
+/// sum, each claim that breaks its bound is fixed to that bound. If the sums are equal, this is
+/// done on both sides. The division repeats until no bound is broken.
 pub(crate) fn shares(total: u64, claims: &[Claim]) -> Vec<Share> {
     let mut result = vec![
         Share {
@@ -133,8 +133,8 @@ pub(crate) fn whole(total: u64, claims: &[Claim], shares: &[Share]) -> Vec<u64> 
     let mut order: Vec<usize> = Vec::new();
     if sum > total {
         order.extend((0..claims.len()).filter(|&i| quotas[i] > shares[i].floor));
-        // Here each claim has one slot more than the floor of its share. A claim that does not hold
-        // that slot now gives it up before a claim that holds it.
+        // Here each claim has one slot more than the floor of its share. The claims with the
+        // smallest remainders give up that slot.
         order.sort_by_key(|&i| {
             (
                 quotas[i] <= claims[i].held,

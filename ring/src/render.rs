@@ -1,5 +1,5 @@
-//! Text drawings of a ring, a plan and the locations of keys for a terminal: plain characters,
-//! fixed columns, bounded width, and optional colours.
+//! Text drawings of a ring, a plan and the locations of keys for a terminal: aligned columns, bars,
+//! and optional colours.
 
 use alloc::collections::BTreeMap;
 use alloc::format;
@@ -21,7 +21,8 @@ const LETTERS: &[u8; 52] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 /// Width and colours of a drawing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Style {
-    /// Maximum number of columns in a line. A width below 40 is treated as 40.
+    /// Intended maximum number of columns in a line. A width below 40 is treated as 40. Names,
+    /// numbers and the list of pinned slots are never cut, so a line can be longer.
     pub width: usize,
     /// `true` to colour bars and letters with ANSI escape codes.
     pub colour: bool,
@@ -145,6 +146,7 @@ impl Table {
 }
 
 /// Draws a ring: the share of each node and zone as bars, and the hash circle as a strip of
+/// letters. Zones are left out if no member has one, and the strip if there are more members than
 /// letters.
 #[must_use]
 pub fn show(ring: &Ring, style: Style) -> String {
@@ -350,7 +352,8 @@ fn node_text(node: &Option<NodeName>) -> &str {
     node.as_ref().map_or("nobody", NodeName::as_str)
 }
 
-/// Lists as many ranges as fit into `room` columns. An ellipsis stands for further ranges.
+/// Lists as many ranges as fit into `room` columns. An ellipsis stands for further ranges. Returns
+/// an empty text if the first range does not fit.
 fn listed(ranges: &[SlotRange], room: usize) -> String {
     let mut text = String::new();
     for (index, range) in ranges.iter().enumerate() {

@@ -1,6 +1,7 @@
 //! The ring: an immutable table of slots and owners, with members, epoch and digest.
 //!
-//! Invariants, checked whenever a ring is created:
+//! Invariants. [`Ring::from_parts`] checks all of them, except for the order of the members, which
+//! its callers ensure:
 //! - Members are sorted by name, and no name occurs twice.
 //! - Every slot has an owner unless the ring has no members.
 //! - The replicas of a slot are distinct nodes, the primary first. Empty cells come last.
@@ -65,7 +66,7 @@ pub struct Ring {
     pub(crate) members: Vec<Member>,
     /// The table: `replication` columns of `slots` cells each, one column behind the other.
     pub(crate) cells: Vec<Node>,
-    /// Slots to which plans may not assign another owner, ascending.
+    /// Pinned slots (see [`Ring::pin`]), ascending.
     pub(crate) pins: Vec<Slot>,
     digest: Digest,
 }
@@ -75,7 +76,8 @@ impl Ring {
     /// the empty ring, a valid ring in which no key has an owner.
     ///
     /// # Errors
-    /// Options outside of their limits, a duplicate name, too many members, or no weight above 0.
+    /// Options outside of their limits, a duplicate name, too many members, or members of weight 0
+    /// only.
     pub fn bootstrap(members: impl IntoIterator<Item = Member>, options: Options) -> Result<Ring, Error> {
         options.check()?;
         let cells = vec![NONE; options.slots as usize * usize::from(options.replication)];
@@ -83,7 +85,8 @@ impl Ring {
         Ring::begun(&empty, in_order(members)?)
     }
 
-    /// Creates a ring from parts of any source. Fails if the parts break an invariant.
+    /// Creates a ring from parts of any source. The members must be sorted by name. Fails if the
+    /// parts break another invariant.
     pub(crate) fn from_parts(
         options: Options,
         epoch: Epoch,
@@ -235,8 +238,9 @@ impl Ring {
     }
 
     /// Returns up to `n` nodes that hold a slot: the primary, then its copies. The nodes are
-    /// distinct, and in distinct zones if there are enough zones. Returns fewer nodes if the ring
-    /// has fewer replicas ([`Options::replication`]) or fewer nodes.
+    /// distinct, and in distinct zones if there are enough zones and no pin forbids this. Returns
+    /// fewer nodes if the ring has fewer replicas ([`Options::replication`]) or fewer nodes of a
+    /// weight above 0.
     ///
     /// # Errors
     /// [`Error::UnknownSlot`] if the ring has no such slot, [`Error::Empty`] if it has no members.
@@ -293,8 +297,8 @@ impl Ring {
         self.options.slots
     }
 
-    /// Returns the number of nodes that hold each slot, primary included. A ring with fewer members
-    /// has fewer replicas.
+    /// Returns the requested number of replicas of a slot, primary included
+    /// ([`Options::replication`]). A ring with fewer nodes of a weight above 0 has fewer replicas.
     #[must_use]
     pub fn replication(&self) -> u8 {
         self.options.replication
@@ -326,7 +330,8 @@ impl Ring {
     /// 1`, and no key changes its node. A pinned slot becomes two pinned slots.
     ///
     /// # Errors
-    /// [`Error::Slots`] if the new ring would have more than [`SLOTS_MAX`].
+    /// [`Error::Slots`] if the new ring would have more than [`SLOTS_MAX`], and
+    /// [`Error::EpochsExhausted`].
     pub fn double(&self) -> Result<Ring, Error> {
         if self.options.slots >= SLOTS_MAX {
             return Err(Error::Slots {
@@ -354,7 +359,7 @@ impl Ring {
     ///
     /// # Errors
     /// [`Error::Decode`], which names the wrong field. No input makes this function panic, or
-    /// allocate more memory than a ring needs.
+    /// allocate more memory than the largest ring needs.
     pub fn decode(bytes: &[u8]) -> Result<Ring, Error> {
         Ok(encode::decode(bytes)?)
     }

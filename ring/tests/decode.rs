@@ -1,5 +1,6 @@
 //! Tests that decoding refuses bytes with a correct digest and wrong content, as a faulty or
-//! hostile program could write them. The error must name the wrong field.
+//! hostile program could write them. The error must name the wrong field. A ring as JSON is tested
+//! likewise.
 #![allow(clippy::unwrap_used)] // A failed step should end the test at its line.
 
 use imt_ring::{Error, Member, Options, Ring, Slot};

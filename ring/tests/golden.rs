@@ -1,7 +1,8 @@
 //! Test vectors for implementations in other languages. `golden/keys.txt` has keys with their
 //! hashes and slots. `golden/histories.txt` has series of changes with the resulting digests.
-//! `golden/*.hex` has whole encodings. `IMT_RING_GOLDEN=write` writes the present results instead
-//! of comparing them. Rings in use depend on these results, so no line of the files may change.
+//! `golden/ring.*` and `golden/plan.*` have a whole ring and a plan in all their forms.
+//! `IMT_RING_GOLDEN=write` writes the present results instead of comparing them. Rings in use
+//! depend on these results, so no line of the files may change.
 #![allow(clippy::unwrap_used)] // A failed step should end the test at its line.
 
 use std::fmt::Write as _;

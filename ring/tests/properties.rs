@@ -58,8 +58,8 @@ fn pick(ring: &Ring, node: u8) -> Option<NodeName> {
         .map(|member| member.name().clone())
 }
 
-/// Returns the plan for a change. Returns `None` if the ring refuses the change with an error, and
-/// for [`Change::Double`], which has no plan.
+/// Returns the plan for a change. Returns `None` if the ring refuses the change with an error or
+/// has no member to change, and for [`Change::Double`], which has no plan.
 fn plan(ring: &Ring, change: &Change) -> Option<Plan> {
     match change {
         Change::Join { node, weight, zone } => ring.plan_join(member(*node, *weight, *zone)).ok(),
@@ -120,7 +120,8 @@ fn check_ring(ring: &Ring) {
 }
 
 /// Checks a plan against the next ring: epoch, digest, balance, pinned owners and number of moves.
-/// With several replicas, a slot must also keep a holder of its data if any holder stays.
+/// With several replicas, a slot must also keep a holder of its data if any holder stays with a
+/// weight above 0.
 fn check_plan(ring: &Ring, plan: &Plan, next: &Ring) {
     assert_eq!(next.epoch().0, ring.epoch().0 + 1);
     assert_eq!(next.digest(), plan.to_digest);
@@ -155,8 +156,9 @@ fn check_plan(ring: &Ring, plan: &Plan, next: &Ring) {
     let _drawn = format!("{plan}");
 }
 
-/// Checks a plan with one replica. The number of moves must be minimal. Without pins, each node's
-/// number of slots must differ from its exact share by less than one slot.
+/// Checks a plan with one replica. The number of moves must be minimal. If the members changed and
+/// there are no pins, each node's number of slots must differ from its exact share by less than one
+/// slot.
 fn check_exact(ring: &Ring, plan: &Plan, next: &Ring) {
     assert_eq!(plan.moved, plan.minimum);
     if !next.pins().is_empty() || !ring.pins().is_empty() {

@@ -1,8 +1,8 @@
 //! Finds the comment lines of a Rust file.
 //!
-//! Only lines that begin with `//` are found. Comments after code on the same line are usually
-//! short, and `//` within a line may also be part of a string. Lines between code fences are marked
-//! as code.
+//! Only lines that begin with `//` after their indentation are found. Comments after code on the
+//! same line are usually short, and `//` within a line may also be part of a string. Lines between
+//! code fences are marked as code.
 
 /// A comment line of a Rust file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,7 +11,7 @@ pub struct CommentLine<'a> {
     pub number: usize,
     /// The whole line, including its indentation.
     pub line: &'a str,
-    /// The text after the slashes.
+    /// The text after `//`, `///` or `//!`.
     pub text: &'a str,
     /// `true` if the line is inside a code fence or is a fence.
     pub is_code: bool,
@@ -46,7 +46,7 @@ fn comment_text(line: &str) -> Option<&str> {
 }
 
 /// Returns the prose of a file's comments as one text, with a blank line between two comment
-/// blocks.
+/// blocks. Lines of code become blank lines.
 #[must_use]
 pub fn prose_of(source: &str) -> String {
     let mut prose = String::new();

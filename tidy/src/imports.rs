@@ -1,8 +1,9 @@
 //! Finds the top-level modules of a crate that each of its files names.
 //!
 //! The file is parsed with `syn`, so strings and comments are ignored. A module is found if a path
-//! begins with `crate::NAME`, in a `use` or in code. Items under `#[cfg(test)]` are ignored,
-//! because a test may use every module of its crate. Macro bodies are not searched.
+//! begins with `crate::NAME`, in a `use` or in code. Imports, modules, free functions, impl blocks
+//! and enum variants under `#[cfg(test)]` are ignored, because a test may use every module of its
+//! crate. Macro bodies and `use crate::*` are not searched.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -20,8 +21,9 @@ pub fn crate_names(source: &str) -> syn::Result<BTreeSet<String>> {
     Ok(names.0)
 }
 
-/// Returns the items that the root of a crate re-exports, each with the top-level module that
-/// contains it. `pub use error::Error;` gives the pair (`Error`, `error`).
+/// Returns the items that the root of a crate imports or re-exports by name, each with the first
+/// segment of its path: the top-level module that contains it. `pub use error::Error;` gives the
+/// pair (`Error`, `error`).
 ///
 /// # Errors
 /// Returns an error if the source has a syntax error.
@@ -125,7 +127,7 @@ impl<'ast> Visit<'ast> for Names {
     fn visit_visibility(&mut self, _: &'ast syn::Visibility) {}
 }
 
-/// Returns `true` if an attribute is `#[cfg(test)]` or `#[cfg(all(test, ..))]`.
+/// Returns `true` if an attribute is `#[cfg(test)]`, or `#[cfg(all(..))]` with `test` in its text.
 fn is_test(attributes: &[syn::Attribute]) -> bool {
     attributes.iter().any(|attribute| {
         let syn::Meta::List(list) = &attribute.meta else {

@@ -58,7 +58,8 @@ fn anchor_of(title: &str) -> String {
         .collect()
 }
 
-/// Returns the pieces of inline code of a document, with their line numbers.
+/// Returns the pieces of inline code of a document, with their line numbers. Code that continues on
+/// the next line is not supported.
 #[must_use]
 pub fn inline_code(markdown: &str) -> Vec<(usize, String)> {
     let mut found = Vec::new();
@@ -69,8 +70,8 @@ pub fn inline_code(markdown: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// Returns the words of a text that begin with `prefix`. A word consists of lower-case letters and
-/// underscores.
+/// Returns the words of a text that begin with `prefix` and are longer than it. A word consists of
+/// lower-case letters and underscores.
 #[must_use]
 pub fn names_with_prefix(text: &str, prefix: &str) -> Vec<String> {
     let is_part = |letter: char| letter.is_ascii_lowercase() || letter == '_';

@@ -83,7 +83,8 @@ pub fn prose_lines(markdown: &str) -> impl Iterator<Item = (usize, &str)> {
         let is_fence = line.trim_start().starts_with("```");
         fenced ^= is_fence;
         let is_blank = line.trim().is_empty();
-        // An indented block is code only after a blank line, and only if it is not part of a list.
+        // A block indented by four spaces is code if it follows a blank line. A line that begins
+        // with `- ` is a list item and no code.
         let is_indented = line.starts_with("    ") && !line.trim_start().starts_with("- ");
         indented = is_indented && (was_blank || indented) || (is_blank && indented);
         was_blank = is_blank;

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use imt_tidy::markdown::{anchors, inline_code, links, names_with_prefix};
 use imt_tidy::{files_below, workspace_root};
 
-/// Folders of the source tree. A piece of inline code that begins with one of them is a path.
+/// Folders of the source tree. A piece of inline code that begins with one of them is a path,
+/// unless it contains a space or `*`.
 const FOLDERS: [&str; 11] = [
     ".ci/", ".github/", "benches/", "cli/", "docs/", "fuzz/", "microdb/", "oms/", "ring/", "sim/", "tidy/",
 ];

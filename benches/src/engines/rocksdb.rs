@@ -1,9 +1,9 @@
 //! RocksDB: a log-structured merge tree.
 //!
-//! Settings: Bloom filters of ten bits per key, a block cache for the whole data set, no
-//! compression. If [`Setup::durable`] is `false`, the log is buffered in the process
-//! (`manual_wal_flush`), as microdb does. Statistics are enabled in durable runs only, because only
-//! these runs report the number of log flushes.
+//! Settings: Bloom filters of ten bits per key, a block cache for the whole data set, two
+//! background threads, no compression. If [`Setup::durable`] is `false`, the log is buffered in the
+//! process (`manual_wal_flush`), as in microdb. Statistics are enabled in durable runs only,
+//! because only these runs report the number of log flushes.
 
 use std::path::Path;
 

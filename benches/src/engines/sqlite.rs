@@ -3,7 +3,7 @@
 //! Settings:
 //! - `synchronous=FULL` for durable commits, else `OFF`
 //! - one connection per session, with prepared statements
-//! - a memory map of the whole file
+//! - a page cache of `CACHE_BYTES` per connection, and a memory map of the whole file
 //! - `WITHOUT ROWID`, so that the key of a record is also its key in the B-tree
 
 use std::path::{Path, PathBuf};

@@ -18,7 +18,7 @@ const MIB: f64 = (1_u64 << 20) as f64;
 /// Interval between two samples of the folder's size.
 const DISK_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Time from the last write to the last sample of the folder's size.
+/// Time from the last sync to the last sample of the folder's size.
 const LATER: Duration = Duration::from_secs(1);
 
 /// Number of times that the database is closed and opened.

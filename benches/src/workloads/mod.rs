@@ -172,10 +172,11 @@ pub struct Measurement {
     pub row: String,
     /// The figure, in the row's unit.
     pub value: f64,
-    /// Processor time of the child per operation, in microseconds. `None` if the row measures no
-    /// operations.
+    /// Processor time of the child per operation, in microseconds. `None` unless the figure is a
+    /// rate.
     pub cpu_us: Option<f64>,
-    /// Share of the machine's processors that other processes used, from 0 to 1.
+    /// Share of the machine's processors that others used ([`Spent::others`]). `None` unless the
+    /// figure is a rate or a measured time.
     pub others: Option<f64>,
     /// Peak anonymous memory of the process, in MiB; see [`crate::peaks`].
     #[serde(default)]
@@ -232,7 +233,7 @@ pub enum Answer {
 /// Runs a task in this process.
 ///
 /// # Errors
-/// Returns the engine's error, or an error if a record has a wrong value.
+/// Returns the engine's error, or an error if a record is absent or has a wrong value.
 pub fn run(task: &Task) -> Outcome<Answer> {
     if task.until_killed {
         return whole::write_until_killed(task);

@@ -14,15 +14,16 @@ use crate::Outcome;
 use crate::data::{Key, Random, Values, Zipf, absent_key, key};
 use crate::engines::{Access, Engine, Session};
 
-/// Number of operations between two readings of the clock. Used if an operation takes well under a
-/// microsecond.
+/// Number of operations of a thread between two readings of the clock. Used for buffered puts and
+/// for gets, because reading the clock takes time too.
 const FAST_STEP: u64 = 256;
 
 /// Number of keys of one call of `multi_get`.
 const MULTI_GET_KEYS: usize = 64;
 
-/// Number of operations that run before the measurement of a workload that reads. These operations
-/// fill the caches and load the pages of memory maps.
+/// Maximum number of operations that run before the measurement of a workload that reads. A call of
+/// `multi_get` counts as one operation for each key. These operations fill the caches and load the
+/// pages of memory maps.
 const WARM_UP_GETS: u64 = 300_000;
 
 /// Maximum time of the warm-up in seconds. The maximum is large because the warm-up takes long on a
@@ -232,8 +233,8 @@ pub(super) fn random_gets(
     let done = repeat(engine, Access::Read, plan, one)?;
     let mut measurements = vec![Measurement::rate(row, done.operations, &done.spent)];
     let per_get = |amount: f64| amount / done.operations as f64;
-    // Disk reads are reported only if there were any, which means that the data did not fit into
-    // memory.
+    // Disk reads are reported only if there was at least one byte per get. Fewer bytes do not show
+    // that the data did not fit into memory.
     if per_get(done.spent.read_bytes) >= 1.0 {
         measurements.push(Measurement::plain(
             &format!("{row}-read"),

@@ -1,8 +1,9 @@
 //! A stopwatch that also measures the use of the processors.
 //!
 //! On a shared machine wall time alone is not reliable. So a measurement also has the processor
-//! time of all threads of this process, and the share of the processors that other processes used.
-//! A high share means that other processes disturbed the measurement.
+//! time of all threads of this process, and the share of the processors that others used: other
+//! processes, and other guests of the hypervisor. A high share means that others disturbed the
+//! measurement.
 
 use std::time::Instant;
 
@@ -32,7 +33,8 @@ pub struct Spent {
     pub seconds: f64,
     /// Processor time of all threads of this process, in seconds.
     pub cpu_seconds: f64,
-    /// Share of the machine's processors that other processes used, from 0 to 1.
+    /// Share of the machine's processors that other processes, or other guests of the hypervisor,
+    /// used, from 0 to 1.
     pub others: f64,
     /// Number of page faults that needed a read from the disk.
     pub major_faults: f64,

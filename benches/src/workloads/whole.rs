@@ -16,11 +16,12 @@ use crate::peaks::allocated_bytes;
 /// Number of records of one commit while records are stored in batches.
 const BATCH_RECORDS: u64 = 1_000;
 
-/// Maximum size of one commit in bytes. With large values, a batch has fewer records.
+/// Maximum size of one commit in bytes, if it has more than one record. With large values, a batch
+/// has fewer records.
 const BATCH_BYTES: u64 = 1 << 20;
 
-/// Number of records that are overwritten before the process is killed. The first half of these
-/// records is synced.
+/// Number of overwrites before the process is killed, or that of all records if there are fewer.
+/// The first half of the overwrites is synced.
 const OVERWRITTEN_BEFORE_KILL: u64 = 200_000;
 
 /// Maximum size of all values together, in bytes, in the workloads that [`size`] measures.
@@ -102,7 +103,8 @@ pub(super) fn write_until_killed(task: &Task) -> Outcome<Answer> {
 }
 
 /// Measures the disk usage three times: after the load, after every record was overwritten twice in
-/// random order and background work has ended, and after compaction.
+/// random order and background work has ended, and after compaction. An engine that cannot compact
+/// has no third figure.
 pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
     let values = task.values();
     let mut measurements = vec![Measurement::plain(

@@ -90,8 +90,8 @@ fn background_compaction_starts_at_a_third_of_dead_bytes_with_the_emptiest_segme
             .collect::<Vec<_>>()
     };
     let first = ids();
-    // A quarter of the log is already dead: each frame has one record, and frame headers count as
-    // dead bytes.
+    // More than a quarter of the log is already dead: each frame has one record, and frame headers
+    // count as dead bytes.
     overwrite(100..108);
     db.engine.compact_in_background().unwrap();
     assert_eq!(

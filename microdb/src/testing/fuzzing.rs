@@ -2,8 +2,8 @@
 //! format.
 //!
 //! - Compiled only with the feature `fuzzing`, and not part of the interface.
-//! - A parser may refuse bytes. It must not panic, allocate without bound, or accept bytes that the
-//!   encoder would write differently.
+//! - A parser may refuse bytes. It must not panic or allocate without bound. Most targets also
+//!   compare accepted bytes, or the values decoded from them, with a new encoding.
 //! - Hardly any random bytes have a valid checksum. So most parsers get their bytes twice:
 //!   unchanged, and with corrected checksums ([`repair_super`], [`repair_segment`]), as a forger
 //!   would write them.
@@ -257,7 +257,8 @@ fn repair_segment_header(bytes: &mut [u8], database: DatabaseId, id: u64) {
     }
 }
 
-/// Corrects all checksums of a SUPER file. Returns the database id of its first valid state.
+/// Corrects the checksums of the states in a SUPER file, and those of its hints if a state is
+/// valid. Returns the database id of the first valid state.
 pub fn repair_super(bytes: &mut [u8]) -> Option<[u8; 16]> {
     let mut database = None;
     for offset in STATE_OFFSETS {
@@ -303,8 +304,8 @@ pub fn repair_checkpoint(bytes: &mut [u8], database: [u8; 16], generation: u64) 
     }
 }
 
-/// Corrects all checksums, counts and chains of segment `id`, up to the first frame without a valid
-/// length.
+/// Corrects all checksums, counts and chains of segment `id`, up to the first frame without its
+/// magic bytes or with too large a length.
 pub fn repair_segment(bytes: &mut [u8], database: [u8; 16], id: u64) {
     let database = DatabaseId(database);
     repair_segment_header(bytes, database, id);

@@ -381,8 +381,8 @@ fn a_run_in_a_lost_turn_is_acknowledged_after_the_commits_that_it_read() {
                     0 => tx.put(other, "joins", "the group")?,
                     1 => {
                         // This run is in the turn. When `may_write` receives, the other thread
-                        // holds the writer lock of the log, so nothing becomes durable from here
-                        // on.
+                        // holds the writer lock of the log, so nothing becomes durable until that
+                        // thread releases the lock.
                         ran.send(()).unwrap();
                         may_write.recv_timeout(PATIENCE).unwrap();
                     }

@@ -1,4 +1,4 @@
-//! Entry points for tests that need more than the public interface.
+//! Tests that need more than the public interface, and entry points for fuzzers and benchmarks.
 //!
 //! - [`fuzzing`] and [`bench_format`] exist only with the features `fuzzing` and `bench`.
 //! - [`loom_tests`] exist only in a build for the model checker loom.

@@ -1,13 +1,14 @@
 //! Backups: a complete copy of a database that is being written to.
 //!
-//! - Complete segments never change again. On one file system, a backup contains hard links to
-//!   them, at no cost in space or time. Only the active segment and the checkpoint are copied.
+//! - Complete segments never change again. So a backup contains hard links to them if the file
+//!   system permits it, and else copies. The active segment and the checkpoint are always copied.
 //! - A link and the original share their bytes, so they share damage too. To protect from failing
 //!   disks, a backup must be on another disk, where everything is copied.
-//! - A read-only database is copied as its reader sees it, from the memory maps of its segments.
-//!   Maps stay readable even if a writer removes the files.
-//! - No record of the original is changed. The original only gets a new checkpoint and missing
-//!   seals.
+//! - A database that is open read-only is copied as its reader sees it: its segments come from
+//!   their memory maps, and no segment is linked. Maps stay readable even if a writer removes the
+//!   files.
+//! - No record of the original is changed. A backup writes a new checkpoint and missing seals into
+//!   an original that is open for writing.
 //!
 //! Deliberately absent: incremental backups. Hard links make a full backup cheap.
 
@@ -72,8 +73,8 @@ impl Engine {
             return self.backup_of_view(storage.as_ref(), &to);
         }
         self.check_writable()?;
-        // While `_hold` exists, commits do not wait for free log space, because a backup may take
-        // long.
+        // While `_hold` exists, commits do not wait at the maximum size of the log, because a
+        // backup may take long.
         let _hold = self.space.hold();
         let _no_compaction = lock(&self.compacting);
         let _no_checkpoint = lock(&self.checkpointing);
@@ -114,7 +115,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes the names of all files of a backup durable.
+    /// Makes the names of all files of a backup except SUPER durable.
     fn sync_names(storage: &dyn Storage, to: &Paths) -> Result<()> {
         for folder in [to.log(), to.directory()] {
             let synced = storage.sync_folder(&folder);
@@ -149,8 +150,7 @@ impl Engine {
         for (id, complete) in &segments {
             if *complete && self.seal_of(*id, self.segment_end(*id)).is_some() {
                 let (from, target) = (self.paths.seal(*id), to.seal(*id));
-                // A failed copy is ignored: a backup without a seal is complete, and creates the
-                // seal when opened.
+                // A failed copy is ignored: the seal can be computed again from its segment.
                 if storage.hard_link(&from, &target).is_err() {
                     let _ = copy(storage, &from, &target, u64::MAX);
                 }
@@ -199,8 +199,7 @@ impl Engine {
             };
             report.bytes_copied += copy_segment(storage, segment, len, &to.segment(segment.id))?;
             report.segments_copied += 1;
-            // A failed copy is ignored: a backup without a seal is complete, and creates the seal
-            // when opened.
+            // A failed copy is ignored: the seal can be computed again from its segment.
             if !is_last && self.seal_of(segment.id, len).is_some() {
                 let _ = copy(
                     storage,
@@ -217,8 +216,9 @@ impl Engine {
         Ok(report)
     }
 
-    /// Copies the checkpoint from which the database was opened. Returns its generation. Returns 0
-    /// if a writer has removed the checkpoint. Opening the backup then replays its whole log.
+    /// Copies the checkpoint from which the database was opened. Returns its generation, or 0 if
+    /// there was no such checkpoint or its copy failed, for example because a writer has removed
+    /// the file. Opening the backup then replays its whole log.
     fn copy_checkpoint(&self, storage: &dyn Storage, to: &Paths, report: &mut BackupReport) -> u64 {
         let generation = self.recovery.checkpoint;
         if generation == 0 {
@@ -250,8 +250,8 @@ impl Engine {
         let state = State {
             database: self.database,
             hash_seed: self.hash_seed,
-            // The generation of a new database, so that the next open syncs the names of the folder
-            // and its ancestors.
+            // The generation of a new database, so that the next open syncs the names in the
+            // folder.
             generation: 1,
             created_ms: self.created_ms,
             checkpoint,

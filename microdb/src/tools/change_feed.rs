@@ -1,4 +1,4 @@
-//! The change feed: committed batches, read from the log beginning at any sequence.
+//! The change feed: the batches committed after a given sequence, read from the log.
 //!
 //! - Each change carries the chain value of its commit, which depends only on the content of this
 //!   and all earlier commits. A follower that applies changes in order and checks them with
@@ -136,8 +136,9 @@ impl Operation {
     }
 }
 
-/// Iterator over changes, returned by [`Db::changes_since`](crate::Db::changes_since). Ends at the
-/// last commit that was visible at its creation or last [extension](Changes::extend).
+/// Iterator over changes, returned by [`Db::changes_since`](crate::Db::changes_since). Ends after
+/// damage, or at the last commit that was visible at its creation or last
+/// [extension](Changes::extend).
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -256,7 +257,7 @@ fn segments_since(engine: &Handle, sequence: u64) -> Result<(Segments, u64)> {
 }
 
 impl Changes {
-    /// Adds the commits made since the creation or the last extension, and reads no commit twice.
+    /// Adds the commits made since the creation or the last extension. No commit is returned twice.
     /// Unread segments stay readable for the feed, even after compaction has removed them. So a
     /// follower that extends often misses nothing, even if it reads slowly. The kept segments cost
     /// disk space.
@@ -277,7 +278,7 @@ impl Changes {
     ///
     /// # Errors
     /// [`Error::FeedGone`] if compaction has removed commits made since the creation or the last
-    /// extension.
+    /// extension; [`Error::Corrupt`] if the header of a segment is damaged.
     pub fn extend(&mut self) -> Result<()> {
         let (mut fresh, known) = segments_since(&self.engine, self.known)?;
         let is_first = |file: &SegmentFile, fresh: &Segments| {

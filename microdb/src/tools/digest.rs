@@ -11,7 +11,8 @@
 //!   has kilobytes). A sequence of sorted leaves under BLAKE3 is as strong as BLAKE3.
 //! - Digests are computed on request and kept in memory, so a database without such requests pays
 //!   nothing. For a later request, the log shows which prefixes were written since, and only these
-//!   are hashed again. One pass over each written table finds the records with these prefixes.
+//!   are hashed again. A pass over each written table finds the records with these prefixes. All
+//!   prefixes are hashed if that part of the log is gone or too long.
 //! - The pass reads and verifies every record of the table, because only a verified key tells its
 //!   prefix. The directory cannot select the records of a prefix, because it is divided by another
 //!   hash, with a secret seed.
@@ -37,8 +38,8 @@ use crate::tools::change_feed::{Changes, Operation};
 /// comparison read fewer records: with a million keys, a prefix has about 250.
 pub const DIGEST_PREFIXES: usize = 4096;
 
-/// Maximum number of leaves (32 bytes each) in memory at a time. A table with more leaves is read
-/// more than once.
+/// Approximate maximum number of leaves (32 bytes each) in memory at a time. To hash more leaves, a
+/// table is read more than once.
 const LEAVES_MAX: u64 = 4 << 20;
 
 /// First byte of the input of each hash, one value for each kind. So no input of a leaf equals the
@@ -69,7 +70,7 @@ pub struct Digest {
     /// Number of keys in all tables.
     pub keys: u64,
     /// Digest over names and digests of all tables. Equal in two databases exactly if they have
-    /// equal tables with equal records.
+    /// tables of the same names with equal records.
     pub root: DigestHash,
     /// Tables, sorted by name.
     pub tables: Vec<TableDigest>,
@@ -226,8 +227,9 @@ impl Handle {
         Ok((digest, names.into_iter().map(|(_, id)| id).collect(), snapshot))
     }
 
-    /// Returns the prefixes written after `sequence`, by table. Returns `None` if compaction has
-    /// removed these commits, or if they are so many that digesting everything is as fast.
+    /// Returns the prefixes written after `sequence`, by table. Returns `None` if one of these
+    /// commits cannot be read (compaction may have removed it), or if they are so many that
+    /// digesting everything is as fast.
     fn written_since(
         self: &Arc<Self>,
         sequence: Sequence,
@@ -260,8 +262,8 @@ impl Handle {
     }
 }
 
-/// Returns the prefixes of a table. Prefixes in `wanted` are computed; all others are taken from
-/// `before`.
+/// Returns the digests of a table's prefixes. Those in `wanted` are computed; all others are taken
+/// from `before`.
 fn digest_table(
     snapshot: &Snapshot,
     id: u32,
@@ -297,7 +299,7 @@ fn digest_table(
     Ok(Arc::new(prefixes))
 }
 
-/// Returns BLAKE3 over the length of the key, the key and the value.
+/// Returns BLAKE3 over `LEAF`, the length of the key, the key and the value.
 fn leaf(record: &Record<'_>, scratch: &mut Vec<u8>) -> [u8; 32] {
     let (key, value) = (record.key(), record.value());
     scratch.clear();

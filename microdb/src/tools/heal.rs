@@ -1,13 +1,13 @@
 //! Healing: finds damaged chunks of segments by their seals, and replaces them by chunks of a
 //! backup with the same hash.
 //!
-//! - The database's own seal decides. A chunk is written only if its bytes are exactly those that
-//!   were sealed.
+//! - If the database has a seal of the segment, this seal decides: a chunk is written only if its
+//!   bytes are exactly those that were sealed.
 //! - A segment without a seal (the active segment, or a segment that lost its seal) is judged by
 //!   its frames. Damaged chunks are taken from the backup if afterwards all frames are complete and
 //!   the chain links them to each other.
 //! - After an interrupted write the chunk is still damaged, and the next run heals it.
-//! - The database must be closed. Its lock is held during the whole operation.
+//! - The database must be closed. Its lock is held while segments are read and written.
 //!
 //! Deliberately absent: deletion, and any guess at content.
 
@@ -156,11 +156,12 @@ impl fmt::Display for HealReport {
 /// ```
 ///
 /// # Errors
-/// - [`Error::Locked`] or [`Error::NotADatabase`].
+/// - [`Error::Locked`], [`Error::NotADatabase`] or [`Error::Version`].
 /// - [`Error::Invalid`] if the backup belongs to another database, or is inside or around the
 ///   folder of the database.
-/// - [`Error::Corrupt`] if SUPER is damaged. Use [`salvage`](crate::salvage) in this case.
-/// - [`Error::Io`] if a healed chunk cannot be written.
+/// - [`Error::Corrupt`] if SUPER of the database or of the backup is damaged. Use
+///   [`salvage`](crate::salvage) for a database without a valid SUPER.
+/// - [`Error::Io`] if a file cannot be opened, written or synced.
 ///
 /// Damage that cannot be healed is not an error but part of the report.
 pub fn heal(folder: impl AsRef<Path>, backup: impl AsRef<Path>) -> Result<HealReport> {
@@ -312,7 +313,8 @@ impl Healing<'_> {
 
     /// Returns the seal with which the chunks of segment `id` are compared. Without a stored seal,
     /// returns a computed seal and the indices of the damaged chunks, which the frames have shown.
-    /// Returns `None` if neither the frames nor the backup prove the original bytes.
+    /// Without a file, returns a seal of the backup's copy. Returns `None` if no damage is found,
+    /// or if neither the frames nor the backup prove the original bytes.
     fn reference(&self, id: u64, file: Option<&dyn StorageFile>) -> Option<(Seal, Option<BTreeSet<usize>>)> {
         if let Some(seal) = self.seal(self.paths, id) {
             return Some((seal, None));
@@ -348,8 +350,9 @@ impl Healing<'_> {
 
     /// Judges a segment without a seal. Returns the indices of the chunks to replace, so that all
     /// frames up to the backup's end are complete, and a seal of the result. Returns `None` if no
-    /// damage is found. Also returns `None` if nothing proves that the backup has equal frames:
-    /// commits made in an opened backup give it a history of its own.
+    /// damage is found, or if the backup has no readable copy. Also returns `None` if nothing
+    /// proves that the backup has equal frames: commits made in an opened backup give it a history
+    /// of its own.
     fn by_frames(&self, id: u64, file: &dyn StorageFile) -> Option<(Seal, BTreeSet<usize>)> {
         let (backup, backup_end) = self.whole_backup(id)?;
         let len = file.len().ok()?.min(u64::from(SEGMENT_BYTES_LIMIT)) as u32;
@@ -380,8 +383,8 @@ impl Healing<'_> {
                 let fits = (met || end > backup_end) && !replaced.is_empty();
                 return fits.then(|| (Seal::of(self.database, id, data), replaced));
             }
-            // The damage is somewhere in the frame that begins at `end`, so the next chunk of that
-            // frame is replaced.
+            // The damage is somewhere in the frame that begins at `end`. So the first chunk from
+            // there on that is not replaced yet is replaced.
             let mut rest = (end / SEAL_CHUNK_BYTES) as usize..backup_end.div_ceil(SEAL_CHUNK_BYTES) as usize;
             let next = rest.find(|index| !replaced.contains(index))?;
             own.replace(next, &backup, backup_end, &mut replaced);

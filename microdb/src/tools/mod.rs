@@ -1,8 +1,8 @@
-//! Operations on a whole database: each reads or copies all data, at the request of an operator.
+//! Operations on a database as a whole, such as backup, digest, verification and salvage.
 //!
 //! - No read and no commit calls into this folder.
 //! - Damage is reported with its position.
-//! - [`inspect`] and [`salvage`] work on the files of a database that cannot be opened.
+//! - [`inspect`], [`salvage`] and [`heal`] work on the files of a database without opening it.
 //!
 //! Deliberately absent: changes of records. In the database itself, [`heal`] restores original
 //! bytes of segments, [`seal`] writes seals, and [`backup`] writes a checkpoint and missing seals.

@@ -1,8 +1,8 @@
-//! Sealing: stores a hash of each chunk of each complete segment, so that damage can be located and
+//! Sealing: stores a hash of each chunk of a complete segment, so that damage can be located and
 //! healed.
 //!
-//! - Seals are made in the background, after a segment is complete and durable. No commit waits for
-//!   a hash.
+//! - Seals are made after a segment is complete and durable: in the background, and by operations
+//!   such as a backup or a compaction. No commit waits for a hash.
 //! - A segment is verified frame by frame before it is sealed, so that a seal never covers damage.
 //! - Seals are derived from segments and need not be durable. A segment is valid without a seal,
 //!   and the next housekeeping creates the seal.
@@ -23,8 +23,8 @@ use crate::recover::log_reader::{SegmentFile, next_frame};
 use crate::storage::{OpenMode, Storage, read_exact};
 
 impl Engine {
-    /// Seals the complete, durable segments that have no seal. A damaged segment is not sealed, and
-    /// `verify` reports the damage.
+    /// Seals the complete, durable segments with live records that have no valid seal. Stops early
+    /// if the database is closed. A damaged segment is not sealed, and `verify` reports the damage.
     pub(crate) fn seal_segments(&self) -> Result<()> {
         if self.options.read_only {
             return Ok(());
@@ -67,7 +67,7 @@ impl Engine {
         (seal.database == self.database && seal.segment == id && seal.data_bytes == end).then_some(seal)
     }
 
-    /// Returns the length of a complete segment in bytes, or 0 if the segment is unknown.
+    /// Returns the length of a complete segment in bytes, or 0 if the segment is active or unknown.
     pub(crate) fn segment_end(&self, id: u64) -> u32 {
         lock(&self.core).usages.get(id).map_or(0, |usage| usage.end)
     }
@@ -89,7 +89,7 @@ impl Engine {
     }
 }
 
-/// Returns `true` if all frames of a segment up to `end` are complete.
+/// Returns `true` if the header of a segment is valid and its complete frames end exactly at `end`.
 pub(crate) fn is_whole(segment: &Arc<Segment>, database: crate::format::DatabaseId, end: u32) -> bool {
     let Ok(header) = SegmentHeader::decode(segment.bytes_at(0), database, segment.id) else {
         return false;

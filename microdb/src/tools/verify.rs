@@ -6,8 +6,8 @@
 //! directory points to a valid record of its table.
 //!
 //! - Commits continue. Records appended after the start are not checked.
-//! - Nothing is changed, and all damage is listed, not only the first.
-//! - Damage of derived files is listed separately, because no record is lost by it.
+//! - No record is changed, and all damage is listed, not only the first.
+//! - Damage of the checkpoint is listed separately, because no record is lost by it.
 //!
 //! Deliberately absent: repair (see `heal`).
 
@@ -44,15 +44,16 @@ use crate::snapshot::Snapshot;
 #[derive(Debug, Default, Serialize)]
 #[non_exhaustive]
 pub struct VerifyReport {
-    /// Number of segments of the log.
+    /// Number of segments of the log that were verified.
     pub segments: u64,
-    /// Number of complete frames in all segments.
+    /// Number of complete frames that were found. Behind a damaged frame header, the frames of the
+    /// segment are not counted.
     pub frames: u64,
-    /// Number of records in the frames, live and dead.
+    /// Number of records in these frames, live and dead.
     pub records: u64,
     /// Size of the verified log in bytes.
     pub log_bytes: u64,
-    /// Number of directory slots for which the record was read.
+    /// Number of directory slots that were checked.
     pub slots: u64,
     /// Number of segments with chunks that were compared with a seal.
     pub sealed_segments: u64,
@@ -65,13 +66,14 @@ pub struct VerifyReport {
     /// derived from the log. It may be deleted while the database is closed. The next open then
     /// replays the whole log.
     pub derived_damage: Vec<String>,
-    /// `true` if the checkpoint was deleted. A missing checkpoint is no damage, because an open
-    /// replays the log instead.
+    /// `true` if the file of the checkpoint was deleted. This is no damage, because an open replays
+    /// the log instead. A read-only database that was opened from a checkpoint reports `false`,
+    /// because a writer may remove this checkpoint.
     pub checkpoint_missing: bool,
 }
 
 impl VerifyReport {
-    /// Returns `true` if nothing is damaged, derived files included.
+    /// Returns `true` if no damage of the log or the checkpoint was found.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

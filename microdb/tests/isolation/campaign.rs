@@ -33,9 +33,9 @@ struct Shared<'a> {
     db: &'a Db,
     tables: &'a [RwLock<Handle>],
     clock: &'a Clock,
-    /// Commits hold a read lock, and a compaction holds the write lock. Before a compaction, the
-    /// feed has returned all commits, because the compaction may remove them from the log.
-    /// Snapshots, iterators and bodies of transactions need no lock.
+    /// Commits of the workers hold a read lock, and a compaction holds the write lock. Before a
+    /// compaction, the feed has returned all commits, because the compaction may remove them from
+    /// the log. Snapshots, iterators and bodies of transactions need no lock.
     gate: RwLock<()>,
 }
 
@@ -170,7 +170,7 @@ fn follow(feed: &mut Changes, commits: &mut Vec<Vec<Operation>>) {
     commits.extend(feed.by_ref().map(|change| change.unwrap().operations));
 }
 
-/// Clears, drops or creates a table, makes a checkpoint, or compacts.
+/// Clears a table, drops a table and creates it again, makes a checkpoint, or compacts.
 fn change_tables(
     shared: &Shared<'_>,
     recorder: &mut Recorder<'_>,
@@ -288,9 +288,9 @@ fn snapshot(shared: &Shared<'_>, recorder: &mut Recorder<'_>, random: &mut Rando
     recorder.push("snapshot", (begin, end), effects, true);
 }
 
-/// Deletes the key that only this thread deletes. One thread makes all deletions of a key, so the
-/// function `order` can assign them, in the order in which that thread made them, to the commits
-/// that delete the key.
+/// Deletes the key that only this thread deletes outside of batches and transactions, if there is
+/// one. One thread makes all these deletions of a key, so the function `order` can assign them, in
+/// the order in which that thread made them, to the commits that delete the key.
 fn delete(recorder: &mut Recorder<'_>, handle: &Handle, how: Durability) {
     let number = recorder.thread as u8 % KEYS;
     if recorder.thread >= KEYS.into() {

@@ -2,7 +2,7 @@
 //!
 //! - A complete backup opens with the content that the database had when the backup began,
 //!   independent of later changes to the disk and the original. An incomplete backup opens with
-//!   that content or is no database.
+//!   that content, or its SUPER is missing or damaged.
 //! - A follower applies the change feed and must have the content of the database. The chain values
 //!   of the changes prove that none of them is missing.
 

@@ -1,8 +1,8 @@
 //! The disks that a power cut can leave.
 //!
 //! - Syncs make changes durable. `sync_data` covers the writes and the length of a file,
-//!   `sync_folder` covers the names in a folder. Neither sync covers the changes of the other. All
-//!   other events are *pending*.
+//!   `sync_folder` covers the names in a folder. Neither sync covers the changes of the other.
+//!   Changes that no sync has covered are *pending*.
 //! - Each pending event has a separate [`Fate`]: kept, lost, or torn. So later events may survive
 //!   earlier ones. A name may survive without the bytes of its file, bytes without a name, and a
 //!   length without its data. In the last case, the file shows old blocks or random bytes.
@@ -137,8 +137,8 @@ impl<'a> Cuts<'a> {
     }
 
     /// Returns at most `budget` disks that a power cut at this point could leave, each with
-    /// different fates. Plain cases come first (nothing kept, all kept, all except one, one alone,
-    /// a prefix, one torn). Random cases follow.
+    /// different fates. Plain cases come first: nothing kept, all kept, and a random selection of
+    /// the cases of `plain`. Random cases follow.
     pub(crate) fn disks(&self, random: &mut Random, budget: usize) -> Vec<Image> {
         let count = self.pending.len();
         let mut fates = vec![vec![Fate::Lost; count], vec![Fate::Kept; count]];
@@ -214,7 +214,8 @@ fn folder_of(event: &Event) -> Option<NodeId> {
     }
 }
 
-/// Returns a random fate in which only a part of `event` reaches the disk.
+/// Returns a random fate in which only a part of `event` reaches the disk, or `Lost` for an event
+/// that cannot be torn.
 fn tear(event: &Event, random: &mut Random) -> Fate {
     match event {
         Event::Write { bytes, .. } => {
@@ -278,8 +279,8 @@ fn apply(image: &mut Image, event: &Event, fate: Fate, place: (u64, u64)) {
     }
 }
 
-/// Returns `true` if an event that cannot be torn reaches the disk. Events of one folder or file
-/// reach the disk in their order.
+/// Returns `true` if an event of the file or folder `node` reaches the disk. With the fate
+/// `Moment`, the events of one `node` reach the disk in their order.
 fn arrives(fate: Fate, node: NodeId, place: (u64, u64)) -> bool {
     match fate {
         Fate::Lost => false,

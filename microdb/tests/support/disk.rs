@@ -1,8 +1,8 @@
-//! A disk in memory that implements the storage trait, records every call and can fail.
+//! A disk in memory that implements the storage trait, records every change and sync, and can fail.
 //!
 //! - The disk behaves like an operating system: written bytes are read back at once, synced or not.
-//! - Calls are recorded as [`Event`]s, from which [`super::cut::Cuts`] derives the disks after a
-//!   power cut.
+//! - Changes and syncs are recorded as [`Event`]s, from which [`super::cut::Cuts`] derives the
+//!   disks after a power cut.
 //! - [`Disk::kill`] is a crash of the process. The handles of the process fail from then on, and
 //!   its locks are released. The writes of the process stay visible, and unsynced writes stay
 //!   unsynced.

@@ -2,8 +2,8 @@
 //!
 //! The test arms the gate for a thread and the number of a call. The thread stops before that call,
 //! while it holds all locks that the engine has acquired. During the stop, the test commits or
-//! closes the database. Calls that create a segment are not counted: the engine makes them under
-//! the commit lock, so no commit could happen during the stop.
+//! closes the database. Calls that create a segment or allocate blocks are not counted: the engine
+//! makes most of them under the commit lock, so no commit could happen during the stop.
 
 use std::io;
 use std::path::Path;
@@ -21,7 +21,7 @@ struct State {
     is_held: bool,
     /// `true` once the armed thread has finished its work, stopped or not.
     is_done: bool,
-    /// Number of bytes that any thread has read from files.
+    /// Number of bytes that all threads have requested by read calls since the gate was armed.
     read_bytes: u64,
     /// Number of calls of the armed thread that changed or synced the disk.
     changes: u64,
@@ -70,8 +70,8 @@ impl Gate {
         drop(self.state.1.wait_while(held, |state| !condition(state)));
     }
 
-    /// Arms the gate for this thread and runs `work`, which stops before its call number `at`.
-    /// Returns the number of its calls.
+    /// Arms the gate for this thread and runs `work`, which stops before its counted call with the
+    /// index `at` (from 0). Returns the number of its counted calls.
     pub(crate) fn run_held_at(&self, at: u64, work: impl FnOnce()) -> u64 {
         *self.state() = State {
             armed: Some((std::thread::current().id(), at)),
@@ -94,7 +94,7 @@ impl Gate {
         self.state().changes
     }
 
-    /// Returns the number of bytes read by read calls. Reads through maps are not counted.
+    /// Returns the number of bytes requested by read calls. Reads through maps are not counted.
     pub(crate) fn read_bytes(&self) -> u64 {
         self.state().read_bytes
     }

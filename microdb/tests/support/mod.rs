@@ -1,7 +1,8 @@
 //! A disk for tests that can have all kinds of faults.
 //!
-//! - [`disk::Disk`] implements the storage trait in memory and records each call.
-//! - [`cut::Cuts`] replays that record and builds the disks after a power cut at any call.
+//! - [`disk::Disk`] implements the storage trait in memory and records each change and sync.
+//! - [`cut::Cuts`] replays that record and builds the disks that a power cut at any of its events
+//!   could leave.
 //! - [`image::Image`] is the content of a disk. An image is cheap to copy, and tests can damage any
 //!   byte.
 //! - All random numbers come from [`random::Random`], so a seed repeats a run.

@@ -67,8 +67,7 @@ impl Drop for Other {
     }
 }
 
-/// Prints a whole line with one write. So after a kill the pipe has the whole line or nothing of
-/// it.
+/// Prints a line with one write, so that a kill hardly ever cuts it short.
 pub(crate) fn say(text: &str) {
     let mut out = std::io::stdout().lock();
     out.write_all(format!("\n> {text};\n").as_bytes()).unwrap();

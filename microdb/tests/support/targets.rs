@@ -29,7 +29,7 @@ pub(crate) const TARGETS: [(&str, Target); 10] = [
     ("db_operations", db_operations),
 ];
 
-/// Maximum number of operations in a run. Longer inputs are slower and find nothing more.
+/// Maximum number of operations in a run, which keeps runs on long inputs fast.
 const OPS_MAX: u64 = 60;
 
 /// Returns a closed database, to which `changed` applies its changes, and its state.

@@ -11,11 +11,12 @@ use microdb::{Db, Durability};
 
 /// Number of concurrent writers.
 pub(crate) const WRITERS: u64 = 3;
-/// Number of keys per writer. The number is small, so that segments fill up with dead records.
+/// Number of keys that the commits of a writer overwrite in turn. The number is small, so that
+/// segments fill up with dead records.
 const KEYS: u64 = 50;
 
-/// Commits until a commit fails. Calls `promise` with the number of each commit that is known to be
-/// durable. Returns the error.
+/// Commits until an operation fails. Calls `promise` with the number of each commit that is known
+/// to be durable. Returns the error.
 pub(crate) fn work(db: &Db, writer: u64, mut promise: impl FnMut(u64)) -> microdb::Error {
     let mut commits = || -> microdb::Result<()> {
         let table = db.table(&format!("writer {writer}"))?;
@@ -60,7 +61,7 @@ pub(crate) fn number(value: &[u8]) -> u64 {
 }
 
 /// Checks that each table has exactly the first N commits of its writer, for some N that is not
-/// below the promised number.
+/// below the promised number. Also checks that verification finds no damage.
 pub(crate) fn check(db: &Db, promised: &BTreeMap<u64, u64>) -> Result<(), String> {
     for writer in 0..WRITERS {
         let promised = promised.get(&writer).copied().unwrap_or(0);

@@ -4,7 +4,8 @@
 //!   commit.
 //! - At events of the disk, a [`Mark`] names the states that a crash may leave: from the last
 //!   commit acknowledged as durable to the last commit attempted.
-//! - Every value is written once per run, so no two states are equal by accident.
+//! - Each put of a run writes a different value, so that an old value is not mistaken for a new
+//!   one.
 //!
 //! Deliberately absent: threads, so that the same seed makes the same calls.
 
@@ -44,8 +45,8 @@ pub(crate) struct Mark {
     high: usize,
 }
 
-/// Options of the database. Segments and buffers are small, so that little work reaches every
-/// limit.
+/// Options of the database. Segments are small, and the other limits often are, so that little work
+/// reaches them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Shape {
     segment_bytes_max: u32,

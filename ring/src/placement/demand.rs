@@ -4,8 +4,11 @@
 //! The quota of a node or zone is the number of slots that it must hold. Its relative need is the
 //! number of slots that it still lacks, divided by its quota. Taking the node with the largest
 //! relative need interleaves all nodes evenly. Nodes of equal relative need are taken in a
-//! pseudo-random order. So any two nodes hold about as many slots in common as any other two, and
-//! when a node leaves, all others become primaries of its slots in equal parts.
+//! pseudo-random order.
+//!
+//! So, as far as zones and weights permit, any two nodes hold about as many slots in common as any
+//! other two. When a node leaves, the others then become primaries of its slots in about equal
+//! parts.
 //!
 //! A zone that needs a replica of every slot that is still to be filled is taken before all others,
 //! because otherwise it could not meet its quota. So filling an empty ring always meets every
@@ -26,8 +29,8 @@ use crate::ring::Node;
 /// An entry of a queue: a node or a zone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
-    /// Sort key. The upper 64 bits are the relative need at the time when the entry was queued. The
-    /// lower 64 bits order entries of equal need.
+    /// Sort key. The upper 64 bits are the relative need at the time when the entry was queued or
+    /// updated. The lower 64 bits order entries of equal need.
     key: u128,
     index: usize,
 }
@@ -84,8 +87,8 @@ impl Level {
         (self.need[index] > 0).then(|| Entry::new(self.ratio[index], scatter(slot, index), index))
     }
 
-    /// Updates outdated entries at the front of the queue, and returns the first entry with an
-    /// up-to-date need.
+    /// Updates or removes outdated entries at the front of the queue, and returns the first entry
+    /// with an up-to-date need.
     fn first<'q>(&self, queue: &'q mut BinaryHeap<Entry>) -> Option<PeekMut<'q, Entry>> {
         loop {
             let first = *queue.peek()?;
@@ -117,9 +120,9 @@ pub(super) struct Demand<'z> {
     left: u64,
     nodes_of: Vec<BinaryHeap<Entry>>,
     queue: BinaryHeap<Entry>,
-    /// Zones with a quota above half of all slots. Only such a zone may be needed in every
-    /// remaining slot. All quotas add up to the slots times the replicas of a slot, so there are
-    /// few such zones: fewer than twice the number of replicas of a slot.
+    /// Zones with a quota above half of all slots. Only these zones are checked by
+    /// [`Demand::urgent`]. All quotas add up to at most the slots times the replicas of a slot, so
+    /// there are fewer such zones than twice the number of replicas.
     large: Vec<usize>,
     /// Buffer for entries that a search passes over and queues again at its end. The buffer is a
     /// field so that its memory is reused.
@@ -165,8 +168,8 @@ impl<'z> Demand<'z> {
     }
 
     /// Returns `true` if no node can enter `set`, the holders of a slot, in place of `leaves`. Only
-    /// two reasons are checked, because their check is cheap: no zone needs a slot, or the zone
-    /// rule (module `zones`) admits no node of the only zone that needs a slot.
+    /// two reasons are checked, because their check is cheap: no zone is queued, or replicas must
+    /// be in distinct zones and the set already has a node in the only zone that is queued.
     pub(super) fn is_hopeless(&self, set: &[Node], leaves: Node) -> bool {
         match self.queue.peek() {
             Some(only) if self.queue.len() == 1 && self.zones.distinct() => {
@@ -176,9 +179,13 @@ impl<'z> Demand<'z> {
         }
     }
 
-    /// Takes the node with the largest relative need that may enter `set`, the holders of `slot`,
-    /// in place of `leaves`. `slots_left` is the number of slots that still have vacancies, `slot`
-    /// included.
+    /// Takes a node that may enter `set`, the holders of `slot`, in place of `leaves`. A large zone
+    /// that needs a replica of all remaining slots comes first, then the zone with the largest
+    /// relative need. In the zone, the node with the largest relative need is taken.
+    ///
+    /// `slots_left` is the number of slots that still have vacancies, `slot` included; with
+    /// [`u64::MAX`], no large zone comes first. If a large zone comes first, only its nodes are
+    /// tried.
     pub(super) fn take(&mut self, slot: usize, set: &[Node], leaves: Node, slots_left: u64) -> Option<Node> {
         if let Some(zone) = self.urgent(set, leaves, slots_left) {
             return self.take_in(zone, slot, set, leaves);

@@ -1,13 +1,16 @@
 //! The assignment of slots to nodes, on which each plan is based.
 //!
-//! With one replica ([`single`]), shares are exact and moves are the fewest possible. With several
-//! replicas, the assignment is computed in four steps:
-//! 1. Replicas that may not stay are removed: those on leaving nodes, those beyond the number of
-//!    replicas, and second replicas in one zone ([`replicas`]).
-//! 2. Vacancies are filled with nodes below their quota, largest relative need first ([`demand`]).
+//! With one replica ([`single`]), each node gets its quota with the fewest possible moves. With
+//! several replicas, the assignment is computed in four steps:
+//! 1. Replicas that may not stay are removed: those on nodes that leave or have weight 0 (unless
+//!    pinned), those beyond the number of replicas, and those that break the zone rule
+//!    ([`replicas`]).
+//! 2. Vacancies are filled, if possible with nodes below their quota, largest relative need first
+//!    ([`demand`]).
 //! 3. Nodes above their quota give slots to nodes below it, so that a ring stays balanced after
 //!    many changes ([`replicas`]).
-//! 4. Primaries are chosen among the nodes that hold the data, by shortest exchanges
+//! 4. A primary is chosen among the holders of each slot, if possible one that has the data
+//!    already. Then nodes exchange primaries along shortest chains, so that each has its share
 //!    ([`primaries`]).
 //!
 //! All arithmetic is in whole numbers and all orders are fixed. So equal input gives an equal
@@ -40,7 +43,7 @@ pub(crate) struct Problem<'u> {
     /// `true` for each node that is not a member of the ring yet.
     pub(crate) joins: Vec<bool>,
     /// `true` for each node that is new or has gained weight. Only such a node may become the
-    /// primary of a slot that the plan itself copies to it.
+    /// primary of a slot that the plan itself copies to it, unless the slot loses all its holders.
     pub(crate) grows: Vec<bool>,
     /// Zone of each node, counted from 0. A node without a zone has a zone of its own.
     pub(crate) zones: Vec<usize>,
@@ -54,7 +57,8 @@ pub(crate) struct Problem<'u> {
 pub(crate) struct Placed {
     /// The new table, in the form of [`Problem::rows`].
     pub(crate) rows: Vec<Node>,
-    /// Smallest number of transfers that gives every node its quota.
+    /// Smallest number of transfers that gives every node its quota. For [`pin`], the number of
+    /// transfers that the pin needs.
     pub(crate) minimum: u64,
 }
 
@@ -150,8 +154,9 @@ pub(crate) fn place(problem: &Problem<'_>) -> Placed {
     }
 }
 
-/// Returns the table with `node` as primary of `slot` and the fewest other changes. The old primary
-/// replaces one of the copies, unless zones or a single replica forbid this.
+/// Returns the table with `node` as primary of `slot` and the fewest other changes. If `node` has a
+/// copy, it swaps roles with the old primary. Otherwise the old primary fills an empty cell or
+/// replaces a copy, unless zones or a single replica forbid this.
 pub(crate) fn pin(problem: &Problem<'_>, slot: usize, node: Node) -> Placed {
     let mut rows = problem.rows.to_vec();
     let before = problem.row(slot);

@@ -1,10 +1,12 @@
 //! The choice of the primary among the replicas of each slot.
 //!
 //! A primary keeps its role if possible. In a slot without a primary, the holder of the data with
-//! the largest need gets the role. Then some nodes may have more primaries than the ceiling of
-//! their share, or fewer than its floor. Roles pass from node to node along shortest chains: `a`
-//! gives one slot to `b`, which gives another slot to `c`. This is maximum flow by Dinic's
-//! algorithm over the nodes, with an edge for each slot. No data moves in this step.
+//! the largest need gets the role, or a new holder if no node has the data.
+//!
+//! Then some nodes may have more primaries than the ceiling of their share, or fewer than its
+//! floor. Roles pass from node to node along shortest chains: `a` gives one slot to `b`, which
+//! gives another slot to `c`. This is maximum flow by Dinic's algorithm over the nodes, with an
+//! edge for each slot. No data moves in this step.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -24,7 +26,8 @@ pub(super) struct Primaries<'p> {
     count: Vec<u64>,
     floor: Vec<u64>,
     ceiling: Vec<u64>,
-    /// Slots by primary. A slot that has passed to another node stays in the list and is skipped.
+    /// Slots by primary. A slot that has passed to another node stays in the list of the former
+    /// primary and is skipped there.
     slots_of: Vec<Vec<u32>>,
 }
 
@@ -132,8 +135,8 @@ impl Primaries<'_> {
         self.bound(node, round).saturating_sub(self.count[node])
     }
 
-    /// Returns `true` if the role of primary of `slot` may pass to `to`. That node must hold the
-    /// data already, or be new or have gained weight.
+    /// Returns `true` if the role of primary of `slot` may pass to `to`. The slot must not be
+    /// pinned, and `to` must hold the data already, be new or have gained weight.
     fn may_pass(&self, slot: usize, to: Node) -> bool {
         to != NONE
             && to != self.primary[slot]
@@ -160,9 +163,10 @@ impl Primaries<'_> {
         }
     }
 
-    /// Returns for each node the length of the shortest chain from a node that gives. Nodes farther
-    /// away than the nearest node that takes have `u32::MAX`. Returns `None` if no node that takes
-    /// can be reached.
+    /// Returns for each node the length of the shortest chain from a node that gives. The value is
+    /// `u32::MAX` for nodes that no chain reaches, for nodes farther away than the nearest node
+    /// that takes, and for other nodes at its distance that do not take. Returns `None` if no node
+    /// that takes can be reached.
     fn levels(&self, round: Round) -> Option<Vec<u32>> {
         let nodes = self.count.len();
         let mut level = vec![u32::MAX; nodes];
@@ -209,8 +213,9 @@ impl Primaries<'_> {
         (nearest != u32::MAX).then_some(level)
     }
 
-    /// Passes one primary along a chain of nodes, level by level, from a node that gives to a node
-    /// that takes. Returns `false` if there is no such chain.
+    /// Passes the role of primary along a chain of nodes, level by level, from `from` to a node
+    /// that takes. Each node of the chain gives a slot of its own to the next one. Returns `false`
+    /// if there is no such chain.
     fn exchange(&mut self, from: usize, level: &[u32], next: &mut [usize], round: Round) -> bool {
         let mut chain: Vec<(usize, Node)> = Vec::new();
         let mut node = from;

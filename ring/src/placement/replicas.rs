@@ -1,9 +1,9 @@
 //! The set of nodes that hold each slot, in a ring with two replicas or more.
 //!
 //! The holders of a slot are a set in this module. The primary and the order of the copies are
-//! chosen last. Every node that enters a set causes a transfer of data. So a set changes for three
-//! reasons only: a node leaves, the zone rule (replicas in as many zones as possible) is broken, or
-//! a quota is not met.
+//! chosen last. Every node that enters a set causes a transfer of data. So a set changes for four
+//! reasons only: a node leaves or gets weight 0, the number of replicas is wrong, the zone rule
+//! (replicas in as many zones as possible) is broken, or a quota is not met.
 
 use alloc::collections::VecDeque;
 use alloc::vec;
@@ -20,7 +20,7 @@ use crate::ring::{NONE, Node};
 enum Giving {
     /// Only copies, so that no slot changes its primary.
     Copies,
-    /// Copies and primaries. For each primary given away, a copy is promoted.
+    /// Copies and primaries. If a primary is given away, another holder gets its role.
     All,
 }
 
@@ -77,7 +77,8 @@ pub(super) fn place(problem: &Problem<'_>) -> Placed {
 }
 
 impl<'p> Work<'p> {
-    /// Returns the sets without leaving nodes and without replicas that break the zone rule.
+    /// Returns the sets without the replicas that may not stay: those on nodes that leave or have
+    /// weight 0 (unless pinned), those beyond `depth`, and those that break the zone rule.
     fn keep_what_may_stay(problem: &'p Problem<'p>, zones: &'p Zones<'p>) -> Work<'p> {
         let (slots, depth) = (problem.slots, zones.depth);
         let mut work = Work {
@@ -147,7 +148,8 @@ impl<'p> Work<'p> {
     }
 
     /// Replaces `from` by `to` in the set of a slot, or fills a vacancy if `from` is [`NONE`]. If
-    /// `from` was the primary, a later step chooses a primary among the holders of the data.
+    /// `from` was the primary, the slot has no primary until the caller or the module `primaries`
+    /// chooses one.
     fn replace(&mut self, slot: usize, from: Node, to: Node) {
         if from != NONE && self.primary[slot] == from {
             self.primary[slot] = NONE;
@@ -177,8 +179,9 @@ impl<'p> Work<'p> {
         }
     }
 
-    /// Returns the node that fills a vacancy for which no node below its quota fits. A later step
-    /// restores the balance.
+    /// Returns the node that fills a vacancy for which [`Demand::take`] has no node: the one that
+    /// holds the smallest multiple of its quota. The zone rule is ignored only if every candidate
+    /// breaks it. Returns `None` if there is no candidate.
     fn least_loaded(&self, slot: usize) -> Option<Node> {
         let set = self.set(slot);
         let nodes = (0..self.held.len()).filter(|&node| self.problem.weights[node] > 0);
@@ -205,9 +208,9 @@ impl<'p> Work<'p> {
         (0..slots).map(move |index| start.wrapping_add(index * STEP) & (slots - 1))
     }
 
-    /// Gives a joining node its primaries directly from nodes with too many primaries. The role and
-    /// the data pass together, and the former owner, which is above its quota, needs no other slot
-    /// in return.
+    /// Gives joining nodes primaries directly from nodes that have too many primaries and too many
+    /// replicas. The role and the data pass together, and the former owner, which is above its
+    /// quota, needs no other slot in return.
     fn give_primaries_to_newcomers(&mut self, quota: &[u64]) {
         if !self.problem.joins.contains(&true) {
             return;
@@ -248,7 +251,8 @@ impl<'p> Work<'p> {
         }
     }
 
-    /// Passes replicas from nodes above their quota to nodes below their quota.
+    /// Passes replicas from nodes above their quota to nodes below their quota, as far as zones
+    /// permit.
     fn give_to_the_needy(&mut self, giving: Giving) {
         let mut demand = Demand::new(self.zones, self.needs(), &self.quota, self.problem.slots);
         for slot in self.scattered_slots() {
@@ -270,9 +274,9 @@ impl<'p> Work<'p> {
         }
     }
 
-    /// Passes replicas through a third node to a needy node (a node below its quota) that the zone
-    /// rule keeps from every offer. The third node takes a slot from a node above its quota, and
-    /// gives another slot to the needy node.
+    /// Passes replicas through a third node to a needy node (a node below its quota) that could
+    /// take no replica directly. The third node takes a slot from a node above its quota, and gives
+    /// another slot to the needy node.
     fn give_in_chains(&mut self) {
         let mut demand = Demand::new(self.zones, self.needs(), &self.quota, self.problem.slots);
         if demand.is_met() {
@@ -340,7 +344,9 @@ impl<'p> Work<'p> {
     }
 
     /// Removes from `offers` an offer that `node` can take, and returns the offer. Offers of the
-    /// slot `not_in` are excluded.
+    /// slot `not_in` are excluded. Returns `None` if no offer fits among those that the limits
+    /// allow to examine. Examined offers of nodes that are no longer above their quota are removed
+    /// too.
     fn offer_to(
         &self,
         node: Node,

@@ -1,9 +1,9 @@
 //! The exact case of one replica. Each node gives away the slots above its quota and takes the
 //! slots that it lacks. No other slot moves, so the number of moves is minimal.
 //!
-//! A node gives away its highest slots, and nodes take free slots in the order of their names. So
-//! the slots of a node stay together as far as earlier plans permit, and a plan consists of few
-//! ranges.
+//! A node gives away its highest slots without a pin, and nodes take free slots in the order of
+//! their names. So the slots of a node stay together as far as earlier plans permit, and a plan
+//! consists of few ranges.
 
 use alloc::vec::Vec;
 

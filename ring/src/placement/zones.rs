@@ -2,12 +2,12 @@
 //!
 //! The `depth` replicas of a slot cover `needed` distinct zones: the smaller one of `depth` and the
 //! number of zones. If there are enough zones, each replica is in another zone. Otherwise every
-//! zone has at least one replica of each slot.
+//! zone has at least one replica of each slot. A pin may break this rule.
 //!
-//! So a zone holds at most `slots x (depth - needed + 1)` replicas, and at least `slots` if every
-//! zone is needed. A zone with a larger share by weight gets that maximum, and the other zones
-//! share the rest. Such quotas can always be met, by McNaughton's wrap-around rule: zone by zone,
-//! the largest remainder first.
+//! So a zone holds at most `slots x (depth - needed + 1)` replicas (fewer if it has fewer nodes),
+//! and at least `slots` if every zone is needed. A zone with a larger share by weight gets that
+//! maximum, and the other zones share the rest. Such quotas can always be met, by McNaughton's
+//! wrap-around rule: zone by zone, the largest remainder first.
 
 use alloc::vec;
 use alloc::vec::Vec;
@@ -22,7 +22,7 @@ pub(super) struct Zones<'p> {
     pub(super) of: &'p [usize],
     pub(super) count: usize,
     /// Number of replicas of each slot: the requested number, or the number of nodes with a weight
-    /// above 0 if there are fewer nodes.
+    /// above 0 if that is smaller.
     pub(super) depth: usize,
     /// Number of distinct zones that the replicas of a slot must cover.
     needed: usize,

@@ -14,7 +14,8 @@ use crate::{Bench, CHECKPOINT_WITHIN, epochs, missing, put_stock, routes, starte
 
 /// Number of nodes in the parts `kills`, `pauses` and `primary`.
 const NODES: usize = 3;
-/// Maximum time until a kill takes effect. The killed process answers no order that is sent later.
+/// Maximum time until a kill takes effect. The killed process answers no order that is sent after
+/// this time.
 const KILLED_WITHIN: Duration = Duration::from_millis(20);
 
 /// The node that is killed.

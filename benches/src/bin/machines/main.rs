@@ -17,8 +17,8 @@
 //!
 //! An order life is four steps: placed, announced, paid, delivered. The nodes are processes of the
 //! program `imt`. The servers are PostgreSQL processes that `imt engine demo` starts. All these
-//! processes and the clients share the processors of this machine. In `rate`, each node has a share
-//! of a processor, as if it had a machine of its own.
+//! processes and the clients share the processors of this machine. In `rate`, each node has a fixed
+//! share of a processor by default, as if it had a machine of its own.
 //!
 //! Deliberately absent: several machines, and a disk for each server.
 
@@ -59,7 +59,8 @@ use trio::Trio;
 const SETTLED_WITHIN: Duration = Duration::from_secs(120);
 /// Address of the warehouse in parts without a warehouse: no server listens on this port.
 const NO_WAREHOUSE: &str = "http://127.0.0.1:1";
-/// Time to wait until every log has a new checkpoint. Nodes make a checkpoint of a log every 30 s.
+/// Time to wait until the log of every volume with new entries has a new checkpoint. Nodes make
+/// such a checkpoint after at most 30 s.
 const CHECKPOINT_WITHIN: Duration = Duration::from_secs(33);
 const PARTS: [&str; 6] = ["rate", "life", "kills", "pauses", "primary", "cache"];
 
@@ -463,7 +464,8 @@ fn missing(address: SocketAddr, orders: &[Acknowledged]) -> usize {
     orders.iter().filter(|order| !is_there(&order.id)).count()
 }
 
-/// Returns the number of messages to the warehouse in the node's outbox.
+/// Returns the number of messages to the warehouse in the node's outbox, or `None` if the node does
+/// not answer.
 fn waiting_messages(address: SocketAddr) -> Option<u64> {
     let (_, text) = send(address, "GET", "/metrics", "")?;
     let series = text

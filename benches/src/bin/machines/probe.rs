@@ -21,8 +21,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 /// Maximum wait of a client for the next bytes of a response.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Sends a request on a new connection. Returns status and body, or `None` if there is no complete
-/// response.
+/// Sends a request on a new connection. Returns status and body, or `None` if the connection fails
+/// or the response has no complete head.
 pub(crate) fn send(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;
@@ -109,9 +109,9 @@ impl Probe {
             .clone()
     }
 
-    /// Waits until an order that was sent after `moment` is acknowledged. Returns two times from
-    /// `moment` on: to the first acknowledgement of any order, and to the first acknowledgement of
-    /// an order that was sent after `moment`.
+    /// Waits until an order that was sent after `moment` is acknowledged, or fails after a minute.
+    /// Returns two times from `moment` on: to the first acknowledgement of any order, and to the
+    /// first acknowledgement of an order that was sent after `moment`.
     pub(crate) fn wait_since(&self, moment: Instant) -> Outcome<(Duration, Duration)> {
         let until = Instant::now() + Duration::from_secs(60);
         loop {

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::processor;
 
-/// Maximum wait for the promotion of a standby after the primary was killed.
+/// Maximum wait for each line of the log, while the promotion of a standby is awaited.
 const PROMOTED_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Deserialize)]
@@ -79,7 +79,7 @@ impl Trio {
     }
 
     /// Kills the primary with `kill -9` and waits for the promotion of a standby. Returns the time
-    /// of the kill and the time of the promotion.
+    /// of the kill and the time at which the log stated the promotion.
     pub(crate) fn kill_primary(&self) -> Outcome<(Instant, Instant)> {
         let killed = Instant::now();
         signal(self.process("primary")?, "KILL")?;

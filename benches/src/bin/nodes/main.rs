@@ -17,8 +17,9 @@
 //! of connections.
 //!
 //! The stock has five stores with all products in large quantities, and there is no warehouse. So
-//! every order takes its units from store 1, and one node answers all reservations. This is the
-//! worst case for several nodes.
+//! every order takes its units from store 1, which one node owns. This is the worst case for
+//! several nodes: with `--no-allotments`, that node makes all reservations. Otherwise the other
+//! nodes borrow units of store 1 in advance.
 
 mod counters;
 mod group;
@@ -43,7 +44,7 @@ use group::Group;
 use load::{Answers, Ask, Load, Owners, Pace, Stop};
 use node::Node;
 
-/// Maximum time until a new node has its share of the slots.
+/// Maximum time until every node owns slots.
 const SHARE_WITHIN: Duration = Duration::from_secs(60);
 /// Rate of the open loop, as a share of the throughput of the closed loop. Latencies are measured
 /// at this rate.
@@ -274,7 +275,8 @@ struct Targets {
     addresses: Vec<SocketAddr>,
     /// The owners of keys, if clients send each request to its owner.
     owners: Option<Arc<Owners>>,
-    /// Number of connections to each node.
+    /// Number of clients for each node. A client has one connection, or one to each owner if there
+    /// are `owners`.
     connections: usize,
 }
 

@@ -23,7 +23,8 @@ struct Owner {
     address: SocketAddr,
 }
 
-/// Reads the ring and the addresses of its members from a node.
+/// Reads the ring and the addresses of its members from a node. Fails if a member is served by no
+/// node.
 pub(crate) fn read(node: SocketAddr) -> Outcome<Owners> {
     let mut stream = TcpStream::connect(node)?;
     stream.write_all(b"GET /ring HTTP/1.1\r\nhost: imt\r\nconnection: close\r\n\r\n")?;

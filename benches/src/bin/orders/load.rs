@@ -1,7 +1,8 @@
-//! The load generator: TCP connections with one request in flight each.
+//! The load generator: clients with one request in flight each. A client has one TCP connection, or
+//! one to each owner of keys.
 //!
 //! - Connections are made before the clock starts.
-//! - Closed loop: each connection sends its next request as soon as the previous one is answered.
+//! - Closed loop: each client sends its next request as soon as the previous one is answered.
 //! - Open loop: every request has an intended start, independent of the responses. Its latency is
 //!   measured from the intended start, so a pause of the server is part of the latency of every
 //!   request that it delayed.
@@ -37,7 +38,8 @@ pub(crate) enum Ask {
     /// Each request reads the statistics of a product.
     Statistics,
     /// The requests in turn place a new order, pay an earlier order, read that earlier order, and
-    /// read the statistics of a product. Order ids begin with this text.
+    /// read the statistics of a product. Until [`MIX_AHEAD`] orders are sent, statistics are read
+    /// instead of an earlier order, and nothing is paid. Order ids begin with this text.
     Mix(String),
     /// Each request pays one order. The ids of the orders are this text and a number below this
     /// count.
@@ -45,7 +47,7 @@ pub(crate) enum Ask {
 }
 
 impl Ask {
-    /// Returns the requests of client `number`. Each client has its own order ids.
+    /// Returns these requests for the load with this number. Each load has its own order ids.
     pub(crate) fn of_client(&self, number: usize) -> Ask {
         match self {
             Ask::Order(prefix) => Ask::Order(format!("{prefix}{number}-")),
@@ -64,8 +66,8 @@ impl Ask {
     }
 }
 
-/// In [`Ask::Mix`], an order is paid and read when this many further orders have been sent. The
-/// constant exceeds the number of connections, so the order is answered before its payment is sent.
+/// In [`Ask::Mix`], an order is paid and read when this many further orders have been sent. If
+/// there are fewer clients than that, the order is usually answered before its payment is sent.
 const MIX_AHEAD: u64 = 1_000;
 
 /// Key by which the ring locates the node that answers reads of statistics.
@@ -74,9 +76,10 @@ const STATISTICS: &str = "statistics/";
 /// The pace of the requests.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Pace {
-    /// Each connection sends a request as soon as its previous request is answered.
+    /// Each client sends a request as soon as its previous request is answered.
     Closed,
-    /// All connections together send this number of requests per second.
+    /// All clients together send this number of requests per second, as long as a client is free at
+    /// each intended start.
     Open(f64),
 }
 
@@ -112,7 +115,8 @@ pub(crate) struct Load {
 #[derive(Debug)]
 pub(crate) struct Answers {
     pub(crate) ok: u64,
-    /// Number of responses with another status than 200, and of requests without a response.
+    /// Number of responses with another status than 200, and of clients that ended because their
+    /// connection failed.
     pub(crate) other: u64,
     pub(crate) seconds: f64,
     latencies: Histogram<u64>,
@@ -142,7 +146,8 @@ impl Answers {
         texts.collect::<Vec<_>>().join(", ")
     }
 
-    /// Returns the combined outcome of several loads that ran at the same time.
+    /// Returns the combined outcome of several loads that ran at the same time, without the longest
+    /// latencies of the windows.
     pub(crate) fn together(parts: Vec<Answers>) -> Outcome<Answers> {
         let mut all = empty()?;
         for part in parts {
@@ -280,7 +285,8 @@ async fn connect(load: &Load) -> std::io::Result<Vec<TcpStream>> {
 }
 
 /// Runs one client with one request in flight. Returns for each request the status, the latency in
-/// microseconds, and the intended start in milliseconds after the start of the load.
+/// microseconds, and the intended start in milliseconds after the start of the load. A failed
+/// connection adds zeros and ends the client.
 async fn run_client(shared: Arc<Shared>) -> Vec<(u16, u32, u32)> {
     let mut seen = Vec::with_capacity(1 << 14);
     let connected = connect(&shared.load).await;
@@ -393,7 +399,7 @@ fn write_request(ask: &Ask, number: u64, request: &mut Request) {
 }
 
 /// Sends a request and reads the whole response. Returns the status, or `None` if the connection
-/// failed.
+/// failed, or the response is not HTTP or does not fit into `answer`.
 async fn exchange(stream: &mut TcpStream, request: &[u8], answer: &mut [u8]) -> Option<u16> {
     stream.write_all(request).await.ok()?;
     let mut filled = 0;

@@ -4,8 +4,9 @@
 //!
 //! **Invariants**
 //! - Servers that are compared get the same load, one after the other within one row.
-//! - A node starts with an empty folder and the usual stock, unless the row measures a stored
-//!   volume.
+//! - A node starts with an empty folder, and gets a stock of the usual size. The row `stored` also
+//!   starts nodes on a stored volume, and on an empty folder without a stock, to measure their
+//!   openings.
 //!
 //! Deliberately absent: a failure of the program if a goal is missed. The goals are printed beside
 //! the figures.

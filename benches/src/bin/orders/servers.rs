@@ -200,6 +200,7 @@ impl BodyLog {
     }
 
     /// Appends a body and waits for the sync. Returns `false` if the write or the sync failed.
+    /// Without a log, returns `true` at once.
     async fn append(&self, body: Bytes) -> bool {
         let BodyLog::Log(log) = self else { return true };
         let (answer, stored) = oneshot::channel();

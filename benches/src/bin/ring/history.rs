@@ -1,7 +1,7 @@
 //! Measurements that only our ring supports: plans, and long histories of replicas over zones.
 //!
 //! Other crates have neither plans nor zones, and do not keep replicas when nodes join and leave.
-//! So these figures are compared with lower bounds, which hold for any assignment under the given
+//! So the histories are compared with lower bounds, which hold for any assignment under the given
 //! zones.
 
 use std::hint::black_box;

@@ -44,7 +44,7 @@ fn survives(left: &Image, key: &str) -> bool {
 }
 
 /// Puts `key`. Returns the disk that a power cut would leave directly after the acknowledgement.
-/// Returns `None` if the put fails.
+/// Returns `None` if the database is poisoned.
 fn put(table: &Table, disk: &Disk, key: &str) -> Option<Image> {
     match table.put(key, "v") {
         Ok(()) => {

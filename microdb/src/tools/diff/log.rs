@@ -7,11 +7,11 @@
 //!   shared segments, the later of the two would be the last record in both databases. Dropped
 //!   tombstones are no exception: compaction drops a tombstone only once no segment may have an
 //!   older put of its key.
-//! - So only keys in segments that are not shared are compared. Of such a segment, only the part
-//!   behind the bytes common to both databases is read.
+//! - So only keys in segments that are not shared are compared. If both databases have such a
+//!   segment, the frames at its beginning that are common to both are skipped.
 //!
-//! Deliberately absent: logs with created, dropped, renamed or cleared tables, or with damage. The
-//! caller compares digests in these cases.
+//! Deliberately absent: the comparison of logs that differ by created, dropped, renamed or cleared
+//! tables, or have damage. The caller compares digests in these cases.
 
 use std::collections::HashSet;
 
@@ -28,7 +28,8 @@ use crate::snapshot::Snapshot;
 type Keys = HashSet<(u32, Vec<u8>)>;
 
 /// Returns the keys that may differ. Returns `None` if the databases have different ids, if clear
-/// markers or damage are found, or if more than a quarter of the keys may differ.
+/// markers or damage are found, or if more than 1,000 keys and more than a quarter of all keys may
+/// differ.
 pub(crate) fn changed_keys(one: (&Engine, &Snapshot), two: (&Engine, &Snapshot)) -> Option<Keys> {
     if one.0.database != two.0.database {
         return None;
@@ -78,8 +79,8 @@ fn is_shared(one: &Engine, two: &Engine, segment: u64, end: u32) -> bool {
     matches!(seals, (Some(one), Some(two)) if one.root == two.root) && two.segment_end(segment) == end
 }
 
-/// Returns the number of leading bytes that two segments have in common. A backup has only the
-/// beginning of the segment that was active when it was made.
+/// Returns the number of leading bytes that two segments have in common, counted in whole blocks. A
+/// backup has only the beginning of the segment that was active when it was made.
 fn common_bytes(one: &Segment, two: &Segment) -> u32 {
     const BLOCK: usize = 4096;
     let mut at = 0;
@@ -108,9 +109,9 @@ fn common_bytes(one: &Segment, two: &Segment) -> u32 {
     }
 }
 
-/// Adds the keys of the records between `common` and `end` of a segment, live or dead. Frames
-/// within the first `common` bytes are skipped, because they are in both logs. Returns `None` for a
-/// clear marker or damage.
+/// Adds the keys of the records of a segment up to `end`, live or dead. Frames within the first
+/// `common` bytes are skipped, because they are in both logs. Returns `None` for a clear marker or
+/// damage.
 fn collect(
     db: &Engine,
     segment: &std::sync::Arc<Segment>,

@@ -3,8 +3,8 @@
 //!
 //! - Each database is read at one moment, and its writers continue.
 //! - The databases need not have equal ids, hash seeds or histories.
-//! - A database and its backup share segments. In this case only records written since the backup
-//!   are compared (see [`log`]). In other databases, tables with equal digests are not compared.
+//! - A database and its backup share segments. If their logs show the keys that may differ, only
+//!   these keys are compared (see [`log`]). Otherwise, tables with equal digests are not compared.
 //!
 //! Deliberately absent: merging.
 
@@ -115,8 +115,8 @@ pub struct DiffReport {
     /// Names of tables that only the second database has. Keys of these tables are counted and
     /// reported too.
     pub tables_only_in_second: Vec<String>,
-    /// Number of prefixes with different digests, summed over the tables that both databases have.
-    /// A table has `DIGEST_PREFIXES` prefixes.
+    /// Number of prefixes with different digests, summed over the tables that both databases have;
+    /// 0 if `by_log`. A table has `DIGEST_PREFIXES` prefixes.
     pub prefixes_differing: u64,
     /// Number of keys that only the first database has.
     pub only_in_first: u64,
@@ -124,12 +124,14 @@ pub struct DiffReport {
     pub only_in_second: u64,
     /// Number of keys that have different values.
     pub values_differing: u64,
-    /// Number of records that were looked up in the other database.
+    /// Number of records that were looked up in the other database. If `by_log`, number of keys
+    /// that were looked up in both.
     pub records_compared: u64,
     /// `true` if the logs alone showed which keys to compare. Then the databases have a common
-    /// origin, and only keys written after their logs diverged were compared.
+    /// origin, and only keys in the parts of their logs that differ were compared.
     pub by_log: bool,
-    /// `true` if the caller stopped the comparison. The counts are lower bounds then.
+    /// `true` if the caller stopped the comparison. The counts of differences are lower bounds
+    /// then.
     pub stopped: bool,
 }
 
@@ -262,8 +264,8 @@ pub(crate) fn diff(
     Ok(report)
 }
 
-/// Compares two databases of common origin by the records written since their separation. Returns
-/// `None` if they have no common origin or their logs do not show all changed keys.
+/// Compares the keys that may differ according to the logs of two databases of common origin.
+/// Returns `None` if names or ids of tables differ, or if `changed_keys` returns `None`.
 fn by_log(
     first: &Arc<Handle>,
     second: &Arc<Handle>,
@@ -342,7 +344,7 @@ impl Side {
     }
 }
 
-/// The comparison of one table. `prefixes` are the key prefixes to compare.
+/// The comparison of one table. `prefixes` are the key prefixes that `run` compares.
 struct Compare<'a, F> {
     name: &'a str,
     prefixes: PrefixSet,
@@ -351,8 +353,9 @@ struct Compare<'a, F> {
 }
 
 impl<F: FnMut(&Difference) -> ControlFlow<()>> Compare<'_, F> {
-    /// Looks up each record of the first database in the second, and reports differences. Then
-    /// looks up the keys of the second database in the first, and reports missing keys.
+    /// Looks up each record of the first database with one of the prefixes in the second, and
+    /// reports differences. Then looks up the keys of the second database in the first, and reports
+    /// missing keys. Ends early if `found` stops the comparison.
     fn run(&mut self, first: (&Snapshot, Option<u32>), second: (&Snapshot, Option<u32>)) -> Result<()> {
         let prefixes = self.prefixes.clone();
         if let (snapshot, Some(id)) = first {

@@ -13,8 +13,8 @@ use crate::format::record::{Record, RecordKind};
 use crate::format::segment::SEGMENT_HEADER_BYTES;
 use crate::sequence::Sequence;
 
-/// Adds all frames of a segment to `view`. Behind damage, continues with the next valid frame
-/// header.
+/// Adds the frames and gaps of a segment to `view`. Behind a damaged frame header, continues with
+/// the next valid one.
 pub(super) fn walk(bytes: &[u8], mask: SegmentMask, view: &mut SegmentView) {
     let mut at = SEGMENT_HEADER_BYTES;
     while let Some(rest) = bytes.get(at as usize..).filter(|rest| !rest.is_empty()) {

@@ -1,9 +1,9 @@
-//! Display of the bytes of a database without opening it: SUPER, segments, frames and records,
-//! field by field.
+//! Display of a database's files without opening the database: the content of SUPER, and segments
+//! with their headers, frames and records.
 //!
 //! - Works on a database that cannot be opened.
 //! - Takes no lock and changes nothing.
-//! - Bytes that cannot be decoded are shown unchanged, with the reason.
+//! - Bytes without a valid frame are listed as gaps, with the reason.
 //!
 //! Deliberately absent: the directory. So live and dead records are not distinguished;
 //! [`crate::Table::location`] finds the live record of a key.
@@ -126,7 +126,7 @@ pub struct FrameView {
     pub damage: Option<String>,
 }
 
-/// Bytes that do not belong to a frame.
+/// Bytes that belong to no frame with a valid header.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -182,8 +182,8 @@ pub struct SegmentView {
     pub header_damage: Option<String>,
     /// All frames that were found, in the order of the file.
     pub frames: Vec<FrameView>,
-    /// Nonzero bytes between and behind the frames. In the last segment of the log these may be a
-    /// commit cut off by a crash.
+    /// Bytes between the frames, and bytes behind the last frame unless all are zero. In the last
+    /// segment of the log, the latter may be a commit cut off by a crash.
     pub gaps: Vec<Gap>,
 }
 
@@ -246,7 +246,7 @@ impl SegmentView {
 #[non_exhaustive]
 pub struct FolderView {
     /// Id of the database in hexadecimal, from a valid state in SUPER, or else from the headers of
-    /// the segments. `None` if all of them are damaged.
+    /// the segments. `None` if none of these is valid.
     pub database: Option<String>,
     /// Time at which the database was created, in milliseconds since 1970, if a state in SUPER is
     /// valid.
@@ -352,8 +352,8 @@ fn listed(folder: &Path, parse: impl Fn(&str) -> Option<u64>) -> Result<Vec<(u64
     Ok(found)
 }
 
-/// Reads the segment `id` of the database in the folder `path`. Finds all frames, including damaged
-/// ones.
+/// Reads the segment `id` of the database in the folder `path`. Finds all frames with a valid
+/// header, including those with damaged records.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {

@@ -14,8 +14,7 @@ use serde::Serialize;
 
 use crate::sequence::Sequence;
 
-/// Maximum number of keys in a list. Further keys are only counted, so that a manifest stays
-/// readable.
+/// Maximum number of keys in a list, so that a manifest stays readable.
 pub(crate) const KEYS_LISTED_MAX: usize = 1000;
 
 /// Result of [`salvage`](crate::salvage).
@@ -54,12 +53,13 @@ pub struct Manifest {
     pub frames: u64,
     /// Sequence of the last commit that was read, at least in part.
     pub sequence: Sequence,
-    /// Sequence of the last commit known to have been durable, if known.
+    /// Sequence of the last durable commit according to SUPER, or `None` if SUPER does not state
+    /// one.
     pub durable_sequence: Option<Sequence>,
-    /// Number of bytes behind the durable end of the log, which were omitted. They belong to torn
-    /// commits that were never acknowledged as durable.
+    /// Number of bytes of the torn tail of the log, which were omitted. No commit in them was
+    /// acknowledged as durable.
     pub torn_bytes: u64,
-    /// All losses, in the order of the log.
+    /// All losses that were found.
     pub losses: Vec<Loss>,
     /// Keys that have an old value or should be absent, because the record that replaced or deleted
     /// their value was lost. The checkpoint proves this. At most a thousand are listed.
@@ -125,26 +125,27 @@ pub struct SalvagedTable {
 pub struct Loss {
     /// Path of the damaged or missing file.
     pub path: PathBuf,
-    /// Offset of the first unreadable byte in the file.
+    /// Offset of the first damaged or missing byte in the file, or 0 if the whole file is lost.
     pub from: u64,
-    /// Offset of the byte after the unreadable bytes in the file.
+    /// Offset of the byte after the last damaged or missing byte in the file. 0 if the whole file
+    /// is lost; equal to `from` for a record that became unreadable during the copy.
     pub to: u64,
     /// Description of the damage.
     pub what: String,
-    /// First and last commit that is damaged or missing, if known from the commits before and after
-    /// the loss.
+    /// First and last commit that is damaged or missing, if known from the header of the damaged
+    /// frame or from other commits.
     pub sequences: Option<(Sequence, Sequence)>,
     /// Tables of the lost records, if known.
     pub tables: Vec<String>,
     /// Keys of the lost records, if known. They are listed as stored, so damage may have changed
-    /// the key itself.
+    /// the key itself. At most a thousand are listed.
     pub keys: Vec<KeyName>,
     /// Number of records that are certainly lost, or `None` if unknown.
     pub records_lost: Option<u64>,
-    /// Number of lost records that were live at the last checkpoint, or `None` if that checkpoint
-    /// is unreadable.
+    /// Number of lost records that were live at the newest readable checkpoint, or `None` if no
+    /// checkpoint is readable or the loss is behind the checkpoint.
     pub live_records_lost: Option<u64>,
-    /// Number of records in the damaged commits that were readable and were saved.
+    /// Number of readable records in the damaged commits.
     pub records_recovered: u64,
 }
 
@@ -175,7 +176,7 @@ pub struct KeyName {
 }
 
 impl Manifest {
-    /// Returns `true` if all durable records were copied.
+    /// Returns `true` if no loss, no stale key and no warning is listed.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

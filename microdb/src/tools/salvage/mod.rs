@@ -1,7 +1,7 @@
 //! Salvage: copies everything readable of a damaged database into a new one, and lists the losses.
 //!
-//! - The log is read in order. Each frame and each record is verified by its own checksum. Reading
-//!   continues behind damage with the next valid frame or record.
+//! - The log is read in order. Each frame header and each record is verified by its own checksum.
+//!   Reading continues behind damage with the next valid frame or record.
 //! - The records that were read are replayed as in an open, into a directory in memory. All live
 //!   records are copied from there.
 //! - The newest readable checkpoint shows which records were live at its position in the log. A
@@ -47,13 +47,14 @@ use source::{Source, chain, note_missing};
 /// Name of the manifest file in the folder of the new database.
 pub(crate) const MANIFEST_FILE: &str = "SALVAGE.txt";
 
-/// Maximum size of the records in one batch of the copy, in bytes.
+/// Maximum size of the records in one batch of the copy, in bytes. A larger record is copied in a
+/// batch of its own.
 const COPY_BATCH_BYTES: usize = 1 << 20;
 
-/// Copies all readable records of the database in the folder `source`, even if it is badly damaged,
-/// to a new database. The folder `destination` of the new database must be missing or empty.
-/// Returns the manifest of the losses, which is also written to `SALVAGE.txt` in `destination`.
-/// Never changes the source.
+/// Copies all readable live records of the database in the folder `source`, even if it is badly
+/// damaged, to a new database. The folder `destination` of the new database must be missing or
+/// empty. Returns the manifest of the losses, which is also written to `SALVAGE.txt` in
+/// `destination`. Never changes the source.
 ///
 /// ```no_run
 /// let manifest = microdb::salvage("data/shop", "data/shop-salvaged")?;
@@ -62,7 +63,7 @@ const COPY_BATCH_BYTES: usize = 1 << 20;
 /// ```
 ///
 /// # Errors
-/// - [`Error::NotADatabase`] if the source folder contains no file of a database.
+/// - [`Error::NotADatabase`] if the source folder contains no valid part of a database.
 /// - [`Error::Version`] for a newer format.
 /// - [`Error::Invalid`] if the destination is not empty, or is inside or around the source.
 /// - Errors of writing to the destination.
@@ -123,8 +124,8 @@ impl Options {
 /// memory only.
 struct Salvage {
     engine: Engine,
-    /// Locations of records that are live after replay but were dead at the checkpoint, by table.
-    /// The records that replaced them were lost.
+    /// Locations of records that were dead in the checkpoint but live when replay reached its
+    /// position, by table. The records that replaced or deleted them were lost.
     stale: HashMap<u32, HashSet<Location>>,
     /// Names of tables by table id. They come from the checkpoint, and from the catalog where it is
     /// readable.
@@ -167,7 +168,7 @@ impl Salvage {
     }
 }
 
-/// Returns the newest readable checkpoint. Notes unreadable checkpoints in the manifest.
+/// Returns the newest readable checkpoint. Notes newer, unreadable checkpoints in the manifest.
 fn newest_checkpoint(engine: &Engine, source: &Source, manifest: &mut Manifest) -> Option<Loaded> {
     for generation in &source.checkpoints {
         match engine.load_checkpoint(*generation) {
@@ -194,7 +195,8 @@ fn live(table: &TableCore) -> HashSet<Location> {
 }
 
 impl Salvage {
-    /// Returns the name of a table, or `recovered-ID` if no name was found.
+    /// Returns the name of a table, or `recovered-ID` if no name was found. The catalog is called
+    /// `(names of tables)`.
     fn name(&self, id: u32) -> String {
         if id == CATALOG_TABLE {
             return "(names of tables)".to_owned();
@@ -246,7 +248,7 @@ impl Salvage {
         for table in tables.iter().filter(|table| table.id != CATALOG_TABLE) {
             let locations: Vec<Location> = live(table).into_iter().collect();
             if locations.is_empty() && !known.contains(&table.id) {
-                // A table without records and without a name in the catalog was dropped.
+                // A table without records and without a name in the catalog was probably dropped.
                 continue;
             }
             let mut name = self.name(table.id);

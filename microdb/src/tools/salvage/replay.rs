@@ -39,12 +39,13 @@ pub(super) struct Replay<'a> {
     manifest: &'a mut Manifest,
     rules: Rules,
     frontier: Option<Frontier>,
-    /// The checkpoint, or `None` once replay has reached its position in the log.
+    /// The newest readable checkpoint. `None` without one, or once replay has reached its position
+    /// in the log.
     checkpoint: Option<Loaded>,
     sequence: u64,
     chain: u64,
-    /// Index of the first loss since the last complete commit. If the next commit shows that
-    /// commits are missing, the missing commits are listed with this loss.
+    /// Index of the first loss since the last valid frame header. If the next frame header shows
+    /// that commits are missing, the missing commits are listed with this loss.
     open_loss: Option<usize>,
     /// Table ids and keys of lost records, by index of the loss. An empty key stands for an unknown
     /// key.
@@ -259,7 +260,7 @@ impl<'a> Replay<'a> {
     }
 
     /// Compares the sequence of a frame with that of the previous frame. Commits missing between
-    /// the two were lost.
+    /// the two were lost. Without a loss in between, also compares the chain.
     fn follow(&mut self, header: &FrameHeader) {
         let expected = match header.kind {
             FrameKind::Commit => self.sequence.saturating_add(1),
@@ -284,7 +285,8 @@ impl<'a> Replay<'a> {
         self.manifest.sequence = Sequence(self.sequence);
     }
 
-    /// Lists the commits from `first` to `last` as missing.
+    /// Lists the commits from `first` to `last` as missing: with a loss that may explain it, or
+    /// else as a warning.
     fn miss(&mut self, first: u64, last: u64) {
         let missing = |loss: &Loss| loss.what.starts_with("the file is missing") && loss.sequences.is_none();
         let loss = self
@@ -301,7 +303,8 @@ impl<'a> Replay<'a> {
     }
 
     /// Compares the live records with the checkpoint, once replay has reached the checkpoint's
-    /// position. `at` is the position of replay, or `None` at the end of the log.
+    /// position and if a loss was found before. `at` is the position of replay, or `None` at the
+    /// end of the log.
     fn meet_checkpoint(&mut self, at: Option<LogPosition>) -> Result<()> {
         let reached = |loaded: &mut Loaded| at.is_none_or(|at| at >= loaded.block.at.position);
         let Some(loaded) = self.checkpoint.take_if(reached) else {

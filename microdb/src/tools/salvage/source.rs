@@ -27,7 +27,7 @@ use crate::raw::map::Map;
 use crate::storage::{OpenMode, Storage};
 
 /// Number of bytes per read. After a failed read, the file is read in blocks of `BLOCK_BYTES`, the
-/// unit in which file systems read.
+/// usual block size of file systems.
 const READ_BYTES: usize = 1 << 20;
 const BLOCK_BYTES: usize = 4096;
 
@@ -120,8 +120,9 @@ impl Source {
         Ok(source)
     }
 
-    /// Returns the database id on which most files agree. Without the id, no checksum of a frame
-    /// can be verified.
+    /// Returns the database id with the most votes: two for each valid segment header, one for each
+    /// valid state in SUPER and each checkpoint with a valid head. Without the id, no checksum of a
+    /// frame can be verified.
     fn identify(
         &self,
         states: &[Result<State, Flaw>; 2],
@@ -313,7 +314,7 @@ fn within_span(found: &mut Vec<SourceSegment>, manifest: &mut Manifest) {
 }
 
 /// Sets the ends of segments. The header of each segment states the end of the previous segment's
-/// frames. Bytes behind that end are a torn tail that an earlier open cut off.
+/// frames. Bytes behind that end do not belong to the log.
 fn set_ends(found: &mut [SourceSegment]) {
     for index in 1..found.len() {
         let previous = found[index].header.map(|header| header.previous_end);
@@ -348,8 +349,9 @@ fn states(bytes: &[u8]) -> [Result<State, Flaw>; 2] {
     STATE_OFFSETS.map(|offset| State::decode(block(bytes, offset, STATE_BLOCK_BYTES)))
 }
 
-/// Returns the bytes of a file. If a part is unreadable, the file is copied into memory with zeros
-/// in place of that part. The manifest gets a note about the part.
+/// Returns the bytes of a file, at most as many as a segment can have. If a part is unreadable, the
+/// file is copied into memory with zeros in place of that part. The manifest gets a note about the
+/// part.
 fn read_file(path: &std::path::Path, options: &Options, manifest: &mut Manifest) -> Result<Arc<Map>> {
     let file = options
         .storage
@@ -401,8 +403,8 @@ pub(super) fn chain(error: &Error) -> String {
     text
 }
 
-/// Lists missing segments as losses: segments that SUPER or the header of the next segment names,
-/// and that have no file.
+/// Lists missing segments as losses: segments that are not in `found`, although SUPER names them,
+/// or SUPER is older and the header of the next segment names them.
 pub(super) fn note_missing(
     engine: &Engine,
     source: &Source,

@@ -39,7 +39,8 @@ pub(super) struct Hole {
     pub(super) from: u32,
     pub(super) to: u32,
     pub(super) flaw: Flaw,
-    /// Table id and key of the damaged record, if its lengths are valid.
+    /// Table id and key of the damaged record, if its lengths lead to the next valid record or to
+    /// the end of the frame.
     pub(super) key: Option<(u32, Vec<u8>)>,
 }
 
@@ -146,8 +147,9 @@ impl<'a> Walk<'a> {
         record.verify(self.mask, at).map(|()| record)
     }
 
-    /// Returns the offset of the next valid record behind a damaged record at `at`. Also returns
-    /// table id and key of the damaged record, if its lengths lead to the next record.
+    /// Returns the offset of the next valid record behind a damaged record at `at`, or `to` if none
+    /// is found. Also returns table id and key of the damaged record, if its lengths lead to the
+    /// next valid record or to `to`.
     fn behind(&mut self, at: u32, to: u32) -> (u32, Option<(u32, Vec<u8>)>) {
         let damaged = Record::parse(&self.bytes[at as usize..to as usize]).filter(is_plausible);
         if let Some(damaged) = damaged {
