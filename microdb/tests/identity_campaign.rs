@@ -1,16 +1,17 @@
-//! A campaign on identity. At each call of the engine to the disk, a *strike* changes the path of
-//! its database, its LOCK or the working folder. A second process then opens the folder to which
-//! the path leads.
+//! A campaign on identity. At a call of the engine to the disk, a *strike* changes the path of its
+//! database, its LOCK or the working folder, or forks the process. A second process then opens the
+//! folder to which the path leads.
 //!
 //! A victim process works on a database by a relative path, in a folder called the sandbox. At its
 //! call number N, one of [`STRIKES`] is performed. Afterwards:
 //!
-//! - if the database still exists, the victim continues without an error, and the database has all
-//!   acknowledged records and is sound;
-//! - if the victim's lock was taken away, no record begun after that is acknowledged, and no record
-//!   acknowledged before is lost;
-//! - the second process is refused, or has a different database, and the victim changes no file of
-//!   that database.
+//! - if the database still exists, it is sound and has all acknowledged records. If its lock also
+//!   still exists, the victim continues without an error, unless the second process got the lock
+//!   first;
+//! - if the database was removed, no record begun after that is acknowledged. If only its lock was
+//!   taken away, this holds unless the second process could open the database;
+//! - the second process is refused, or opens a database. The victim changes no file of that
+//!   database.
 //!
 //! Each test tries every [`STRIDE`]th N. `MICRODB_IDENTITY_STRIDE=1` tries all.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
@@ -381,8 +382,8 @@ fn victim(strike: &str, folder: &Path) {
     say(&format!("{struck} {held}"));
 }
 
-/// Checks the promises of the header after a strike. Returns 1 if the second process had a
-/// different database, else 0.
+/// Checks the promises of the header after a strike. Returns 1 if the second process held a
+/// database, else 0.
 fn check(sandbox: &Sandbox, after: After, existed: bool, promised: &Promised, at: u64) -> u32 {
     let answer = sandbox.answer.lock().unwrap().take().unwrap();
     let (said, errors) = (&answer.said, &promised.errors);
