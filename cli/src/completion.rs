@@ -7,9 +7,10 @@
 //! Invariants:
 //! - A completion changes nothing. A file that cannot be read is ignored without a message.
 //! - The data folder comes from the command line, else from the environment, the context or the
-//!   file of settings, in this order. Without any of them it is `data`.
+//!   file of settings, in this order. Without any of them it is `data`. For commands that ignore
+//!   contexts, the context is left out.
 
-use crate::config::{ConfigFile, flag_value};
+use crate::config::{ConfigFile, flag_value, follows_context};
 use crate::contexts::Contexts;
 use clap_complete::CompleteEnv;
 use clap_complete::engine::{ArgValueCandidates, CompletionCandidate};
@@ -111,6 +112,9 @@ fn data_folder() -> PathBuf {
     let line = args.split(|arg| arg == "--").nth(1).unwrap_or_default();
     let of_line = flag_value(line, "data", Some('d'));
     let of_context = || {
+        if !follows_context(&crate::command_path(line)) {
+            return None;
+        }
         let context = Contexts::chosen(line).ok().flatten()?;
         context.value("data").map(OsString::from)
     };

@@ -78,7 +78,9 @@ impl Defaults {
             })
     }
 
-    fn value(&self, path: &str, key: &str) -> Option<&str> {
+    /// Returns the value of a setting for the command `path`, such as `sim run`, or for the options
+    /// of all commands if `path` is empty.
+    pub(crate) fn value(&self, path: &str, key: &str) -> Option<&str> {
         let context = self.context.as_ref().filter(|_| follows_context(path));
         let of_context = context.and_then(|context| context.value(key));
         of_context.or_else(|| self.file.value(key).map(|value| value.text.as_str()))

@@ -243,20 +243,21 @@ impl Command {
 fn main() -> ExitCode {
     completion::answer_shell();
     let args: Vec<OsString> = std::env::args_os().collect();
-    match start(&args) {
+    let mut defaults = Defaults::default();
+    match start(&args, &mut defaults) {
         Ok(code) => code,
         Err(CliError::BrokenPipe) => ExitCode::SUCCESS,
         Err(error) => {
-            report(&error, &args);
+            report(&error, wants_json(&args, &defaults));
             error.exit().into()
         }
     }
 }
 
 /// Prints an error to standard error, as text or as a JSON document.
-fn report(error: &CliError, args: &[OsString]) {
+fn report(error: &CliError, is_json: bool) {
     let mut text = String::new();
-    if wants_json(args) {
+    if is_json {
         text = error.to_json().to_string() + "\n";
     } else {
         text.push_str(&format!("imt: {error}\n"));
@@ -270,19 +271,20 @@ fn report(error: &CliError, args: &[OsString]) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Returns `true` if `--output` or `IMT_OUTPUT` asks for errors as JSON. Reads the unparsed
-/// arguments, because an error may occur before clap has parsed them.
-fn wants_json(args: &[OsString]) -> bool {
+/// Returns `true` if `--output`, `IMT_OUTPUT` or a setting in `defaults` asks for errors as JSON.
+/// Reads the unparsed arguments, because an error may occur before clap has parsed them.
+fn wants_json(args: &[OsString], defaults: &Defaults) -> bool {
     let named = flag_value(args, "output", Some('o')).or_else(|| std::env::var_os("IMT_OUTPUT"));
+    let named = named.or_else(|| defaults.value("", "output").map(OsString::from));
     named.is_some_and(|format| format == "json")
 }
 
 /// Prints an error of clap, which may also be a help text or the version, and returns the exit
 /// code.
-fn refuse(error: clap::Error, args: &[OsString]) -> ExitCode {
+fn refuse(error: clap::Error, args: &[OsString], defaults: &Defaults) -> ExitCode {
     let code = u8::try_from(error.exit_code()).unwrap_or(exit::Exit::Usage as u8);
     let error = suggest::improve(error, &Cli::command(), args);
-    if error.use_stderr() && wants_json(args) {
+    if error.use_stderr() && wants_json(args, defaults) {
         let text = error.to_string();
         let mut parts = text.trim_start_matches("error: ").split("\n\n");
         let message = parts.next().unwrap_or_default().trim();
@@ -323,14 +325,21 @@ fn command_path(args: &[OsString]) -> String {
     names.join(" ")
 }
 
-fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
+/// Runs the command that `args` name. Stores the settings of the files in `defaults`, which also
+/// decide the format of an error.
+fn start(args: &[OsString], defaults: &mut Defaults) -> Result<ExitCode, CliError> {
     let first = definition(args).try_get_matches_from(args);
     let first = first.and_then(|matches| Cli::from_arg_matches(&matches));
-    let (mut defaults, mut broken) = (Defaults::default(), None);
+    let mut broken = None;
     match &first {
         // An error of the first parse is printed at once, except a missing argument: a file may set
-        // this argument.
-        Err(error) if error.kind() != ErrorKind::MissingRequiredArgument => {}
+        // this argument. The file may also set the format of the error. A broken file is ignored
+        // here, because the error of the first parse is the one to print.
+        Err(error) if error.kind() != ErrorKind::MissingRequiredArgument => {
+            if error.use_stderr() {
+                defaults.file = ConfigFile::find(args, &Cli::command()).unwrap_or_default();
+            }
+        }
         Ok(cli) if cli.command.needs_no_files() => {}
         _ => {
             let command = first.as_ref().ok().map(|cli| &cli.command);
@@ -361,13 +370,13 @@ fn start(args: &[OsString]) -> Result<ExitCode, CliError> {
     };
     let cli = match cli {
         Ok(cli) => cli,
-        Err(error) => return Ok(refuse(error, args)),
+        Err(error) => return Ok(refuse(error, args, defaults)),
     };
     output::set_up(cli.global.color, cli.global.quiet);
     logging::start(cli.global.log, cli.global.filter())?;
     config::warn_of_unknown_variables(&Cli::command());
     rlimit::raise_limit();
-    let code = run(cli, &defaults)?;
+    let code = run(cli, defaults)?;
     broken.map_or(Ok(code), Err)
 }
 

@@ -58,6 +58,14 @@ fn errors_are_json_wherever_results_are() {
         .output()
         .unwrap();
     assert_eq!(error_of(&output)["exit_code"], 1);
+    let folder = tempdir().unwrap();
+    std::fs::write(folder.path().join("imt.toml"), "output = \"json\"\n").unwrap();
+    let here = |args: &[&str]| imt(args).current_dir(folder.path()).output().unwrap();
+    for (args, code) in [(&["db", "inspect", missing][..], 1), (&["sim", "rnu"], 2)] {
+        assert_eq!(error_of(&here(args))["exit_code"], code, "{args:?}");
+    }
+    let text = stderr(&here(&["db", "inspect", missing, "-o", "table"]));
+    assert!(text.starts_with("imt: "), "a flag overrides the file: {text}");
     let tip = error_of(&run(&["sim", "rnu", "-o", "json"]))["tip"].clone();
     assert!(tip.as_str().unwrap().contains("'run'"), "{tip}");
 }
@@ -214,6 +222,8 @@ fn the_binary_completes_nodes_runs_scenarios_and_contexts() {
         );
     }
     assert!(!complete(&["node", "stop", "-d", "/nonexistent", ""]).contains("alpha"));
+    // Simulations ignore contexts, so the data folder of a context is not searched for runs.
+    assert!(!complete(&["sim", "report", "--context", "prod", ""]).contains("20260131"));
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let output = run(&["completions", shell]);
         assert_eq!(output.status.code(), Some(0));

@@ -50,7 +50,8 @@ pub fn draw(frame: &mut Frame, state: &State, theme: Theme) {
     if let Some(area) = panels.log {
         timeline::draw_log(frame, area, state, theme);
     }
-    chrome::draw_footer(frame, panels.footer, state, theme);
+    let shows_one_pane = panels.events.is_none() || panels.log.is_none();
+    chrome::draw_footer(frame, panels.footer, state, shows_one_pane, theme);
     if state.overlay == Overlay::Help {
         chrome::draw_help(frame, area, theme);
     }

@@ -38,14 +38,15 @@ pub(crate) fn short(value: u64, width: usize) -> String {
 }
 
 /// Returns a latency in microseconds as text, such as `0.42 ms`, `12.3 ms` or `1.25 s`. The text of
-/// a latency below 9,999 s has at most 8 columns.
+/// a latency below 99,999 s has at most 7 columns.
 pub(crate) fn latency(us: u64) -> String {
     let ms = us as f64 / 1_000.0;
+    // A range ends where rounding would add a digit: 9,995 us would become `10.00 ms`.
     match us {
-        0..10_000 => format!("{ms:.2} ms"),
-        10_000..100_000 => format!("{ms:.1} ms"),
-        100_000..1_000_000 => format!("{ms:.0} ms"),
-        1_000_000..100_000_000 => format!("{:.2} s", ms / 1_000.0),
+        0..9_995 => format!("{ms:.2} ms"),
+        9_995..99_950 => format!("{ms:.1} ms"),
+        99_950..999_500 => format!("{ms:.0} ms"),
+        999_500..99_995_000 => format!("{:.2} s", ms / 1_000.0),
         _ => format!("{:.0} s", ms / 1_000.0),
     }
 }
@@ -105,6 +106,14 @@ mod tests {
     fn latencies_take_at_most_seven_columns() {
         let texts = [420, 12_340, 123_400, 1_250_000, 600_000_000].map(latency);
         assert_eq!(texts, ["0.42 ms", "12.3 ms", "123 ms", "1.25 s", "600 s"]);
+        let below = [9_994, 99_949, 999_499, 99_994_999].map(latency);
+        assert_eq!(below, ["9.99 ms", "99.9 ms", "999 ms", "99.99 s"]);
+        let edges = [9_995, 9_999, 99_950, 99_999, 999_500, 999_999].map(latency);
+        assert_eq!(
+            edges,
+            ["10.0 ms", "10.0 ms", "100 ms", "100 ms", "1.00 s", "1.00 s"]
+        );
+        assert_eq!([99_995_000, 99_999_999].map(latency), ["100 s", "100 s"]);
     }
 
     #[test]

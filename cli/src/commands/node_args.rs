@@ -37,19 +37,20 @@ pub(crate) struct NodeArgs {
     /// Maximum number of requests in progress; further requests are answered with 503
     #[arg(long, hide_short_help = true, env = "IMT_REQUESTS", default_value_t = 8_192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     requests: u32,
-    /// Interval of the search for statistics files in the data folder, at least 50ms
-    #[arg(long, hide_short_help = true, env = "IMT_STAT_SCAN", default_value = "5s", value_name = "TIME", value_parser = args::interval)]
-    stat_scan: Duration,
+    /// Interval of the search for statistics files in the data folder, at least 50ms [default: 5s,
+    /// or 500ms for `imt sim run`]
+    #[arg(long, hide_short_help = true, env = "IMT_STAT_SCAN", value_name = "TIME", value_parser = args::interval)]
+    stat_scan: Option<Duration>,
 }
 
 impl NodeArgs {
-    /// Copies these settings to a node's configuration.
+    /// Copies these settings to a node's configuration. Settings without a value stay as they are.
     pub(crate) fn apply(&self, config: &mut NodeConfig) {
         config.payment_timeout = self.payment_timeout;
         config.drain_timeout = self.drain_timeout;
         config.announce_timeout = self.announce_timeout;
         config.deliver_timeout = self.deliver_timeout;
-        config.stat_scan_every = self.stat_scan;
+        config.stat_scan_every = self.stat_scan.unwrap_or(config.stat_scan_every);
         config.outbox.tries_max = self.warehouse_tries;
         config.outbox.in_flight_max = self.warehouse_calls as usize;
         config.outbox.messages_max = self.outbox_messages as usize;
@@ -71,5 +72,18 @@ mod tests {
         let (usual, mut limited) = (NodeConfig::new("n", "d"), NodeConfig::new("n", "d"));
         limits.apply(&mut limited);
         assert_eq!(format!("{limited:?}"), format!("{usual:?}"));
+    }
+
+    #[test]
+    fn only_a_given_interval_replaces_that_of_the_configuration() {
+        for (args, expected) in [(&["imt"][..], 500), (&["imt", "--stat-scan", "5s"][..], 5_000)] {
+            let command =
+                NodeArgs::augment_args(clap::Command::new("imt")).mut_args(|arg| arg.env(None::<&str>));
+            let limits = NodeArgs::from_arg_matches(&command.get_matches_from(args)).unwrap();
+            let mut config = NodeConfig::new("n", "d");
+            config.stat_scan_every = Duration::from_millis(500);
+            limits.apply(&mut config);
+            assert_eq!(config.stat_scan_every, Duration::from_millis(expected));
+        }
     }
 }

@@ -20,8 +20,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Interval at which the node of a simulated shop searches for statistics files, in place of the
-/// default of `--stat-scan`. It is short, so that a new file is counted within a second.
+/// Interval at which the node of a simulated shop searches for statistics files if `--stat-scan` is
+/// not given. It is short, so that a new file is counted within a second.
 const STAT_SCAN_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) mod fleet;
@@ -414,12 +414,10 @@ pub(super) async fn run_shop(
         listen: SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), plan.port),
         warehouse: Some(format!("http://{warehouse_listen}")),
         engine: plan.engine.clone(),
+        stat_scan_every: STAT_SCAN_EVERY,
         ..NodeConfig::new(&plan.name, &plan.data)
     };
     tune(&mut config);
-    if config.stat_scan_every == NodeConfig::new(&plan.name, &plan.data).stat_scan_every {
-        config.stat_scan_every = STAT_SCAN_EVERY;
-    }
     let node = Node::start(config)
         .await
         .map_err(|error| node::cannot_start(&plan.name, error, "--port"))?;

@@ -5,7 +5,7 @@ mod table;
 mod terminal;
 
 pub(crate) use table::{TableArgs, table};
-pub(crate) use terminal::{ColorChoice, cut, is_coloured, is_quiet, set_up, width};
+pub(crate) use terminal::{ColorChoice, cut, escaped, is_coloured, is_quiet, set_up, width};
 
 use crate::error::CliError;
 use std::fmt::Display;

@@ -3,12 +3,15 @@
 //! Invariants:
 //! - The first row is the heading. A column of numbers is aligned to the right.
 //! - Only a table on a terminal is cut to a width, so that a pipe loses nothing.
+//! - Control characters in the cells of a table are escaped, so that a row takes one line. Cells of
+//!   CSV are exact.
 //!
 //! Deliberately absent: a library for tables. comfy-table breaks cells of more than 65,535 columns
 //! into lines, and a value of a database may be longer.
 
 use super::terminal;
 use crate::error::CliError;
+use std::borrow::Cow;
 use unicode_width::UnicodeWidthStr;
 
 /// Heading of the column that has coloured cells.
@@ -110,7 +113,19 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     laid_out(rows, terminal::width(), true)
 }
 
+/// Returns rows without control characters in their cells.
+fn escaped_rows(rows: &[Vec<String>]) -> Cow<'_, [Vec<String>]> {
+    let has_controls = |cell: &String| cell.contains(char::is_control);
+    if !rows.iter().flatten().any(has_controls) {
+        return Cow::Borrowed(rows);
+    }
+    let escaped = |row: &Vec<String>| row.iter().map(|cell| terminal::escaped(cell)).collect::<Vec<_>>();
+    Cow::Owned(rows.iter().map(escaped).collect())
+}
+
 fn laid_out(rows: &[Vec<String>], columns: Option<usize>, has_heading: bool) -> String {
+    let rows = escaped_rows(rows);
+    let rows = &*rows;
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widest = |column: usize| {
         let printed = rows.iter().skip(usize::from(!has_heading));
@@ -222,6 +237,20 @@ mod tests {
         assert!(text.lines().all(|line| line.chars().count() <= 40), "{text}");
         assert!(text.contains("xxx…"), "{text}");
         assert!(laid_out(&rows, None, true).contains(&long));
+    }
+
+    #[test]
+    fn a_cell_with_line_breaks_takes_one_line_of_a_table_and_is_exact_in_csv() {
+        let rows = rows(&[&["key", "value"], &["k", "one\ntwo\u{1b}[2J"]]);
+        assert_eq!(
+            laid_out(&rows, None, true),
+            "key  value\nk    one\\ntwo\\u{1b}[2J\n"
+        );
+        let args = TableArgs {
+            csv: true,
+            ..TableArgs::default()
+        };
+        assert_eq!(args.render(rows).unwrap(), "key,value\nk,\"one\ntwo\u{1b}[2J\"\n");
     }
 
     #[test]

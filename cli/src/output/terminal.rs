@@ -91,9 +91,29 @@ pub(crate) fn cut(line: &str, columns: usize) -> String {
     format!("{kept}…")
 }
 
+/// Replaces control characters by escapes such as `\n` and `\u{1b}`. The result takes one line and
+/// cannot move the cursor or change colours.
+pub(crate) fn escaped(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_are_escaped_and_other_characters_are_kept() {
+        assert_eq!(escaped("käse \\ 日本"), "käse \\ 日本");
+        assert_eq!(escaped("a\nb\tc\u{1b}[31m\0"), "a\\nb\\tc\\u{1b}[31m\\u{0}");
+    }
 
     #[test]
     fn a_line_is_cut_only_if_it_is_too_long() {

@@ -132,8 +132,9 @@ fn draw_progress(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     frame.render_widget(line, area);
 }
 
-/// Draws the keys, and a notice or the address of the web console.
-pub(super) fn draw_footer(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
+/// Draws the keys, and a notice or the address of the web console. `shows_one_pane` is `true` if
+/// the layout shows either the events or the log, so that the key `l` has an effect.
+pub(super) fn draw_footer(frame: &mut Frame, area: Rect, state: &State, shows_one_pane: bool, theme: Theme) {
     let key = |name: &'static str| Span::styled(name, theme.strong());
     let label = |text: &'static str| Span::styled(text, theme.quiet());
     let mut spans = match (state.ending, state.outcome) {
@@ -142,7 +143,7 @@ pub(super) fn draw_footer(frame: &mut Frame, area: Rect, state: &State, theme: T
         (Ending::Asked, None) => vec![key(" q"), label(" leave at once")],
     };
     spans.extend([key("   s"), label(" save"), key("   ?"), label(" help")]);
-    if area.width < 120 {
+    if shows_one_pane {
         let other = match state.pane {
             Pane::Events => " log",
             Pane::Log => " events",

@@ -227,6 +227,17 @@ fn large_screens_show_the_log_and_small_ones_on_demand() {
 }
 
 #[test]
+fn the_key_of_the_log_is_shown_where_events_and_log_share_an_area() {
+    let key = "help   l log";
+    for (columns, rows) in [(80, 24), (119, 50), (200, 30)] {
+        check(columns, rows, &busy(), &[key]);
+    }
+    for (columns, rows) in [(120, 36), (200, 50)] {
+        assert!(!text(columns, rows, &busy()).contains(key), "{columns} x {rows}");
+    }
+}
+
+#[test]
 fn a_run_that_has_not_begun_says_what_it_waits_for() {
     for (columns, rows) in [(80, 24), (120, 40), (200, 50)] {
         let words = [

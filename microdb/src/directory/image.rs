@@ -378,8 +378,11 @@ impl<'a> Fields<'a> {
             return Err(self.damage("buckets", BUCKETS_MAX.into(), buckets.into()));
         }
         let slots = u64::from(buckets) * BUCKET_WORDS as u64;
-        if u64::from(keys) > slots || zero != 0 {
+        if u64::from(keys) > slots {
             return Err(self.damage("keys of a chunk", slots, keys.into()));
+        }
+        if zero != 0 {
+            return Err(self.damage("reserved field of a chunk", 0, zero.into()));
         }
         let len = image_bytes(buckets as usize, depth as u8);
         let place = usize::try_from(offset)

@@ -364,7 +364,8 @@ impl Engine {
                 offset: table.image_offset,
                 bytes: table.image_bytes,
             };
-            Directory::from_image(&map, image, seed).map_err(|damage| self.directory_damage(damage))
+            Directory::from_image(&map, image, seed)
+                .map_err(|damage| self.checkpoint_damage(generation, damage))
         };
         let directories = block.tables.iter().map(open).collect::<Result<_>>()?;
         Ok(Loaded {

@@ -186,11 +186,18 @@ impl Engine {
         }
     }
 
+    /// Returns the error for damage in a directory in use.
     #[cold]
     pub(crate) fn directory_damage(&self, damage: Damage) -> Error {
         // The directories in use read chunks only from the checkpoint that the open used. So the
         // error names the file of that checkpoint.
-        let path = self.paths.checkpoint(self.recovery.checkpoint);
+        self.checkpoint_damage(self.recovery.checkpoint, damage)
+    }
+
+    /// Returns the error for damage in a directory that is read from the checkpoint `generation`.
+    #[cold]
+    pub(crate) fn checkpoint_damage(&self, generation: u64, damage: Damage) -> Error {
+        let path = self.paths.checkpoint(generation);
         let (expected, found) = (
             format_args!("{:#x}", damage.expected),
             format_args!("{:#x}", damage.found),

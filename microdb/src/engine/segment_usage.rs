@@ -130,7 +130,8 @@ impl SegmentUsages {
 
     pub(crate) fn add_tombstone(&mut self, at: Location, bytes: usize) {
         if let Some(usage) = self.at(at) {
-            usage.tombstones += bytes as u64;
+            // The sum saturates, because a forged checkpoint may contain any number.
+            usage.tombstones = usage.tombstones.saturating_add(bytes as u64);
         }
     }
 
@@ -217,6 +218,18 @@ mod tests {
         );
         usages.close(7);
         assert_eq!((usages.bytes(), usages.live_bytes(), usages.span()), (0, 0, 1));
+    }
+
+    #[test]
+    fn tombstones_of_a_forged_checkpoint_do_not_overflow() {
+        let mut usages = SegmentUsages::default();
+        let forged = SegmentUsage {
+            tombstones: u64::MAX,
+            ..SegmentUsage::default()
+        };
+        usages.open(1, forged);
+        usages.add_tombstone(Location::new(1, 64), 30);
+        assert_eq!(usages.get(1).unwrap().tombstones, u64::MAX);
     }
 
     #[test]

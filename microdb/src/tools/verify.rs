@@ -156,7 +156,7 @@ fn verify_checkpoint(engine: &Engine, report: &mut VerifyReport) {
                 for directory in &loaded.directories {
                     let view = directory.view(&pin());
                     for damage in (0..view.parts()).filter_map(|part| view.part(part).err()) {
-                        report.note(engine, &engine.directory_damage(damage));
+                        report.note(engine, &engine.checkpoint_damage(checkpoint, damage));
                     }
                 }
                 return;

@@ -119,7 +119,7 @@ impl VolumeQuestion for AskOrders {
 }
 
 /// Handles a client's request for a list. If a volume leaves the ring in the meantime, all volumes
-/// of the new ring are asked, unless the deadline `until` has passed.
+/// of the new ring are asked. After the deadline `until`, the problem is `NotServedHere` instead.
 pub(crate) async fn list(
     cluster: &Arc<ClusterHandle>,
     list: &List,
@@ -128,7 +128,7 @@ pub(crate) async fn list(
     loop {
         match list_once(cluster, list, until).await {
             Err(problem) if problem.is_moved() && Instant::now() < until => tokio::task::yield_now().await,
-            answer => return answer,
+            answer => return answer.map_err(Problem::for_client),
         }
     }
 }

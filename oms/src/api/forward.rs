@@ -206,7 +206,8 @@ async fn answer_among(
     }
     let until = Instant::now() + ROUTING_TIMEOUT;
     let volume = |topology: &Topology| topology.volume_of(&key);
-    let (mut response, volume) = cluster.perform(volume, &errand, until).await?;
+    let performed = cluster.perform(volume, &errand, until).await;
+    let (mut response, volume) = performed.map_err(|undelivered| Problem::from(undelivered).for_client())?;
     name_owner(&mut response, &cluster.topology(), &volume);
     Ok(long(response))
 }

@@ -200,6 +200,16 @@ impl Problem {
         self.0.kind == Kind::Moved
     }
 
+    /// Returns the problem for the response to a client. `Moved` is a kind of problem between
+    /// nodes, and becomes `NotServedHere` (503). Any other problem is unchanged.
+    pub(crate) fn for_client(self) -> Problem {
+        if self.is_moved() {
+            Problem::new(Kind::NotServedHere, self.0.detail)
+        } else {
+            self
+        }
+    }
+
     /// Returns the detail, the sentence for people about this request.
     pub(crate) fn detail(&self) -> &str {
         &self.0.detail
@@ -347,5 +357,14 @@ mod tests {
         });
         let causes: Vec<&str> = problems[..3].iter().map(Problem::detail).collect();
         assert_eq!(*logged.0.lock().unwrap(), causes);
+    }
+
+    #[test]
+    fn a_client_gets_no_problem_of_calls_between_nodes_for_a_move() {
+        let problem = Problem::moved().for_client();
+        assert_eq!((problem.0.kind, problem.0.status), (Kind::NotServedHere, 503));
+        assert_eq!(problem.detail(), Problem::moved().detail());
+        let other = Problem::not_found("there is no such path");
+        assert_eq!(other.clone().for_client(), other);
     }
 }

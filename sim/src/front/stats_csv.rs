@@ -5,8 +5,8 @@
 //! - `TIMESTAMP_MS` is the intended start of a request, and `DURATION_MS` is measured from the
 //!   intended start. A payment's id is the id of its order plus 900,000,000.
 //! - `DATA/stats.csv` is the log of the latest run. With a run folder, it is a hard link to the log
-//!   in that folder. A later run with a run folder replaces only the link, and the log in the
-//!   earlier run folder stays.
+//!   in that folder. A later run replaces only the link, and the log in the earlier run folder
+//!   stays.
 //! - After a failed write, nothing more is written to the file. The failure is logged once, and
 //!   `close` returns it.
 
@@ -85,6 +85,7 @@ impl TextLog {
 pub(super) fn create(config: &FrontConfig) -> Result<(TextLog, PathBuf)> {
     let usual = config.data.join("stats.csv");
     let Some(run_folder) = &config.run_folder else {
+        remove_link(&usual)?;
         return Ok((TextLog::create(usual.clone())?, usual));
     };
     let kept = run_folder.join("stats.csv");
@@ -92,6 +93,19 @@ pub(super) fn create(config: &FrontConfig) -> Result<(TextLog, PathBuf)> {
     keep_earlier(&usual)?;
     fs::hard_link(&kept, &usual).map_err(Error::io("link", &usual))?;
     Ok((log, usual))
+}
+
+/// Removes the file `usual` if it has further hard links, because writing to it would overwrite the
+/// log in an earlier run folder.
+fn remove_link(usual: &Path) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    match fs::symlink_metadata(usual) {
+        Ok(metadata) if metadata.is_file() && metadata.nlink() > 1 => {
+            fs::remove_file(usual).map_err(Error::io("remove", usual))
+        }
+        // Any other error of this look-up also makes the creation of the file fail.
+        _ => Ok(()),
+    }
 }
 
 /// Frees the path `usual` of the latest log. An empty file, a symbolic link or one of several hard
@@ -168,6 +182,19 @@ mod tests {
             ("one".into(), "two".into())
         );
         assert_eq!(read("stats.csv"), "two");
+        // A run without a run folder replaces the link, too.
+        let config = FrontConfig {
+            data: data.clone(),
+            run_folder: None,
+            ..FrontConfig::default()
+        };
+        let (mut log, _) = create(&config).unwrap();
+        log.add("three");
+        assert_eq!(log.close(), None);
+        assert_eq!(
+            (read("two/stats.csv"), read("stats.csv")),
+            ("two".into(), "three".into())
+        );
         let names = fs::read_dir(&data)
             .unwrap()
             .map(|entry| entry.unwrap().file_name());

@@ -141,7 +141,8 @@ fn fill(args: &ImportArgs, lines: impl BufRead) -> Result<u64, CliError> {
             import.finish(&args.path).map(|()| records)
         }
         Err(stop) => {
-            let state = import.give_up();
+            let is_unknown = matches!(&stop, Stop::Database(error) if is_outcome_unknown(error));
+            let state = import.give_up(is_unknown);
             Err(stop.told(&args.path, &state))
         }
     }
@@ -342,12 +343,20 @@ impl<'a> Import<'a> {
     /// Commits the last batch and makes all records durable. With `--clear`, replaces the old
     /// tables by the new ones. Then closes the database.
     fn finish(mut self, path: &Path) -> Result<(), CliError> {
-        let done = self
-            .commit()
-            .and_then(|()| self.db.sync())
-            .and_then(|()| self.replace());
-        if let Err(error) = done {
-            let state = self.give_up();
+        let put = self.commit().and_then(|()| self.db.sync());
+        if let Err(error) = put {
+            let state = self.give_up(is_outcome_unknown(&error));
+            return Err(open::failed(path, &state, error));
+        }
+        if let Err(error) = self.replace() {
+            let state = if is_outcome_unknown(&error) {
+                // The database refuses further writes, so the new tables cannot be dropped. An
+                // error of the close would only repeat `error`.
+                let _ = self.db.clone().close();
+                "it is not known whether the tables were replaced: look with imt db table list".to_owned()
+            } else {
+                self.give_up(false)
+            };
             return Err(open::failed(path, &state, error));
         }
         let closed = self.db.clone().close();
@@ -374,8 +383,10 @@ impl<'a> Import<'a> {
     }
 
     /// Closes the database after a failed import. With `--clear`, drops the new tables before.
-    /// Returns a sentence about the data on disk.
-    fn give_up(self) -> String {
+    /// Returns a sentence about the data on disk. `is_unknown` is `true` if a failed write may have
+    /// reached the disk. No write before the replacement of the tables changes an old table, so the
+    /// sentence does not depend on `is_unknown` with `--clear`.
+    fn give_up(self, is_unknown: bool) -> String {
         if self.clear {
             let dropped = self.drop_leftovers().and_then(|()| self.db.sync());
             return match dropped.and_then(|()| self.db.clone().close()) {
@@ -385,19 +396,29 @@ impl<'a> Import<'a> {
                 ),
             };
         }
-        let committed = self.committed;
-        if committed == 0 {
-            let _ = self.db.clone().close();
-            return "no record was put".to_owned();
-        }
-        match self.db.sync().and_then(|()| self.db.clone().close()) {
-            Ok(()) => format!(
-                "the first {committed} records were put and are durable, those behind them were not; importing again puts them again"
-            ),
-            Err(_) => format!(
-                "up to {committed} records were put, and it is not known how many of them are durable; importing again puts them again"
-            ),
-        }
+        let is_durable = self.db.sync().and_then(|()| self.db.clone().close()).is_ok();
+        // A failed batch that may have reached the disk counts, because its records may be there.
+        let put = if is_unknown { self.records } else { self.committed };
+        records_state(put, is_durable && !is_unknown)
+    }
+}
+
+/// Returns `true` if the failed write that returned `error` may have reached the disk.
+fn is_outcome_unknown(error: &Error) -> bool {
+    matches!(error, Error::Poisoned { .. })
+}
+
+/// Returns a sentence about the records on disk after a failed import without `--clear`. `put` is
+/// the number of records that were put, or the maximum of this number if `is_durable` is `false`.
+fn records_state(put: u64, is_durable: bool) -> String {
+    match (put, is_durable) {
+        (0, _) => "no record was put".to_owned(),
+        (_, true) => format!(
+            "the first {put} records were put and are durable, those behind them were not; importing again puts them again"
+        ),
+        (_, false) => format!(
+            "up to {put} records were put, and it is not known how many of them are durable; importing again puts them again"
+        ),
     }
 }
 
@@ -459,6 +480,16 @@ mod tests {
                 "{line}: {error}"
             );
         }
+    }
+
+    #[test]
+    fn a_failed_import_states_only_records_that_are_certain() {
+        assert_eq!(records_state(0, false), "no record was put");
+        assert!(records_state(7, true).starts_with("the first 7 records were put and are durable"));
+        assert!(records_state(7, false).starts_with("up to 7 records were put, and it is not known"));
+        let cause = std::sync::Arc::new(Error::Closed);
+        assert!(is_outcome_unknown(&Error::Poisoned { cause }));
+        assert!(!is_outcome_unknown(&Error::ReadOnly));
     }
 
     #[test]

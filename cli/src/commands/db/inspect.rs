@@ -61,7 +61,7 @@ fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
     let (stats, tables, recovery) = (db.stats(), db.tables(), db.recovery());
     let folder = settled_folder(path).map_err(|error| open::refused(path, error))?;
     let sizes = if args.sizes || stats.keys <= SIZES_KEYS_MAX {
-        sizes(db)
+        sizes(db).map_err(|error| open::refused(path, error))?
     } else {
         Map::new()
     };
@@ -150,9 +150,7 @@ fn damage_met(
         ))
     });
     let mut found: Vec<String> = states.collect();
-    // A user may delete a checkpoint, because the next open replays the log instead. So a missing
-    // checkpoint is no damage.
-    if recovery.checkpoint_unusable && !folder.checkpoints.is_empty() {
+    if recovery.checkpoint_unusable && has_named_checkpoint(folder) {
         let folder = path.join("directory");
         found.push(format!(
             "{}: the checkpoint is damaged; no record is lost, the log is read instead",
@@ -167,6 +165,14 @@ fn damage_met(
         )),
     }
     found
+}
+
+/// Returns `true` if the checkpoint that SUPER names has a file. A user may delete a checkpoint,
+/// because the next open replays the log instead. So a missing checkpoint is no damage, even if the
+/// files of other checkpoints exist.
+fn has_named_checkpoint(folder: &inspect::FolderView) -> bool {
+    let mut checkpoints = folder.checkpoints.iter();
+    checkpoints.any(|(generation, _)| folder.checkpoint == Some(*generation))
 }
 
 fn head(
@@ -261,11 +267,11 @@ fn segments(stats: &Stats) -> String {
 }
 
 /// Counts the sizes of all keys and values. Unreadable records are counted as damaged.
-fn sizes(db: &Db) -> Map<String, serde_json::Value> {
+fn sizes(db: &Db) -> microdb::Result<Map<String, serde_json::Value>> {
     let (mut keys, mut values, mut damaged) = (Histogram::default(), Histogram::default(), 0);
     let snapshot = db.snapshot();
     for table in db.tables().iter().filter_map(|info| db.get_table(&info.name)) {
-        for record in snapshot.iter(&table).into_iter().flatten() {
+        for record in snapshot.iter(&table)? {
             match record {
                 Ok((key, value)) => {
                     keys.add(key.len());
@@ -279,7 +285,7 @@ fn sizes(db: &Db) -> Map<String, serde_json::Value> {
     sizes.insert("keys".to_owned(), json!(keys));
     sizes.insert("values".to_owned(), json!(values));
     sizes.insert("damaged".to_owned(), json!(damaged));
-    sizes
+    Ok(sizes)
 }
 
 /// Returns the age of a checkpoint in seconds, according to the modification time of its file.

@@ -65,6 +65,9 @@ Examples:
     /// Show the use of space on one page: dead bytes by table, largest keys and values, time of the
     /// next open. Reads all records; changes nothing.
     #[command(after_help = "\
+Exit codes: 0 all records were read, 3 some records cannot be read, 1 the
+report failed.
+
 Examples:
   imt db space data/volumes/sim-master
   imt db space data/shop --largest 20 --key-type u64")]
@@ -258,14 +261,16 @@ Examples:
     /// Read records from JSON lines in the format of export. The database must not be in use.
     #[command(after_help = "\
 Existing keys get the new value; other records of the tables stay. The input
-may be several exports, one after another. All lines of a file are checked
-before the first record is put. The lines of a pipe are put in batches; a
-stopped import can be repeated. With --clear, the tables that the lines name
-are replaced in one commit at the end, so a failed import changes nothing.
+may be several exports, one after another. All lines of a regular file of
+--from are checked before the first record is put. The lines of standard
+input or of a pipe are put in batches while they are read; a stopped import
+can be repeated. With --clear, the tables that the lines name are replaced in
+one commit at the end, so an import that fails before it changes nothing.
 
 Examples:
-  imt db import data/copy --create < shop.jsonl
-  imt db import data/copy --from shop.jsonl --clear")]
+  imt db import data/copy --create --from shop.jsonl
+  imt db import data/copy --clear --from shop.jsonl
+  imt db export data/shop | imt db import data/copy --create")]
     Import(import::ImportArgs),
 }
 

@@ -7,8 +7,8 @@
 //! - A segment that a compaction removes while the report is made is left out. The report gives the
 //!   number of such segments.
 
-use super::open;
 use super::show::{FormArgs, bar};
+use super::{open, verdict};
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use crate::progress::Display;
@@ -86,13 +86,13 @@ pub(super) fn run(args: &SpaceArgs, output: OutputFormat) -> Result<ExitCode, Cl
     let open_ms = started.elapsed().as_secs_f64() * 1_000.0;
     let report = report(args, &db, open_ms).map_err(|error| open::refused(path, error))?;
     output::print_either(output, &text(&report), &report)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(verdict(report.unreadable_records == 0))
 }
 
 fn report(args: &SpaceArgs, db: &Db, next_open_ms: f64) -> microdb::Result<Report> {
     let (stats, tables, recovery) = (db.stats(), db.tables(), db.recovery());
     let logged = Logged::read(&args.path, &stats)?;
-    let largest = Largest::read(args, db, &tables);
+    let largest = Largest::read(args, db, &tables)?;
     let space = |table: &TableInfo| TableSpace {
         table: table.name.clone(),
         keys: table.keys,
@@ -184,7 +184,7 @@ struct Largest {
 type Candidate = Reverse<(usize, usize, usize, Vec<u8>)>;
 
 impl Largest {
-    fn read(args: &SpaceArgs, db: &Db, tables: &[TableInfo]) -> Self {
+    fn read(args: &SpaceArgs, db: &Db, tables: &[TableInfo]) -> microdb::Result<Self> {
         let limit = usize::from(args.largest);
         let (mut keys, mut values) = (BinaryHeap::<Candidate>::new(), BinaryHeap::<Candidate>::new());
         let mut unreadable = 0;
@@ -193,7 +193,7 @@ impl Largest {
             let Some(table) = db.get_table(&info.name) else {
                 continue;
             };
-            for record in snapshot.iter(&table).into_iter().flatten() {
+            for record in snapshot.iter(&table)? {
                 let Ok((key, value)) = record else {
                     unreadable += 1;
                     continue;
@@ -210,7 +210,7 @@ impl Largest {
             value_bytes,
         };
         let sorted = |heap: BinaryHeap<Candidate>| heap.into_sorted_vec().into_iter();
-        Self {
+        Ok(Self {
             keys: sorted(keys)
                 .map(|Reverse((key_bytes, value_bytes, at, key))| large(at, &key, key_bytes, value_bytes))
                 .collect(),
@@ -218,7 +218,7 @@ impl Largest {
                 .map(|Reverse((value_bytes, key_bytes, at, key))| large(at, &key, key_bytes, value_bytes))
                 .collect(),
             unreadable,
-        }
+        })
     }
 }
 

@@ -202,7 +202,8 @@ fn print(args: &TailArgs, change: &Change, place: &mut Place, output: OutputForm
     output::print_text(&text)
 }
 
-/// Returns the line that shows an operation. Times in it are dates.
+/// Returns the line that shows an operation. Times in the line are dates, and control characters
+/// are escaped.
 fn line(sequence: Sequence, operation: Json) -> String {
     let operation = show::dated(operation);
     let word = |name: &str| match &operation[name] {
@@ -212,7 +213,7 @@ fn line(sequence: Sequence, operation: Json) -> String {
     };
     let (done, table, key, value) = (word("do"), word("table"), word("key"), word("value"));
     let line = format!("{sequence:>8}  {done:<6} {table} {key} {value}");
-    line.trim_end().to_owned()
+    output::escaped(line.trim_end())
 }
 
 /// Colours the operation's name in a line, if output is coloured: red for a removal, green for any
@@ -298,5 +299,11 @@ mod tests {
             line(Sequence(7), operation),
             "       7  put    outbox 17/announce {\"next_try_ms\":\"1970-01-01T00:00:01.000Z\"}"
         );
+    }
+
+    #[test]
+    fn a_value_with_line_breaks_takes_one_line() {
+        let operation = json!({ "do": "put", "table": "notes", "key": "k", "value": "one\ntwo" });
+        assert_eq!(line(Sequence(7), operation), "       7  put    notes k one\\ntwo");
     }
 }

@@ -372,8 +372,10 @@ impl Engine {
             let bytes = u64::from(usage.end);
             // Tombstones in the oldest segment are dead bytes, because no older put exists that
             // they could hide.
-            let kept = usage.live_bytes() + if id == oldest { 0 } else { usage.tombstones };
-            let dead = bytes.saturating_sub(kept + u64::from(SEGMENT_HEADER_BYTES));
+            let tombstones = if id == oldest { 0 } else { usage.tombstones };
+            // The sums saturate, because a forged checkpoint may contain any numbers.
+            let kept = usage.live_bytes().saturating_add(tombstones);
+            let dead = bytes.saturating_sub(kept.saturating_add(u64::from(SEGMENT_HEADER_BYTES)));
             if wanted(id, dead) {
                 victims.push(Candidate { id, dead, bytes });
             }
@@ -388,8 +390,12 @@ impl Engine {
         let core = lock(&self.core);
         let mut sealed = core.complete();
         let (oldest, _) = sealed.next()?;
-        let tombstones: u64 = core.usages.iter().map(|(_, usage)| usage.tombstones).sum();
-        let live: u64 = core.usages.iter().map(|(_, usage)| usage.live_bytes()).sum();
+        // The sums saturate, because a forged checkpoint may contain any numbers.
+        let (mut tombstones, mut live) = (0_u64, 0_u64);
+        for (_, usage) in core.usages.iter() {
+            tombstones = tombstones.saturating_add(usage.tombstones);
+            live = live.saturating_add(usage.live_bytes());
+        }
         let too_many = tombstones > live / TOMBSTONE_SHARE + u64::from(self.options.segment_bytes_max);
         (core.next_segment - oldest > SPAN_COMPACT || too_many).then_some(oldest)
     }

@@ -6,8 +6,9 @@
 //!
 //! Invariants:
 //! - A node's seconds are ascending, without gaps between the first and the last.
-//! - `Recorder::record` loses no request: the counts of responses (`answers`) of all seconds that
-//!   one call adds are in sum the increase of the counters since the previous call.
+//! - `Recorder::record` loses no request: the counts of responses and of latencies (`answers` and
+//!   `buckets`) of all seconds that one call adds are in sum the increase of the counters since the
+//!   previous call.
 //! - At most `SECONDS_KEPT` seconds are kept.
 //!
 //! Calls between nodes, probes and a few further requests are recorded under the route "other" of
@@ -31,7 +32,7 @@ const CLOCK_STEP_MAX: u64 = 5;
 pub(super) struct Sample {
     /// The second's end, in seconds since 1970.
     pub(super) second: u64,
-    /// Counts of the routes with at least one response in the second.
+    /// Counts of the routes with at least one response or latency in the second.
     pub(super) routes: Vec<RouteSample>,
 }
 
@@ -46,6 +47,12 @@ pub(super) struct RouteSample {
 }
 
 impl RouteSample {
+    /// Returns `true` if nothing was counted. The counters are read while requests are answered, so
+    /// the latency of a request may be counted in another second than its response.
+    fn is_empty(&self) -> bool {
+        self.answers.iter().chain(&self.buckets).all(|count| *count == 0)
+    }
+
     fn add(&mut self, other: &RouteSample) {
         for (sum, count) in self.answers.iter_mut().zip(other.answers) {
             *sum += count;
@@ -158,7 +165,7 @@ impl Recorder {
             let before = self.before.insert(counts.route, counts.clone());
             new.push(since(&counts, before.as_ref()));
         }
-        new.retain(|route| route.answers.iter().any(|count| *count > 0));
+        new.retain(|route| !route.is_empty());
         let last = self.samples.back().map(|sample| sample.second);
         let last = last.filter(|last| second + CLOCK_STEP_MAX >= *last);
         if last.is_none() {
@@ -172,7 +179,7 @@ impl Recorder {
         let seconds = to - from + 1;
         for at in 0..seconds {
             let routes = new.iter().map(|route| part(route, at, seconds));
-            let routes = routes.filter(|route| route.answers.iter().any(|count| *count > 0));
+            let routes = routes.filter(|route| !route.is_empty());
             self.samples.push_back(Sample {
                 second: from + at,
                 routes: routes.collect(),
@@ -299,6 +306,20 @@ mod tests {
             [(105, 1)],
             "a clock that lags a bit"
         );
+    }
+
+    #[test]
+    fn a_latency_that_is_counted_before_its_response_is_kept() {
+        let mut recorder = Recorder::default();
+        let mut early = counts("POST /order", 0);
+        early.buckets[2] = 1;
+        recorder.record(10, vec![early]);
+        recorder.record(11, vec![counts("POST /order", 1)]);
+        let samples = recorder.since(0);
+        let routes = samples.iter().flat_map(|sample| &sample.routes);
+        let latencies: u64 = routes.flat_map(|route| &route.buckets).sum();
+        assert_eq!(latencies, 1);
+        assert_eq!(requests(&samples), [(10, 0), (11, 1)]);
     }
 
     #[test]

@@ -345,7 +345,7 @@ pub(in crate::api) static RETRY_MESSAGE: Description = Description {
     headers: COMMAND_HEADERS,
     body: None,
     answer: json::<Retried<'static>>("The message waits for its next try."),
-    problems: &[Kind::NotFound, Kind::Refused],
+    problems: &[Kind::NotFound],
     scope: Scope::Volumes,
 };
 

@@ -176,9 +176,8 @@ impl Kind {
             Kind::Refused => &Texts {
                 slug: "refused",
                 title: "The state of the order does not allow this",
-                meaning: "The id was used for an order with other products. Or the order cannot be \
-                          cancelled any more. Or its message is not a dead letter, so it cannot be \
-                          retried.",
+                meaning: "The id was used for an order with other products, or the order cannot be \
+                          cancelled any more.",
                 next: "Read the order (`GET /order/{id}`) and decide by its state.",
             },
             Kind::RefundWanted => &Texts {
@@ -288,10 +287,10 @@ impl Serialize for Kind {
 #[cfg(test)]
 pub(crate) fn page() -> String {
     let mut page = "# Errors of the API\n\n\
-        Every error is answered as `application/problem+json` (RFC 9457). Programs decide by `type`, and\n\
-        by `field` where a value is invalid. Both are stable. `title` and `detail` are for people and may\n\
-        change. Every 503 has a `Retry-After` header.\n\n\
-        Every request of the API may be repeated: a repeated order, payment or cancellation is carried\n\
+        Every error of a route is answered as `application/problem+json` (RFC 9457). Programs decide by\n\
+        `type`, and by `field` where a value is invalid. Both are stable. `title` and `detail` are for\n\
+        people and may change. Every 503 has a `Retry-After` header.\n\n\
+        Every request of the API may be repeated. A repeated order, payment or cancellation is carried\n\
         out once and gets the answer of the first one.\n\n\
         The program answers from the table in `oms/src/api/problem/kind.rs`. A test of `imt-oms` compares\n\
         this page with the table. `IMT_WRITE_DOCUMENTS=1 cargo test -p imt-oms --lib problem` writes the\n\
