@@ -44,7 +44,23 @@ fn library() -> (TempDir, PathBuf) {
 fn rows_of_typed_tables_are_found_by_the_type_of_their_key() {
     let (_kept, path) = library();
     let db = path.to_str().unwrap();
-    let missing = run(&["db", "get", db, "users", "ann"]);
+    // The database records that the keys of this table are strings.
+    assert_eq!(
+        done(&["db", "get", db, "users", "ann", "--value-type", "u64"]),
+        "300\n"
+    );
+    assert_eq!(
+        done(&["db", "get", db, "debts", "-5", "--value-type", "string"]),
+        "rent\n"
+    );
+    let keys = done(&["db", "scan", db, "debts", "--keys-only", "--no-header"]);
+    assert_eq!(keys, "-5\n");
+    let tailed = done(&["db", "tail", db, "--table", "users", "--since", "0"]);
+    assert!(tailed.contains("put    users ann "), "{tailed}");
+    let located = done(&["db", "inspect", db, "--key", "users", "bob"]);
+    assert!(located.contains("the live record of 'bob'"), "{located}");
+    // A type on the command line goes before the recorded one.
+    let missing = run(&["db", "get", db, "users", "ann", "--key-type", "text"]);
     assert_eq!(missing.status.code(), Some(1));
     assert!(stderr(&missing).contains("--key-type"), "{}", stderr(&missing));
     let typed = ["--key-type", "string", "--value-type", "u64"];

@@ -63,9 +63,16 @@ pub fn save(folder: &Path, state: &State, size: Size) -> io::Result<PathBuf> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
             Err(error) => return Err(error),
         };
-        file.write_all(picture.as_bytes())?;
-        let recording = serde_json::to_string(&Recording::from(state))?;
-        std::fs::write(path.with_extension("json"), recording)?;
+        let saved = file.write_all(picture.as_bytes()).and_then(|()| {
+            let recording = serde_json::to_string(&Recording::from(state))?;
+            std::fs::write(path.with_extension("json"), recording)
+        });
+        if let Err(error) = saved {
+            // An incomplete picture would use up its number, and a reader could take it for whole.
+            let _ = std::fs::remove_file(path.with_extension("json"));
+            let _ = std::fs::remove_file(path);
+            return Err(error);
+        }
         return Ok(path);
     }
     let text = format!("{} has {PICTURES_MAX} pictures already", folder.display());
@@ -92,6 +99,21 @@ mod tests {
         assert_eq!((again.run.scenario.as_str(), again.run.seed), ("calm", 7));
         let drawn = svg_of(&State::from(again), size, Paper::Dark).unwrap();
         assert_eq!(drawn, std::fs::read_to_string(second).unwrap());
+    }
+
+    #[test]
+    fn a_picture_that_cannot_be_saved_leaves_no_file_and_its_number_free() {
+        let folder = tempfile::tempdir().unwrap();
+        // A folder has the name of the JSON file, so that file cannot be written.
+        let obstacle = folder.path().join("view-1.json");
+        std::fs::create_dir(&obstacle).unwrap();
+        let size = Size::new(80, 24);
+        save(folder.path(), &State::default(), size).unwrap_err();
+        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
+        assert_eq!(left.len(), 1, "{left:?}");
+        std::fs::remove_dir(obstacle).unwrap();
+        let saved = save(folder.path(), &State::default(), size).unwrap();
+        assert!(saved.ends_with("view-1.svg"), "{saved:?}");
     }
 
     #[test]

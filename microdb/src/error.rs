@@ -235,8 +235,9 @@ impl Error {
         matches!(self, Self::Corrupt { .. })
     }
 
-    /// Returns `true` if the disk or a quota was full, also if that is the cause of
-    /// [`Error::Poisoned`].
+    /// Returns `true` if the disk or a quota was full, also if that is the cause of [`Error::Poisoned`]. Then
+    /// the database refuses all further writes. After every other such error nothing was written,
+    /// and the operation can be repeated once there is room.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -244,8 +245,10 @@ impl Error {
     /// # let db = microdb::Db::open(folder.path().join("shop"))?;
     /// # let events = db.table("events")?;
     /// if let Err(error) = events.put("k", "v") {
-    ///     if error.is_disk_full() {
-    ///         println!("nothing was written; it can be tried again once there is room");
+    ///     match error {
+    ///         microdb::Error::Poisoned { .. } => println!("{error}"),
+    ///         _ if error.is_disk_full() => println!("nothing was written; free space and retry"),
+    ///         _ => println!("{error}"),
     ///     }
     /// }
     /// # Ok(())

@@ -250,21 +250,16 @@ pub enum NodeError {
 }
 
 impl StorageError {
-    /// Returns `true` if the disk or a quota was full. A later try may succeed.
+    /// Returns `true` if the disk or a quota was full. Nothing was written, and a later try may succeed. After
+    /// a failed sync, microdb refuses all further writes (`Poisoned`), so this returns `false`.
     pub(crate) fn is_full_disk(&self) -> bool {
-        let mut reason = std::error::Error::source(self);
-        while let Some(error) = reason {
-            if let Some(io) = error.downcast_ref::<std::io::Error>()
-                && matches!(
-                    io.kind(),
-                    std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-                )
-            {
-                return true;
+        match self {
+            StorageError::Open { source, .. } => source.is_disk_full(),
+            StorageError::Read { source, .. } | StorageError::Commit { source } => {
+                source.is_disk_full() && !matches!(**source, microdb::Error::Poisoned { .. })
             }
-            reason = error.source();
+            _ => false,
         }
-        false
     }
 }
 
@@ -309,4 +304,26 @@ pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
         reason = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_permits_another_try_unless_the_database_refuses_further_writes() {
+        let full = || microdb::Error::Io {
+            action: "cannot write",
+            path: PathBuf::from("log/1"),
+            source: std::io::ErrorKind::StorageFull.into(),
+        };
+        let commit = |source| StorageError::Commit {
+            source: Arc::new(source),
+        };
+        assert!(commit(full()).is_full_disk());
+        let cause = Arc::new(full());
+        let refuses = commit(microdb::Error::Poisoned { cause });
+        assert!(!refuses.is_full_disk());
+        assert!(!commit(microdb::Error::Closed).is_full_disk());
+    }
 }

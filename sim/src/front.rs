@@ -135,6 +135,10 @@ impl FrontConfig {
             let reason = "must be shorter than the run, because its requests are not measured";
             return wrong(("warm_up", reason.to_owned()));
         }
+        if self.stock_timeout > self.ready_timeout {
+            let reason = "must not exceed ready_timeout, after which the run fails";
+            return wrong(("stock_timeout", reason.to_owned()));
+        }
         Ok(())
     }
 }
@@ -360,5 +364,22 @@ async fn stores_of(config: &FrontConfig) -> u64 {
 async fn stopped(stop: &mut watch::Receiver<bool>) {
     if stop.wait_for(|stop| *stop).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_for_stock_ends_at_the_latest_with_the_wait_for_the_server() {
+        let config = |stock_s| FrontConfig {
+            ready_timeout: Duration::from_secs(30),
+            stock_timeout: Duration::from_secs(stock_s),
+            ..FrontConfig::default()
+        };
+        config(30).check().unwrap();
+        let error = config(31).check().unwrap_err().to_string();
+        assert!(error.contains("stock_timeout: must not exceed"), "{error}");
     }
 }

@@ -132,6 +132,7 @@ impl Poller {
         let events = changes(&before, &after);
         self.telemetry.update(|state| {
             state.cluster = after;
+            state.warehouse_is_silent = answers.warehouse.is_none();
             if answers.warehouse.is_some() {
                 state.warehouse = answers.warehouse;
             }

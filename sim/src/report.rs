@@ -50,7 +50,8 @@ impl Material {
     fn read(folder: &RunFolder) -> Result<Self> {
         let points = series::read(folder.path())?;
         let events = folder.events()?;
-        let end_s = points.last().map_or(0.0, |point| point.second as f64);
+        // Seconds are numbered by their starts, so the last one ends a second after its number.
+        let end_s = points.last().map_or(0.0, |point| (point.second + 1) as f64);
         Ok(Self {
             facts: folder.facts()?,
             summary: folder.summary()?.unwrap_or(Value::Null),

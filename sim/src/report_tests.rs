@@ -120,11 +120,24 @@ fn the_page_of_a_whole_run_has_results_events_and_the_audit() {
         "order: 409 insufficient-stock <em>10 requests</em>",
         "<dt>Thresholds</dt><dd>1 of 1<small>kept</small>",
         "kill node-1",
-        "killed: 9.0 s to 39.0 s",
+        "killed: 9.0 s to 40.0 s",
         "Latency by percentile",
     ] {
         assert!(page.contains(expected), "{expected}");
     }
+}
+
+#[test]
+fn the_page_of_a_run_with_one_second_has_a_timeline() {
+    let data = tempfile::tempdir().unwrap();
+    let facts = RunFacts::new("short", "", 7, "imt sim run");
+    let folder = RunFolder::create(data.path(), &facts).unwrap();
+    let text = series::header() + &series::line(&SecondPoint::default());
+    folder.write(series::FILE, text.as_bytes()).unwrap();
+    let events = "head\n0,0,load,steady,steady load\n";
+    folder.write("events.csv", events.as_bytes()).unwrap();
+    let page = render(&folder).unwrap();
+    assert!(page.contains("steady: 0.0 s to 1.0 s"), "{page}");
 }
 
 #[test]

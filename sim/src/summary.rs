@@ -118,6 +118,8 @@ pub struct Summary {
     pub orders: Option<BTreeMap<String, u64>>,
     /// Counts of the warehouse in this run; `None` if the warehouse never answered.
     pub warehouse: Option<WarehouseSummary>,
+    /// `true` if the warehouse did not answer at the end, so that its counts are older.
+    pub warehouse_is_silent: bool,
     /// Members of the ring at the end of the run.
     pub nodes: Vec<NodeState>,
     /// Totals of the data folder, including earlier runs.
@@ -180,6 +182,7 @@ impl Summary {
             errors,
             orders: audit.as_ref().map(|audit| audit.orders_of_run.clone()),
             warehouse: state.warehouse_of_run(),
+            warehouse_is_silent: state.warehouse_is_silent,
             nodes: cluster.nodes.clone(),
             data_folder: FolderTotals {
                 orders: cluster.orders_total.clone(),
@@ -306,11 +309,15 @@ impl Summary {
         let Some(warehouse) = &self.warehouse else {
             return line(f, "warehouse", "unknown: it does not answer");
         };
+        let since = match self.warehouse_is_silent {
+            true => "does not answer; its last counts: ",
+            false => "",
+        };
         wrapped(
             f,
             "warehouse",
             &format!(
-                "{} announced, {} delivered, {} refused; {} repeated after an answer",
+                "{since}{} announced, {} delivered, {} refused; {} repeated after an answer",
                 thousands(warehouse.announced),
                 thousands(warehouse.delivered),
                 thousands(warehouse.refused),
@@ -382,7 +389,13 @@ impl Summary {
             }
             Verdict::Unaudited => "one side could not be audited".to_owned(),
         };
-        wrapped(f, "verdict", &format!("{}: {reason}", self.verdict.name()))
+        let mut name = self.verdict.name().to_owned();
+        // A missed threshold decides about the exit code of an invalid run, so it is named too.
+        if self.verdict == Verdict::Invalid && self.thresholds.iter().any(|result| result.is_missed) {
+            name.push_str(" and ");
+            name.push_str(Verdict::ThresholdMissed.name());
+        }
+        wrapped(f, "verdict", &format!("{name}: {reason}"))
     }
 }
 

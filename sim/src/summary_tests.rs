@@ -164,7 +164,14 @@ fn the_verdict_is_the_worst_that_is_true() {
         },
         ..front()
     };
-    assert_eq!(summary(&late, clean(), true).verdict, Verdict::Invalid);
+    for (missed, shown) in [
+        (false, "verdict    INVALID: "),
+        (true, "verdict    INVALID and THRESHOLD MISSED: "),
+    ] {
+        let late = summary(&late, clean(), missed);
+        assert_eq!(late.verdict, Verdict::Invalid);
+        assert!(late.to_string().contains(shown), "{late}");
+    }
     let unaudited = summary(&front(), Err("the warehouse does not answer".into()), true);
     assert_eq!(unaudited.verdict, Verdict::Unaudited);
     let table = unaudited.to_string();
@@ -179,4 +186,21 @@ fn nouns_have_their_plural() {
     assert_eq!(plural(1, "order"), "1 order");
     assert_eq!(plural(0, "order"), "0 orders");
     assert_eq!(plural(2_000, "delivery"), "2,000 deliveries");
+}
+
+#[test]
+fn counts_of_a_warehouse_that_is_away_are_shown_as_its_last_ones() {
+    let mut state = state();
+    for (is_silent, shown) in [
+        (false, "warehouse  1,000 announced"),
+        (
+            true,
+            "warehouse  does not answer; its last counts: 1,000 announced",
+        ),
+    ] {
+        state.warehouse_is_silent = is_silent;
+        let summary = Summary::new(identity(), &front(), Ok(audit(vec![])), &state, vec![]);
+        let table = summary.to_string();
+        assert!(table.contains(shown), "{table}");
+    }
 }

@@ -353,6 +353,9 @@ pub struct RunState {
     pub cluster: ClusterState,
     /// The latest counts of the warehouse; `None` before its first answer.
     pub warehouse: Option<WarehouseSummary>,
+    /// `true` if the warehouse has not answered the last poll, so that its counts are older.
+    #[serde(default)]
+    pub warehouse_is_silent: bool,
     /// Counts of the warehouse before the first request of this run.
     pub warehouse_before: WarehouseSummary,
     /// Progress of the audit, as a text for people.
@@ -425,6 +428,7 @@ impl RunState {
                 .collect(),
             cluster: self.cluster.clone(),
             warehouse: self.warehouse.clone(),
+            warehouse_is_silent: self.warehouse_is_silent,
             warehouse_before: self.warehouse_before.clone(),
             audit: self.audit.clone(),
         }

@@ -307,8 +307,9 @@ impl Schedule {
                     product,
                 }
             }
+            // An order without a recorded payment must not count as one with a payment not sent.
             Replayed::Order { number } => Request::Order(PlannedOrder {
-                is_paid: true,
+                is_paid: replay.is_paid(number),
                 ..planned(number)
             }),
             // A replayed payment is sent at its recorded time, even if its order has no answer yet.

@@ -190,6 +190,7 @@ fn a_replay_sends_the_same_paths_at_the_same_distances() {
         panic!("{arrivals:?}");
     };
     assert_eq!(order.id, 1001);
+    assert!(order.is_paid, "the log has its payment");
     assert_eq!(arrivals[1].request, Request::Stats { id: 1002, product: 5 });
     let Request::Payment {
         order: paid,

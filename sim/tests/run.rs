@@ -327,6 +327,7 @@ async fn without_an_order_management_the_front_says_where_it_looked() {
         oms: address.into(),
         data: folder.path().to_owned(),
         ready_timeout: Duration::ZERO,
+        stock_timeout: Duration::ZERO,
         ..FrontConfig::default()
     };
     let (_stop, stopped) = watch::channel(false);

@@ -99,7 +99,14 @@ fn verdict(outcome: &Outcome, theme: Theme) -> Line<'static> {
                 format!("{missed} threshold{} missed", plural(missed)),
             )
         }
-        Verdict::Invalid => ("!", theme.warning(), "the schedule was not kept".to_owned()),
+        Verdict::Invalid => {
+            // A missed threshold decides about the exit code, so it is shown instead.
+            let detail = match outcome.thresholds_missed {
+                0 => "the schedule was not kept".to_owned(),
+                missed => format!("{missed} threshold{} missed", plural(missed)),
+            };
+            ("!", theme.warning(), detail)
+        }
         Verdict::Unaudited => ("!", theme.bad(), "one side was not audited".to_owned()),
     };
     Line::from(vec![

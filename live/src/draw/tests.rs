@@ -300,6 +300,17 @@ fn help_stop_and_verdict_are_shown() {
         thresholds_missed: 0,
     });
     check(80, 24, &state, &["FINDINGS 2 findings", "q leave"]);
+    for (thresholds_missed, detail) in [
+        (0, "INVALID the schedule was not kept"),
+        (2, "INVALID 2 thresholds missed"),
+    ] {
+        state.outcome = Some(Outcome {
+            verdict: Verdict::Invalid,
+            findings: 0,
+            thresholds_missed,
+        });
+        check(80, 24, &state, &[detail]);
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::raw::fork::PerProcess;
 use crate::raw::pool::{self, Lane};
@@ -85,21 +85,30 @@ pub(crate) fn note_freed_directory() {
 pub(crate) fn finish() {
     let _round = round();
     // Pins of other databases end soon, but the wait for them has a bound.
-    let is_done = (0..FINISH_ROUNDS).any(|_| {
-        let is_done = epoch::collect();
-        if !is_done {
-            std::thread::yield_now();
-        }
-        is_done
-    });
-    if !is_done {
+    if !repeat_within(FINISH_WITHIN, epoch::collect) {
         schedule();
     }
     trim();
 }
 
-/// Number of attempts of `finish` to free all values, together about a millisecond.
-const FINISH_ROUNDS: u32 = 1000;
+/// Time after which `finish` leaves the values that are still pinned to the job. Each attempt
+/// yields the processor, which takes microseconds, or milliseconds on a loaded machine.
+const FINISH_WITHIN: Duration = Duration::from_millis(1);
+
+/// Repeats `collect` until it returns `true`, but begins no repetition after `limit`. Returns the
+/// last result of `collect`.
+fn repeat_within(limit: Duration, mut collect: impl FnMut() -> bool) -> bool {
+    let begun = Instant::now();
+    loop {
+        if collect() {
+            return true;
+        }
+        if begun.elapsed() >= limit {
+            return false;
+        }
+        std::thread::yield_now();
+    }
+}
 
 /// Lock held during a round. So [`finish`] can wait for the end of a round that another thread has
 /// begun.
@@ -146,5 +155,32 @@ fn work() {
         note_freed(0);
     } else {
         pool::submit(Lane::Memory, AGAIN_AFTER, work);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn collecting_is_repeated_until_it_succeeds_or_its_time_has_passed() {
+        let mut calls = 0;
+        let succeeds_at_third_call = || {
+            calls += 1;
+            calls == 3
+        };
+        assert!(repeat_within(Duration::MAX, succeeds_at_third_call));
+        assert_eq!(calls, 3);
+        let (limit, mut calls) = (Duration::from_millis(1), 0);
+        let takes_all_the_time = || {
+            calls += 1;
+            let begun = Instant::now();
+            while begun.elapsed() < limit {
+                std::hint::spin_loop();
+            }
+            false
+        };
+        assert!(!repeat_within(limit, takes_all_the_time));
+        assert_eq!(calls, 1);
     }
 }

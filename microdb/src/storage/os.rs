@@ -148,7 +148,8 @@ impl StorageFile for OsFile {
         match allocated {
             Ok(()) => Ok(()),
             // On a file system without fallocate, written zeros reserve the blocks too, but more
-            // slowly.
+            // slowly. Bytes before the end of the file may be data, so no zeros are written there.
+            // The engine leaves no holes in its files, so those bytes have their blocks already.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
                 let zeros = vec![0; 1 << 20];
                 let (mut at, end) = (offset.max(self.len()?), offset + len);

@@ -25,23 +25,30 @@ const WORTH_BYTES: u64 = 1_024;
 /// Size in bytes above which a response is compressed on a blocking thread.
 const LONG_BYTES: usize = 32 * 1_024;
 
-/// Returns `true` if `Accept-Encoding` names `gzip`, `x-gzip` or `*` with a weight above zero.
+/// Returns `true` if `Accept-Encoding` permits gzip: by name, or by `*` if it does not name gzip. A
+/// weight of zero forbids a coding.
 fn is_accepted(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(ACCEPT_ENCODING);
-    let mut codings = accepted
+    let codings = accepted
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','));
-    codings.any(|coding| {
+    let (mut by_name, mut by_star) = (None, None);
+    for coding in codings {
         let (name, weight) = coding.split_once(';').unwrap_or((coding, "q=1"));
-        let refused = weight
-            .trim()
-            .strip_prefix("q=")
-            .and_then(|weight| weight.trim().parse::<f32>().ok())
+        let weight = weight.trim().strip_prefix(['q', 'Q']);
+        let is_refused = weight
+            .and_then(|weight| weight.strip_prefix('=')?.trim().parse::<f32>().ok())
             .is_some_and(|weight| weight <= 0.0);
-        let is = |known: &str| name.trim().eq_ignore_ascii_case(known);
-        (is("gzip") || is("x-gzip") || is("*")) && !refused
-    })
+        let name = name.trim();
+        // Servers treat `x-gzip` as `gzip` (RFC 9110, 8.4.1.3).
+        if name.eq_ignore_ascii_case("gzip") || name.eq_ignore_ascii_case("x-gzip") {
+            by_name = Some(by_name.unwrap_or(false) || !is_refused);
+        } else if name == "*" {
+            by_star = Some(!is_refused);
+        }
+    }
+    by_name.or(by_star).unwrap_or(false)
 }
 
 /// Compresses a response if its body has a known length, is long enough and not encoded yet, and
@@ -100,6 +107,12 @@ mod tests {
             ("GZip", true),
             ("*", true),
             ("gzip;q=0", false),
+            ("gzip;Q=0.0", false),
+            ("gzip;q=0, *", false),
+            ("*, gzip;q=0", false),
+            ("*;q=0, gzip", true),
+            ("*;q=0", false),
+            ("identity, *;q=0.1", true),
             ("br, identity", false),
             ("", false),
         ] {

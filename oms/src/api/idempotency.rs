@@ -148,7 +148,8 @@ impl Commanded {
 
 fn check_key(key: &HeaderValue) -> Result<String, Problem> {
     match key.to_str() {
-        Ok(text) if (1..=KEY_BYTES_MAX).contains(&text.len()) => Ok(text.to_owned()),
+        // `to_str` accepts a tab, which the API document does not.
+        Ok(text) if (1..=KEY_BYTES_MAX).contains(&text.len()) && !text.contains('\t') => Ok(text.to_owned()),
         _ => {
             let detail = format!("must be 1 to {KEY_BYTES_MAX} visible characters");
             Err(Problem::field("Idempotency-Key", detail))

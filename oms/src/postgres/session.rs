@@ -227,6 +227,8 @@ impl Drop for Open {
 /// The reason why a call returned no result.
 enum ReadFault {
     Postgres(tokio_postgres::Error),
+    /// The answer or its next row did not arrive within this time.
+    Late(Duration),
     Ours(SessionError),
 }
 
@@ -423,7 +425,7 @@ impl Session {
                 begin.await?;
                 client.query_typed_raw(sql, typed(params)).await
             };
-            let late = |_| ReadFault::Ours(not_in_time(timeout));
+            let late = |_| ReadFault::Late(timeout);
             let stream = timeout_at(in_time(Instant::now()), asked).await.map_err(late)??;
             let mut stream = pin!(stream);
             let mut rows = 0_u64;
@@ -488,7 +490,7 @@ impl Session {
             }
             Ok(Err(ReadFault::Ours(error))) => return Err(error),
             Ok(Err(ReadFault::Postgres(error))) => judged(&error, &host),
-            Err(timeout) => not_in_time(timeout).at(&host),
+            Ok(Err(ReadFault::Late(timeout))) | Err(timeout) => not_in_time(timeout, &host),
         };
         if matches!(error, SessionError::Refused { .. }) && !has_warned {
             open.is_busy = false;
@@ -552,21 +554,9 @@ fn check_size(params: &[Param<'_>]) -> Result<(), SessionError> {
     Ok(())
 }
 
-fn not_in_time(timeout: Duration) -> SessionError {
+fn not_in_time(timeout: Duration, host: &str) -> SessionError {
     SessionError::Unknown {
-        reason: format!("no answer within {} ms", timeout.as_millis()),
-    }
-}
-
-impl SessionError {
-    /// Adds the host to the reason of an unknown result.
-    fn at(self, host: &str) -> SessionError {
-        match self {
-            SessionError::Unknown { reason } => SessionError::Unknown {
-                reason: format!("{host}: {reason}"),
-            },
-            other => other,
-        }
+        reason: format!("{host}: no answer within {} ms", timeout.as_millis()),
     }
 }
 

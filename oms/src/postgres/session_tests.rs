@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
 use crate::postgres::{EngineUrl, OnNone, Param, Session, SessionError};
 use crate::runtime;
 
@@ -133,6 +135,43 @@ async fn an_engine_that_nobody_runs_is_away_with_the_fault_of_each_host() {
     for port in [first, second] {
         assert!(reason.contains(&format!("127.0.0.1:{port}: ")), "{reason}");
     }
+}
+
+/// Accepts one connection and answers its login and its first statement. All further statements
+/// get no answer.
+async fn answer_one_statement(listener: tokio::net::TcpListener) {
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut read = [0; 1_024];
+    // Each message of the client arrives whole, because the client waits for its answer.
+    assert!(stream.read(&mut read).await.unwrap() > 0);
+    // Login accepted ("R"), and ready for a statement ("Z").
+    stream
+        .write_all(b"R\0\0\0\x08\0\0\0\0Z\0\0\0\x05I")
+        .await
+        .unwrap();
+    assert!(stream.read(&mut read).await.unwrap() > 0);
+    // Statement completed ("C"), and ready for the next one.
+    let completed = b"C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I";
+    stream.write_all(completed).await.unwrap();
+    while stream.read(&mut read).await.is_ok_and(|bytes| bytes > 0) {}
+}
+
+#[tokio::test]
+async fn a_stream_without_an_answer_names_its_host_and_the_next_host_follows() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let first = listener.local_addr().unwrap();
+    let server = tokio::spawn(answer_one_statement(listener));
+    let url = format!("postgres://a@{first},127.0.0.1:1/b");
+    let mut session = Session::to_any(Arc::new(url.parse().unwrap()), "test");
+    // This statement opens the connection, so the short timeout of the stream begins after it.
+    session.batch("SELECT 1", TIMEOUT).await.unwrap();
+    assert_eq!(session.host(), first.to_string());
+    let late = session.stream("SELECT 1", &[], Duration::from_millis(1), |_| Ok(()));
+    let reason = format!("{first}: no answer within 1 ms");
+    assert_eq!(late.await, Err(SessionError::Unknown { reason }));
+    assert_eq!(session.host(), "127.0.0.1:1");
+    // The session has closed its connection, so the server's task ends.
+    server.await.unwrap();
 }
 
 #[tokio::test]

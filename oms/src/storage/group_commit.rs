@@ -46,12 +46,34 @@ pub(crate) struct Durable {
 }
 
 /// The outcome of a group. Batches are identified by their index in the group.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Committed {
     /// Batches with a fence that the volume's slot ownership does not admit.
     pub(crate) rejected: Vec<usize>,
+    /// Batches that remove a reservation that cannot be read. Nothing of these batches was written.
+    pub(crate) failed: Vec<(usize, StorageError)>,
     /// Batches that removed a reservation that did not exist.
     pub(crate) without_reservation: Vec<usize>,
+}
+
+impl Committed {
+    /// Returns the number of durable batches in a group of `batches`.
+    pub(crate) fn durable(&self, batches: usize) -> usize {
+        batches - self.rejected.len() - self.failed.len()
+    }
+
+    /// Returns the outcome of the batch at index `at`.
+    fn outcome(&self, at: usize) -> Result<Durable, StorageError> {
+        if self.rejected.contains(&at) {
+            return Err(StorageError::Stale);
+        }
+        match self.failed.iter().find(|(failed, _)| *failed == at) {
+            Some((_, error)) => Err(error.clone()),
+            None => Ok(Durable {
+                reservations_ended: !self.without_reservation.contains(&at),
+            }),
+        }
+    }
 }
 
 enum Submission {
@@ -402,6 +424,10 @@ impl Committer {
     /// the local database. `EngineAway` and `Stale` (taken over by another process) are not
     /// failures of the local database.
     fn note(&self, outcome: &Result<Committed, StorageError>, batches: usize) {
+        for (_, error) in outcome.iter().flat_map(|committed| &committed.failed) {
+            let error = crate::error::with_causes(error);
+            tracing::error!(error, "write refused: a reservation that it ends cannot be read");
+        }
         let failed = match outcome {
             Ok(_) | Err(StorageError::EngineAway | StorageError::Stale) => false,
             Err(error) => {
@@ -413,7 +439,7 @@ impl Committer {
         self.volume.failed.store(failed, Ordering::Relaxed);
         // A group without a durable batch wrote nothing, so there was no sync.
         let durable = match outcome {
-            Ok(committed) => batches - committed.rejected.len(),
+            Ok(committed) => committed.durable(batches),
             Err(_) => 0,
         };
         if let Some(counters) = self.volume.commit_counters.get().filter(|_| durable > 0) {
@@ -444,15 +470,12 @@ impl Committer {
     }
 }
 
-/// Sends each caller the outcome of its batch. The fence may have rejected some batches of a
-/// successful commit.
+/// Sends each caller the outcome of its batch. Some batches may be missing in a successful commit:
+/// the fence rejected them, or a reservation that they remove could not be read.
 fn answer_each(answers: Vec<Waiting>, outcome: &Result<Committed, StorageError>) {
     for (at, answer) in answers.into_iter().enumerate() {
         let outcome = match outcome {
-            Ok(committed) if committed.rejected.contains(&at) => Err(StorageError::Stale),
-            Ok(committed) => Ok(Durable {
-                reservations_ended: !committed.without_reservation.contains(&at),
-            }),
+            Ok(committed) => committed.outcome(at),
             Err(error) => Err(error.clone()),
         };
         // The send fails if the caller no longer waits. The batch of such a caller stays committed.

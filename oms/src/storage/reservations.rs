@@ -5,11 +5,16 @@
 //! earlier batches of the same group. A new reservation needs no look-up.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+use crate::error::StorageError;
+use crate::storage::volume::reading;
+use crate::storage::write_batch::{Table, WriteBatch};
 
 /// The existence of reservations after all batches that were added to a group so far.
 pub(crate) struct Reservations<'a> {
     table: &'a microdb::Table,
-    changed: HashMap<&'a [u8], bool>,
+    known: HashMap<&'a [u8], bool>,
 }
 
 impl<'a> Reservations<'a> {
@@ -17,15 +22,29 @@ impl<'a> Reservations<'a> {
     pub(crate) fn over(table: &'a microdb::Table) -> Reservations<'a> {
         Reservations {
             table,
-            changed: HashMap::new(),
+            known: HashMap::new(),
         }
     }
 
-    /// Records that the row of `key` is written (`is_put`) or removed. Returns `false` if a row to
-    /// remove does not exist.
-    pub(crate) fn follow(&mut self, key: &'a [u8], is_put: bool) -> bool {
-        let before = self.changed.insert(key, is_put);
-        // If the row cannot be read, it is treated as existing, so that its units are released.
-        is_put || before.unwrap_or_else(|| self.table.get(key).map_or(true, |row| row.is_some()))
+    /// Adds the changes of a batch. Returns `false` if one of the reservations that it removes does
+    /// not exist.
+    ///
+    /// # Errors
+    /// `Read` if a reservation that the batch removes cannot be read. Then the batch must not be
+    /// committed, because its units could be released twice. `self` still has the state before it.
+    pub(crate) fn follow(&mut self, batch: &'a WriteBatch) -> Result<bool, StorageError> {
+        let changes = || batch.rows().filter(|row| row.table == Table::Reservations);
+        for row in changes().filter(|row| row.value.is_none()) {
+            if let Entry::Vacant(place) = self.known.entry(row.key) {
+                let found = self.table.get(row.key).map_err(reading("reservations"))?;
+                place.insert(found.is_some());
+            }
+        }
+        let mut all_exist = true;
+        for row in changes() {
+            let existed = self.known.insert(row.key, row.value.is_some());
+            all_exist &= row.value.is_some() || existed == Some(true);
+        }
+        Ok(all_exist)
     }
 }

@@ -74,20 +74,20 @@ pub(super) struct Prepared<'a> {
 }
 
 impl VolumeTables {
-    /// Commits the batches of a group as one microdb batch, except for those that the fence
-    /// rejects. microdb's own log makes the rows durable.
+    /// Commits the batches of a group as one microdb batch, except for those that `rows_of` leaves
+    /// out. microdb's own log makes the rows durable.
     pub(super) fn commit(&self, group: &[WriteBatch]) -> Result<Committed, StorageError> {
         match self.rows_of(group, None) {
             // The rows are durable and visible after this call: microdb publishes a durable commit
             // after its sync.
             Ok(prepared) => self.publish(prepared, None),
-            Err(all_rejected) => Ok(all_rejected),
+            Err(none_left) => Ok(none_left),
         }
     }
 
-    /// Collects the rows of a group, except for the batches that the fence rejects. Also appends
-    /// these rows to `body`, if given. Returns `Err` with the outcome of the group if all batches
-    /// are rejected.
+    /// Collects the rows of a group, except for the batches that the fence rejects or that remove
+    /// an unreadable reservation. Also appends these rows to `body`, if given. Returns `Err` with
+    /// the outcome of the group if no batch is left.
     fn rows_of<'a>(
         &self,
         group: &'a [WriteBatch],
@@ -115,17 +115,22 @@ impl VolumeTables {
                 committed.rejected.push(at);
                 continue;
             }
+            match reservations.follow(batch) {
+                Ok(true) => {}
+                Ok(false) => committed.without_reservation.push(at),
+                Err(error) => {
+                    committed.failed.push((at, error));
+                    continue;
+                }
+            }
             newest = batch.record().or(newest);
             for row in batch.rows() {
-                if row.table == Table::Reservations && !reservations.follow(row.key, row.value.is_some()) {
-                    committed.without_reservation.push(at);
-                }
                 add(&row);
             }
             arrived.extend(batch.arrived());
             batch.count(&mut counters);
         }
-        if committed.rejected.len() == group.len() {
+        if committed.durable(group.len()) == 0 {
             return Err(committed);
         }
         if !arrived.is_empty() {
@@ -193,13 +198,10 @@ impl VolumeTables {
         let mut body = BodyWriter::with_capacity(256 + expected.sum::<usize>());
         let prepared = match self.rows_of(group, Some(&mut body)) {
             Ok(prepared) => prepared,
-            Err(all_rejected) => return Ok(all_rejected),
+            Err(none_left) => return Ok(none_left),
         };
         let (counters, newest) = (prepared.counters, prepared.newest);
-        let committed = Committed {
-            rejected: prepared.committed.rejected.clone(),
-            without_reservation: prepared.committed.without_reservation.clone(),
-        };
+        let committed = prepared.committed.clone();
         if seeded("engine-published-first") {
             let position = Position::default();
             self.publish(prepared, Some(&position))?;

@@ -14,7 +14,8 @@
 //! A node with `--engine` borrows nothing. A commit without an answer from the engine may have
 //! become durable, so the units of its order could be neither used again nor returned.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -157,7 +158,9 @@ pub(crate) async fn borrow_always(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut asking = JoinSet::new();
-    let mut asked = BTreeSet::new();
+    // The stores of the running tasks, with the id of each task. A task that panicked returns no
+    // store, so its store is found by its id.
+    let mut asked = BTreeMap::new();
     loop {
         let called = state.borrower_called.notified();
         let work = async {
@@ -172,24 +175,22 @@ pub(crate) async fn borrow_always(
                 due.clear();
             }
             for store in due {
-                if asked.insert(store) {
+                if let Entry::Vacant(place) = asked.entry(store) {
                     let (state, remote) = (Arc::clone(&state), Arc::clone(&remote));
-                    asking.spawn(runtime::within(async move {
+                    let task = asking.spawn(runtime::within(async move {
                         ask_owner(&state, remote.as_ref(), store).await;
-                        store
                     }));
+                    place.insert(task.id());
                 }
             }
             let is_idle = asked.is_empty() && state.allotments().is_idle();
             tokio::select! {
                 biased;
-                Some(ended) = asking.join_next() => match ended {
-                    Ok(store) => drop(asked.remove(&store)),
-                    // The task panicked, which has been logged. The store of that task is unknown,
-                    // so `asked` is cleared if no other task is running.
-                    Err(_) if asking.is_empty() => asked.clear(),
-                    Err(_) => {}
-                },
+                Some(ended) = asking.join_next_with_id() => {
+                    // A panic of the task has been logged. The next round asks again.
+                    let ended = ended.map_or_else(|panic| panic.id(), |(id, ())| id);
+                    asked.retain(|_, task| *task != ended);
+                }
                 () = called => {}
                 () = tokio::time::sleep(LOOK_EVERY), if !is_idle => {}
             }
@@ -201,3 +202,6 @@ pub(crate) async fn borrow_always(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

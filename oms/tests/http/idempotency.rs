@@ -71,7 +71,7 @@ async fn conflicts_are_stored_and_malformed_requests_are_not() {
     let again = send("k", body).await;
     assert_eq!((again.status, &again.body), (409, &refused.body));
     assert_eq!(again.headers["content-type"], "application/problem+json");
-    for key in ["", &"x".repeat(256)] {
+    for key in ["", &"x".repeat(256), "a\tkey"] {
         assert_eq!(send(key, order_body("9", &[(1, 1)])).await.status, 400);
     }
 }

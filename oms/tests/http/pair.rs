@@ -468,11 +468,8 @@ async fn the_last_units_of_a_store_are_sold_once_through_either_node() {
         async move { shop.order(&format!("last-{number}"), &[(1, 1)]).await }
     });
     let mut placed = std::collections::BTreeMap::new();
-    let (mut refused, mut replies) = (0, Vec::new());
-    for order in asking {
-        replies.push(order.await);
-    }
-    for reply in replies {
+    let mut refused = 0;
+    for reply in futures_util::future::join_all(asking).await {
         match reply.status {
             200 => {
                 *placed

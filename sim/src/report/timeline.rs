@@ -77,8 +77,7 @@ pub(super) struct Mark {
 /// The timeline of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Timeline {
-    /// End of the timeline in seconds since the first request: the number of the last recorded
-    /// second, counted from 0.
+    /// End of the timeline in seconds since the first request: the end of the last recorded second.
     pub(super) end_s: f64,
     pub(super) lanes: Vec<Lane>,
     /// Marks for the beginnings of absences and pauses of nodes, of faults of the warehouse and of

@@ -32,6 +32,8 @@ pub(super) enum Replayed {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Replay {
     requests: Arc<[(Duration, Replayed)]>,
+    /// For each order by number, `true` if the file has a payment of the order.
+    paid: Arc<[bool]>,
 }
 
 impl Replay {
@@ -89,11 +91,20 @@ impl Replay {
                 problem: "there is no request to replay".to_owned(),
             });
         };
+        let mut paid = vec![false; numbers.len()];
+        for (_, request) in &requests {
+            if let Replayed::Payment { number } = request {
+                paid[*number as usize] = true;
+            }
+        }
         let requests = requests
             .into_iter()
             .map(|(at_ms, request)| (Duration::from_millis(at_ms - first_ms), request))
             .collect();
-        Ok(Self { requests })
+        Ok(Self {
+            requests,
+            paid: paid.into(),
+        })
     }
 
     /// Returns the number of requests.
@@ -109,6 +120,11 @@ impl Replay {
     /// Returns the time from the start of the first request to the start of the last request.
     pub fn duration(&self) -> Duration {
         self.requests.last().map_or(Duration::ZERO, |(at, _)| *at)
+    }
+
+    /// Returns `true` if a payment of this order will be sent.
+    pub(super) fn is_paid(&self, number: u64) -> bool {
+        self.paid.get(number as usize).copied().unwrap_or_default()
     }
 
     pub(super) fn get(&self, place: usize) -> Option<(Duration, Replayed)> {
@@ -172,6 +188,7 @@ mod tests {
             ]
         );
         assert_eq!((replay.orders(), replay.duration()), (2, ms(2_500)));
+        assert!(replay.is_paid(0) && !replay.is_paid(1));
     }
 
     #[test]

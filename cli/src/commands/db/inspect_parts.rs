@@ -138,8 +138,8 @@ pub(super) fn key(
     form: FormArgs,
     output: OutputFormat,
 ) -> Result<ExitCode, CliError> {
-    let bytes = form.form().parse_key(table, key)?;
     let db = open::to_look(path)?;
+    let bytes = form.form_in(&db, table).parse_key(table, key)?;
     let handle = open::table(&db, table)?;
     let located = handle
         .location(&bytes)

@@ -1,14 +1,18 @@
 //! Converts keys and values of typed tables to text and back.
 //!
-//! Flags on the command line name the types. A database does not record the types of values. It may
-//! record the type of a typed table's keys, but this module does not use that record. Numbers and
-//! strings of a typed table have the standard encoding of bincode 2: variable-length numbers, least
-//! significant byte first, and strings preceded by their length.
+//! Flags on the command line name the types. Without a flag, the type of keys is the one that the
+//! database records for a typed table. Types of values are not recorded. Numbers and strings of a
+//! typed table have the standard encoding of bincode 2: variable-length numbers, least significant
+//! byte first, and strings preceded by their length.
 //!
 //! Deliberately absent: structs and tuples, which cannot be written as one word on the command
 //! line.
 
 use super::show::{digits, hex};
+use microdb::TableInfo;
+
+/// Name of the standard codec of typed tables, as a database records it.
+const BINCODE: &str = "bincode";
 
 /// Largest number with an encoding of one byte, which is the number itself.
 const ONE_BYTE_MAX: u64 = 250;
@@ -40,6 +44,22 @@ pub(crate) enum DataType {
 }
 
 impl DataType {
+    /// Returns the recorded type of the keys of a table. Returns `None` if none is recorded, or if
+    /// it is neither a string nor a number of this module.
+    pub(super) fn of_keys(table: &TableInfo) -> Option<Self> {
+        let keys_as = table.keys_as.as_ref()?;
+        if keys_as.codec != BINCODE {
+            return None;
+        }
+        Some(match keys_as.type_name.as_str() {
+            "alloc::string::String" | "&str" | "str" => Self::String,
+            "u8" => Self::U8,
+            "u16" | "u32" | "u64" | "usize" => Self::U64,
+            "i16" | "i32" | "i64" | "isize" => Self::I64,
+            _ => return None,
+        })
+    }
+
     /// Returns the encoding of `text` as a value of this type.
     pub(super) fn encode(self, text: &str) -> Result<Vec<u8>, String> {
         let wrong = |example: &str| format!("'{text}' is not a value of this type; for example {example}");
@@ -132,6 +152,28 @@ mod tests {
     use super::*;
     use serde::Serialize;
     use serde::de::DeserializeOwned;
+
+    #[test]
+    fn recorded_types_of_strings_and_numbers_are_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = microdb::Db::open(folder.path().join("db")).unwrap();
+        db.typed_table::<String, u8>("string").unwrap();
+        db.typed_table::<u8, u8>("u8").unwrap();
+        db.typed_table::<usize, u8>("usize").unwrap();
+        db.typed_table::<i16, u8>("i16").unwrap();
+        db.typed_table::<(String, u8), u8>("tuple").unwrap();
+        db.table("bytes").unwrap();
+        for table in db.tables() {
+            let expected = match table.name.as_str() {
+                "string" => Some(DataType::String),
+                "u8" => Some(DataType::U8),
+                "usize" => Some(DataType::U64),
+                "i16" => Some(DataType::I64),
+                _ => None,
+            };
+            assert_eq!(DataType::of_keys(&table), expected, "{}", table.name);
+        }
+    }
 
     /// Checks that the encoding of each text is the key that a typed table of MicroDb stores.
     fn check<K: Serialize + DeserializeOwned>(kind: DataType, keys: &[(K, &str)]) {

@@ -70,7 +70,7 @@ report failed.
 
 Examples:
   imt db space data/volumes/sim-master
-  imt db space data/shop --largest 20 --key-type u64")]
+  imt db space data/shop --largest 20")]
     Space(space_report::SpaceArgs),
     /// Rewrite live records and free the space of dead ones. The database must not be in use.
     #[command(after_help = "\
@@ -177,14 +177,14 @@ Examples:
     },
     /// Print the value of a key. Changes nothing.
     #[command(after_help = "\
-Rows of a node's tables are decoded. Other bytes are shown as text, or as
-hexadecimal digits behind 0x. A key is accepted in the form in which a scan
-shows it.
+Rows of a node's tables are decoded, and so are strings and numbers that are
+keys of a typed table. Other bytes are shown as text, or as hexadecimal digits
+behind 0x. A key is accepted in the form in which a scan shows it.
 
 Examples:
   imt db get data/volumes/sim-master orders 17      a node's row
   imt db get data/shop events k1
-  imt db get data/shop users ann --key-type string   key of a typed table
+  imt db get data/shop users ann --value-type u64   row of a typed table
   imt db get data/shop events 0x6b31")]
     Get {
         #[command(flatten)]
@@ -231,7 +231,7 @@ Examples:
   imt db scan data/shop events --limit 20
   imt db scan data/shop events --prefix k --output json
   imt db scan data/shop events --count
-  imt db scan data/shop users --key-type string --keys-only")]
+  imt db scan data/shop users --keys-only")]
     Scan(records::ScanArgs),
     /// List, rename, clear and drop tables.
     #[command(subcommand)]

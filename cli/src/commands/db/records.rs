@@ -21,9 +21,9 @@ pub(crate) struct Place {
 }
 
 pub(super) fn get(place: &Place, key: &str, output: OutputFormat) -> Result<ExitCode, CliError> {
-    let form = place.form.form();
-    let bytes = form.parse_key(&place.table, key)?;
     let db = open::to_look(&place.path)?;
+    let form = place.form.form_in(&db, &place.table);
+    let bytes = form.parse_key(&place.table, key)?;
     let table = open::table(&db, &place.table)?;
     let value = table
         .get(&bytes)
@@ -61,9 +61,13 @@ pub(super) fn put(
     create: bool,
     output: OutputFormat,
 ) -> Result<ExitCode, CliError> {
-    let form = place.form.form();
-    let (bytes, value) = (form.parse_key(&place.table, key)?, form.parse_value(value)?);
+    let form = place.form.form(None);
+    // A key that does not fit a flag is refused before a database is created.
+    form.parse_key(&place.table, key)?;
+    let value = form.parse_value(value)?;
     let db = open::to_change(&place.path, create)?;
+    let form = place.form.form_in(&db, &place.table);
+    let bytes = form.parse_key(&place.table, key)?;
     if !place.form.is_raw() {
         check_row(&db, &place.table, key, &bytes, &value)?;
     }
@@ -96,8 +100,9 @@ fn check_row(db: &Db, table: &str, key: &str, bytes: &[u8], value: &[u8]) -> Res
 }
 
 pub(super) fn delete(place: &Place, key: &str, output: OutputFormat) -> Result<ExitCode, CliError> {
-    let bytes = place.form.form().parse_key(&place.table, key)?;
     let db = open::to_change(&place.path, false)?;
+    let form = place.form.form_in(&db, &place.table);
+    let bytes = form.parse_key(&place.table, key)?;
     let table = open::table(&db, &place.table)?;
     let was_there = table
         .delete(bytes)
@@ -159,12 +164,12 @@ pub(crate) struct ScanArgs {
 
 pub(super) fn scan(args: &ScanArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let place = &args.place;
-    let form = place.form.form();
+    let db = open::to_look(&place.path)?;
+    let form = place.form.form_in(&db, &place.table);
     let prefix = match args.prefix.as_str() {
         "" => Vec::new(),
         prefix => form.parse_key(&place.table, prefix)?,
     };
-    let db = open::to_look(&place.path)?;
     let table = open::table(&db, &place.table)?;
     if args.count {
         let count = match prefix.is_empty() {

@@ -7,6 +7,7 @@
 use super::key_types::DataType;
 use crate::error::CliError;
 use crate::output;
+use microdb::Db;
 use serde_json::{Value as Json, json};
 
 /// Format in which keys and values are shown and parsed.
@@ -15,13 +16,17 @@ pub(super) struct Form {
     /// `true` if the rows of a node's tables are decoded.
     known: bool,
     key_type: Option<DataType>,
+    /// `true` if `key_type` is the type that the database records, and not one of a flag. Then
+    /// digits after [`HEX_MARK`] are the bytes of a key.
+    is_recorded: bool,
     value_type: Option<DataType>,
 }
 
 /// Flags that choose the format of keys and values.
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub(crate) struct FormArgs {
-    /// Type of the keys, such as string or u64 of a typed table
+    /// Type of the keys, such as string or u64 [default: as the database records it for a typed
+    /// table]
     #[arg(short, long, value_name = "TYPE", conflicts_with = "hex")]
     key_type: Option<DataType>,
     /// Type of the values
@@ -40,13 +45,24 @@ impl FormArgs {
         self.raw
     }
 
-    pub(super) fn form(&self) -> Form {
+    /// Returns the format for a table. `recorded` is the type of its keys that the database
+    /// records, which is used if no flag names another one.
+    pub(super) fn form(&self, recorded: Option<DataType>) -> Form {
         let hex = self.hex.then_some(DataType::Hex);
+        let named = hex.or(self.key_type);
         Form {
             known: !self.raw,
-            key_type: hex.or(self.key_type),
+            key_type: named.or(recorded),
+            is_recorded: named.is_none() && recorded.is_some(),
             value_type: hex.or(self.value_type),
         }
+    }
+
+    /// Returns the format for a table of an open database.
+    pub(super) fn form_in(&self, db: &Db, table: &str) -> Form {
+        let mut tables = db.tables().into_iter();
+        let info = tables.find(|info| info.name == table);
+        self.form(info.as_ref().and_then(DataType::of_keys))
     }
 }
 
@@ -55,21 +71,32 @@ impl Form {
     pub(super) const KNOWN: Self = Self {
         known: true,
         key_type: None,
+        is_recorded: false,
         value_type: None,
     };
     /// Format that shows all keys and values as text or hexadecimal digits.
     pub(super) const RAW: Self = Self {
         known: false,
         key_type: None,
+        is_recorded: false,
         value_type: None,
     };
 
     /// Parses a key from the command line, in the same form in which `key` shows keys.
     pub(super) fn parse_key(self, table: &str, text: &str) -> Result<Vec<u8>, CliError> {
         if let Some(key_type) = self.key_type {
+            if self.is_recorded
+                && let Some(bytes) = text.strip_prefix(HEX_MARK).and_then(digits)
+            {
+                return Ok(bytes);
+            }
+            let wrong = match self.is_recorded {
+                true => "the key does not fit the type of the table's keys",
+                false => "the key does not fit --key-type",
+            };
             return key_type
                 .encode(text)
-                .map_err(|error| CliError::Usage(format!("the key does not fit --key-type: {error}")));
+                .map_err(|error| CliError::Usage(format!("{wrong}: {error}")));
         }
         let known = if self.known {
             imt_oms::key_from_text(table, text)
@@ -95,6 +122,11 @@ impl Form {
 
     pub(super) fn key(self, table: &str, key: &[u8]) -> String {
         let known = match self.key_type {
+            // A key that is no plain text of its type is shown as digits, which `parse_key` reads.
+            Some(key_type) if self.is_recorded => {
+                let text = key_type.decode(key).filter(|text| is_plain(text));
+                return text.unwrap_or_else(|| hex(key));
+            }
             Some(key_type) => key_type.decode(key),
             None if self.known => imt_oms::key_as_text(table, key),
             None => None,
@@ -131,9 +163,15 @@ impl Form {
 /// that begins with [`HEX_MARK`] is shown as digits too, so that both forms can be told apart.
 fn bytes_text(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
-        Ok(text) if !text.starts_with(HEX_MARK) && !text.chars().any(char::is_control) => text.to_owned(),
+        Ok(text) if is_plain(text) => text.to_owned(),
         _ => hex(bytes),
     }
+}
+
+/// Returns `true` for a text that is shown as it is: without control characters, and different from
+/// digits after [`HEX_MARK`].
+fn is_plain(text: &str) -> bool {
+    !text.starts_with(HEX_MARK) && !text.chars().any(char::is_control)
 }
 
 /// Parses a text in the form that [`bytes_text`] returns.
@@ -311,6 +349,34 @@ mod tests {
             ..Form::KNOWN
         };
         assert!(matches!(digits.parse_key("t", "0g"), Err(CliError::Usage(_))));
+    }
+
+    #[test]
+    fn keys_of_a_recorded_type_are_read_back_in_the_form_in_which_they_are_shown() {
+        let form = Form {
+            key_type: Some(DataType::String),
+            is_recorded: true,
+            ..Form::KNOWN
+        };
+        for (bytes, shown) in [
+            (&b"\x03ann"[..], "ann"),
+            (b"\x00", ""),
+            // Texts that look like digits, texts with control characters, and other bytes.
+            (b"\x040x00", "0x0430783030"),
+            (b"\x01\n", "0x010a"),
+            (b"k1", "0x6b31"),
+        ] {
+            assert_eq!(form.key("t", bytes), shown);
+            assert_eq!(form.parse_key("t", shown).unwrap(), bytes, "{shown}");
+        }
+        let numbers = Form {
+            key_type: Some(DataType::U64),
+            ..form
+        };
+        let Err(CliError::Usage(error)) = numbers.parse_key("t", "ann") else {
+            panic!("a name is no number");
+        };
+        assert!(error.contains("the type of the table's keys"), "{error}");
     }
 
     #[test]

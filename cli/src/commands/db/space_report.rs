@@ -7,6 +7,8 @@
 //! - A segment that a compaction removes while the report is made is left out. The report gives the
 //!   number of such segments.
 
+use super::key_types::DataType;
+use super::open;
 use super::show::{FormArgs, bar};
 use super::{open, verdict};
 use crate::error::CliError;
@@ -202,10 +204,10 @@ impl Largest {
                 keep(&mut values, limit, (value.len(), key.len()), at, &key);
             }
         }
-        let form = args.form.form();
+        let form = |at: usize| args.form.form(DataType::of_keys(&tables[at]));
         let large = |at: usize, key: &[u8], key_bytes, value_bytes| Large {
             table: tables[at].name.clone(),
-            key: form.key(&tables[at].name, key),
+            key: form(at).key(&tables[at].name, key),
             key_bytes,
             value_bytes,
         };

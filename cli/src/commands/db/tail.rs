@@ -8,6 +8,7 @@
 //! Deliberately absent: notifications of the file system (inotify). They would give no more
 //! information than lengths and times do, and not every file system sends them.
 
+use super::key_types::DataType;
 use super::open;
 use super::show::{self, Form, FormArgs};
 use crate::args;
@@ -79,6 +80,8 @@ struct Place {
     chain: Option<u64>,
     /// Names of tables by id. Changes that create or rename a table set its name.
     names: HashMap<u32, String>,
+    /// Recorded types of the keys of typed tables, by the id of the table.
+    key_types: HashMap<u32, DataType>,
 }
 
 pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
@@ -96,6 +99,7 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
         sequence: since,
         chain: (since == 0).then_some(0),
         names,
+        key_types: HashMap::new(),
     };
     read(args, &db, &mut place, output)?;
     drop(db);
@@ -144,6 +148,10 @@ fn traces(path: &Path) -> Vec<(OsString, u64, Option<SystemTime>)> {
 /// Reads all changes after `place`, prints those that the flags select, and moves `place` to the
 /// last change.
 fn read(args: &TailArgs, db: &Db, place: &mut Place, output: OutputFormat) -> Result<(), CliError> {
+    let types = db.tables().into_iter();
+    place.key_types = types
+        .filter_map(|table| Some((table.id, DataType::of_keys(&table)?)))
+        .collect();
     let changes = match db.changes_since(Sequence(place.sequence)) {
         Err(Error::FeedGone { oldest, .. }) if args.since.is_none() && place.chain.is_none() => {
             // Without `--since`, reading begins at the oldest change that the log still has.
@@ -176,9 +184,13 @@ fn read(args: &TailArgs, db: &Db, place: &mut Place, output: OutputFormat) -> Re
 }
 
 fn print(args: &TailArgs, change: &Change, place: &mut Place, output: OutputFormat) -> Result<(), CliError> {
-    let form = args.form.form();
     let mut operations = Vec::new();
     for operation in &change.operations {
+        let recorded = match operation {
+            Operation::Put { table, .. } | Operation::Delete { table, .. } => place.key_types.get(table),
+            _ => None,
+        };
+        let form = args.form.form(recorded.copied());
         let shown = operation_json(form, operation, &mut place.names);
         if args.wants(&shown) {
             operations.push(shown);

@@ -226,31 +226,42 @@ impl Demo {
         Ok(())
     }
 
-    async fn promote(&mut self) -> Result<(), CliError> {
-        let began = Instant::now();
+    /// Returns the running standby with the newest log, and the position of the log's end.
+    async fn newest_standby(&mut self) -> Result<(u64, usize), CliError> {
         let mut newest: Option<(u64, usize)> = None;
         for (at, server) in self.servers.iter_mut().enumerate() {
             if server.process().is_none() {
                 continue;
             }
             let url = server.url()?;
-            let position = wait_for(server, || imt_oms::standby_position(&url)).await?;
+            let position = wait_unless_ended(server, || imt_oms::standby_position(&url)).await?;
+            let Some(position) = position else {
+                continue;
+            };
             if newest.is_none_or(|(known, _)| position > known) {
                 newest = Some((position, at));
             }
         }
-        let Some((position, next)) = newest else {
-            return Err(CliError::failed(
-                "the primary ended, and no standby runs; start the demonstration again",
-            ));
+        newest.ok_or_else(|| {
+            CliError::failed("the primary ended, and no standby runs; start the demonstration again")
+        })
+    }
+
+    async fn promote(&mut self) -> Result<(), CliError> {
+        let began = Instant::now();
+        let (position, next, name) = loop {
+            let (position, next) = self.newest_standby().await?;
+            self.primary = next;
+            let Some(primary) = self.servers.get_mut(next) else {
+                return Ok(());
+            };
+            let url = primary.url()?;
+            let promoted = wait_unless_ended(primary, || imt_oms::promote_standby(&url)).await?;
+            // If this standby has ended, too, the next round chooses another one.
+            if promoted.is_some() {
+                break (position, next, primary.name.clone());
+            }
         };
-        self.primary = next;
-        let Some(primary) = self.servers.get_mut(next) else {
-            return Ok(());
-        };
-        let url = primary.url()?;
-        wait_for(primary, || imt_oms::promote_standby(&url)).await?;
-        let name = primary.name.clone();
         for at in 0..self.servers.len() {
             let [server, primary] = match self.servers.get_disjoint_mut([at, next]) {
                 Ok(both) => both,
@@ -261,7 +272,7 @@ impl Demo {
             if server.process().is_some() {
                 server.follow(primary)?;
                 let url = server.url()?;
-                wait_for(server, || imt_oms::reload_standby(&url)).await?;
+                wait_unless_ended(server, || imt_oms::reload_standby(&url)).await?;
             }
         }
         tracing::info!(
@@ -326,5 +337,33 @@ where
             ));
         }
         tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Repeats a call as `wait_for` does, but returns `None` if the server has ended. `Demo::look` logs
+/// the end of that server.
+async fn wait_unless_ended<T, F>(server: &mut Server, question: impl Fn() -> F) -> Result<Option<T>, CliError>
+where
+    F: Future<Output = Result<T, imt_oms::NodeError>>,
+{
+    match wait_for(server, question).await {
+        Ok(answer) => Ok(Some(answer)),
+        Err(_) if server.process().is_none() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_standby_that_has_ended_is_left_out_of_a_promotion() {
+        let folder = tempfile::tempdir().unwrap();
+        // A server without a process is like one that has ended.
+        let mut server = Server::new(folder.path(), "standby1", "password").unwrap();
+        let question = || async { Err::<u64, _>(imt_oms::NodeError::Drain { requests: 1 }) };
+        assert!(wait_for(&mut server, question).await.is_err());
+        assert!(wait_unless_ended(&mut server, question).await.unwrap().is_none());
     }
 }

@@ -134,6 +134,8 @@ pub(crate) async fn settle(
         match found {
             Ok(Found::Same) if seeded("engine-found-is-durable") => return Settled::Durable(pending[at].1),
             Ok(Found::Same) => {
+                // An entry of this writer in the log follows the previous acknowledged entry.
+                old_answers = 0;
                 at += 1;
                 if at == UNACKNOWLEDGED_MAX {
                     at = 0;
@@ -157,7 +159,8 @@ pub(crate) async fn settle(
             Ok(Found::Nothing) if seeded("engine-looks-only") => {
                 return Settled::Refused { may_appear: false };
             }
-            Ok(Found::Nothing) => {}
+            // `find_out` has found the previous entry.
+            Ok(Found::Nothing) => old_answers = 0,
             Err(error) => {
                 may_appear |= matches!(error, LogError::Unknown(_));
                 if !status.is_away() {
@@ -302,3 +305,6 @@ impl LogWriter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,7 @@
 //! Tests of the commit order, of groups, of a closed volume, and of the end of reservations.
 
+use std::os::unix::fs::FileExt;
+
 use super::*;
 use crate::domain::order::Line;
 use crate::storage::fence::{Fence, SlotOwnership};
@@ -155,6 +157,80 @@ async fn only_the_first_of_several_removals_ends_a_reservation() {
         }
         assert_eq!(ended, [true, true, false, true, true, true, false]);
     }
+    tokio::task::spawn_blocking(move || storage.close())
+        .await
+        .unwrap()
+        .unwrap();
+}
+
+/// Changes a byte of the reservation's value in the log, or changes it back.
+fn flip_reservation(folder: &Path, order: &OrderId) {
+    let key = [order.as_bytes(), b"/1"].concat();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.is_file() {
+            continue;
+        }
+        let bytes = std::fs::read(&path).unwrap();
+        if let Some(at) = bytes.windows(key.len()).position(|window| window == key) {
+            let at = at + key.len();
+            let file = std::fs::File::options().write(true).open(&path).unwrap();
+            file.write_all_at(&[!bytes[at]], at as u64).unwrap();
+            return;
+        }
+    }
+    panic!("the reservation is in no file of {}", folder.display());
+}
+
+/// Units are released only if the commit found their reservation. With an unreadable row, the
+/// committer cannot know that, so it must not guess.
+#[tokio::test]
+async fn a_batch_that_removes_an_unreadable_reservation_fails_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = Volume::open(folder.path()).unwrap();
+    let counters = Arc::new(VolumeCounters::default());
+    storage.count_commits(&counters);
+    let order = OrderId::parse("order-with-a-damaged-row").unwrap();
+    let other = OrderId::parse("other").unwrap();
+    let lines = [Line { id: 7, quantity: 1 }];
+    let mut batch = WriteBatch::default();
+    batch.reserve_for(&order, 1, &lines, None);
+    storage
+        .permit()
+        .await
+        .unwrap()
+        .send(batch)
+        .durable()
+        .await
+        .unwrap();
+    let unreserve = || {
+        let mut batch = WriteBatch::default();
+        batch.unreserve(&order, 1);
+        batch
+    };
+    flip_reservation(folder.path(), &order);
+    let mut batch = WriteBatch::default();
+    batch.delivery(&other, &delivery());
+    // The committer may commit these batches as one group or as several groups.
+    let mut tickets = Vec::new();
+    for batch in [unreserve(), batch, unreserve()] {
+        tickets.push(storage.permit().await.unwrap().send(batch));
+    }
+    for (at, mut ticket) in tickets.into_iter().enumerate() {
+        let outcome = ticket.answer().await;
+        if at == 1 {
+            assert!(outcome.unwrap().reservations_ended);
+        } else {
+            assert!(matches!(outcome, Err(StorageError::Read { .. })), "{outcome:?}");
+        }
+    }
+    flip_reservation(folder.path(), &order);
+    for expected in [true, false] {
+        let mut ticket = storage.permit().await.unwrap().send(unreserve());
+        assert_eq!(ticket.answer().await.unwrap().reservations_ended, expected);
+    }
+    let batches = counters.batches.load(Ordering::Relaxed);
+    assert_eq!(batches, 4, "the failed batches are not counted");
     tokio::task::spawn_blocking(move || storage.close())
         .await
         .unwrap()

@@ -150,7 +150,7 @@ fn settlement(store: u32, delivered: bool) -> Settlement {
 }
 
 #[tokio::test]
-async fn a_settlement_that_cannot_be_written_changes_nothing_and_is_carried_out_when_it_is_told_again() {
+async fn a_failed_settlement_changes_nothing_and_its_repetition_is_applied_once() {
     let (_, shared) = rings();
     for delivered in [false, true] {
         let folder = tempfile::tempdir().unwrap();
@@ -193,7 +193,7 @@ async fn a_settlement_that_cannot_be_written_changes_nothing_and_is_carried_out_
 }
 
 #[tokio::test]
-async fn a_volume_that_is_opened_again_knows_what_was_asked_for_from_elsewhere() {
+async fn a_reopened_volume_knows_the_reservations_requested_by_other_volumes() {
     let (alone, shared) = rings();
     let folder = tempfile::tempdir().unwrap();
     let state = stocked(folder.path(), &shared).await;
@@ -256,7 +256,7 @@ impl RemoteVolumes for NothingKept {
 /// reservation's row shows that another volume requested the units, so the volume must ask if the
 /// order exists.
 #[tokio::test(start_paused = true)]
-async fn units_of_an_order_that_never_came_are_released_by_the_volume_that_has_its_slot_now() {
+async fn units_of_an_order_that_was_never_placed_are_released_by_the_new_owner_of_its_slot() {
     let (alone, shared) = rings();
     let folder = tempfile::tempdir().unwrap();
     let state = stocked(folder.path(), &shared).await;
@@ -279,7 +279,7 @@ async fn units_of_an_order_that_never_came_are_released_by_the_volume_that_has_i
 /// That volume may have applied the settlement already, and a delayed request may have reserved the
 /// units again. The answer "kept" would leave these units reserved for ever.
 #[tokio::test]
-async fn a_reservation_is_neither_kept_nor_given_up_while_the_settlement_of_its_order_waits() {
+async fn a_question_about_a_reservation_is_not_answered_while_its_settlement_is_unconfirmed() {
     let (_, shared) = rings();
     let folder = tempfile::tempdir().unwrap();
     let state = stocked(folder.path(), &shared).await;
@@ -300,7 +300,7 @@ async fn a_reservation_is_neither_kept_nor_given_up_while_the_settlement_of_its_
 }
 
 #[tokio::test]
-async fn what_reaches_a_volume_beside_its_order_is_asked_after_if_it_was_asked_for_from_elsewhere() {
+async fn a_migrated_reservation_stays_remote_only_if_another_volume_requested_it() {
     let (alone, shared) = rings();
     let folder = tempfile::tempdir().unwrap();
     let state = stocked(folder.path(), &shared).await;
@@ -327,7 +327,7 @@ async fn what_reaches_a_volume_beside_its_order_is_asked_after_if_it_was_asked_f
 }
 
 #[tokio::test]
-async fn each_request_of_a_batch_gets_its_own_answer_and_a_refusal_says_what_is_left() {
+async fn each_request_of_a_batch_gets_its_own_answer_and_a_refusal_names_the_available_units() {
     let (_, shared) = rings();
     let folder = tempfile::tempdir().unwrap();
     let state = stocked(folder.path(), &shared).await;
@@ -371,7 +371,7 @@ async fn each_request_of_a_batch_gets_its_own_answer_and_a_refusal_says_what_is_
 }
 
 #[tokio::test]
-async fn a_batch_that_cannot_be_written_reserves_nothing_and_answers_nobody_yes() {
+async fn a_batch_that_fails_to_commit_reserves_nothing_and_refuses_every_request() {
     let (_, shared) = rings();
     let folder = tempfile::tempdir().unwrap();
     let state = stocked(folder.path(), &shared).await;
@@ -391,7 +391,7 @@ async fn a_batch_that_cannot_be_written_reserves_nothing_and_answers_nobody_yes(
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_confirmed_reservation_is_not_asked_after() {
+async fn the_order_of_a_confirmed_reservation_is_not_asked_about_it() {
     let (_, shared) = rings();
     let folder = tempfile::tempdir().unwrap();
     let state = stocked(folder.path(), &shared).await;

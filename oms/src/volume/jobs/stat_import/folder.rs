@@ -11,7 +11,8 @@ use std::io::{Error, ErrorKind, Result};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags};
+use rustix::fs::{AtFlags, CWD, RenameFlags};
+use rustix::io::Errno;
 
 use crate::runtime::regular_file;
 use crate::volume::jobs::stat_import::name;
@@ -120,6 +121,23 @@ pub(crate) fn delete(path: &Path, stamp: &Stamp) -> Result<bool> {
     Ok(true)
 }
 
+/// Renames an entry on a file system without `NOREPLACE`. A file gets a hard link with the new
+/// name, because a hard link never replaces a file. A crash before the old name is removed leaves
+/// both names, and the next scan sets the old name aside again.
+fn rename_by_link(path: &Path, aside: &Path) -> rustix::io::Result<()> {
+    // Without flags, a symbolic link is linked itself, not its target.
+    match rustix::fs::linkat(CWD, path, CWD, aside, AtFlags::empty()) {
+        Ok(()) => rustix::fs::unlink(path),
+        // A folder has no hard links, and its rename replaces no file. The final slash makes the
+        // rename fail if the entry is no folder.
+        Err(Errno::PERM) => rustix::fs::rename(path.join(""), aside).map_err(|error| match error {
+            Errno::NOTDIR => Errno::PERM,
+            error => error,
+        }),
+        Err(error) => Err(error),
+    }
+}
+
 /// Renames an entry of any type to `NAME.rejected`, or to `NAME.rejected.2` and so on if that name
 /// is taken. Replaces no file that existed before this call.
 pub(crate) fn set_aside(path: &Path) -> Result<PathBuf> {
@@ -133,17 +151,48 @@ pub(crate) fn set_aside(path: &Path) -> Result<PathBuf> {
         if std::fs::symlink_metadata(&aside).is_ok() {
             continue;
         }
-        match rustix::fs::renameat_with(CWD, path, CWD, &aside, RenameFlags::NOREPLACE) {
+        let renamed = match rustix::fs::renameat_with(CWD, path, CWD, &aside, RenameFlags::NOREPLACE) {
+            // The file system does not support `NOREPLACE`.
+            Err(Errno::INVAL | Errno::NOSYS) => rename_by_link(path, &aside),
+            renamed => renamed,
+        };
+        match renamed {
             Ok(()) => return Ok(aside),
-            Err(rustix::io::Errno::EXIST) => {}
-            // The file system does not support `NOREPLACE`. The new name was free a moment ago, so
-            // a plain rename is used.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-                std::fs::rename(path, &aside)?;
-                return Ok(aside);
-            }
+            Err(Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         }
     }
     Err(Error::other("too many files of this name were set aside before"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The test calls the fallback itself, because the file system of the tests has `NOREPLACE`.
+    #[test]
+    fn a_rename_by_link_replaces_no_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        let content = |name: &str| std::fs::read_to_string(path(name)).unwrap();
+        std::fs::write(path("file"), "new").unwrap();
+        std::fs::write(path("taken"), "old").unwrap();
+        std::fs::create_dir(path("folder")).unwrap();
+        std::os::unix::fs::symlink("nowhere", path("link")).unwrap();
+        let taken = rename_by_link(&path("file"), &path("taken"));
+        assert_eq!(taken, Err(Errno::EXIST));
+        assert_eq!(
+            (content("file"), content("taken")),
+            ("new".to_owned(), "old".to_owned())
+        );
+        assert!(rename_by_link(&path("folder"), &path("taken")).is_err());
+        assert_eq!(content("taken"), "old");
+        for name in ["file", "folder", "link"] {
+            let aside = path(&format!("{name}.rejected"));
+            rename_by_link(&path(name), &aside).unwrap();
+            assert!(std::fs::symlink_metadata(path(name)).is_err(), "{name}");
+            assert!(std::fs::symlink_metadata(aside).is_ok(), "{name}");
+        }
+        assert_eq!(content("file.rejected"), "new");
+    }
 }

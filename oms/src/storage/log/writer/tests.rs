@@ -1,0 +1,127 @@
+//! Tests of the writer's decision that the engine has lost entries, with a log of scripted answers.
+
+use std::collections::VecDeque;
+
+use super::*;
+use crate::storage::log::{Answer, EngineRow, Head, LastWords};
+
+const EPOCH: u64 = 5;
+
+/// The answer of a server to one attempt to append the entry 2.
+#[derive(Clone, Copy)]
+enum Server {
+    /// A server without the previous entry 1.
+    Old,
+    /// A server with the previous entry, which does not append the new one.
+    Current,
+    /// A server that appends the new entry.
+    Appends,
+}
+
+/// A log with one answer for each attempt to append.
+struct Scripted {
+    servers: VecDeque<Server>,
+    now: Server,
+    changes_of_host: u32,
+}
+
+impl Log for Scripted {
+    fn append<'a>(&'a mut self, _: &'a Entry, _: Option<(u64, u64)>) -> Answer<'a, bool> {
+        self.now = self.servers.pop_front().unwrap_or(Server::Appends);
+        let appends = matches!(self.now, Server::Appends);
+        Box::pin(async move { Ok(appends) })
+    }
+
+    fn look(&mut self, seq: u64) -> Answer<'_, Option<Entry>> {
+        let is_there = seq == 1 && matches!(self.now, Server::Current);
+        let entry = is_there.then(|| Entry {
+            seq,
+            epoch: EPOCH,
+            body: Bytes::new(),
+        });
+        Box::pin(async move { Ok(entry) })
+    }
+
+    fn newest(&mut self) -> Answer<'_, Position> {
+        unimplemented!()
+    }
+
+    fn head(&mut self) -> Answer<'_, Option<Head>> {
+        let (epoch, kept_from) = (EPOCH, 1);
+        Box::pin(async move { Ok(Some(Head { epoch, kept_from })) })
+    }
+
+    fn create(&mut self) -> Answer<'_, ()> {
+        unimplemented!()
+    }
+
+    fn raise<'a>(&'a mut self, _: &'a str, _: u64, _: u64) -> Answer<'a, Option<u64>> {
+        unimplemented!()
+    }
+
+    fn tail(&mut self, _: u64, _: u64) -> Answer<'_, Vec<Entry>> {
+        unimplemented!()
+    }
+
+    fn rows<'a>(&'a mut self, _: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send)) -> Answer<'a, ()> {
+        unimplemented!()
+    }
+
+    fn checkpoint<'a>(&'a mut self, _: u64, _: u64, _: &'a LastWords) -> Answer<'a, bool> {
+        unimplemented!()
+    }
+
+    fn trim(&mut self, _: u64) -> Answer<'_, u64> {
+        unimplemented!()
+    }
+
+    fn next_host(&mut self) {
+        self.changes_of_host += 1;
+    }
+
+    fn remove(&mut self) -> Answer<'_, ()> {
+        unimplemented!()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn entries_are_lost_only_if_successive_reads_do_not_show_them() {
+    let before = Position {
+        seq: 1,
+        epoch: EPOCH,
+        ..Position::default()
+    };
+    let old = OLD_ANSWERS_MAX as usize;
+    for (reads, is_lost) in [
+        (vec![Server::Old; old], false),
+        (vec![Server::Old; old + 1], true),
+        // One read that shows the entry begins the count again.
+        (
+            [
+                vec![Server::Old; old],
+                vec![Server::Current],
+                vec![Server::Old; old],
+            ]
+            .concat(),
+            false,
+        ),
+        ([vec![Server::Current], vec![Server::Old; old + 1]].concat(), true),
+    ] {
+        let count = reads.len();
+        let mut log = Scripted {
+            servers: reads.into(),
+            now: Server::Appends,
+            changes_of_host: 0,
+        };
+        let entry = BodyWriter::with_capacity(0).seal(&before, EPOCH);
+        let position = entry.1;
+        let settled = settle(&mut log, before, entry, &LogStatus::default()).await;
+        let expected = match is_lost {
+            true => Settled::PredecessorLost,
+            false => Settled::Durable(position),
+        };
+        assert_eq!(settled, expected, "{count} reads");
+        assert!(log.servers.is_empty(), "{count} reads");
+        assert!(log.changes_of_host >= OLD_ANSWERS_MAX, "{count} reads");
+    }
+}
