@@ -235,9 +235,9 @@ impl Error {
         matches!(self, Self::Corrupt { .. })
     }
 
-    /// Returns `true` if the disk or a quota was full, also if that is the cause of [`Error::Poisoned`]. Then
-    /// the database refuses all further writes. After every other such error nothing was written,
-    /// and the operation can be repeated once there is room.
+    /// Returns `true` if the disk or a quota was full, also if that is the cause of
+    /// [`Error::Poisoned`]. Then the database refuses all further writes. After every other such
+    /// error nothing was written, and the operation can be repeated once there is room.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

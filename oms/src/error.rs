@@ -250,8 +250,9 @@ pub enum NodeError {
 }
 
 impl StorageError {
-    /// Returns `true` if the disk or a quota was full. Nothing was written, and a later try may succeed. After
-    /// a failed sync, microdb refuses all further writes (`Poisoned`), so this returns `false`.
+    /// Returns `true` if the disk or a quota was full. Nothing was written, and a later try may
+    /// succeed. After a failed sync, microdb refuses all further writes (`Poisoned`), so this
+    /// returns `false`.
     pub(crate) fn is_full_disk(&self) -> bool {
         match self {
             StorageError::Open { source, .. } => source.is_disk_full(),

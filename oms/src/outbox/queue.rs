@@ -10,9 +10,9 @@
 //! - The breaker does not count a call that was not answered or got an error, if it is no probe and
 //!   other messages were answered since this message last failed. Such a message is itself at
 //!   fault.
-//! - A message becomes a dead letter if it is malformed or has used up its tries. A message that has
-//!   used up its tries is given up only if other messages were answered since it last failed, or if
-//!   the breaker is closed and the warehouse answers this message with errors.
+//! - A message becomes a dead letter if it is malformed or has used up its tries. A message that
+//!   has used up its tries is given up only if other messages were answered since it last failed,
+//!   or if the breaker is closed and the warehouse answers this message with errors.
 //!
 //! Deliberately absent: rows, tasks and the HTTP client.
 

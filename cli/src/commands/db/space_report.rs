@@ -8,7 +8,6 @@
 //!   number of such segments.
 
 use super::key_types::DataType;
-use super::open;
 use super::show::{FormArgs, bar};
 use super::{open, verdict};
 use crate::error::CliError;
