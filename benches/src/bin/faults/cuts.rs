@@ -104,10 +104,7 @@ pub(crate) fn run(plan: &Plan, engine: EngineName) -> Outcome<Tally> {
         plan,
         engine,
         random: Random::new(plan.seed),
-        expected: Expected {
-            sure: vec![0..RECORDS],
-            ..Expected::default()
-        },
+        expected: Expected::first(RECORDS),
         tally: Tally::default(),
     });
     let mut hook = |disk: &Disk, view: &View| cutter.borrow_mut().cut(disk, view, plan.tries);

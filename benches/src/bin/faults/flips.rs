@@ -41,10 +41,7 @@ pub(crate) fn run(plan: &Plan, engine: EngineName, end: End) -> Outcome<Tally> {
     stored(&fill(0..half, PER_COMMIT, true, false))?;
     stored(&fill(half..RECORDS, 1, false, end == End::Killed))?;
     let view = View::read(&whole)?;
-    let expected = Expected {
-        sure: vec![0..RECORDS],
-        ..Expected::default()
-    };
+    let expected = Expected::first(RECORDS);
     let mut tally = Tally::default();
     let unharmed = judge_view(&view, &scratch, engine, &expected)?;
     if unharmed.0 != Verdict::Right {

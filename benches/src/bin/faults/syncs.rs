@@ -113,10 +113,7 @@ fn one(
     let folder = plan.folder.join("database");
     let nothing = &mut |_: &Disk, _: &View| Ok(());
     let mut power = Power::start(engine, &folder, nothing)?;
-    let mut expected = Expected {
-        sure: vec![0..RECORDS],
-        ..Expected::default()
-    };
+    let mut expected = Expected::first(RECORDS);
     let (mut is_after, mut refused, mut accepted, mut ended) = (false, 0, 0, false);
     for number in 0..scenario.before + FIRST_SYNCS + AFTER {
         let from = RECORDS + number * scenario.per_commit;

@@ -67,6 +67,13 @@ pub(crate) struct Expected {
 }
 
 impl Expected {
+    /// Returns the first `count` records as sure ones.
+    pub(crate) fn first(count: u64) -> Self {
+        let mut expected = Self::default();
+        expected.add_sure(0..count);
+        expected
+    }
+
     /// Adds the records of an acknowledged commit.
     pub(crate) fn add_sure(&mut self, records: Range<u64>) {
         match self.sure.last_mut() {
@@ -134,8 +141,10 @@ pub(crate) fn run(task: Task) -> Outcome<()> {
                 fill(&*db, records, per_commit)?;
             }
             say("stored")?;
-            while until_killed {
-                std::thread::park();
+            if until_killed {
+                loop {
+                    std::thread::park();
+                }
             }
         }
         Task::Read {
