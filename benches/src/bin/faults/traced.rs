@@ -2,7 +2,8 @@
 //!
 //! The child installs a seccomp filter. The kernel then suspends a thread that calls `fdatasync`,
 //! `pwrite` or another of [`TRAPPED`], and the parent decides about the call. The parent performs
-//! no sync: it answers that the sync succeeded or failed, and [`crate::disk`] keeps the consequence.
+//! no sync. It answers that the sync succeeded or failed, and [`crate::disk`] keeps the
+//! consequence.
 //!
 //! Descriptors 0 to 2 are not trapped, because child and parent talk through them.
 
