@@ -72,7 +72,10 @@ pub(crate) fn install() -> Outcome<i32> {
     };
     // SAFETY: `program` points to a filter that lives until the end of the calls.
     let listener = unsafe {
-        if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 {
+        // Without its parent, this process would wait for an answer for ever.
+        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0
+            || libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+        {
             return Err(std::io::Error::last_os_error().into());
         }
         libc::syscall(
