@@ -50,6 +50,11 @@ impl Engine for Microdb {
         Ok(())
     }
 
+    fn dropped(&self) -> Option<String> {
+        let report = self.db.recovery();
+        (report.dropped_bytes > 0).then(|| report.to_string())
+    }
+
     fn index_bytes(&self) -> Option<u64> {
         Some(self.db.stats().directory_bytes)
     }

@@ -91,6 +91,16 @@ impl EngineName {
         }
     }
 
+    /// Returns `true` if a batch of the engine is one atomic commit.
+    #[must_use]
+    pub const fn has_batches(self) -> bool {
+        match self {
+            #[cfg(feature = "candystore")]
+            Self::Candystore => false,
+            _ => true,
+        }
+    }
+
     /// Returns the names of the packages that the report lists with their versions for this engine.
     #[must_use]
     pub const fn packages(self) -> &'static [&'static str] {
@@ -202,6 +212,11 @@ pub trait Engine: Sync {
     /// # Errors
     /// Returns the engine's error, or [`Unsupported`].
     fn compact(&mut self) -> Outcome<()>;
+
+    /// Returns the engine's own statement that its open dropped data, if it makes one.
+    fn dropped(&self) -> Option<String> {
+        None
+    }
 
     /// Returns the size of the engine's index in bytes, if the engine reports it.
     fn index_bytes(&self) -> Option<u64> {

@@ -1,0 +1,176 @@
+//! The results, as tables for people and as JSON.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::syncs::SyncTally;
+use crate::verdict::Verdict;
+
+/// Number of examples of each verdict in the JSON.
+const EXAMPLES_MAX: usize = 3;
+
+/// The verdicts of one engine under one kind of damage.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Tally {
+    pub(crate) verdicts: BTreeMap<Verdict, u64>,
+    /// The verdicts by damaged file.
+    pub(crate) files: BTreeMap<String, BTreeMap<Verdict, u64>>,
+    pub(crate) examples: BTreeMap<Verdict, Vec<String>>,
+    /// Number of bytes in sectors that are not empty. The flipped bits are drawn from them.
+    pub(crate) bytes: u64,
+    /// Number of commits while the power was cut.
+    pub(crate) commits: u64,
+    /// Number of moments at which the power was cut.
+    pub(crate) moments: u64,
+    /// Sum of the pending sectors of all moments.
+    pub(crate) pending: u64,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, verdict: Verdict, file: &str, example: String) {
+        *self.verdicts.entry(verdict).or_default() += 1;
+        let by_file = self.files.entry(file.to_owned()).or_default();
+        *by_file.entry(verdict).or_default() += 1;
+        let examples = self.examples.entry(verdict).or_default();
+        if verdict != Verdict::Right && examples.len() < EXAMPLES_MAX {
+            examples.push(example);
+        }
+    }
+
+    fn count(&self, verdicts: &[Verdict]) -> u64 {
+        let count = |verdict| self.verdicts.get(verdict).copied().unwrap_or(0);
+        verdicts.iter().map(count).sum()
+    }
+}
+
+/// All results of a run.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Results {
+    /// Flipped bits in closed databases, by engine.
+    pub(crate) flips_closed: Vec<(String, Tally)>,
+    /// Flipped bits in databases of killed processes, by engine.
+    pub(crate) flips_killed: Vec<(String, Tally)>,
+    /// Power cuts, by engine.
+    pub(crate) cuts: Vec<(String, Tally)>,
+    /// Failed syncs after which the process goes on, by engine.
+    pub(crate) syncs: Vec<(String, SyncTally)>,
+    /// Failed syncs after which the process is killed and started again, by engine.
+    pub(crate) syncs_restarted: Vec<(String, SyncTally)>,
+    /// Steps that failed: engine and reason.
+    pub(crate) failures: Vec<(String, String)>,
+}
+
+impl Results {
+    /// Returns the tables in Markdown.
+    pub(crate) fn markdown(&self) -> String {
+        let mut text = String::new();
+        for (title, tallies) in [("closed", &self.flips_closed), ("killed", &self.flips_killed)] {
+            if !tallies.is_empty() {
+                flips(&mut text, title, tallies);
+            }
+        }
+        if !self.cuts.is_empty() {
+            cuts(&mut text, &self.cuts);
+        }
+        for (title, tallies) in [
+            ("the process goes on", &self.syncs),
+            ("the process is killed and started again", &self.syncs_restarted),
+        ] {
+            if !tallies.is_empty() {
+                syncs(&mut text, title, tallies);
+            }
+        }
+        for (engine, reason) in &self.failures {
+            let _ = writeln!(text, "failed: {engine}: {reason}");
+        }
+        text
+    }
+}
+
+fn flips(text: &mut String, title: &str, tallies: &[(String, Tally)]) {
+    let _ = writeln!(
+        text,
+        "Flipped bits, {title} database\n\n\
+         | engine | bits | right | open fails | read fails | drop reported | absent, no error | wrong value | panic | \
+         crash | hang |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    );
+    for (engine, tally) in tallies {
+        let _ = write!(text, "| {engine} | {}", tally.verdicts.values().sum::<u64>());
+        for verdict in [
+            Verdict::Right,
+            Verdict::Refused,
+            Verdict::ReadError,
+            Verdict::Told,
+            Verdict::Absent,
+            Verdict::Wrong,
+            Verdict::Panic,
+            Verdict::Crash,
+            Verdict::Hang,
+        ] {
+            let _ = write!(text, " | {}", tally.count(&[verdict]));
+        }
+        text.push_str(" |\n");
+    }
+    text.push('\n');
+}
+
+fn cuts(text: &mut String, tallies: &[(String, Tally)]) {
+    let _ = writeln!(
+        text,
+        "Power cuts\n\n\
+         | engine | commits | moments | pending sectors | cuts | all commits kept | open fails | read fails | \
+         commit lost | part of a commit | wrong value | panic, crash, hang |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    );
+    for (engine, tally) in tallies {
+        let _ = write!(
+            text,
+            "| {engine} | {} | {} | {} | {}",
+            tally.commits,
+            tally.moments,
+            tally.pending,
+            tally.verdicts.values().sum::<u64>()
+        );
+        for verdicts in [
+            &[Verdict::Right][..],
+            &[Verdict::Refused],
+            &[Verdict::ReadError],
+            &[Verdict::Absent, Verdict::Told],
+            &[Verdict::Partial],
+            &[Verdict::Wrong],
+            &[Verdict::Panic, Verdict::Crash, Verdict::Hang],
+        ] {
+            let _ = write!(text, " | {}", tally.count(verdicts));
+        }
+        text.push_str(" |\n");
+    }
+    text.push('\n');
+}
+
+fn syncs(text: &mut String, title: &str, tallies: &[(String, SyncTally)]) {
+    let _ = writeln!(
+        text,
+        "A failed sync, {title}\n\n\
+         | engine | scenarios | its commit: error | acknowledged | later commits: refused | acknowledged | \
+         process ended | reads right | after a power cut: all there | not |\n\
+         | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    );
+    for (engine, tally) in tallies {
+        let _ = writeln!(
+            text,
+            "| {engine} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            tally.scenarios,
+            tally.reported,
+            tally.acknowledged,
+            tally.refusing,
+            tally.accepting,
+            tally.ended,
+            tally.readable,
+            tally.kept,
+            tally.scenarios - tally.kept
+        );
+    }
+    text.push('\n');
+}
