@@ -313,6 +313,16 @@ impl SimEngine {
         self.replicate(new);
     }
 
+    /// Ends the process of a server.
+    pub(super) fn end_server(&self, at: usize) {
+        {
+            let server = &mut self.inside().servers[at];
+            server.is_up = false;
+            server.start += 1;
+        }
+        self.notify();
+    }
+
     /// Returns `true` while a fail-over is under way.
     pub(crate) fn is_failing_over(&self) -> bool {
         self.inside().is_failing_over

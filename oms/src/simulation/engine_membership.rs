@@ -231,10 +231,11 @@ impl Backend for SimBackend {
     }
 
     fn log(&self, place: &VolumeLog, volume: &str, purpose: &'static str) -> Result<Box<dyn Log>, NodeError> {
-        if place.engine.is_some() && purpose == "log" {
-            if let Some(world) = self.world.upgrade() {
-                world.count("openings on the further engine");
-            }
+        if place.engine.is_some()
+            && purpose == "log"
+            && let Some(world) = self.world.upgrade()
+        {
+            world.count("openings on the further engine");
         }
         Ok(Box::new(SimLog::new(self.client(self.engine_of(place)), volume)))
     }

@@ -1,5 +1,5 @@
-//! One server of the simulated engine: its rows, the changes that it replicates, and the effect of a
-//! statement.
+//! One server of the simulated engine: its rows, the changes that it replicates, and the effect of
+//! a statement.
 //!
 //! **Invariants**
 //! - A change that waits for a standby is invisible to reads. Its row is locked for other writes.
@@ -236,8 +236,8 @@ impl Server {
             .map(|(_, version)| &version.value)
     }
 
-    /// Checks the conditions that a statement checks when it begins. Returns `None` if the statement
-    /// affects no row. Otherwise returns the version of the cluster's state that the statement sees.
+    /// Checks the conditions that a statement checks when it begins. Returns `None` if the
+    /// statement affects no row. Otherwise returns the version of the cluster's state that it sees.
     pub(super) fn begin(&self, name: &str, statement: &Statement) -> Option<u64> {
         match statement {
             Statement::Append { entry, behind } => {
@@ -341,7 +341,7 @@ impl Server {
     }
 }
 
-/// A statement that writes. It is about the volume or the node with the name that is passed with it.
+/// A statement that writes. The name of its volume or node is passed with it.
 #[derive(Clone, Debug)]
 pub(super) enum Statement {
     Append {

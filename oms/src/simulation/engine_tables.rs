@@ -1,4 +1,4 @@
-//! The tables of a cluster in the simulated engine: one row with the state, and a row for each node.
+//! The tables of a cluster in the simulated engine: a row with the state, and a row for each node.
 //!
 //! **Invariants**
 //! - A statement sees the rows as they were when it began. It locks the newest version of its row,

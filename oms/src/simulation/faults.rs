@@ -249,7 +249,7 @@ pub(super) async fn cause_faults(
                 world.note(|| format!("the warehouse moves to {warehouse}"));
                 ask_all(world, &format!("/peer/warehouse?{warehouse}")).await;
             }
-            (16, Some((_, process))) if world.has_engine() && process.is_stopped() => {
+            (16..=19, Some((_, process))) if world.has_engine() && process.is_stopped() => {
                 world.count("second processes");
                 start(world, warehouse, stops, name);
             }

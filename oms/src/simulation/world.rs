@@ -6,8 +6,8 @@
 //! `cluster::engine`, with a simulated engine (`engine_membership`).
 //!
 //! **Invariants**
-//! - Without an engine, a process that dies loses its name and the role of coordinator immediately. Watchers are
-//!   notified a moment later, unless another process has the name by then.
+//! - Without an engine, a process that dies loses its name and the role of coordinator immediately.
+//!   Watchers are notified a moment later, unless another process has the name by then.
 //! - Every event is added to the trace, so that two runs of a seed can be compared.
 
 use std::collections::BTreeMap;

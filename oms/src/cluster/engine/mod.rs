@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | `schema` | the tables, and the SQL of the statements about membership and state |
 //! | `tables` | these statements as calls: in PostgreSQL, or in the simulation |
-//! | `backend` | the engines and local copies of a node: PostgreSQL and folders, or the simulation |
+//! | `backend` | the engines and local copies of a node: PostgreSQL and folders, or simulated |
 //! | `beat` | decisions from beats: which nodes are gone, how long this node may answer reads |
 //! | `shared` | the state that the tasks and the callers of this process share |
 //! | `tasks` | two tasks, one that beats and one that looks, each with its own connection |
@@ -30,11 +30,11 @@
 //!   connection. So the state does not come from an old primary.
 //! - While the engine does not respond, no node is declared gone.
 //! - A volume is taken over once its former server has no lease. That server has released the
-//!   volume, or could not extend its lease since the state changed a lease's time ago, or was silent
-//!   for that time. In the last case, a *demand* is written to its row first. A demand is the version
-//!   of the state that the silent server must know before a beat extends its lease. It is written
-//!   only while the row still has the silent server's last beat, and every later beat returns it.
-//!   So a beat that is under way while the state changes extends no lease.
+//!   volume, or could not extend its lease since the state changed a lease's time ago, or was
+//!   silent for that time. In the last case, a *demand* is written to its row first. A demand is
+//!   the version of the state that the silent server must know before a beat extends its lease. It
+//!   is written only while the row still has the silent server's last beat, and every later beat
+//!   returns it. So a beat that is under way while the state changes extends no lease.
 //!
 //! Replication and fail-over of the engine are the task of PostgreSQL and its operator.
 

@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `imt_schema` | one | the version of this layout |
 //! | `imt_cluster` | one | the state, its version, the coordinator, the cluster's secret |
-//! | `imt_node` | one for each node | incarnation, beat, `must_know`; description while it takes requests |
+//! | `imt_node` | one for each node | incarnation, beat, `must_know`, description |
 //! | `imt_volume` | one for each volume | epoch, owner, `kept_from`: first entry not in `imt_row` |
 //! | `imt_log` | one for each group commit | the changed rows |
 //! | `imt_row` | one for each row of a volume | the row as of the last entry before `kept_from` |
@@ -17,8 +17,8 @@
 //!   tables have no sequences and no foreign keys. So they also work in an engine that distributes
 //!   rows by `volume`.
 //! - A beat returns at least the version in `must_know` of its row. PostgreSQL reads this column
-//!   after it has locked the row, so a beat that was under way during a `DEMAND` returns it too. The
-//!   version in `imt_cluster` may be one that was replaced while the beat waited.
+//!   after it has locked the row, so a beat that was under way during a `DEMAND` returns it too.
+//!   The version in `imt_cluster` may be one that was replaced while the beat waited.
 //! - No statement contains `FOR SHARE` or a CTE that writes, because the PostgreSQL extension Citus
 //!   cannot route such statements.
 //!

@@ -5,9 +5,9 @@
 //! - The mutex is never held across an await.
 //! - `has_lease` takes no lock, because every read of a volume calls it.
 //! - A beat extends the lease only if it returns the version of the confirmed state. So the state
-//!   was not replaced before the beat was sent, and no other node has demanded a later version. Once
-//!   a confirmed state gives a volume to another node, the volume's lease is lost for good. So a
-//!   node that was paused answers no read of a volume that it lost in between.
+//!   was not replaced before the beat was sent, and no other node has demanded a later version.
+//! - Once a confirmed state gives a volume to another node, the volume's lease is lost for good. So
+//!   a node that was paused answers no read of a volume that it lost in between.
 //! - Each event is sent once.
 //!
 //! Statements are in `tables`. The decision which nodes are gone is in `beat`.

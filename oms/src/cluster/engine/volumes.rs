@@ -110,7 +110,7 @@ impl EngineCluster {
     /// Returns `true` once no former server of a volume can answer reads. There are three cases:
     /// - The former server has released the volume, or this node was the former server.
     /// - `LEASE_WAIT` has passed since this process learned that it must serve the volume. Every
-    ///   beat that was sent later returns the new version, so it extends no lease of an earlier one.
+    ///   beat that was sent later returns the new version, so it extends no earlier lease.
     /// - The former server was silent for that time, and a demand was written to its row before its
     ///   next beat (`ClusterTables::demand`).
     async fn is_free(&self, volume: &NodeName, state: &ClusterState, place: &VolumeLog) -> bool {
@@ -142,8 +142,8 @@ impl EngineCluster {
         is_free
     }
 
-    /// Returns `true` if a node has been silent for longer than a lease, and the engine has recorded
-    /// that a later beat of this node extends its lease only under the state of this version.
+    /// Returns `true` if a node has been silent for longer than a lease, and the engine has
+    /// recorded that a later beat of the node extends its lease only under the state `version`.
     async fn is_without_lease(&self, node: &str, version: u64) -> bool {
         let Some(last) = self.shared.silent(node) else {
             return false;
@@ -224,12 +224,7 @@ impl EngineCluster {
 
     /// Creates an access to a log for an attempt to open its volume. Each attempt begins with
     /// another server: an old primary accepts connections, but acknowledges no takeover.
-    fn log(
-        &self,
-        place: &VolumeLog,
-        volume: &str,
-        purpose: &'static str,
-    ) -> Result<Box<dyn Log>, NodeError> {
+    fn log(&self, place: &VolumeLog, volume: &str, purpose: &'static str) -> Result<Box<dyn Log>, NodeError> {
         let mut log = self.backend.log(place, volume, purpose)?;
         for _ in 0..self.unopened.load(Ordering::Relaxed) % SERVERS_MAX {
             log.next_host();
