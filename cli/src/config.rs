@@ -289,7 +289,8 @@ fn text_of(value: &DeValue<'_>) -> Option<String> {
 
 /// Checks a value in the file with the parser of the flag that it sets.
 fn check(arg: &Arg, text: &str) -> Result<(), String> {
-    let alone = arg.clone().env(None::<&str>).long("value").required(true);
+    let alone = arg.clone().env(None::<&str>).long("value");
+    let alone = alone.global(false).required(true);
     let command = Command::new("imt").no_binary_name(true).disable_help_flag(true);
     let parsed = command
         .arg(alone)

@@ -8,6 +8,7 @@
 //!   compaction on these file systems.
 //! - After a cut, the database must have a state between the last commit acknowledged as durable
 //!   and the last commit attempted. The tests with a disk in memory check the same condition.
+//!
 //! `qemu-storage-daemon` serves the disk and logs its writes (`blklogwrites`). The tests also need
 //! root, FUSE, loop devices, `mkfs.ext4` and `mkfs.xfs`. They are ignored by default, and fail
 //! without these. `MICRODB_BLOCK_CUTS=2000` sets the number of disks, `MICRODB_BLOCK_SEED` selects

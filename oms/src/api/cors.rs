@@ -15,6 +15,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use axum::http::header::{ALLOW, CONTENT_ENCODING, CONTENT_TYPE, ETAG, HOST, ORIGIN, RETRY_AFTER};
+use axum::http::uri::Authority;
 use axum::http::{HeaderName, HeaderValue, Method, Request, Response, Uri};
 use http_body_util::Full;
 use tower::{Layer, ServiceExt, service_fn};
@@ -100,7 +101,7 @@ pub(crate) fn is_foreign<B>(cors: Option<&Cors>, request: &Request<B>) -> bool {
         return false;
     }
     // HTTP/2 has the address of the request in the URI.
-    let in_uri = request.uri().authority().map(|address| address.as_str());
+    let in_uri = request.uri().authority().map(Authority::as_str);
     let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
     let of_page = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
     match (in_uri.or(host), of_page) {

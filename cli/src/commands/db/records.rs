@@ -21,6 +21,8 @@ pub(crate) struct Place {
 }
 
 pub(super) fn get(place: &Place, key: &str, output: OutputFormat) -> Result<ExitCode, CliError> {
+    // A key that does not fit a flag is refused before the database is opened.
+    place.form.form(None).parse_key(&place.table, key)?;
     let db = open::to_look(&place.path)?;
     let form = place.form.form_in(&db, &place.table);
     let bytes = form.parse_key(&place.table, key)?;
@@ -100,6 +102,8 @@ fn check_row(db: &Db, table: &str, key: &str, bytes: &[u8], value: &[u8]) -> Res
 }
 
 pub(super) fn delete(place: &Place, key: &str, output: OutputFormat) -> Result<ExitCode, CliError> {
+    // A key that does not fit a flag is refused before the database is opened.
+    place.form.form(None).parse_key(&place.table, key)?;
     let db = open::to_change(&place.path, false)?;
     let form = place.form.form_in(&db, &place.table);
     let bytes = form.parse_key(&place.table, key)?;
