@@ -1,8 +1,8 @@
 //! Tracks the existence of reservations while a group of batches is assembled.
 //!
 //! Units are released in memory only if the commit that removes their reservation found that
-//! reservation, or could not look for it. So each removal needs a look-up, which must include the
-//! earlier batches of the same group. A new reservation needs no look-up.
+//! reservation. So each removal needs a look-up, which must include the earlier batches of the same
+//! group. A new reservation needs no look-up.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
