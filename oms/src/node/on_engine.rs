@@ -44,7 +44,12 @@ pub(super) async fn join(
         path: config.data.clone(),
         source,
     })?;
-    let joining = Joining::on_postgres(Arc::new(url.clone()), data, member, secret);
+    let joining = Joining {
+        url: Arc::new(url.clone()),
+        data,
+        member,
+        secret,
+    };
     joining.join().await
 }
 
