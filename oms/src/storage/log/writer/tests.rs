@@ -43,7 +43,7 @@ impl Log for Scripted {
     }
 
     fn newest(&mut self) -> Answer<'_, Position> {
-        unimplemented!()
+        panic!("the writer does not call this")
     }
 
     fn head(&mut self) -> Answer<'_, Option<Head>> {
@@ -52,27 +52,27 @@ impl Log for Scripted {
     }
 
     fn create(&mut self) -> Answer<'_, ()> {
-        unimplemented!()
+        panic!("the writer does not call this")
     }
 
     fn raise<'a>(&'a mut self, _: &'a str, _: u64, _: u64) -> Answer<'a, Option<u64>> {
-        unimplemented!()
+        panic!("the writer does not call this")
     }
 
     fn tail(&mut self, _: u64, _: u64) -> Answer<'_, Vec<Entry>> {
-        unimplemented!()
+        panic!("the writer does not call this")
     }
 
     fn rows<'a>(&'a mut self, _: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send)) -> Answer<'a, ()> {
-        unimplemented!()
+        panic!("the writer does not call this")
     }
 
     fn checkpoint<'a>(&'a mut self, _: u64, _: u64, _: &'a LastWords) -> Answer<'a, bool> {
-        unimplemented!()
+        panic!("the writer does not call this")
     }
 
     fn trim(&mut self, _: u64) -> Answer<'_, u64> {
-        unimplemented!()
+        panic!("the writer does not call this")
     }
 
     fn next_host(&mut self) {
@@ -80,7 +80,7 @@ impl Log for Scripted {
     }
 
     fn remove(&mut self) -> Answer<'_, ()> {
-        unimplemented!()
+        panic!("the writer does not call this")
     }
 }
 
