@@ -185,8 +185,6 @@ fn flip_reservation(folder: &Path, order: &OrderId) {
 async fn a_batch_that_removes_an_unreadable_reservation_fails_alone() {
     let folder = tempfile::tempdir().unwrap();
     let storage = Volume::open(folder.path()).unwrap();
-    let counters = Arc::new(VolumeCounters::default());
-    storage.count_commits(&counters);
     let order = OrderId::parse("order-with-a-damaged-row").unwrap();
     let other = OrderId::parse("other").unwrap();
     let lines = [Line { id: 7, quantity: 1 }];
@@ -205,7 +203,16 @@ async fn a_batch_that_removes_an_unreadable_reservation_fails_alone() {
         batch.unreserve(&order, 1);
         batch
     };
+    // An open after a checkpoint does not read the row. So the first look-up finds the damage.
+    let closing = tokio::task::spawn_blocking(move || {
+        storage.checkpoint()?;
+        storage.close()
+    });
+    closing.await.unwrap().unwrap();
     flip_reservation(folder.path(), &order);
+    let storage = Volume::open(folder.path()).unwrap();
+    let counters = Arc::new(VolumeCounters::default());
+    storage.count_commits(&counters);
     let mut batch = WriteBatch::default();
     batch.delivery(&other, &delivery());
     // The committer may commit these batches as one group or as several groups.
@@ -227,7 +234,7 @@ async fn a_batch_that_removes_an_unreadable_reservation_fails_alone() {
         assert_eq!(ticket.answer().await.unwrap().reservations_ended, expected);
     }
     let batches = counters.batches.load(Ordering::Relaxed);
-    assert_eq!(batches, 4, "the failed batches are not counted");
+    assert_eq!(batches, 3, "the failed batches are not counted");
     tokio::task::spawn_blocking(move || storage.close())
         .await
         .unwrap()
