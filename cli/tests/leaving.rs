@@ -87,8 +87,10 @@ fn a_leave_that_times_out_gives_the_reason_and_can_be_repeated() {
         stderr(&left)
     );
     signal(&beta, "CONT");
+    // The first request is still valid, so beta may have left before the second one.
     let left = leave(&data, "beta", "2min");
-    assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
+    let has_left = stderr(&left).contains("is no node of the ring");
+    assert!(left.status.success() || has_left, "{}", stderr(&left));
     assert_eq!(members(&alpha), 1);
 }
 
