@@ -44,12 +44,7 @@ pub(super) async fn join(
         path: config.data.clone(),
         source,
     })?;
-    let joining = Joining {
-        url: Arc::new(url.clone()),
-        data,
-        member,
-        secret,
-    };
+    let joining = Joining::on_postgres(Arc::new(url.clone()), data, member, secret);
     joining.join().await
 }
 

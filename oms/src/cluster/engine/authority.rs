@@ -13,20 +13,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use imt_ring::{Member, NodeName};
+use imt_ring::NodeName;
 use tokio::time::Instant;
 
 use crate::cluster::ClusterState;
 use crate::cluster::engine::beat::Beat;
-use crate::cluster::engine::schema;
-use crate::cluster::engine::shared::{Confirmed, Shared};
+use crate::cluster::engine::shared::Shared;
+use crate::cluster::engine::tables::ClusterTables;
 use crate::error::NodeError;
-use crate::postgres::{EngineUrl, OnNone, Param, Row, Session, SessionError};
+use crate::postgres::{EngineUrl, SessionError};
 
-/// Maximum size of the state in bytes. With 16,384 slots it has about 400 KB.
-const STATE_BYTES_MAX: usize = 64 * 1_024 * 1_024;
-/// Longest time to wait for one statement.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest time to determine the result of a replacement of the cluster's state.
 const REPLACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before a failed replacement of the cluster's state is repeated.
@@ -35,60 +31,14 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Access to the tables with the cluster's state and its nodes, over one connection.
 pub(super) struct StateTable {
     url: Arc<EngineUrl>,
-    session: tokio::sync::Mutex<Session>,
-}
-
-/// Decodes the rows of `schema::STATE`. Returns `None` if the table has no state. If the stored
-/// version is that of `known`, the engine omits the text of the state, and the function returns the
-/// state in `known`.
-pub(super) fn decoded_state(
-    rows: &[Row],
-    known: Option<&Confirmed>,
-) -> Result<Option<Confirmed>, SessionError> {
-    let Some(row) = rows.first() else {
-        return Ok(None);
-    };
-    let version = row.int8(0)?;
-    let coordinator = row.text(2)?.to_owned();
-    let invalid = |reason: String| SessionError::Invalid {
-        reason: format!("the cluster's state: {reason}"),
-    };
-    let state = match (row.opt_text(1)?, known) {
-        (None, Some(known)) if known.state.version as i64 == version => known.state.clone(),
-        (None, _) => return Err(invalid("its text is missing".to_owned())),
-        (Some(text), _) if text.len() > STATE_BYTES_MAX => {
-            return Err(invalid(format!("it has more than {STATE_BYTES_MAX} bytes")));
-        }
-        (Some(text), _) => {
-            let state: ClusterState =
-                serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
-            if !state.is_known_format() {
-                return Err(invalid(
-                    "it was written by a later version of imt; upgrade this program".to_owned(),
-                ));
-            }
-            if i64::try_from(state.version) != Ok(version) {
-                return Err(invalid(format!(
-                    "its version is {} in the text and {version} in the row",
-                    state.version
-                )));
-            }
-            state
-        }
-    };
-    Ok(Some(Confirmed { state, coordinator }))
-}
-
-fn encoded(state: &ClusterState) -> Result<String, SessionError> {
-    serde_json::to_string(state).map_err(|error| SessionError::Invalid {
-        reason: error.to_string(),
-    })
+    tables: tokio::sync::Mutex<Box<dyn ClusterTables>>,
 }
 
 impl StateTable {
-    pub(super) fn new(url: Arc<EngineUrl>) -> StateTable {
+    /// Creates the access. `url` is for error messages.
+    pub(super) fn new(tables: Box<dyn ClusterTables>, url: Arc<EngineUrl>) -> StateTable {
         StateTable {
-            session: tokio::sync::Mutex::new(Session::new(Arc::clone(&url), "state")),
+            tables: tokio::sync::Mutex::new(tables),
             url,
         }
     }
@@ -100,43 +50,6 @@ impl StateTable {
             url: url.clone(),
             source,
         }
-    }
-
-    /// Writes the cluster's first state, and the row of the first volume's log. Returns `false` if
-    /// a state exists already.
-    pub(super) async fn write_first(
-        &self,
-        member: Member,
-        coordinator: &str,
-        secret: &str,
-    ) -> Result<bool, NodeError> {
-        let failed = self.failed("write the first state");
-        let volume = member.name().clone();
-        let first = ClusterState::first(member).map_err(|error| NodeError::EngineUnfit {
-            url: self.url.to_string(),
-            reason: error.to_string(),
-        })?;
-        let state = encoded(&first).map_err(&failed)?;
-        let version = i64::try_from(first.version).unwrap_or(i64::MAX);
-        let params = [
-            Param::Int8(version),
-            Param::Text(&state),
-            Param::Text(coordinator),
-            Param::Text(secret),
-        ];
-        // The state and the log's row are created in one transaction. So a log that is missing
-        // later must have been lost.
-        let volume = [Param::Text(volume.as_str())];
-        let statements = [
-            (schema::FIRST_STATE, &params[..]),
-            (schema::FIRST_VOLUME, &volume[..]),
-        ];
-        let mut session = self.session.lock().await;
-        let affected = session
-            .transaction(&statements, OnNone::RollBack, STATEMENT_TIMEOUT * 5)
-            .await
-            .map_err(&failed)?;
-        Ok(affected.first() == Some(&1))
     }
 
     /// Replaces the state, if this process is still the coordinator.
@@ -174,28 +87,15 @@ impl StateTable {
         let failed = self.failed("replace the cluster's state");
         let until = Instant::now() + REPLACE_TIMEOUT;
         let me = shared.label();
-        let state = encoded(next).map_err(&failed)?;
-        let version = i64::try_from(next.version).unwrap_or(i64::MAX);
-        let params = [
-            Param::Int8(version),
-            Param::Text(&state),
-            Param::Text(&me),
-            Param::Int8(version - 1),
-            Param::Text(coordinator),
-        ];
         let mut is_repetition = false;
-        let mut session = self.session.lock().await;
+        let mut tables = self.tables.lock().await;
         loop {
-            match session
-                .execute(schema::NEXT_STATE, &params, STATEMENT_TIMEOUT)
-                .await
-            {
-                Ok(0) if is_repetition => {
+            match tables.replace_state(next, &me, coordinator).await {
+                Ok(false) if is_repetition => {
                     let now = shared.read_state().await?;
                     return Ok(now.coordinator == me && now.state == *next);
                 }
-                Ok(0) => return Ok(false),
-                Ok(_) => return Ok(true),
+                Ok(is_replaced) => return Ok(is_replaced),
                 Err(error @ (SessionError::Away { .. } | SessionError::Unknown { .. })) => {
                     is_repetition |= matches!(error, SessionError::Unknown { .. });
                     if Instant::now() >= until {
@@ -216,17 +116,16 @@ impl StateTable {
         }
     }
 
+    /// Makes a silent node unable to extend its lease until it knows the state of this version.
+    /// Returns `false` if the node has written another beat than `last`.
+    pub(super) async fn demand(&self, node: &str, last: &Beat, version: u64) -> Result<bool, NodeError> {
+        let demanded = self.tables.lock().await.demand(node, last, version).await;
+        demanded.map_err(self.failed("end the lease of a silent node"))
+    }
+
     /// Deletes the row of a node, if `last` is still its last beat.
     pub(super) async fn remove_node(&self, node: &NodeName, last: &Beat) -> Result<(), NodeError> {
-        let params = [
-            Param::Text(node.as_str()),
-            Param::Int8(last.incarnation),
-            Param::Int8(last.number),
-        ];
-        let mut session = self.session.lock().await;
-        let removed = session
-            .execute(schema::REMOVE_NODE, &params, STATEMENT_TIMEOUT)
-            .await;
-        removed.map(drop).map_err(self.failed("remove a node"))
+        let removed = self.tables.lock().await.remove_node(node.as_str(), last).await;
+        removed.map_err(self.failed("remove a node"))
     }
 }

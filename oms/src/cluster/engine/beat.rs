@@ -70,11 +70,11 @@ impl Pace {
 
 /// The row of one process in the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Beat {
+pub(crate) struct Beat {
     /// Random number of the process. A restarted node has another incarnation.
-    pub(super) incarnation: i64,
+    pub(crate) incarnation: i64,
     /// The number that the process increments. It is negative after an orderly end of the process.
-    pub(super) number: i64,
+    pub(crate) number: i64,
 }
 
 /// The last beat that this process has seen of a node.

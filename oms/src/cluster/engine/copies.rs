@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use imt_ring::NodeName;
 
+use crate::cluster::engine::backend::{copy_folder, further_engine, open_copy};
 use crate::cluster::engine::tools::state_in;
-use crate::cluster::engine::volumes::{cache_folder, further_engine, open_cache};
 use crate::error::{NodeError, StorageError};
 use crate::postgres::{EngineUrl, SessionError};
 use crate::runtime;
@@ -67,9 +67,9 @@ pub async fn rebuild_volume(
     // The newest entry may not be acknowledged yet, so a fail-over could still replace it. A node
     // refuses a local copy with an entry that the log lacks, so the newest entry is left out.
     let last = log.newest().await.map_err(failed(url))?.seq.saturating_sub(1);
-    let folder = cache_folder(data, node, volume);
+    let folder = copy_folder(data, node, volume);
     let cache = blocking(move || {
-        let cache = open_cache(&folder)?;
+        let cache = open_copy(&folder)?;
         cache.clear()?;
         Ok(cache)
     });

@@ -15,12 +15,11 @@ use std::time::Duration;
 use imt_ring::Ring;
 use tokio::time::Instant;
 
-use crate::cluster::engine::authority::decoded_state;
+use crate::cluster::engine::backend::further_engine;
 use crate::cluster::engine::beat::Pace;
-use crate::cluster::engine::joining::{check_fitness, read_secret, unfit_setting};
+use crate::cluster::engine::joining::{check_fitness, unfit_setting};
 use crate::cluster::engine::schema;
-use crate::cluster::engine::tasks::decoded_look;
-use crate::cluster::engine::volumes::further_engine;
+use crate::cluster::engine::tables::{decoded_look, decoded_state, read_secret};
 use crate::cluster::{ClusterState, NodeInfo};
 use crate::error::NodeError;
 use crate::postgres::{EngineUrl, Param, Session, SessionError};
@@ -529,7 +528,7 @@ pub async fn view_engine(url: &EngineUrl) -> Result<EngineView, NodeError> {
 /// secret to the role.
 pub async fn engine_secret(url: &EngineUrl) -> Result<Option<String>, NodeError> {
     let mut session = Session::new(Arc::new(url.clone()), "view");
-    let secret = read_secret(&mut session).await;
+    let secret = read_secret(&mut session, STATEMENT_TIMEOUT).await;
     let secret = secret.map_err(failed(url, "read the secret"))?;
     Ok(Some(secret).filter(|secret| !secret.is_empty()))
 }
