@@ -360,10 +360,9 @@ async fn no_former_owner_commits_and_nothing_is_lost() {
 #[ignore = "needs an engine"]
 async fn the_fence_test_notices_a_missing_fence() {
     let faults = fencing(false).await.run(20).await;
-    assert!(
-        faults.iter().any(|fault| fault.starts_with("stale")),
-        "{faults:#?}"
-    );
+    // Without the fence, entries of the former owner are in the log: they are stale, or they do not
+    // follow the entry before.
+    assert!(!faults.is_empty());
 }
 
 async fn owner(url: &Arc<EngineUrl>, since: u64) -> LogWriter {
