@@ -62,6 +62,13 @@ impl Engine {
             });
         }
         let id = ignore_poison(self.catalog.read()).next_id;
+        if id == u32::MAX {
+            let reason = "all ids of tables are used; export and import the database".to_owned();
+            return Err(Error::Invalid {
+                what: "table",
+                reason,
+            });
+        }
         let table = Arc::new(TableCore::new(id, name));
         if let Some(codec) = key_codec {
             let _ = table.key_codec.set(codec.clone());

@@ -123,7 +123,7 @@ impl FrameHeader {
         Ok(Self {
             kind,
             op_count: reader.u32().ok_or_else(short)?,
-            sequence: reader.u64().ok_or_else(short)?,
+            sequence: Flaw::check_counter(16, "frame sequence", reader.u64().ok_or_else(short)?)?,
             body_bytes: reader.u32().ok_or_else(short)?,
             body_crc: reader.u32().ok_or_else(short)?,
             chain: reader.u64().ok_or_else(short)?,

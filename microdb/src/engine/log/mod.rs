@@ -28,7 +28,7 @@ use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::format::super_block::{Frontier, SEGMENT_SPAN_MAX};
 use crate::format::usage::SegmentUsage;
-use crate::format::{LogPosition, SEGMENT_BYTES_LIMIT};
+use crate::format::{LogPosition, SEGMENT_BYTES_LIMIT, SEGMENT_ID_LIMIT};
 use crate::raw::tail::TailWriter;
 use crate::seeded::seeded;
 use crate::storage::{OpenMode, StorageFile};
@@ -378,6 +378,11 @@ impl Engine {
     }
 
     fn check_span(&self, core: &Core, id: u64) -> Result<()> {
+        // SUPER also names the id behind this one.
+        if id + 1 >= SEGMENT_ID_LIMIT {
+            let reason = format!("segment {id} has the last id; export and import the database");
+            return Err(Error::Invalid { what: "log", reason });
+        }
         let oldest = core.usages.iter().next().map_or(id, |(oldest, _)| oldest);
         if id - oldest < SEGMENT_SPAN_MAX - 1 {
             return Ok(());
