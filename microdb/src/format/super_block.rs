@@ -7,8 +7,9 @@
 //! | 32,768 | 4,096 | hint, even counters |
 //! | 36,864 | 4,096 | hint, odd counters |
 //!
-//! - Both *state* blocks hold the same state, except while they are rewritten: one after the other,
-//!   with a sync in between. So one of them is always complete.
+//! - Both *state* blocks hold the same state. They are rewritten one after the other, with a sync
+//!   in between, so one of them is always complete. They differ only during a rewrite, and after a
+//!   crash in this time.
 //! - The *hint* blocks hold the durable frontier. After each sync that advances the frontier of an
 //!   open database, one of the two blocks is overwritten in turn. The block itself is not synced. A
 //!   hint never names a position that is not durable.

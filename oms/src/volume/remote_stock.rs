@@ -16,7 +16,8 @@
 //! A crash in step 1 may leave a reservation without an order. So the store's volume asks the
 //! order's volume about each unconfirmed reservation, and releases it if the order does not exist
 //! or does not need it. Each attempt to place an order has its own nonce (a random number), and the
-//! release applies to one nonce only. If another attempt has replaced the reservation, it stays.
+//! release applies to one nonce only. So a reservation by which another attempt has replaced it
+//! stays.
 //!
 //! **Invariants**
 //! - A reservation has one row, and is tracked in one place: by an order of this volume or in
