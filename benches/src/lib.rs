@@ -3,7 +3,9 @@
 //! The program `engine` runs its workloads (loads, gets, opens, ...) on microdb and, with feature
 //! `rivals`, on six other embedded stores. All of them get the same keys, values and durability,
 //! and each pair of engine and workload runs in a separate process. The program prints the engine
-//! table, which has a row for each figure and a column for each engine.
+//! table, which has a row for each figure and a column for each engine. The modules below are its
+//! parts. The programs `faults`, `machines`, `nodes`, `orders` and `ring` have modules of their
+//! own.
 //!
 //! - [`data`]: seeded keys, values and choices, independent of the engines
 //! - [`engines`]: the traits over all engines, and a module for each engine

@@ -1,5 +1,5 @@
 //! The report. For each row: the figures of microdb and its rivals, the ratio to the best rival,
-//! the goal, and the verdict.
+//! the goal, and the verdict. Further tables have processor times, peaks and the machine's limits.
 //!
 //! Missed goals are shown like reached goals. The report lists the rows during which others used
 //! more than `DISTURBED` of the processors. The figures of such a row can only be compared within
@@ -173,8 +173,8 @@ fn ratio(unit: Unit, ours: f64, other: f64) -> f64 {
     }
 }
 
-/// Returns the goal as text, and `true` if microdb reached it. The second value is `None` if a
-/// figure is missing or the row has no goal.
+/// Returns the goal as text, and `true` if microdb reached it. The second value is `None` if the
+/// row has no goal, or if a figure is missing without which the goal cannot be judged.
 fn judge(results: &Results, row: &Row, best: Option<f64>) -> (String, Option<bool>) {
     let ours = results.median(row.id, OURS);
     let times = |factor: f64, other: Option<f64>| ours.zip(other).map(|(ours, other)| ours >= factor * other);

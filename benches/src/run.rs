@@ -61,7 +61,7 @@ pub struct Results {
     pub samples: Vec<Sample>,
     /// Workloads that an engine does not support, with the reason.
     pub unsupported: Vec<Absence>,
-    /// Children that failed, with the reason.
+    /// Workloads that failed on an engine, with the reason.
     pub failures: Vec<Absence>,
 }
 
@@ -121,8 +121,8 @@ impl Results {
     /// Merges the results of a later run. If both runs measured a row on the same engine, the
     /// figures of the later run replace the existing figures. The limits of the later run, if it
     /// measured limits, replace all existing limits. Machine, command, number of records and size
-    /// of a value become those of the later run. A missing figure is no longer listed if its
-    /// workload now has a figure.
+    /// of a value become those of the later run. Package versions of its engines replace the
+    /// existing ones. A missing figure is no longer listed if its workload now has a figure.
     pub fn merge(&mut self, later: Self) {
         let (mut samples, mut limits) = (
             std::mem::take(&mut self.samples),
@@ -174,8 +174,8 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 ///
 /// # Errors
 /// Returns an error if a folder or a file cannot be written. `results.json` in [`Plan::folder`]
-/// then has the results up to the last workload that ran on all engines. A child that fails is
-/// recorded in the results and causes no error.
+/// then has the results up to the last workload that ran on all engines, if there was one. A
+/// workload that fails on an engine is recorded in the results and causes no error.
 pub fn run(plan: &Plan) -> Outcome<Results> {
     std::fs::create_dir_all(&plan.folder)?;
     let mut results = Results {

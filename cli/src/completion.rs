@@ -1,4 +1,4 @@
-//! Shell completion of names: nodes, runs, scenarios and contexts.
+//! Shell completion of names: nodes, simulation runs, scenarios and contexts.
 //!
 //! The script that `imt completions` prints makes the shell call this binary for each completion.
 //! The crate `clap_complete` completes commands, flags and paths. For names, it uses the candidates
@@ -77,7 +77,7 @@ pub(crate) fn nodes() -> ArgValueCandidates {
     })
 }
 
-/// Completes a run's name with the names of the runs in the data folder.
+/// Completes the name of a simulation run with the names of the runs in the data folder.
 pub(crate) fn runs() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {
         let folder = data_folder().join(imt_sim::run_folder::RUNS);

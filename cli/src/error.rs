@@ -31,7 +31,7 @@ pub(crate) enum CliError {
     Unreachable {
         /// Sentence that names the failure, and the remedy if one is known.
         message: String,
-        /// Error of the connection.
+        /// Error of the call that got no complete answer.
         source: Box<dyn Error + Send + Sync>,
     },
     /// A signal ended the command before its work began.

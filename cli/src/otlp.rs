@@ -1,8 +1,8 @@
 //! Exports the spans of a node to an OpenTelemetry collector, by OTLP over HTTP.
 //!
 //! Invariants:
-//! - A span never waits for the collector. Spans for which the queue has no room are dropped and
-//!   counted.
+//! - The work that a span measures never waits for the collector. Spans for which the queue has no
+//!   room are dropped and counted.
 //! - A binary without the feature `otlp` rejects the flag `--otlp` instead of ignoring it.
 
 #[cfg(not(feature = "otlp"))]

@@ -6,7 +6,8 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use tempfile::tempdir;
 
-/// Names of the routes: first in the log, then in the metrics and the console.
+/// Names of the routes: first in the summary, `series.csv` and `histograms.csv`, then in the
+/// metrics, the console and the report.
 const ROUTES: [(&str, &str); 4] = [
     ("stats", "GET /aggregate-stats/{product}"),
     ("order", "POST /order"),

@@ -1,4 +1,5 @@
-//! Format of output: JSON errors, colour, quiet mode, suggestions, manual pages and completions.
+//! Output of commands: JSON errors, colour, quiet mode, suggestions, warnings of unknown variables,
+//! manual pages and completions, and commands that work beside a broken file of settings.
 
 use crate::support::{Server, imt, run, stderr, stdout};
 use serde_json::Value;

@@ -333,7 +333,7 @@ fn inspect_reports_damage_in_its_output_and_its_exit_code() {
     assert_eq!(code(&["db", "inspect", db]), 0);
     let checkpoint = std::fs::read_dir(path.join("directory")).unwrap().next();
     let checkpoint = checkpoint.unwrap().unwrap().path();
-    // The second half of the segments has live records. The first half has only replaced records.
+    // The sixth segment has live records: events of the second round, which no later put replaced.
     let segment = segments(&path).swap_remove(5).0;
     // A database opens although a copy of its state in the file SUPER, its checkpoint or a live
     // record is damaged.

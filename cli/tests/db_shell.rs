@@ -1,5 +1,5 @@
 //! `imt db` as a user runs it in a shell: typed keys, hexadecimal digits after `0x`, scans, changes
-//! of tables, use of space, and keys of lost records.
+//! of tables, use of space, rows of a node, and keys of lost records.
 
 use crate::support::{Server, http, run, stderr, stdout, until};
 use microdb::{Db, Options};

@@ -1,5 +1,5 @@
-//! Messages of `imt db` about the data on disk must be true. Each test compares a message with the
-//! database on disk.
+//! Messages of `imt db` about the data on disk must be true. The tests compare such messages with
+//! the database on disk.
 
 use std::collections::BTreeMap;
 use std::io::Write;

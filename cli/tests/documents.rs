@@ -40,7 +40,8 @@ const NOT_RUN_MAX: usize = 40;
 /// Maximum time of a command or script, in seconds. The slowest command sends requests for 30 s.
 const TIMEOUT: &str = "180";
 
-/// Exit code of a run that a signal ends.
+/// Exit code of an `imt` command that SIGTERM ends before its work is complete, such as
+/// `imt sim run`. A stopped node ends with 0.
 const INTERRUPTED: i32 = 130;
 
 /// Languages of the code blocks that have commands.
@@ -466,7 +467,8 @@ fn every_command_in_a_sentence_has_known_words_and_flags() {
     assert!(count > 100, "{count} commands were found");
 }
 
-/// Packages of the workspace that have tests.
+/// Packages of the workspace in which the filters of `cargo test --workspace` are searched: all
+/// except `imt-benches`.
 const PACKAGES: [&str; 7] = [
     "imt",
     "imt-live",
@@ -482,7 +484,7 @@ fn folder_of(package: &str) -> PathBuf {
     root().join(package.strip_prefix("imt-").unwrap_or("cli"))
 }
 
-/// Returns all sources of a package as one text.
+/// Returns the sources in the folders `src` and `tests` of a package as one text.
 fn sources_of(package: &str) -> String {
     let mut text = String::new();
     let mut folders = vec![folder_of(package).join("src"), folder_of(package).join("tests")];

@@ -270,7 +270,7 @@ fn orders_survive_kills_of_a_node_of_the_coordinator_and_of_its_cache() {
         [("alpha", "gone"), ("beta", "gone"), ("gamma", "serving")]
             .map(|(name, state)| (name.to_owned(), state.to_owned()))
     );
-    // The other nodes and the engine have all data. The data folder of a node is only a cache.
+    // The engine has all data. The data folder of a node is only a cache.
     std::fs::remove_dir_all(world.folders.path().join("alpha")).unwrap();
     let [alpha, beta] = ["alpha", "beta"].map(|name| world.start(name));
     until("each serves its own volume", || {

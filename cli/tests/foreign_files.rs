@@ -1,5 +1,6 @@
-//! FIFOs and folders that other programs put into the data folder must not block a node. Requests
-//! from web pages of another origin are refused.
+//! FIFOs that other programs put into the data folder must not block a node, and a FIFO in place of
+//! `imt.toml` must not block a command. Requests from web pages of another origin are refused
+//! unless `--cors-origin` names the origin.
 
 use std::path::Path;
 
@@ -37,8 +38,8 @@ fn a_fifo_in_the_data_folder_stops_neither_statistics_nor_the_process() {
     let units = || http(&alpha.address, "GET", "/aggregate-stats/5", &[], b"").json()["total_qty"].clone();
     until("the file beside the FIFO counts", || units() == 3);
     assert!(data.path().join("stat_001700000000000.csv.rejected").exists());
-    // The reconciler of each node reads the descriptions of all nodes every second. A FIFO in place
-    // of a description must not block it.
+    // The reconciler of each node reads the descriptions of all nodes at least once a second. A
+    // FIFO in place of a description must not block the reconciler.
     make_fifo(&data.path().join("nodes/gamma.json"));
     make_fifo(&data.path().join("nodes/delta.json"));
     make_fifo(&data.path().join("nodes/delta.lock"));
@@ -81,7 +82,8 @@ fn a_page_of_another_origin_is_allowed_only_if_its_origin_is_named() {
         assert!(ask(&open, method, "https://shop.example").head.contains(allows));
         for (at, origin) in [(&open, "https://evil.example"), (&closed, "https://shop.example")] {
             let answer = ask(at, method, origin);
-            // Without this refusal, a browser would send an order of any page as plain text.
+            // Without this refusal, any web page could place orders: for a body of the type
+            // `text/plain`, a browser sends no preflight request.
             assert_eq!(answer.status == 403, method == "POST", "{}", answer.head);
             assert!(
                 !answer.head.contains("access-control-allow-origin"),

@@ -1,5 +1,5 @@
 //! `imt node leave`: nodes that leave for good, and leaves that cannot be completed. A command that
-//! cannot complete a leave ends and gives the reason.
+//! cannot complete a leave ends and gives the reason. A first node of weight 0 does not start.
 
 use std::process::Output;
 

@@ -1,4 +1,5 @@
-//! `imt order` against a running node: list, show, history, pay, cancel and watch.
+//! `imt order` against a running node, or against a server of the test: list, show, history, pay,
+//! cancel, watch and retry of dead letters.
 
 use crate::support::{Server, free_address, http, imt, run, stderr, stdout, until};
 use serde_json::{Value, json};

@@ -203,9 +203,10 @@ fn below<'a>(spans: &'a [Span], parent: &Span, name: &str) -> Option<&'a Span> {
 }
 
 /// Follows a trace from the client's request to the call of the warehouse. Returns `true` if three
-/// different nodes received the request, own the order and own its stock. Returns `false` if there
-/// is no call of another node for the order or for its stock, or if the node that owns the stock
-/// also received the request or owns the order. Returns `None` if another span has not arrived yet.
+/// different nodes received the request, own the order and own its stock. Returns `false` if no
+/// span of a call of another node for the order or for its stock has arrived, or if the node that
+/// owns the stock also received the request or owns the order. Returns `None` if one of the other
+/// spans has not arrived yet.
 fn leads_over_three_nodes(spans: &[Span], client: &str) -> Option<bool> {
     let request = spans
         .iter()

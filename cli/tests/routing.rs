@@ -1,4 +1,5 @@
-//! The shop front sends each request directly to the node that owns the order.
+//! With `--route`, the shop front sends requests directly to the nodes that own their orders. Nodes
+//! forward the other requests.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,5 @@
 //! A node serves more than one volume, or cannot serve a volume that it should. Probes, metrics and
-//! lists must cover all volumes.
+//! lists must cover all volumes. Each node of a pair refuses invalid uploads of stock.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

@@ -1,5 +1,5 @@
-//! Help, wrong arguments, taken ports and folders in use: each failure prints one clear line and
-//! ends with the exit code of its kind.
+//! Help, and failures such as wrong arguments, taken ports and folders in use: each failure names
+//! its cause and ends with the exit code of its kind.
 
 use crate::support::{Server, run, stderr, stdout};
 use std::net::TcpListener;
@@ -257,7 +257,7 @@ fn a_data_folder_in_use_is_refused_and_left_alone() {
     let output = run(&args);
     assert_eq!(output.status.code(), Some(1));
     assert_clear(&stderr(&output), &["alpha"]);
-    // The failed commands above do not disturb the running node.
+    // The failed start above does not disturb the running node.
     assert_eq!(
         crate::support::http(&node.address, "GET", "/health", &[], b"").status,
         200

@@ -1,4 +1,4 @@
-//! Errors of the engine. Each error names the place of the failure and the evidence for it.
+//! Errors of the engine. An error that concerns a file names the file and the evidence.
 //!
 //! - Damage on disk is [`Error::Corrupt`], and a fault of the operating system is [`Error::Io`].
 //!   Either may be the cause of [`Error::Poisoned`]. The remedy for damage is a backup. Faults of
@@ -67,9 +67,9 @@ pub enum Error {
         source: io::Error,
     },
     /// A write or sync failed, in this call or an earlier one, or LOCK or SUPER was removed or
-    /// replaced. Or a damaged checkpoint was found after the frame of a commit was written. The
-    /// state of the disk is unknown, so nothing more is written. Reads continue. Remove the cause,
-    /// then reopen the database.
+    /// replaced. Or a damaged checkpoint was found after a commit or a compaction had appended a
+    /// frame. The state of the disk is unknown, so nothing more is written. Reads continue. Remove
+    /// the cause, then reopen the database.
     Poisoned {
         /// The first error that poisoned the database.
         cause: Arc<Error>,
@@ -130,9 +130,10 @@ pub enum Error {
         /// Message of the encoder.
         reason: String,
     },
-    /// An option or argument is invalid, or the ids of the log's segments span too far.
+    /// An option or argument is invalid. Or the ids of segments or tables are used up, or the ids
+    /// of the log's segments span too far.
     Invalid {
-        /// Name of the option or argument, or "log".
+        /// Name of the option or argument, or "log" for segments and "table" for tables.
         what: &'static str,
         /// Reason of the refusal.
         reason: String,
@@ -236,8 +237,8 @@ impl Error {
     }
 
     /// Returns `true` if the disk or a quota was full, also if that is the cause of
-    /// [`Error::Poisoned`]. Then the database refuses all further writes. After every other such
-    /// error nothing was written, and the operation can be repeated once there is room.
+    /// [`Error::Poisoned`]. A poisoned database refuses all further writes. A commit that fails
+    /// with any other such error has written nothing, and can be repeated once there is room.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

@@ -1,6 +1,6 @@
 //! Options of an open database, each with the reason for its default.
 //!
-//! - An option has effect only while the database is open. No option is stored in the database.
+//! - An option applies to one open of a database. No option is stored in the database.
 //! - Before anything is opened, `check` refuses values that cannot work.
 //!
 //! Deliberately absent: tuning of the hash directory, which adapts to the number of keys.
@@ -97,9 +97,9 @@ impl Default for Options {
             compaction_dead_percent: 33,
             compaction_bytes_per_second: None,
             // After some conflicts, the body of a transaction runs while no other commit is made.
-            // Such a run has a time limit, which doubles with each further run and reaches its
-            // maximum long before the 64th run. A body that exceeds the maximum is a mistake of the
-            // caller.
+            // Such a run has a time limit. The limit doubles after each run that exceeds it, and
+            // reaches its maximum long before the 64th run. A body that exceeds the maximum is a
+            // mistake of the caller.
             transaction_tries: 64,
             memory_bytes: None,
             sigbus_handler: true,
@@ -225,7 +225,7 @@ impl Options {
     /// background if `true`, on a thread pool shared by all databases of the process. If `false`,
     /// checkpoints are written only on request and on close, and compaction runs only on request.
     /// Buffered commits then stay in memory until [`Options::buffer_bytes`] are reached or the log
-    /// is synced. Commits are never delayed to bound the size of the log. Default: `true`.
+    /// is synced, and commits are never delayed to bound the size of the log. Default: `true`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

@@ -2,8 +2,8 @@
 //!
 //! - A view holds the directory as it was at that moment, and the segments of the log at that
 //!   moment.
-//! - Commits wait while a view is taken, but not while it exists. A commit copies the part of the
-//!   directory that it changes.
+//! - Commits wait while a view is taken, but not while it exists. While a view shares a part of the
+//!   directory, a commit copies this part before it changes it.
 //! - A segment removed by compaction stays readable until the last view of it is dropped.
 //!
 //! Deliberately absent: key order, and writes.

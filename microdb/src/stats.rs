@@ -58,13 +58,15 @@ pub struct Stats {
     pub commits: u64,
     /// Number of records in the commits since opening.
     pub records: u64,
-    /// Number of commit groups since opening. The commits of one group share a sync.
+    /// Number of commit groups since opening. The commits of one group share a sync, if one of them
+    /// is durable.
     pub groups: u64,
     /// Number of syncs of segment files since opening.
     pub syncs: u64,
     /// Number of checkpoints written since opening.
     pub checkpoints: u64,
-    /// Number of segments emptied by compaction and removed since opening.
+    /// Number of segments without live records that were removed since opening. Most were emptied
+    /// by compaction.
     pub segments_removed: u64,
     /// Bytes copied by compaction since opening.
     pub relocated_bytes: u64,
@@ -80,8 +82,8 @@ pub struct Stats {
     /// Distribution of the times that durable commits take from joining a commit group to the
     /// result, in nanoseconds.
     pub durable_commit_ns: Histogram,
-    /// Number of segments that compaction skips because of damage. Verify the database, then heal
-    /// it.
+    /// Number of segments that background compaction skips because of damage or wrong usage counts.
+    /// Verify the database, then heal it.
     pub damaged_segments: u64,
     /// Segments of the log, oldest first.
     pub segments: Vec<SegmentStats>,
@@ -110,7 +112,7 @@ pub struct SegmentStats {
     pub bytes: u64,
     /// Bytes of live records.
     pub live_bytes: u64,
-    /// Bytes of tombstones.
+    /// Bytes of tombstones and clear markers.
     pub tombstone_bytes: u64,
     /// `true` if the segment is complete, so that no more frames are appended to it.
     pub sealed: bool,

@@ -172,7 +172,8 @@ impl Table {
     /// - [`Error::Poisoned`] if a write or sync failed, in this call or in an earlier one.
     /// - [`Error::Corrupt`] if the part of the directory that leads to the record is damaged.
     /// - [`Error::TableDropped`], [`Error::ReadOnly`], [`Error::Closed`], [`Error::Forked`] and
-    ///   [`Error::InTransaction`]. [`Error::Invalid`] if the ids of the segments span too far.
+    ///   [`Error::InTransaction`]. [`Error::Invalid`] if the ids of the segments span too far or
+    ///   are used up.
     #[inline]
     pub fn put(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
         self.put_with(key, value, self.engine.options.durability)
@@ -318,7 +319,7 @@ impl Table {
                 Ok(_) => return Ok(true),
                 // Another commit changed the key after the comparison, or compaction moved its
                 // record. So the comparison is repeated. The repetition cannot block all threads,
-                // because another commit succeeded.
+                // because the other commit or the compaction made progress.
                 Err(Error::Conflict { .. }) => {}
                 Err(error) => return Err(error),
             }

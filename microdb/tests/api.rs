@@ -511,8 +511,9 @@ fn space_is_bounded_once_background_work_is_done() {
         .segment_bytes_max(segment_bytes);
     let db = options.open(folder.path()).unwrap();
     let table = db.table("rows").unwrap();
-    // Each version writes the rows in a different order, so that no segment has only dead records.
-    // Each factor is coprime to the number of rows, so that every row is written once.
+    // Each version writes the rows in a different order, so that the records of a segment do not
+    // become dead one after the other. Each factor is coprime to the number of rows, so that every
+    // row is written once.
     for (version, factor) in [1_u32, 3, 7, 9, 11, 13].into_iter().enumerate() {
         for row in 0..4_000_u32 {
             let key = row * factor % 4_000;

@@ -1,5 +1,6 @@
 //! Power cuts after commits that happen during a checkpoint. Before each call to the disk that
-//! names a file of a checkpoint, another thread commits until the log has a new segment.
+//! opens, renames or removes a checkpoint file or syncs the folder of the checkpoints, another
+//! thread commits until the log has a new segment.
 //!
 //! The campaign of `power_cut.rs` has only one thread. This test finds faults in work that one
 //! thread begins and another thread makes durable.
@@ -19,8 +20,8 @@ use microdb::{Db, Durability, Options, Sequence};
 
 const DISKS: usize = 12;
 
-/// A disk that lets another thread work on a database before each call that names a file of a
-/// checkpoint.
+/// A disk that lets another thread work on a database before each call that opens, renames or
+/// removes a checkpoint file or syncs the folder of the checkpoints.
 #[derive(Clone, Debug)]
 struct Beside {
     disk: Disk,

@@ -178,7 +178,7 @@ fn entries(log: &File) -> Vec<Entry> {
     (0..count).map(|_| read()).collect()
 }
 
-/// Writes those sectors of an entry to a disk for which `keep` returns `true`.
+/// Writes those sectors of an entry to a disk for which `keep` returns `true`. Ignores a discard.
 fn write(entry: &Entry, log: &File, disk: &File, keep: impl Fn(u64) -> bool) {
     if entry.flags & DISCARD != 0 {
         return;
@@ -195,7 +195,8 @@ fn write(entry: &Entry, log: &File, disk: &File, keep: impl Fn(u64) -> bool) {
 
 type State = BTreeMap<(String, Vec<u8>), Vec<u8>>;
 
-/// The states of a run, with their times. A time is given as the length of the block log.
+/// The states of the database during the logged work, with their times. A time is given as the
+/// length of the block log.
 struct History {
     on: &'static Kind,
     /// The state after each step, and the length of the block log at the beginning of the step.
@@ -218,7 +219,7 @@ const NAMES: [&str; 2] = ["one name", "another"];
 
 /// Runs the logged work and returns its history: commits of one to three records, durable or not;
 /// renamed tables; many keys at once, so that directory and log grow; compactions, checkpoints,
-/// reopenings.
+/// syncs, reopenings.
 fn work(on: &'static Kind, folder: &Path, log: &Path, random: &mut Random) -> History {
     let now = || fs::metadata(log).unwrap().len();
     let mut history = History {
@@ -285,7 +286,7 @@ fn work(on: &'static Kind, folder: &Path, log: &Path, random: &mut Random) -> Hi
 }
 
 /// Checks the database on a disk after a power cut at length `end` of the block log. Returns the
-/// number of the state that it has, or a description of the violation.
+/// number of the state that the database has, or a description of the violation.
 fn look(disk: &Path, folder: &Path, history: &History, end: u64) -> Result<usize, String> {
     let mounted = Mounted::new(&["-o", history.on.mount, disk.to_str().unwrap()], folder)?;
     let durable = history.durable.iter().rev().find(|(at, _)| *at <= end);

@@ -1,5 +1,5 @@
-//! Tests that a closed database opens with almost nothing to replay, even if the close interrupted
-//! background work.
+//! Tests that a closed database opens with almost nothing to replay, even if other work of the
+//! engine was in progress at the close.
 //!
 //! No test here reads the clock. The recovery report contains the amount of log that an open
 //! replayed.
@@ -25,7 +25,7 @@ const VALUE_BYTES: usize = 4000;
 
 const ROOT: &str = "/db";
 
-/// Kind of the engine's work that a close interrupts.
+/// Kind of the engine's work that is in progress when the database is closed.
 #[derive(Clone, Copy, Debug)]
 enum Work {
     Checkpoint,
@@ -59,8 +59,8 @@ fn fill(db: &Db, first: usize, bytes: usize) {
 }
 
 fn run(db: &Db, work: Work) {
-    // Work that is interrupted by the close may fail, so its result is ignored. Only the durable
-    // batch must succeed.
+    // Work may fail if the database is closed before the work is complete, so its result is
+    // ignored. Only the durable batch must succeed.
     match work {
         Work::Checkpoint => drop(db.checkpoint()),
         Work::Compaction => drop(db.compact()),

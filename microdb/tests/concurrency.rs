@@ -1,9 +1,10 @@
 //! Writers, readers, snapshots, transactions, checkpoints, compactions and digests run at once. All
 //! their observations must fit one order of all commits.
 //!
-//! - Every key has one writer, which numbers its values. The writer publishes the last number begun
-//!   and the last number acknowledged. From them a reader knows, without a lock, the permitted
-//!   range of the value. A value must also not be older than the value that the reader saw before.
+//! - Every key has one writer, which numbers its values. The writer stores in [`Marks`] the last
+//!   number begun and the last number acknowledged. From them a reader knows, without a lock, the
+//!   permitted range of the value. A value must also not be older than the value that the reader
+//!   saw before.
 //! - Transactions move money between accounts. No snapshot may see more or less money in total.
 //! - Shared counters are incremented by compare-and-swap and by transactions. Each success must
 //!   count once.

@@ -35,8 +35,8 @@ fn value(number: u32) -> Vec<u8> {
         .collect()
 }
 
-/// Creates and closes a database with three sealed segments, an active segment, and a checkpoint of
-/// all of them. Returns its path.
+/// Creates and closes a database with several sealed segments, an active segment, and a checkpoint
+/// of all of them. Returns its path.
 fn shop(folder: &Path) -> PathBuf {
     let path = folder.join("shop");
     let db = options().open(&path).unwrap();
@@ -72,13 +72,14 @@ fn checkpoint_of(path: &Path) -> PathBuf {
     checkpoints.next().unwrap().unwrap().path()
 }
 
-/// Changes a bit of the first chunk in the checkpoint of a database, in place.
+/// Changes a bit of the first chunk of the table `t` in the checkpoint of a database, in place.
 fn damage_first_chunk(path: &Path) {
     use std::os::unix::fs::FileExt;
     let mut options = std::fs::OpenOptions::new();
     let file = options.read(true).write(true).open(checkpoint_of(path)).unwrap();
     let mut byte = [0];
-    // The chunks of the first directories are near the beginning of the file.
+    // The file begins with a head of 64 bytes and the small image of the catalog's directory. Then
+    // comes the first chunk of the table `t`, which is long enough to contain this offset.
     let at = 4096 + 100;
     file.read_exact_at(&mut byte, at).unwrap();
     file.write_all_at(&[byte[0] ^ 1], at).unwrap();
@@ -355,7 +356,7 @@ fn a_damaged_key_is_neither_absent_nor_free() {
     assert!(swapped.unwrap_err().is_corrupt());
     let read = db.transaction(|tx| tx.get(&table, key(77)).map(|_| ()));
     assert!(read.unwrap_err().is_corrupt());
-    // A put for the key with the damaged record is accepted and replaces the record.
+    // A put for the key with the damaged record is accepted, and reads return its value.
     table.put(key(77), "anew").unwrap();
     assert_eq!(table.get(key(77)).unwrap().as_deref(), Some(&b"anew"[..]));
 }

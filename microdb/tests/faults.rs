@@ -91,7 +91,8 @@ struct Tally {
     runs: u64,
     /// Number of runs in which the last failure was an error that did not poison the handle.
     refused: u64,
-    /// Number of runs in which the last failure poisoned the handle, and the next open continued.
+    /// Number of runs in which the last failure poisoned the handle, and the database was opened
+    /// again.
     poisoned: u64,
     /// Number of runs in which the fault was hit and no operation failed.
     unnoticed: u64,
@@ -235,8 +236,9 @@ fn check_told(disk: &Disk, fault: Fault, failure: &Failure) -> Result<(), String
 }
 
 impl Trial {
-    /// Handles a failed operation: checks reads, refusals and a power cut, then removes the fault
-    /// and continues. Returns `true` if the handle was poisoned.
+    /// Handles a failed operation: checks reads, refusals and a power cut, then removes the fault.
+    /// If the handle is poisoned or closed, opens the database again and checks another power cut.
+    /// Returns `true` if the handle was poisoned.
     fn recover(&mut self, failure: &Failure, tally: &mut Tally) -> Result<bool, String> {
         let poisoned = matches!(failure, Failure::Refused(Error::Poisoned { .. }));
         if self.run.is_open() {

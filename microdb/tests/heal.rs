@@ -23,8 +23,8 @@ fn value(number: u32) -> Vec<u8> {
         .collect()
 }
 
-/// Creates a database with four sealed segments and an active segment, and a backup that shares no
-/// file with it, as on another disk. Returns both paths.
+/// Creates a database with several sealed segments and an active segment, and a backup that shares
+/// no file with it, as on another disk. Returns both paths.
 fn shop(folder: &Path) -> (PathBuf, PathBuf) {
     let (path, linked, backup) = (folder.join("shop"), folder.join("linked"), folder.join("backup"));
     let db = options().open(&path).unwrap();

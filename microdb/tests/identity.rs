@@ -56,7 +56,8 @@ fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
         .collect()
 }
 
-/// Polls `done` until it returns `true`, or until the maximum time is over.
+/// Polls `done` until it returns `true`. Returns `false` if it has not done so within the maximum
+/// time.
 fn until(mut done: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     while !done() {
@@ -69,7 +70,8 @@ fn until(mut done: impl FnMut() -> bool) -> bool {
 }
 
 /// Entry point of the second process that a test starts. Tests that fork run here, because a child
-/// of a process with many threads could inherit locked mutexes.
+/// of a process with many threads could inherit locked mutexes. A test that changes the working
+/// folder runs here too, because all threads of a process share this folder.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {
@@ -378,7 +380,8 @@ fn inherit(folder: &Path) {
     assert!(files(&path.join("log")) == before && !folder.join("copy").exists());
     let db = last.take().unwrap();
     put(&db, 3..20).unwrap();
-    // A child that still runs must not keep the lock from the next process that opens the database.
+    // The child inherits the open lock file. After the parent has closed the database, this file
+    // must not keep the database locked.
     let child = fork(|| until(|| matches!(options().open(&path), Ok(db) if put(&db, 20..30).is_ok())));
     db.close().unwrap();
     assert!(wait(child));

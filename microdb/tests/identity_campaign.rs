@@ -1,6 +1,6 @@
 //! A campaign on identity. At a call of the engine to the disk, a *strike* changes the path of its
-//! database, its LOCK or the working folder, or forks the process. A second process then opens the
-//! folder to which the path leads.
+//! database, its LOCK or the working folder, or forks the process. A second process (the child
+//! after a fork) then tries to open the folder to which the path leads.
 //!
 //! A victim process works on a database by a relative path, in a folder called the sandbox. At its
 //! call number N, one of [`STRIKES`] is performed. Afterwards:

@@ -1,9 +1,9 @@
 //! Tests with other processes: a writer that is killed at any time, writers that exclude each
 //! other, and readers beside a writer that compacts.
 //!
-//! - The other process is this test binary. An environment variable selects its part. The other
-//!   process prints its promises to a pipe that outlives the process. So acknowledged commits are
-//!   known without the database.
+//! - The other process is this test binary. An environment variable selects its part. A writer
+//!   prints the number of each durable commit to a pipe that outlives the process. So acknowledged
+//!   commits are known without the database.
 //! - A kill leaves the page cache intact, so all bytes written before it survive. So these tests
 //!   cover recovery from any intermediate state of the process, and not forgotten syncs (see
 //!   `power_cut.rs`).
@@ -20,8 +20,8 @@ use microdb::{Error, Options};
 /// Module path of the test function that is the entry point of a second process.
 const ENTRY: &str = concat!(module_path!(), "::the_other_process");
 
-/// Number of kills per test, each after some tens of milliseconds. `MICRODB_KILL_ROUNDS` overrides
-/// it.
+/// Number of kills. Before each kill, the test reads at most 149 numbers of commits.
+/// `MICRODB_KILL_ROUNDS` sets another number of kills.
 const ROUNDS: u64 = 20;
 /// Number of keys that a round writes in one batch. A reader must find the number of one round in
 /// all of them.

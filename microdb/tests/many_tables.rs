@@ -15,8 +15,8 @@ fn tables_tells_keys_and_bytes_of_each_of_many_tables() {
     let folder = tempfile::tempdir().unwrap();
     let options = || Options::new().durability(Durability::Buffered).background(false);
     let db = options().open(folder.path()).unwrap();
-    // Tables are created in ascending order and written in another order. So segments meet the
-    // table ids in no particular order.
+    // Tables are created in ascending order and written in another order. So the table ids of the
+    // records in a segment are in no particular order.
     for number in 0..TABLES {
         db.table(&format!("t{number:03}")).unwrap();
     }

@@ -1,9 +1,9 @@
 //! Tests of opens beside other work, with leftover or damaged files, and in folders that cannot be
 //! listed or synced.
 //!
-//! A storage with an action at chosen calls wraps a disk in memory. The action lets a writer
-//! continue each time a reader has listed the log, or refuses folders. So cases that `kill.rs`
-//! meets only by chance always happen here.
+//! A storage with an action at chosen calls wraps a disk in memory. The action changes SUPER as a
+//! writer would each time a reader has listed the log, or fails the listing or sync of a folder. So
+//! cases that `kill.rs` meets only by chance always happen here.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::fmt;
@@ -478,7 +478,7 @@ fn damage_below_a_later_frontier_is_not_a_torn_tail() {
         forget(disk);
         flip(disk, 3, 3000);
     };
-    // Cuts off the fourth segment at an offset, and removes all later segments.
+    // Fills the fourth segment with zeros from an offset on, and removes all later segments.
     let shorten = |disk: &Disk, to: usize| {
         let whole = bytes(&disk.image(), "log/0000000004.seg");
         let zeros = vec![0; whole.len() - to];

@@ -1,10 +1,11 @@
 //! Tests that the published package is complete: its documents link only to files inside the
-//! package or to the web.
+//! package or to the web, and those in its folder `docs` equal the documents of the repository.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::path::{Path, PathBuf};
 
-/// Returns the targets of all links in a document, without their anchors.
+/// Returns the targets of all links in a document, without their anchors. Links within the document
+/// are left out.
 fn targets(text: &str) -> impl Iterator<Item = &str> {
     let links = text.split("](").skip(1).filter_map(|link| link.split_once(')'));
     let targets = links.filter_map(|(target, _)| target.split('#').next());

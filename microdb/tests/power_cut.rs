@@ -1,17 +1,17 @@
-//! Power cuts at every call: the database must open on every possible disk and have kept its
-//! promises.
+//! Power cuts at every change and sync of the disk: the database must open on the disks that a cut
+//! can leave, and must have kept its promises.
 //!
-//! - A random workload runs on a disk that records its calls. After each call, disks are built as a
-//!   power cut at that call could leave them. Each must open in a state that the history permits:
-//!   everything acknowledged as durable, nothing that was not attempted, each batch whole, in
-//!   order.
+//! - A random workload runs on a disk that records its changes and syncs. After each of them, disks
+//!   are built as a power cut at that moment could leave them. Each must open in a state that the
+//!   history permits: everything acknowledged as durable, nothing that was not attempted, each
+//!   batch whole, in order.
 //! - Then work continues on such a disk, and the database is closed and opened again. In some cases
 //!   the power is cut in this work too. In some cases the process is killed before this work, which
 //!   then begins with writes of the killed process that are still unsynced.
 //!
-//! `MICRODB_CUT_WORKLOADS` sets the number of workloads, for a long run. `MICRODB_CUT_SEED` runs a
-//! single workload, for example a failed one. With `MICRODB_CUT_TRACE`, a failure also prints the
-//! calls before the cut.
+//! `MICRODB_CUT_WORKLOADS` sets the number of workloads, for a long run, and
+//! `MICRODB_CUT_FIRST_SEED` the first seed. `MICRODB_CUT_SEED` runs a single workload, for example
+//! a failed one. With `MICRODB_CUT_TRACE`, a failure also prints the calls before the cut.
 
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -26,11 +26,11 @@ use crate::support::workload::{Op, ROOT, Run, Shape};
 /// Default number of workloads. All workloads together take a minute of one core at opt-level 1.
 const WORKLOADS: u64 = 14;
 const OPS: u64 = 24;
-/// Numbers of disks checked for each cut: in the workload itself, and in later work on one of the
-/// resulting disks.
+/// Maximum numbers of disks checked for each cut: in the workload itself, and in later work on one
+/// of the resulting disks.
 const DISKS: usize = 16;
 const DISKS_DEEP: usize = 3;
-/// On one disk in this many, the power is cut again during the work after the first cut.
+/// On one disk in this many, the power is cut again during the work after a cut.
 const DEEPER_ONE_IN: u64 = 100;
 const KILL_ONE_IN: u64 = 50;
 const DEPTH_MAX: u32 = 3;
@@ -209,7 +209,8 @@ fn try_workload(disk: Disk, context: &mut Context<'_>) -> Result<(), String> {
     cut(&run, 1, DISKS, context)
 }
 
-/// Cuts the power at every event of `run`, and checks `budget` disks for each cut.
+/// Cuts the power before the first event and after every event of `run`, and checks at most
+/// `budget` disks for each cut. In some cases, also kills the process at that point.
 fn cut(run: &Run, depth: u32, budget: usize, context: &mut Context<'_>) -> Result<(), String> {
     let record = run.disk.record();
     let mut cuts = Cuts::new(&record);
@@ -241,7 +242,8 @@ fn cut(run: &Run, depth: u32, budget: usize, context: &mut Context<'_>) -> Resul
     }
 }
 
-/// Returns the events before event `at` as text, if `MICRODB_CUT_TRACE` is set.
+/// Returns the events before event `at` as text, or an empty text unless `MICRODB_CUT_TRACE` is
+/// set.
 fn trace(record: &Record, at: usize) -> String {
     let events = record.events[..at].iter().enumerate();
     let lines = events.map(|(number, event)| format!("\n  {number} {}", event.shown()));

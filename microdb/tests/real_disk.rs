@@ -221,8 +221,8 @@ fn is_gone(folder: &Path) -> bool {
 }
 
 /// Entry point of the second process that a test starts. The process gets the numbers of the
-/// commits that were acknowledged before the last cut, checks these commits, and commits until the
-/// file system is shut down.
+/// commits that were acknowledged before the last cut, and checks these commits. Then it commits
+/// until the file system is shut down, unless its command is `ONLY_LOOK`.
 #[test]
 #[ignore = "the second process of other tests"]
 fn the_other_process() {

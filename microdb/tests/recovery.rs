@@ -139,8 +139,8 @@ fn every_flipped_bit_is_healed_or_named() {
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
         let bytes = fs::read(&path).unwrap();
         for at in (0..bytes.len()).filter(|at| interesting(&bytes, *at)) {
-            // `rot.rs` flips bits on a disk in memory, by default one of each byte. This test flips
-            // two or three bits of each byte on a real disk.
+            // `rot.rs` flips bits on a disk in memory, by default one of each byte outside of
+            // padding. This test flips two or three bits of each chosen byte on a real disk.
             for bit in (at % 3..8).step_by(3) {
                 file.write_all_at(&[bytes[at] ^ 1 << bit], at as u64).unwrap();
                 match options().read_only(true).open(&live).and_then(|db| contents(&db)) {

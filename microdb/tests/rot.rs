@@ -5,7 +5,8 @@
 //!   killed, or the power is cut.
 //! - Then one file is damaged, or two files are exchanged. A bit flips. Blocks of 64, 512 or 4096
 //!   bytes are zeroed, overwritten by another one or swapped. The file ends early or is too long.
-//!   Or the file is missing, empty, of another database, or an earlier version of itself.
+//!   Or the file is missing, empty, a copy of another file, of another database, or an earlier
+//!   version of itself.
 //! - A value must never be wrong, no record or table may be missing without an error, and no error
 //!   may name a sound file, unless SUPER is an old or a foreign one. The engine must not panic, nor
 //!   allocate memory according to a damaged length.
@@ -40,7 +41,7 @@ const PADDING_STRIDE: usize = 509;
 #[derive(Default, Debug)]
 struct Tally {
     cases: u64,
-    /// Number of cases in which the damage had no effect or was healed.
+    /// Number of cases in which the content was a permitted one and nothing reported the damage.
     right: u64,
     /// Numbers of cases in which the open, or a later read, reported the damage.
     named_by_open: u64,
@@ -131,8 +132,8 @@ fn subject(seed: u64, ending: Ending) -> Subject {
     }
 }
 
-/// Opens a damaged copy of the subject and checks the promises of the header. An error may name
-/// only the files in `damaged`.
+/// Opens a damaged copy of the subject and checks the promises that the head of this module lists.
+/// An error may name only the files in `damaged`.
 fn judge(subject: &Subject, image: Image, damaged: &[&Path], what: &str, tally: &mut Tally) {
     tally.cases += 1;
     let disk = Disk::unrecorded(image);
@@ -277,8 +278,8 @@ fn any_flipped_bit_is_named_or_does_not_matter() {
             let content = subject.image.file(node);
             let bytes = content.bytes();
             for bit in 0..bytes.len() * 8 {
-                // Long runs of zeros are padding. In each other byte one bit is flipped, or all
-                // bits if requested.
+                // Long runs of zeros are padding, in which few bits are flipped. In each other byte
+                // one bit is flipped. All bits are flipped if requested.
                 let near = bytes[(bit / 8).saturating_sub(16)..(bit / 8 + 16).min(bytes.len())]
                     .iter()
                     .any(|byte| *byte != 0);

@@ -302,8 +302,6 @@ fn a_lost_deletion_is_named() {
 fn records_behind_a_damaged_frame_header_are_found() {
     let folder = tempfile::tempdir().unwrap();
     let path = shop(folder.path());
-    // The key begins after 48 bytes of frame header and 7 bytes of record header, so `at - 40` is
-    // in the frame header.
     damage(&path.join("log/0000000001.seg"), "LATE-OF-9", 0);
     let text = "key 50first";
     let segment = path.join("log/0000000001.seg");
@@ -312,6 +310,8 @@ fn records_behind_a_damaged_frame_header_are_found() {
         .windows(text.len())
         .position(|window| window == text.as_bytes())
         .unwrap();
+    // The key begins after 48 bytes of frame header and 7 bytes of record header, so `at - 40` is
+    // in the frame header.
     bytes[at - 40] ^= 1;
     std::fs::write(&segment, bytes).unwrap();
     let manifest = salvage(&path, folder.path().join("saved")).unwrap();

@@ -76,8 +76,9 @@ impl Before {
         let mut samples = 0;
         let mut most = (0, 0, 0, 0);
         while !done.load(Ordering::Relaxed) {
-            // The directory and the live bytes only grow in these workloads. Both are read last, so
-            // that the bounds computed from them are not too low for the values read before.
+            // The directory and the live bytes grow, or hardly shrink, in these workloads. Both are
+            // read last, so that the bounds computed from them are not too low for the values read
+            // before.
             let (memory, open) = (anonymous_bytes(), descriptors());
             let disk = disk_bytes(db.path());
             let stats = db.stats();

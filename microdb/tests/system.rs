@@ -1,5 +1,6 @@
 //! Real faults of the operating system: no descriptors, a small disk that fills up, a read-only
-//! file system, a removed folder, an unreadable disk, a clock that jumps.
+//! file system, a removed or renamed folder, an unreadable disk, a clock that jumps. Also a log
+//! that is larger than memory.
 //!
 //! The storage in memory (`faults.rs`) can fail at every call. These tests check that real faults
 //! have the same effects. Tests that need root, loop devices or mounts are ignored by default, and
@@ -42,7 +43,7 @@ fn value(number: u64) -> String {
 const BATCH: u64 = 8;
 
 /// Puts records in batches from `number` on, until a batch is refused or `end` is reached. Returns
-/// the first record without acknowledgement, and the error.
+/// the first record without acknowledgement, and the error if a batch was refused.
 fn fill(db: &Db, mut number: u64, end: u64) -> (u64, Option<Error>) {
     let put = |numbers: std::ops::Range<u64>| -> microdb::Result<()> {
         let (table, mut batch) = (db.table("t")?, db.batch());
@@ -421,8 +422,8 @@ fn the_wall_clock_is_read_once_in_the_life_of_a_database() {
     assert!(db.stats().keys >= 1);
 }
 
-/// Counts the process' maps of files in `folder`. Returns the number advised for random reads, and
-/// the number with the usual read-ahead.
+/// Counts the process' maps of files in `folder` that are not removed. Returns the number advised
+/// for random reads, and the number with the usual read-ahead.
 fn maps(folder: &Path) -> (usize, usize) {
     let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
     let (mut random, mut normal, mut ours) = (0, 0, false);

@@ -373,8 +373,8 @@ fn begun_transaction_commits_once_or_reports_the_conflict() {
         let a = number(&tx.get(&table, "a").unwrap().unwrap());
         tx.put(&table, "sum", (a + 1).to_le_bytes()).unwrap();
         assert!(table.get("sum").unwrap().is_none(), "invisible before the commit");
-        // The same thread may commit beside its open transaction, if it changes other keys than
-        // those read.
+        // The same thread may commit beside its open transaction. There is no conflict, because the
+        // transaction has not read the changed key.
         table.put("another", "key").unwrap();
         assert_eq!(tx.commit().unwrap(), before + 2);
         assert_eq!(number(&table.get("sum").unwrap().unwrap()), 4);

@@ -218,7 +218,7 @@ fn take_gives_each_value_to_one_of_several_workers() {
     assert_eq!((taken.len(), jobs.len()), (100, 0));
 }
 
-/// A codec that stores values as JSON text.
+/// A codec that stores keys and values as JSON text.
 struct Json;
 
 impl Codec for Json {
@@ -259,7 +259,7 @@ fn another_codec_stores_its_own_bytes_and_may_omit_fields() {
         "{error}"
     );
     assert!(users.iter().any(|record| record.is_err()) && users.iter().any(|record| record.is_ok()));
-    // The default codec refuses the type that the JSON codec accepts.
+    // The default codec refuses a value with an omitted field, which the JSON codec accepts.
     let refused = db.typed_table::<u32, User>("others").unwrap().put(&7, &ann());
     assert!(matches!(refused, Err(Error::Encode { .. })));
 }

@@ -17,7 +17,7 @@ use crate::postgres::EngineUrl;
 use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
 
-/// URL of the warehouse if no node of the cluster has a setting for it.
+/// URL of the warehouse if neither the node's settings nor the cluster's state names one.
 pub const DEFAULT_WAREHOUSE: &str = "http://127.0.0.1:9091";
 
 /// Settings of a node.
@@ -28,9 +28,9 @@ pub struct NodeConfig {
     /// The data folder. Without an engine, all nodes of the cluster share it. A missing folder is
     /// created.
     pub data: PathBuf,
-    /// The engine that holds the cluster's state and the logs of its volumes. `None` keeps both in
-    /// the data folder. With an engine, each node keeps local copies of volumes in a data folder
-    /// that no other node uses.
+    /// The engine that holds the cluster's state and the logs of volumes. Further engines may hold
+    /// some of the logs. `None` keeps all in the data folder. With an engine, each node keeps local
+    /// copies of volumes in a data folder that no other node uses.
     pub engine: Option<EngineUrl>,
     /// With an engine: `HOST:PORT` at which the other nodes reach this node. `None` if that is the
     /// address of the API.
@@ -42,8 +42,9 @@ pub struct NodeConfig {
     pub peer_encryption: PeerEncryption,
     /// Address of the API. Port 0 selects any free port.
     pub listen: SocketAddr,
-    /// URL of the warehouse, `http://HOST:PORT`. `None` selects the URL that the cluster has
-    /// stored, or [`DEFAULT_WAREHOUSE`] if the cluster has stored none.
+    /// URL of the warehouse, `http://HOST:PORT`. If other nodes run, it must be the URL that they
+    /// call. `None` selects the URL that the cluster has stored, or [`DEFAULT_WAREHOUSE`] if the
+    /// cluster has stored none.
     pub warehouse: Option<String>,
     /// Timeout of an announcement. The warehouse usually answers within 2 to 4 s.
     pub announce_timeout: Duration,

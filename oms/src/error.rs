@@ -109,7 +109,7 @@ impl StorageError {
 /// fail.
 #[derive(Debug, Error)]
 pub enum NodeError {
-    /// A setting is invalid.
+    /// A setting is invalid or cannot be applied.
     #[error("the setting {setting} {reason}")]
     Config {
         /// Name of the setting.
@@ -174,7 +174,7 @@ pub enum NodeError {
         /// The URL of the warehouse that the running nodes call.
         known: String,
     },
-    /// A statement failed in the engine that holds the cluster's state.
+    /// A statement in an engine failed, or the engine cannot be reached.
     #[error("cannot {action} in the engine {url}")]
     Engine {
         /// The failed action: "read the state" and the like.
@@ -184,7 +184,8 @@ pub enum NodeError {
         /// The error of the session with the engine.
         source: SessionError,
     },
-    /// The engine's tables or settings are unfit for the state of a cluster.
+    /// An engine cannot be used for a cluster. For example, its tables or settings are unfit, or
+    /// another node has become the coordinator.
     #[error("the engine {url} cannot hold a cluster: {reason}")]
     EngineUnfit {
         /// The URL of the engine.
@@ -265,8 +266,8 @@ impl StorageError {
 }
 
 impl NodeError {
-    /// Returns `true` if the engine does not answer now, or if a newer owner has the volume. The
-    /// action can be repeated later.
+    /// Returns `true` if the engine does not answer now, if the result of a statement is unknown,
+    /// or if a newer owner has the volume. The action can be repeated later.
     pub(crate) fn is_engine_away(&self) -> bool {
         match self {
             NodeError::Engine { source, .. } => {

@@ -7,7 +7,7 @@
 //!   control     routing, coordinator, reconciler: the tasks of a node that concern other nodes
 //!   volume      one volume being served: state, transactors (actors), jobs, migration
 //!   cluster     membership and the cluster's state, in a data folder or in an engine
-//!   storage     rows and commits: the only folder that names microdb
+//!   storage     rows and commits: the only folder that names microdb, apart from tests
 //!   config      settings
 //!   outbox      messages to the warehouse and their schedule
 //!   domain      orders, stock, sales: rules without IO, clocks and locks
@@ -16,7 +16,7 @@
 //! ```
 //!
 //! **Invariants**
-//! - Each layer calls only the layers below it.
+//! - Each layer calls only the layers below it, and the errors in `error`.
 //! - The response to an order is sent once the order is durable. It never waits for the warehouse.
 //!
 //! ```no_run

@@ -162,7 +162,8 @@ impl Node {
     }
 
     /// Returns a function that renders the number of slots of each volume, as this node sees them
-    /// at the time of the call. The text is empty while this node serves the only volume.
+    /// at the time of the call, and the progress of a migration that this node coordinates. The
+    /// text is empty while this node serves the only volume.
     pub fn overview(&self) -> impl Fn() -> String + Send + use<> {
         let cluster = Arc::clone(self.member.cluster());
         move || {

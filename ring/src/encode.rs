@@ -255,7 +255,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Result<Ring, DecodeError> {
     Ok(ring)
 }
 
-/// Returns the bytes before the digest. Fails if the digest does not match them.
+/// Returns the bytes before the digest. Fails if the digest is missing or does not match these
+/// bytes.
 fn check_digest(bytes: &[u8]) -> Result<&[u8], DecodeError> {
     let wrong = |problem| DecodeError {
         field: "digest",

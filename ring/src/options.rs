@@ -1,4 +1,4 @@
-//! Properties that are fixed when a ring is created: the number of slots, the number of replicas,
+//! Properties that are chosen when a ring is created: the number of slots, the number of replicas,
 //! and the hash of keys.
 
 use crate::{Error, KeyHash};

@@ -358,7 +358,8 @@ impl Ring {
     /// `slot`. If `slot` has no pin, the plan changes only the epoch.
     ///
     /// # Errors
-    /// [`Error::UnknownSlot`] or [`Error::EpochsExhausted`].
+    /// [`Error::UnknownSlot`], [`Error::Empty`] if the ring has no members, or
+    /// [`Error::EpochsExhausted`].
     pub fn unpin(&self, slot: Slot) -> Result<Plan, Error> {
         self.owner(slot)?;
         let merged = Merged::of(self, &self.members);

@@ -104,8 +104,8 @@ pub enum AuditProgress {
         /// excluded.
         waiting: u64,
     },
-    /// The audit reads both sides and compares them. If there was a finding, it reads both sides
-    /// again.
+    /// The audit reads both sides and compares them. While there is a finding, the audit reads both
+    /// sides again, up to three times in all.
     Comparing {
         /// Number of the current reading, from 1.
         look: u32,

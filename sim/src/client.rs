@@ -282,7 +282,7 @@ impl Client {
     /// Sends `POST path` with `body` as JSON, or `GET path` if `body` is `None`.
     ///
     /// # Errors
-    /// [`Failure`] if the whole answer did not arrive within the deadline.
+    /// [`Failure`] if there is no complete answer, for one of the reasons in [`FailureKind`].
     pub(crate) async fn exchange(&self, path: &str, body: Option<Bytes>) -> Result<Answer, Failure> {
         match body {
             Some(body) => self.post_json(path, body).await,
@@ -293,7 +293,7 @@ impl Client {
     /// Sends `GET path`.
     ///
     /// # Errors
-    /// [`Failure`] if the whole answer did not arrive within the deadline.
+    /// [`Failure`] if there is no complete answer, for one of the reasons in [`FailureKind`].
     pub async fn get(&self, path: &str) -> Result<Answer, Failure> {
         self.get_with(path, None).await
     }
@@ -301,7 +301,7 @@ impl Client {
     /// Sends `GET path` with an optional further header.
     ///
     /// # Errors
-    /// [`Failure`] if the whole answer did not arrive within the deadline.
+    /// [`Failure`] if there is no complete answer, for one of the reasons in [`FailureKind`].
     pub(crate) async fn get_with(
         &self,
         path: &str,
@@ -318,7 +318,7 @@ impl Client {
     /// Sends `POST path` without a body, with an optional further header.
     ///
     /// # Errors
-    /// [`Failure`] if the whole answer did not arrive within the deadline.
+    /// [`Failure`] if there is no complete answer, for one of the reasons in [`FailureKind`].
     pub async fn post(&self, path: &str, extra: Option<(&'static str, &str)>) -> Result<Answer, Failure> {
         let mut request = self.request(Method::POST, path);
         if let Some((name, value)) = extra {
@@ -331,7 +331,7 @@ impl Client {
     /// Sends `POST path` with a JSON body.
     ///
     /// # Errors
-    /// [`Failure`] if the whole answer did not arrive within the deadline.
+    /// [`Failure`] if there is no complete answer, for one of the reasons in [`FailureKind`].
     pub async fn post_json(&self, path: &str, body: Bytes) -> Result<Answer, Failure> {
         let request = self
             .request(Method::POST, path)

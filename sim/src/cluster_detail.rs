@@ -29,11 +29,11 @@ pub struct ClusterDetail {
 pub struct SlotRun {
     /// Index of the owner in [`ClusterDetail::members`].
     pub member: usize,
-    /// Number of slots in the run.
+    /// Number of these slots.
     pub slots: u64,
 }
 
-/// The status of a node, as another node sees it.
+/// The status of a node, as the node that was asked sees it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeStatus {
@@ -47,7 +47,7 @@ pub enum NodeStatus {
     Degraded,
     /// The process of the node runs, but the node does not answer.
     Silent,
-    /// The node was stopped gracefully.
+    /// The node was stopped gracefully, or has never run.
     Stopped,
     /// The process of the node ended without a graceful stop.
     Died,

@@ -103,7 +103,7 @@ impl Comparison {
     /// Reads both run folders and compares the runs.
     ///
     /// # Errors
-    /// If a folder cannot be read, or one of the runs has no summary.
+    /// If a file of a run folder cannot be read or parsed, or one of the runs has no summary.
     pub fn of(first: &RunFolder, second: &RunFolder) -> Result<Self> {
         let facts = [first.facts()?, second.facts()?];
         let summaries = [whole(first)?, whole(second)?];

@@ -73,7 +73,8 @@ pub enum Error {
         /// Text of the last failure.
         problem: String,
     },
-    /// A server sent an answer that the contract of its API does not allow.
+    /// A server sent an answer that the request cannot use: an unexpected status, such as 503, or a
+    /// body that cannot be parsed.
     #[error("{route}: unexpected answer: {problem}")]
     Answer {
         /// Method and address of the request.
@@ -94,7 +95,7 @@ pub enum Error {
         /// Text of the failure.
         problem: String,
     },
-    /// The run was stopped before its first request.
+    /// The run was stopped while it waited for the order management, before its first request.
     #[error("interrupted before the first request to {address}; nothing was sent")]
     Interrupted {
         /// Address of the order management that the run was waiting for.

@@ -4,7 +4,8 @@
 //! Invariants:
 //! - The load is open: the intended start of each request is planned before the run and does not
 //!   depend on answers. Latencies are measured from the intended start, so a pause of the server
-//!   shows in full.
+//!   shows in full. Only a payment or cancellation that waits for the end of its order's request
+//!   gets this end as its intended start.
 //! - A late request is counted, and its latency is still measured from its intended start. A
 //!   request with a lag above `drop_after` is dropped and counted, so that a stalled server does
 //!   not cause an ever longer backlog.
@@ -81,9 +82,9 @@ pub struct FrontConfig {
     pub in_flight_max: usize,
     /// Largest lag of a request. A request with a larger lag is dropped.
     pub drop_after: Duration,
-    /// Maximum time of one request.
+    /// Maximum time of one call. With `route`, a request can take two calls.
     pub request_timeout: Duration,
-    /// Maximum wait, before the run, for an order management that does not answer.
+    /// Maximum wait, before the run, until the order management is ready. Afterwards the run fails.
     pub ready_timeout: Duration,
     /// Maximum wait, before the run, for the stock of all stores in the order management.
     /// Afterwards the run begins without the missing stock. The value must not exceed
@@ -167,7 +168,7 @@ pub struct FrontReport {
     pub late: u64,
     /// Number of requests that were dropped because their lag exceeded `drop_after`.
     pub dropped: u64,
-    /// Lag of the requests: actual start minus intended start.
+    /// Lag of the sent requests without the warm-up: actual start minus intended start.
     pub lag: Latency,
     /// Number of orders that were sent without any of their planned payments, because the run was
     /// stopped early or requests were dropped.
@@ -193,8 +194,8 @@ impl FrontReport {
         self.requests_in_window as f64 / self.window.as_secs_f64().max(f64::MIN_POSITIVE)
     }
 
-    /// Returns `true` if the lag was at most [`LAG_P99_MAX`], so that the latencies are those of
-    /// the server.
+    /// Returns `true` if the 99th percentile of the lag was at most [`LAG_P99_MAX`], so that the
+    /// latencies are those of the server.
     pub fn is_valid(&self) -> bool {
         u128::from(self.lag.p99_us) <= LAG_P99_MAX.as_micros()
     }
@@ -210,10 +211,10 @@ impl FrontReport {
 /// the run.
 ///
 /// # Errors
-/// If a setting cannot be used, a file or folder cannot be written, the order management is not
-/// ready within `ready_timeout`, its ring cannot be read (with `route`), or `stop` becomes `true`
-/// before the first request. Once requests have started, a report is returned, unless a thread of
-/// the front panics.
+/// If a setting cannot be used, a file or folder cannot be read or written, a thread cannot be
+/// started, the order management is not ready within `ready_timeout`, its ring cannot be read (with
+/// `route`), or `stop` becomes `true` while the front waits until the order management is ready.
+/// Once requests have started, a report is returned, unless a thread of the front panics.
 pub async fn run_front(
     config: FrontConfig,
     telemetry: &Telemetry,
@@ -291,8 +292,9 @@ pub async fn run_front(
     })
 }
 
-/// Waits until the order management answers and has the stock of all stores of the warehouse.
-/// Returns `false` if the stock of some stores is still missing after `stock_timeout`.
+/// Waits until the order management answers and has the stock of all stores of the warehouse. An
+/// order management without `/health` only has to answer. Returns `false` if the stock of some
+/// stores is still missing after `stock_timeout`.
 ///
 /// # Errors
 /// [`Error::Unreachable`] if the order management is not ready within `ready_timeout`.

@@ -13,7 +13,7 @@
 //!   `stats.csv`.
 //! - [`latency`]: latency histograms and their percentiles.
 //! - [`monitor`]: polls the order management and the warehouse during a run.
-//! - [`report`]: draws a run as one HTML page.
+//! - [`report`]: draws a run, or two runs side by side, as one HTML page.
 //! - [`run_folder`]: the record of a run on disk.
 //! - [`samples`]: small files in the formats of the original system, from which this project grew.
 //! - [`scenario`]: load, faults, node events and thresholds of a run, from TOML.

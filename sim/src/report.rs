@@ -3,8 +3,9 @@
 //! Invariants:
 //! - The page needs no script and no network. The page follows the light or dark setting of the
 //!   browser.
-//! - Every chart has a title, a unit, a legend in words, and a text for screen readers. The colours
-//!   are those of Okabe and Ito (2008), which colour-blind people can tell apart.
+//! - Every line chart has a title, a unit, a legend in words, and a text for screen readers. Apart
+//!   from grey, the colours of lines are those of Okabe and Ito (2008), which colour-blind people
+//!   can tell apart.
 //! - The page of a killed run shows the seconds that the run recorded.
 
 use serde_json::Value;

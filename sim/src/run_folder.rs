@@ -3,7 +3,7 @@
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `run.json` | scenario, seed, versions; written at the start, so that a killed run has it |
+//! | `run.json` | scenario, seed, version; written at the start, so that a killed run has it |
 //! | `series.csv` | a line for each second |
 //! | `stats.csv` | a line for each request, in the format of the original system |
 //! | `events.csv` | the newest events of the run; written at the end |
@@ -85,7 +85,7 @@ impl RunFolder {
     /// Creates the folder of a new run and writes the facts into it.
     ///
     /// # Errors
-    /// If the folder or the file cannot be written.
+    /// If the folder or the file cannot be written, or all tried names are used.
     pub fn create(data: &Path, facts: &RunFacts) -> Result<Self> {
         let runs = data.join(RUNS);
         fs::create_dir_all(&runs).map_err(Error::io("create", &runs))?;
@@ -112,11 +112,11 @@ impl RunFolder {
         })
     }
 
-    /// Opens the folder of an earlier run. `run` is the path of the folder or its name in the data
-    /// folder; `None` for the newest run.
+    /// Opens the folder of an earlier run. `run` is the path of the folder, or its name in the
+    /// folder [`RUNS`] of the data folder; `None` for the newest run.
     ///
     /// # Errors
-    /// If there is no such run.
+    /// If there is no such run, or the folder of all runs cannot be read.
     pub fn open(data: &Path, run: Option<&str>) -> Result<Self> {
         let runs = data.join(RUNS);
         let path = match run {
@@ -247,8 +247,8 @@ impl RunFolder {
     }
 }
 
-/// Returns the names of the runs of a data folder, the oldest first. The list is empty if the
-/// folder cannot be read.
+/// Returns the names of the runs of a data folder, the oldest first. Folders without readable facts
+/// are left out. The list is empty if the folder of all runs cannot be read.
 pub fn names(data: &Path) -> Vec<String> {
     let entries = fs::read_dir(data.join(RUNS)).into_iter().flatten().flatten();
     let mut runs: Vec<(u64, String)> = entries

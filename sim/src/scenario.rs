@@ -237,8 +237,8 @@ impl Scenario {
     /// Finds a built-in scenario by its name, or reads a scenario from a file.
     ///
     /// # Errors
-    /// If there is no such scenario or file, or the text cannot be used. The error of the text
-    /// names the file and the line.
+    /// If there is no such scenario, the file cannot be read, or the text cannot be used. The error
+    /// of the text names the file and the line.
     pub fn find(name_or_path: &str) -> Result<Self> {
         if let Some((name, text)) = BUILT_IN.iter().find(|(name, _)| *name == name_or_path) {
             return Self::parse(name, text).map_err(|fault| fault.in_file(Path::new(name)));

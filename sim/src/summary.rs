@@ -2,7 +2,8 @@
 //! except in lines with a path, a command or a finding.
 //!
 //! Invariants:
-//! - Counts include this run only. Totals of the data folder have a separate field.
+//! - Counts include this run only, except for those in the report of the audit. Totals of the data
+//!   folder have a separate field.
 //! - Rates are averages over the sending window, the time in which orders and statistics requests
 //!   start. The time after the window is reported as the drain.
 //! - A summary has exactly one verdict. A run with a large lag is invalid, unless the audit has
@@ -27,7 +28,7 @@ use crate::wire::WarehouseSummary;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// The audit has no finding and no threshold was missed.
+    /// The audit has no finding, the lag was small enough, and no threshold was missed.
     Clean,
     /// The audit has at least one finding.
     Findings,
@@ -104,7 +105,7 @@ pub struct Summary {
     /// Number of requests that were never sent, because their lag exceeded the shop front's limit
     /// `drop_after`.
     pub dropped: u64,
-    /// Lag of the requests: actual start minus intended start.
+    /// Lag of the sent requests without the warm-up: actual start minus intended start.
     pub lag: Latency,
     /// Number of orders that were sent without any of their planned payments, because the run was
     /// stopped early or requests were dropped.
@@ -206,7 +207,8 @@ impl Summary {
             .unwrap_or_default()
     }
 
-    /// Returns commands that show more about this run, each with its purpose.
+    /// Returns commands for the next steps of a user, each with its purpose: they show more about
+    /// this run, repeat it, or start a harder one.
     pub fn next_steps(&self) -> Vec<(String, &'static str)> {
         let mut steps = Vec::new();
         if let Some(folder) = &self.identity.run_folder {

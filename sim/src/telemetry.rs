@@ -145,9 +145,9 @@ pub struct RouteSecond {
     pub max_us: u64,
 }
 
-/// One second of a run. Except in `sent`, a request is counted in the second in which it ended. All
+/// One second of a run. Except in `sent`, a request is counted in the second in which it ended. The
 /// counts are taken at least 0.1 s after the end of the second, so they may include the beginning
-/// of the next second.
+/// of the next second. Only the counts of the last second are taken at the end of the run.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecondPoint {
     /// Seconds since the start of the run, from 0.
@@ -265,11 +265,11 @@ pub enum EventKind {
     Pause,
     /// The process of a paused node continues.
     Resume,
-    /// A node left the cluster for good.
+    /// A node was asked to leave the cluster for good.
     Leave,
     /// A member appeared in or disappeared from the ring.
     Ring,
-    /// All volumes answer again after a node was started, stopped, killed or paused.
+    /// All volumes answer again after a node was stopped, killed or paused, or has left.
     Recovered,
     /// The behaviour of the warehouse changed.
     Warehouse,
@@ -308,7 +308,7 @@ pub struct RunEvent {
     pub offset_ms: u64,
     /// The kind of the event.
     pub kind: EventKind,
-    /// Name of the subject of the event: a node, a load phase, a fault, or a server.
+    /// Name of the subject of the event: a node, a load phase, a warehouse profile, or a server.
     pub subject: String,
     /// Description of the event for people.
     pub text: String,
@@ -341,7 +341,7 @@ pub struct RunState {
     /// Number of requests that were never sent, because their lag exceeded the shop front's limit
     /// `drop_after`.
     pub dropped: u64,
-    /// Lag of the requests since the start: actual start minus intended start.
+    /// Lag of the sent requests without the warm-up: actual start minus intended start.
     pub lag: Latency,
     /// Counts of each route, in the order of [`Route::ALL`].
     pub routes: [RouteState; Route::COUNT],

@@ -171,8 +171,8 @@ impl Measured<'_> {
             .sum()
     }
 
-    /// Returns the value of a metric, and the total from which a limit in percent is calculated.
-    /// Returns `None` if the metric needs an audit and there is none.
+    /// Returns the value of a metric, and the total that is 100 % for a limit in percent (1 for a
+    /// metric without shares). Returns `None` if the metric needs an audit and there is none.
     fn value(&self, metric: Metric) -> Option<(f64, f64)> {
         let front = self.front;
         let audit = |count: fn(&AuditReport) -> u64| self.audit.map(|audit| (count(audit) as f64, 1.0));

@@ -117,8 +117,8 @@ impl WarehouseConfig {
     }
 }
 
-/// Books and ledger. One lock protects both, because every change of the books is also written to
-/// the ledger.
+/// Books and ledger. One lock protects both, because every entry that is applied to the books is
+/// also written to the ledger, in the same sequence.
 #[derive(Debug)]
 struct Inside {
     books: Books,
@@ -242,8 +242,8 @@ impl Warehouse {
     /// Opens the ledger, listens, and starts to send stock snapshots and to write statistics files.
     ///
     /// # Errors
-    /// If a setting cannot be used, the warehouse cannot listen on its address, the data folder
-    /// cannot be written, or the ledger is in use or malformed.
+    /// If a setting cannot be used, the warehouse cannot listen on its address, the data folder or
+    /// the ledger cannot be read or written, or the ledger is in use or malformed.
     pub async fn start(config: WarehouseConfig) -> Result<Self> {
         config.check()?;
         let folder = config.data.join("warehouse");

@@ -263,7 +263,7 @@ pub struct RingHealth {
     pub members: BTreeMap<String, u64>,
 }
 
-/// State of a node's calls to the warehouse.
+/// State of the order management's calls to the warehouse.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WarehouseStatus {
@@ -510,7 +510,7 @@ pub struct Problem {
     /// Detailed description of the problem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
-    /// Name of the field in the request's body that is invalid.
+    /// Name of the invalid field in the request's body; `None` if the answer names no field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
 }

@@ -6,7 +6,8 @@
 //!   does not depend on answers. So a run is repeatable, and a slow answer cannot slow the load
 //!   down (open loop).
 //! - Requests are ordered by their intended starts. A payment or cancellation comes after its
-//!   order, except for a payment that is planned ahead of its order.
+//!   order, except for a payment that is planned ahead of its order. In a replay, the
+//!   recorded starts decide the sequence.
 //! - Every statistics request and every order has a new id, from `first_id`. A replay gives one id
 //!   to all requests that placed the same order. Payments and cancellations have no id of their
 //!   own.
@@ -93,7 +94,8 @@ impl Load {
         }
     }
 
-    /// Returns the first setting that cannot be used, with the reason.
+    /// Returns the first setting that cannot be used, with the reason; `None` if all can be used,
+    /// and for a replay.
     pub fn fault(&self) -> Option<(&'static str, String)> {
         let Self::Phases(phases) = self else {
             return None;
@@ -235,7 +237,8 @@ impl Schedule {
     }
 
     /// Draws the next statistics request or order, and plans the requests that belong to this
-    /// order. If the order has an early payment, returns this payment and plans the order.
+    /// order. If the order has an early payment, returns this payment and plans the order. In a
+    /// replay, returns the next request of the log, of any kind. Returns `None` after the last one.
     fn draw(&mut self) -> Option<Arrival> {
         let at = match &mut self.source {
             Source::Moments(moments) => moments.next()?,

@@ -3,7 +3,7 @@
 //! The file is parsed with `syn`, so strings and comments are ignored. A module is found if a path
 //! begins with `crate::NAME`, in a `use` or in code. Imports, modules, free functions, impl blocks
 //! and enum variants under `#[cfg(test)]` are ignored, because a test may use every module of its
-//! crate. Macro bodies and `use crate::*` are not searched.
+//! crate. Macro bodies, `pub(in crate::NAME)` and `use crate::*` are not searched.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -22,8 +22,8 @@ pub fn crate_names(source: &str) -> syn::Result<BTreeSet<String>> {
 }
 
 /// Returns the items that the root of a crate imports or re-exports by name, each with the first
-/// segment of its path: the top-level module that contains it. `pub use error::Error;` gives the
-/// pair (`Error`, `error`).
+/// segment of its path. For an item of the crate, this is the top-level module that contains it:
+/// `pub use error::Error;` gives the pair (`Error`, `error`).
 ///
 /// # Errors
 /// Returns an error if the source has a syntax error.

@@ -1,5 +1,6 @@
-//! Checks the documents against the source tree: linked files and headings, named paths, and named
-//! metrics must exist.
+//! Checks the documents against the source tree: linked files and headings, named paths and
+//! metrics, and the sections that alerts name must exist. The operations guide must describe all
+//! exposed metrics, and the dashboard must draw all of them except for two metrics of the process.
 //!
 //! Dated notes under `docs/log/` are left out, because they name files that existed on that date.
 

@@ -5,8 +5,8 @@
 //! cargo run --profile dist -p imt-benches --bin engine -- --quick
 //! ```
 //!
-//! Without feature `rivals` only microdb is built and measured. Such a build is fast and needs no
-//! C++ toolchain.
+//! Each of these stores also has a feature of its own. Without any of these features, only microdb
+//! is built and measured. Such a build is fast and needs no C++ toolchain.
 
 use std::path::PathBuf;
 use std::process::ExitCode;

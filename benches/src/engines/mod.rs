@@ -7,7 +7,7 @@
 //! **Invariants**
 //! - Every engine gets the settings that its documentation recommends for the wanted durability.
 //! - No engine compresses, because the values cannot be compressed.
-//! - Every engine has a cache that holds the whole data set.
+//! - An engine with a cache of its own gets one that holds the whole data set of a default run.
 //! - An engine returns [`Unsupported`] for work that it cannot do.
 
 use std::fmt;
@@ -124,7 +124,7 @@ impl EngineName {
     /// Opens or creates the engine's database in `folder`.
     ///
     /// # Errors
-    /// Returns the engine's error.
+    /// Returns an error if the folder cannot be created, or the engine's error.
     pub fn open(self, folder: &Path, setup: Setup) -> Outcome<Box<dyn Engine>> {
         std::fs::create_dir_all(folder)?;
         Ok(match self {
@@ -234,14 +234,14 @@ pub trait Session {
     /// Stores one record in its own commit, with the durability of the [`Setup`].
     ///
     /// # Errors
-    /// Returns the engine's error.
+    /// Returns the engine's error, or [`Unsupported`] if the value is too large for the engine.
     fn put(&mut self, key: &[u8], value: &[u8]) -> Outcome<()>;
 
     /// Stores records in one atomic commit, with the durability of the [`Setup`]. An engine without
     /// atomic batches stores them one by one.
     ///
     /// # Errors
-    /// Returns the engine's error.
+    /// Returns the engine's error, or [`Unsupported`] if a value is too large for the engine.
     fn put_batch(&mut self, records: &Records<'_>) -> Outcome<()>;
 
     /// Reads one record and passes its value to `visit`. Returns `false` if the record does not
@@ -279,14 +279,15 @@ pub trait Session {
     /// Reads every record once, in the order that the engine prefers.
     ///
     /// # Errors
-    /// Returns the engine's error.
+    /// Returns the engine's error, or [`Unsupported`] if the engine needs a session with
+    /// [`Access::Read`] for a scan.
     fn scan(&mut self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Outcome<()>;
 }
 
 /// Returns the number in a value of 8 bytes, plus one.
 ///
 /// # Errors
-/// Returns an error if the value has another length.
+/// Returns an error if the value is absent or has another length.
 pub fn plus_one(value: Option<&[u8]>) -> Outcome<[u8; 8]> {
     let bytes = value.and_then(|value| value.try_into().ok());
     let number = u64::from_le_bytes(bytes.ok_or("the counter is not a number of 8 bytes")?);

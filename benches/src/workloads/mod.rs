@@ -175,8 +175,8 @@ pub struct Measurement {
     /// Processor time of the child per operation, in microseconds. `None` unless the figure is a
     /// rate.
     pub cpu_us: Option<f64>,
-    /// Share of the machine's processors that others used ([`Spent::others`]). `None` unless the
-    /// figure is a rate or a measured time.
+    /// Share of the machine's processors that others used ([`Spent::others`]). Only rates and the
+    /// times of [`Workload::Open`], [`Workload::OpenKilled`] and the replacements have it.
     pub others: Option<f64>,
     /// Peak anonymous memory of the process, in MiB; see [`crate::peaks`].
     #[serde(default)]
@@ -230,10 +230,11 @@ pub enum Answer {
     Unsupported(String),
 }
 
-/// Runs a task in this process.
+/// Runs a task in this process. Does not return after the writes of [`Task::until_killed`].
 ///
 /// # Errors
-/// Returns the engine's error, or an error if a record is absent or has a wrong value.
+/// Returns the engine's error, or an error if the work has a wrong result, such as an absent record
+/// or a wrong value.
 pub fn run(task: &Task) -> Outcome<Answer> {
     if task.until_killed {
         return whole::write_until_killed(task);

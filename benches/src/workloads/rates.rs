@@ -15,7 +15,7 @@ use crate::data::{Key, Random, Values, Zipf, absent_key, key};
 use crate::engines::{Access, Engine, Session};
 
 /// Number of operations of a thread between two readings of the clock. Used for buffered puts and
-/// for gets, because reading the clock takes time too.
+/// for workloads that read, because reading the clock takes time too.
 const FAST_STEP: u64 = 256;
 
 /// Number of keys of one call of `multi_get`.

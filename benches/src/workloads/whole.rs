@@ -1,5 +1,5 @@
-//! Workloads that measure one whole piece of work: load, open, overwrite and compact, scan,
-//! replace.
+//! Workloads that measure one whole piece of work (load, open, overwrite and compact, scan,
+//! replace) or the size of the index. The loads of other value sizes are followed by random gets.
 //!
 //! **Invariants**
 //! - The measured time of a write includes its final sync.

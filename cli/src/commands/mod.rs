@@ -1,4 +1,5 @@
-//! The commands of `imt`, in files that are named after them.
+//! The commands of `imt`, in files that are named after them. The file `node_args` has flags that
+//! several commands share.
 
 pub(crate) mod audit;
 mod chaos;

@@ -1,4 +1,5 @@
-//! `imt sim`: runs the whole shop in one process or each simulator alone, and reports on runs.
+//! `imt sim`: runs a whole shop or one simulator alone, reports on runs, and lists or writes the
+//! built-in scenarios and samples.
 
 use super::node;
 use super::node_args::NodeArgs;
@@ -20,8 +21,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Interval at which the node of a simulated shop searches for statistics files if `--stat-scan` is
-/// not given. It is short, so that a new file is counted within a second.
+/// Interval at which the shop's node in this process searches for statistics files, if
+/// `--stat-scan` is not given. The interval is short, so that this node counts a new file within a
+/// second.
 const STAT_SCAN_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) mod fleet;

@@ -113,7 +113,7 @@ pub(crate) fn table(rows: &[Vec<String>]) -> String {
     laid_out(rows, terminal::width(), true)
 }
 
-/// Returns rows without control characters in their cells.
+/// Returns the rows with the control characters in their cells escaped.
 fn escaped_rows(rows: &[Vec<String>]) -> Cow<'_, [Vec<String>]> {
     let has_controls = |cell: &String| cell.contains(char::is_control);
     if !rows.iter().flatten().any(has_controls) {

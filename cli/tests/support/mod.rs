@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 /// less, so a longer wait means that a process hangs.
 pub const HANG: Duration = Duration::from_secs(120);
 
-/// Returns a command that runs the binary. Environment variables of the test process that could
-/// change its behaviour are removed.
+/// Returns a command that runs the binary. The variables `IMT_...` of the test process are removed,
+/// because they would set flags.
 pub fn imt(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_imt"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("IMT_")) {

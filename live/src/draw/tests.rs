@@ -139,7 +139,8 @@ fn busy() -> State {
     }
 }
 
-/// Returns the state of a run in which every text and figure is as long as possible.
+/// Returns the state of a run in which most texts are longer than a screen is wide, and most
+/// figures have the largest value of their type.
 fn extreme() -> State {
     let mut state = busy();
     let long = "倉庫-with-a-name-that-no-screen-shows-in-full\u{1b}[31m".repeat(9);

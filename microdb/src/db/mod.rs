@@ -297,9 +297,9 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Poisoned`](crate::Error::Poisoned) if this or an earlier write or sync fails.
-    /// [`Error::ReadOnly`](crate::Error::ReadOnly), [`Error::Closed`](crate::Error::Closed) and
-    /// [`Error::Forked`](crate::Error::Forked).
+    /// [`Error::Poisoned`](crate::Error::Poisoned) if a failure in this call or in an earlier one
+    /// left the state of the disk unknown. [`Error::ReadOnly`](crate::Error::ReadOnly),
+    /// [`Error::Closed`](crate::Error::Closed) and [`Error::Forked`](crate::Error::Forked).
     pub fn sync(&self) -> Result<()> {
         self.engine.check_writable()?;
         self.engine.sync_log().map(|_| ())
@@ -323,8 +323,8 @@ impl Db {
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) if the checkpoint cannot be written, for example on a full
     /// disk, or if an old file cannot be removed (commits continue).
-    /// [`Error::Poisoned`](crate::Error::Poisoned) after a failed write or sync of the log or of
-    /// SUPER. [`Error::Corrupt`](crate::Error::Corrupt) if the directory is damaged.
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if the directory is damaged. Further errors are
+    /// those of [`Db::sync`].
     pub fn checkpoint(&self) -> Result<()> {
         self.engine.checkpoint()?;
         if !self.engine.options.background {
@@ -414,8 +414,9 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Poisoned`](crate::Error::Poisoned) if this or an earlier write or sync fails.
-    /// [`Error::Forked`](crate::Error::Forked) in a forked child, where nothing is closed.
+    /// [`Error::Poisoned`](crate::Error::Poisoned) if a failure in this call or in an earlier one
+    /// left the state of the disk unknown. [`Error::Forked`](crate::Error::Forked) in a forked
+    /// child, where nothing is closed.
     pub fn close(self) -> Result<()> {
         self.engine.close(Closing::Usual)
     }

@@ -95,8 +95,9 @@ impl Db {
     ///
     /// # Errors
     /// [`Error::Closed`](crate::Error::Closed), [`Error::Forked`](crate::Error::Forked), and
-    /// [`Error::Poisoned`](crate::Error::Poisoned) if this or an earlier write or sync failed.
-    /// Damage and unreadable files are not errors but part of the report.
+    /// [`Error::Poisoned`](crate::Error::Poisoned) if a failure in this call or in an earlier one
+    /// left the state of the disk unknown. Damage and unreadable files are not errors but part of
+    /// the report.
     pub fn verify(&self) -> Result<VerifyReport> {
         self.verify_with(|_, _| {})
     }
@@ -127,8 +128,9 @@ impl Db {
     /// the copy. Compaction waits until the copy is complete. Complete segments are hard links
     /// instead of copies if the file system permits.
     ///
-    /// The copy of a read-only database has the state in which the database was opened. Such a copy
-    /// can be made from read-only media, and while another process writes to the database.
+    /// The copy of a read-only database has the state in which the database was opened, and no hard
+    /// links. Such a copy can be made from read-only media, and while another process writes to the
+    /// database.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -144,10 +146,10 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Invalid`](crate::Error::Invalid) if the folder is not empty, or is inside or around
-    /// the folder of the database. [`Error::Io`](crate::Error::Io) if a file cannot be read or
-    /// written. The content of the folder may then be incomplete or not durable. Further errors are
-    /// those of [`Db::checkpoint`].
+    /// [`Error::Invalid`](crate::Error::Invalid) if the path is empty, or if the folder is not
+    /// empty, or is inside or around the folder of the database. [`Error::Io`](crate::Error::Io) if
+    /// a file cannot be read or written. The content of the folder may then be incomplete or not
+    /// durable. Further errors are those of [`Db::checkpoint`].
     pub fn backup_to(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
         self.engine.backup_to(path.as_ref())
     }
@@ -176,7 +178,8 @@ impl Db {
     /// [`Error::FeedGone`](crate::Error::FeedGone) if compaction has removed commits after
     /// `sequence`. [`Error::FeedAhead`](crate::Error::FeedAhead) if no commit has `sequence` yet;
     /// this error holds the sequence of the last commit. [`Error::Corrupt`](crate::Error::Corrupt)
-    /// if the header of a segment is damaged.
+    /// or [`Error::Io`](crate::Error::Io) if the header of a segment is damaged or unreadable.
+    /// [`Error::Forked`](crate::Error::Forked).
     pub fn changes_since(&self, sequence: Sequence) -> Result<Changes> {
         Changes::since(&self.engine, sequence)
     }
@@ -205,7 +208,9 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Corrupt`](crate::Error::Corrupt) if a live record or the directory is damaged.
+    /// [`Error::Corrupt`](crate::Error::Corrupt) if a live record or the directory is damaged,
+    /// [`Error::Io`](crate::Error::Io) if the disk cannot read a record, and
+    /// [`Error::Forked`](crate::Error::Forked).
     pub fn digest(&self) -> Result<Digest> {
         self.engine.digest()
     }

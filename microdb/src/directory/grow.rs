@@ -1,7 +1,8 @@
 //! Growth and shrinking of a directory: one chunk at a time, by rebuilding it.
 //!
-//! - A chunk begins with one bucket. It grows by a factor of about the square root of two, or by
-//!   one bucket while it is very small. Beyond its largest size it splits into two.
+//! - The first chunk begins with one bucket. A chunk grows by a factor of about the square root of
+//!   two, or by one bucket while it is very small. Beyond its largest size it splits into two. A
+//!   chunk that cannot split grows further, up to `BUCKETS_MAX` buckets.
 //! - With a factor below two, few slots stay unused: on average, about 0.77 of the slots are used,
 //!   which gives 10.4 bytes per key.
 //! - Sixteen different sets of sizes, chosen by the top four bits of the hashes, keep chunks from

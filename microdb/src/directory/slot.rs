@@ -15,10 +15,10 @@
 //!   has the bucket as its home is in its second bucket. If the flag is not set, a lookup of such a
 //!   key ends in the home bucket.
 
-/// Number of bits of a hash that the directory can recover from a slot and its position. With 34
-/// bits, the probability that a lookup finds another key with the same prefix is keys / 2^34, or
-/// 0.12 % at 20 million keys. Tables of more than about 100,000 keys need no extra bytes (see
-/// `rebuild.rs`).
+/// Number of bits of a hash that the directory can recover from a slot, its position and its extra
+/// bytes (see `rebuild.rs`). With 34 bits, the probability that a lookup finds another key with the
+/// same prefix is keys / 2^34, or 0.12 % at 20 million keys. Tables of more than about 100,000 keys
+/// need no extra bytes.
 pub(super) const PREFIX_BITS: u32 = 34;
 /// Number of low bits of the prefix that a slot stores as its tag.
 pub(super) const TAG_BITS: u32 = 20;

@@ -1,5 +1,5 @@
-//! Background work of an open database: handing over buffered commits, checkpoints, compaction and
-//! sealing.
+//! Background work of an open database: checkpoints, compaction, sealing, and handing buffered
+//! commits to the operating system.
 //!
 //! - Jobs run on the thread pool shared by all databases, and only if there is work.
 //! - A job returns its error to no caller. A failed write or sync poisons the database, so the next
@@ -97,7 +97,7 @@ impl Background {
 }
 
 impl Engine {
-    /// Schedules the write of buffered commits.
+    /// Schedules the write of buffered commits, unless the options forbid background work.
     #[inline]
     pub(crate) fn schedule_write(&self) {
         if self.options.background {
@@ -115,7 +115,8 @@ impl Engine {
     }
 
     /// Schedules a job that seals segments. The job also compacts segments and writes a checkpoint
-    /// if these steps are due.
+    /// if these steps are due. Does nothing if the database is read-only, or if the options forbid
+    /// background work.
     pub(crate) fn schedule_housekeeping(&self) {
         if self.options.background && !self.options.read_only {
             let flag: fn(&Background) -> &AtomicBool = |background| &background.housekeeping_scheduled;

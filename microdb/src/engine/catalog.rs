@@ -1,7 +1,7 @@
 //! Tables in memory: their directories, and the catalog of their names.
 //!
-//! - The catalog is table 0 of the log: the key is a name, the value a table id (4 bytes) and, for
-//!   typed tables, the codec and the type of the keys as text.
+//! - The catalog is table 0 of the log: the key is a name, the value a table id (4 bytes). For a
+//!   typed table, the codec and the type of the keys may follow as text.
 //! - Each record carries the id of its table, not the name. So renaming a table changes only the
 //!   catalog.
 //! - Clearing a table replaces its directory. Handles of the table stay valid.

@@ -18,8 +18,8 @@
 //! conflict, unless two keys have equal 64-bit hashes. All turns of a group share its sync.
 //!
 //! - Progress: if the body of a transaction ends within the time limit of its turn, the transaction
-//!   commits, or returns an error other than a conflict. Each further turn of the same transaction
-//!   doubles the limit.
+//!   commits, or returns an error other than a conflict. Each lost turn doubles the limit for the
+//!   next turn of the same transaction, up to a maximum.
 //! - A slower body loses its turn once another waiting thread notices the delay, and that thread
 //!   takes the group over. So a body that waits for a writer delays writers by little more than the
 //!   limit, and never blocks them for good. A run that lost its turn can commit only as an ordinary

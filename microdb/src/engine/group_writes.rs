@@ -81,7 +81,8 @@ impl GroupWrites {
         }
     }
 
-    /// Returns `true` if the group writes the key, or clears or drops its table.
+    /// Returns `true` if the group writes the key (or another key with the same hash), or clears or
+    /// drops its table.
     pub(crate) fn touches(&self, table: u32, hash: KeyHash) -> bool {
         self.key(table, hash) != Pending::Untouched || self.dropped.contains(&table)
     }

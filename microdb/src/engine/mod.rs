@@ -10,6 +10,10 @@
 //!    of the active segment, and check LOCK and SUPER.
 //! 4. `catalog` (names of tables). While it is held, only the lock of a table's name is taken.
 //!
+//! The locks of the segment table (`segments`), of the locked files (`lock`), of `damaged` and of
+//! `space` may be taken at any place in this order. While one of them is held, no other lock of the
+//! engine is taken.
+//!
 //! No other lock is taken while `queue` (commit groups) is held, except for the mutex of the result
 //! of a group's member. `get` and `multi_get` of a table take none of these locks. The creation of
 //! a snapshot or iterator takes `core` for a moment.

@@ -196,7 +196,8 @@ impl Segment {
         }
     }
 
-    /// Advises the system to expect random access if `scattered`, and sequential access otherwise.
+    /// Advises the system to read only touched pages of the map if `scattered`, and to read ahead
+    /// otherwise.
     pub(crate) fn advise(&self, scattered: bool) {
         if let Some(map) = &self.head {
             map.advise(scattered);
@@ -243,8 +244,8 @@ impl Segment {
         }
     }
 
-    /// Returns `true` if a read has touched a page of the map that the system could not provide:
-    /// the file was truncated while mapped, or the disk cannot read the page.
+    /// Returns `true` if a read has touched a mapped page of the file that the system could not
+    /// provide: the file was truncated while mapped, or the disk cannot read the page.
     pub(crate) fn is_cut(&self) -> bool {
         self.head.as_ref().is_some_and(|map| map.is_cut())
             || self.tail.as_ref().is_some_and(|tail| tail.is_cut())

@@ -18,7 +18,8 @@
 //! - Compaction never waits for space.
 //! - A commit waits before it takes any lock and before it joins a group. Commits of the catalog do
 //!   not wait, because they hold a lock that a checkpoint needs. The commit of a transaction in its
-//!   turn does not wait, because its group waits for it.
+//!   turn does not wait, because its group waits for it. Without the option `background`, no commit
+//!   waits or is slowed.
 //! - A commit stops waiting after [`WAIT_MAX`], or later if a compaction on its own thread ends
 //!   later. It does not wait while a backup or a requested compaction holds the segments. Nor does
 //!   it wait if the last attempt to free space freed nothing, until another segment was appended.
@@ -89,8 +90,8 @@ pub(crate) struct Sizes {
     pub(crate) hard: u64,
 }
 
-/// Represents a running backup or requested compaction. While a value of this type exists, commits
-/// are slowed above `soft`, but do not wait at `hard`.
+/// Represents a running backup or requested compaction. While a value of this type exists, a commit
+/// above `hard` continues at once. Commits between `soft` and `hard` are slowed as usual.
 pub(crate) struct Holder<'a>(&'a Space);
 
 impl Drop for Holder<'_> {

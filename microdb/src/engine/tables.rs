@@ -46,8 +46,9 @@ impl Engine {
         tables
     }
 
-    /// Returns the table `name`. If it does not exist, creates it and records `key_codec` in the
-    /// catalog.
+    /// Returns the table `name`. If it does not exist, creates it and records `key_codec`, if there
+    /// is one, in the catalog. Fails instead with [`Error::NoSuchTable`] if the database is
+    /// read-only.
     pub(crate) fn create_table(&self, name: &str, key_codec: Option<&KeyCodec>) -> Result<Arc<TableCore>> {
         nesting::check_outside(self)?;
         self.check_process()?;
@@ -62,6 +63,13 @@ impl Engine {
             });
         }
         let id = ignore_poison(self.catalog.read()).next_id;
+        if id == u32::MAX {
+            let reason = "all ids of tables are used; export and import the database".to_owned();
+            return Err(Error::Invalid {
+                what: "table",
+                reason,
+            });
+        }
         let table = Arc::new(TableCore::new(id, name));
         if let Some(codec) = key_codec {
             let _ = table.key_codec.set(codec.clone());
@@ -221,7 +229,7 @@ mod tests {
 
     use crate::raw::epoch;
 
-    /// Longest wait for the memory. It ends a test that fails, and no test that passes needs it.
+    /// Maximum time until the memory is freed. Only a test that fails waits so long.
     const FREED_WITHIN: Duration = Duration::from_secs(60);
 
     #[test]
@@ -238,7 +246,8 @@ mod tests {
             std::thread::spawn(move || {
                 table.clear().unwrap();
                 cleared.send(()).unwrap();
-                // The thread stays alive, with its part of the epoch-based memory reclamation.
+                // The thread stays alive, so the end of the thread cannot hand its retired values
+                // to the collector (see `raw::epoch`).
                 while !stop.load(Ordering::Relaxed) {
                     std::thread::park();
                 }

@@ -11,7 +11,9 @@
 //! Deliberately absent: the layout of an image, which `directory` defines.
 
 use super::super_block::{Frontier, SEGMENT_SPAN_MAX};
-use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, varint_encode};
+use super::{
+    COUNTER_LIMIT, DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, SEGMENT_ID_LIMIT, varint_encode,
+};
 use crate::format::checksum;
 use crate::format::usage::{Live, SegmentUsage};
 
@@ -158,16 +160,17 @@ impl Block {
     }
 
     /// Decodes a block. The caller has verified its checksum. Returns `None` if the bytes are
-    /// malformed, or if the segment ids do not ascend or span too much.
+    /// malformed, if the segment ids do not ascend, span too much or reach `next_segment`, or if a
+    /// counter is too high to go on.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader(bytes);
         let position = LogPosition::from_u64(reader.u64()?);
         let at = Frontier {
             position,
-            sequence: reader.u64()?,
+            sequence: reader.u64().filter(|sequence| *sequence < COUNTER_LIMIT)?,
             chain: reader.u64()?,
         };
-        let next_segment = reader.varint()?;
+        let next_segment = reader.varint().filter(|id| *id < SEGMENT_ID_LIMIT)?;
         let next_table = u32::try_from(reader.varint()?).ok()?;
         let mut tables = Vec::new();
         for _ in 0..reader.varint()? {
@@ -196,7 +199,7 @@ impl Block {
             // The ids of segments must ascend, and must not span more than a log may span.
             let first = usages.first().map_or(id, |(first, _)| *first);
             let ascends = usages.last().is_none_or(|(last, _)| *last < id);
-            if !ascends || id - first >= SEGMENT_SPAN_MAX {
+            if !ascends || id - first >= SEGMENT_SPAN_MAX || id >= next_segment {
                 return None;
             }
             usages.push((id, usage));
@@ -274,7 +277,7 @@ mod tests {
         let decoded = |ids: [u64; 2]| {
             let block = Block {
                 at: Frontier::default(),
-                next_segment: 10,
+                next_segment: 3 + SEGMENT_SPAN_MAX,
                 next_table: 1,
                 tables: Vec::new(),
                 usages: ids.map(|id| (id, SegmentUsage::default())).to_vec(),
@@ -284,6 +287,29 @@ mod tests {
         assert!(decoded([9, 3]).is_none() && decoded([3, 3]).is_none());
         assert!(decoded([3, 3 + SEGMENT_SPAN_MAX]).is_none());
         assert!(decoded([3, 2 + SEGMENT_SPAN_MAX]).is_some());
+        assert!(
+            decoded([4, 3 + SEGMENT_SPAN_MAX]).is_none(),
+            "reaches next_segment"
+        );
+    }
+
+    #[test]
+    fn counters_that_could_not_go_on_are_refused() {
+        let decoded = |sequence, next_segment| {
+            let block = Block {
+                at: Frontier {
+                    sequence,
+                    ..Frontier::default()
+                },
+                next_segment,
+                next_table: 1,
+                tables: Vec::new(),
+                usages: Vec::new(),
+            };
+            Block::decode(&block.encode()).is_some()
+        };
+        assert!(decoded(COUNTER_LIMIT - 1, SEGMENT_ID_LIMIT - 1));
+        assert!(!decoded(COUNTER_LIMIT, 1) && !decoded(1, SEGMENT_ID_LIMIT));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! - The header has its own checksum, so that the lengths in it can be trusted before the body is
 //!   read.
 //! - The body is a sequence of records with a checksum each. The header has a checksum over the
-//!   list of these checksums, so that no byte of a record is hashed twice.
+//!   list of these checksums (before they are masked), so that no byte of a record is hashed twice.
 //! - A commit frame has the next sequence number and the next link of the chain. A relocation frame
 //!   (records copied by compaction) repeats the sequence number and the link of the last commit.
 //!
@@ -123,7 +123,7 @@ impl FrameHeader {
         Ok(Self {
             kind,
             op_count: reader.u32().ok_or_else(short)?,
-            sequence: reader.u64().ok_or_else(short)?,
+            sequence: Flaw::check_counter(16, "frame sequence", reader.u64().ok_or_else(short)?)?,
             body_bytes: reader.u32().ok_or_else(short)?,
             body_crc: reader.u32().ok_or_else(short)?,
             chain: reader.u64().ok_or_else(short)?,

@@ -40,6 +40,11 @@ pub(crate) const SEGMENT_BYTES_LIMIT: u32 = 1 << OFFSET_BITS;
 /// segment per millisecond, the ids last for eight years.
 pub(crate) const SEGMENT_ID_LIMIT: u64 = 1 << (64 - OFFSET_BITS);
 
+/// Exclusive upper bound of the counters in a file of the database: generations, numbers of hints
+/// and sequences. A database that a running process opened can increment each of them for longer
+/// than hardware lasts, so no increment overflows. A higher counter is refused as damage.
+pub(crate) const COUNTER_LIMIT: u64 = 1 << 62;
+
 /// Maximum size of a key, in bytes. The limit is low because look-ups compare keys, and keys are
 /// copied into batches and into the read sets of transactions.
 pub const KEY_BYTES_MAX: usize = 64 * 1024 - 1;
@@ -160,6 +165,15 @@ impl Flaw {
             format_args!("{expected} bytes"),
             format_args!("{found} bytes"),
         )
+    }
+
+    /// Returns `counter`, or a flaw in `field` if the counter is not below [`COUNTER_LIMIT`].
+    pub(crate) fn check_counter(at: u32, field: &'static str, counter: u64) -> Result<u64, Self> {
+        if counter < COUNTER_LIMIT {
+            Ok(counter)
+        } else {
+            Err(Self::new(at, field, "a counter below 2^62", counter))
+        }
     }
 }
 

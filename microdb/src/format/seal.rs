@@ -1,4 +1,5 @@
-//! The seal of a complete segment: a BLAKE3 hash of each chunk, and a root over the hashes.
+//! The seal of a complete segment: a BLAKE3 hash of each chunk of 64 KiB, and a root over the
+//! hashes.
 //!
 //! - A seal is a file beside its segment. The segment's file may be a hard link shared with a
 //!   backup, so nothing is appended to it. Truncating the segment does not damage its seal.

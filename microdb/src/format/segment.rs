@@ -9,7 +9,7 @@
 //!
 //! Deliberately absent: the seal, which is a separate file.
 
-use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader};
+use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, SEGMENT_ID_LIMIT};
 use crate::format::checksum::{self, SegmentMask};
 
 /// Segment header, 96 bytes. Positions are packed by `LogPosition::to_u64`.
@@ -120,6 +120,10 @@ impl SegmentHeader {
                 found,
             ));
         }
+        if id >= SEGMENT_ID_LIMIT {
+            return Err(Flaw::new(32, "segment id", "an id below 2^38", id));
+        }
+        Flaw::check_counter(48, "segment sequence", header.sequence)?;
         Ok(header)
     }
 }
@@ -127,6 +131,7 @@ impl SegmentHeader {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::COUNTER_LIMIT;
 
     #[test]
     fn any_flipped_bit_of_a_segment_header_is_noticed() {
@@ -161,5 +166,27 @@ mod tests {
                 "bit {bit}"
             );
         }
+    }
+
+    #[test]
+    fn ids_and_sequences_that_could_not_go_on_are_refused() {
+        let database = DatabaseId([5; 16]);
+        let flaw = |id, sequence| {
+            let header = SegmentHeader {
+                database,
+                id,
+                previous_end: LogPosition::default(),
+                sequence,
+                chain: 1,
+                frontier: LogPosition::default(),
+                data_bytes_max: 1 << 20,
+            };
+            SegmentHeader::decode(&header.encode(), database, id)
+                .err()
+                .map(|flaw| flaw.field)
+        };
+        assert_eq!(flaw(SEGMENT_ID_LIMIT - 1, COUNTER_LIMIT - 1), None);
+        assert_eq!(flaw(SEGMENT_ID_LIMIT, 1), Some("segment id"));
+        assert_eq!(flaw(1, COUNTER_LIMIT), Some("segment sequence"));
     }
 }

@@ -7,8 +7,9 @@
 //! | 32,768 | 4,096 | hint, even counters |
 //! | 36,864 | 4,096 | hint, odd counters |
 //!
-//! - Both *state* blocks hold the same state, except while they are rewritten: one after the other,
-//!   with a sync in between. So one of them is always complete.
+//! - Both *state* blocks hold the same state. They are rewritten one after the other, with a sync
+//!   in between, so one of them is always complete. They differ only during a rewrite, and after a
+//!   crash in this time.
 //! - The *hint* blocks hold the durable frontier. After each sync that advances the frontier of an
 //!   open database, one of the two blocks is overwritten in turn. The block itself is not synced. A
 //!   hint never names a position that is not durable.
@@ -18,7 +19,7 @@
 //!
 //! Deliberately absent: writing, which is in `engine::log`.
 
-use super::{DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, SEGMENT_ID_LIMIT};
+use super::{COUNTER_LIMIT, DatabaseId, FORMAT_VERSION, Flaw, LogPosition, Reader, SEGMENT_ID_LIMIT};
 use crate::format::checksum;
 use crate::seeded::seeded;
 
@@ -194,15 +195,12 @@ impl State {
         let hash_seed = reader.array().ok_or_else(short)?;
         let mut field = || reader.u64().ok_or_else(short);
         let (generation, created_ms, checkpoint) = (field()?, field()?, field()?);
-        // Both numbers will be incremented later, which must not overflow.
-        if generation == u64::MAX || checkpoint == u64::MAX {
-            let found = format_args!("{generation}, {checkpoint}");
-            return Err(Flaw::new(52, "generation, checkpoint", "below 2^64 - 1", found));
-        }
+        Flaw::check_counter(52, "generation", generation)?;
+        Flaw::check_counter(68, "checkpoint", checkpoint)?;
         let position = LogPosition::from_u64(field()?);
         let frontier = Frontier {
             position,
-            sequence: field()?,
+            sequence: Flaw::check_counter(84, "sequence", field()?)?,
             chain: field()?,
         };
         let (next_segment, first) = (field()?, field()?);
@@ -285,14 +283,14 @@ pub(crate) fn decode_hint(block: &[u8], database: DatabaseId) -> Option<(u64, Fr
     if stored != checksum::crc_append(checksum::crc(&database.0), reader.0) {
         return None;
     }
-    // The counter will be incremented later, which must not overflow.
-    let counter = reader.u64().filter(|counter| *counter < u64::MAX)?;
+    let is_possible = |counter: &u64| *counter < COUNTER_LIMIT;
+    let counter = reader.u64().filter(is_possible)?;
     let position = LogPosition::from_u64(reader.u64()?);
     Some((
         counter,
         Frontier {
             position,
-            sequence: reader.u64()?,
+            sequence: reader.u64().filter(is_possible)?,
             chain: reader.u64()?,
         },
     ))
@@ -364,14 +362,31 @@ mod tests {
 
     #[test]
     fn counters_that_could_not_go_on_are_refused() {
-        let flaw = |state: State| State::decode(&state.encode()).unwrap_err().field;
-        let (mut generation, mut checkpoint) = (state(), state());
-        (generation.generation, checkpoint.checkpoint) = (u64::MAX, u64::MAX);
-        assert_eq!(flaw(generation), "generation, checkpoint");
-        assert_eq!(flaw(checkpoint), "generation, checkpoint");
-        let (database, frontier) = (DatabaseId([1; 16]), state().frontier);
-        let hint = |counter| decode_hint(&encode_hint(database, counter, &frontier), database);
-        assert!(hint(u64::MAX).is_none() && hint(u64::MAX - 1).is_some());
+        let flaw = |change: &dyn Fn(&mut State, u64)| {
+            let decoded = |counter| {
+                let mut state = state();
+                change(&mut state, counter);
+                State::decode(&state.encode())
+            };
+            assert!(decoded(COUNTER_LIMIT - 1).is_ok());
+            decoded(COUNTER_LIMIT).unwrap_err().field
+        };
+        assert_eq!(flaw(&|state, counter| state.generation = counter), "generation");
+        assert_eq!(flaw(&|state, counter| state.checkpoint = counter), "checkpoint");
+        assert_eq!(
+            flaw(&|state, counter| state.frontier.sequence = counter),
+            "sequence"
+        );
+        let database = DatabaseId([1; 16]);
+        let hint = |counter, sequence| {
+            let frontier = Frontier {
+                sequence,
+                ..state().frontier
+            };
+            decode_hint(&encode_hint(database, counter, &frontier), database)
+        };
+        assert!(hint(COUNTER_LIMIT - 1, COUNTER_LIMIT - 1).is_some());
+        assert!(hint(COUNTER_LIMIT, 1).is_none() && hint(1, COUNTER_LIMIT).is_none());
     }
 
     #[test]

@@ -74,7 +74,8 @@ impl SegmentFile {
     }
 }
 
-/// All segments of the log, in order, and the other files with the name of a segment or a seal.
+/// All segments of the log, in order, the other files with the name of a segment, and the seals
+/// without a segment.
 pub(crate) struct Scan {
     pub(crate) segments: Vec<SegmentFile>,
     /// Lower bound for the id of the next segment: no known segment of this database has this id or
@@ -92,9 +93,9 @@ pub(crate) struct Scan {
     /// the log.
     all: Vec<(u64, PathBuf)>,
     leftovers: Vec<PathBuf>,
-    /// Files with ids up to that of the frontier's segment that SUPER does not list and that have
-    /// no valid header of this database. They are damage, unless the header of a later segment
-    /// shows that the log skipped their ids: the writer skips the id of a name that is taken.
+    /// Files with ids from `next_segment` in SUPER up to that of the frontier's segment, without a
+    /// valid header of this database. They are damage, unless the header of a later segment shows
+    /// that the log skipped their ids: the writer skips the id of a name that is taken.
     suspects: Vec<(u64, Error)>,
     /// Seal files without a segment file.
     pub(crate) orphans: Vec<PathBuf>,

@@ -226,8 +226,9 @@ pub(crate) fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()>
         match storage.sync_folder(folder) {
             Ok(()) => {}
             // The process may not open this folder, or its file system is read-only or cannot sync
-            // folders. The names in the folder cannot be synced here, so the error is ignored. Only
-            // in a folder with the right to write, but not to read, a crash can lose a new name.
+            // folders. The names in the folder cannot be synced here, so the error is ignored. A
+            // crash can then lose a new name in a folder that the process may write but not read,
+            // or on a file system that cannot sync folders.
             Err(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | InvalidInput) => {}
             Err(error) => return Err(Error::io("cannot sync", folder)(error)),
         }

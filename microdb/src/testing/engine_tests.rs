@@ -1,5 +1,5 @@
-//! Tests that need access to the inside of the engine: damage at chosen moments, and background
-//! work at chosen moments.
+//! Tests that need access to the inside of the engine, for example for damage or background work at
+//! chosen moments.
 
 use std::os::unix::fs::FileExt;
 use std::path::Path;

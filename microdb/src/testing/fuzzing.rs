@@ -24,7 +24,8 @@ use crate::format::{DatabaseId, VARINT_BYTES_MAX, varint_decode, varint_encode};
 use crate::raw::epoch::pin;
 use crate::raw::map::Map;
 
-/// Runs `child` in a forked process, for tests that fork. Returns the process id.
+/// Runs `child` in a forked process, for tests that fork. Returns the process id, or -1 if the fork
+/// failed.
 pub fn fork(child: impl FnOnce() -> bool) -> i32 {
     crate::raw::fork::fork(child)
 }

@@ -372,8 +372,8 @@ fn a_run_in_a_lost_turn_is_acknowledged_after_the_commits_that_it_read() {
         let (db, table, other) = (&db, &table, &other);
         let runs = AtomicU32::new(0);
         let put: Step<'_> = Box::new(|| table.put("k", "changed").unwrap());
-        // The transaction only reads in its last run. Its first run writes, because a transaction
-        // without writes would not join the group.
+        // In its last run, the transaction makes no write. Its first run writes, because a
+        // transaction without writes would not join the group.
         let reader: Step<'_> = Box::new(move || {
             let seen = db.transaction(|tx| {
                 let value = tx.get(table, "k")?.map(|value| value.to_vec());

@@ -4,9 +4,9 @@
 //!   system permits it, and else copies. The active segment and the checkpoint are always copied.
 //! - A link and the original share their bytes, so they share damage too. To protect from failing
 //!   disks, a backup must be on another disk, where everything is copied.
-//! - A database that is open read-only is copied as its reader sees it: its segments come from
-//!   their memory maps, and no segment is linked. Maps stay readable even if a writer removes the
-//!   files.
+//! - A database that is open read-only is copied as its reader sees it: its segments are copied
+//!   from memory (maps, and bytes that the open has copied), and no segment is linked. Maps stay
+//!   readable even if a writer removes the files.
 //! - No record of the original is changed. A backup writes a new checkpoint and missing seals into
 //!   an original that is open for writing.
 //!
@@ -55,7 +55,7 @@ pub struct BackupReport {
     pub segments_linked: u64,
     /// Number of segments that were copied byte for byte.
     pub segments_copied: u64,
-    /// Number of bytes that were copied.
+    /// Number of bytes of segments and of the checkpoint that were copied.
     pub bytes_copied: u64,
 }
 

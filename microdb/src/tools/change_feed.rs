@@ -87,7 +87,7 @@ pub enum Operation {
         /// Key that was deleted.
         key: Vec<u8>,
     },
-    /// All keys of the table were deleted.
+    /// All keys of the table were deleted, because the table was cleared or dropped.
     Clear {
         /// Id of the table.
         table: u32,

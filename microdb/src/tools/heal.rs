@@ -6,7 +6,8 @@
 //! - A segment without a seal (the active segment, or a segment that lost its seal) is judged by
 //!   its frames. Damaged chunks are taken from the backup if afterwards all frames are complete and
 //!   the chain links them to each other.
-//! - After an interrupted write the chunk is still damaged, and the next run heals it.
+//! - If a write does not complete, for example because of a crash, the chunk is still damaged. The
+//!   next call of [`heal`] replaces it.
 //! - The database must be closed. Its lock is held while segments are read and written.
 //!
 //! Deliberately absent: deletion, and any guess at content.
@@ -313,8 +314,9 @@ impl Healing<'_> {
 
     /// Returns the seal with which the chunks of segment `id` are compared. Without a stored seal,
     /// returns a computed seal and the indices of the damaged chunks, which the frames have shown.
-    /// Without a file, returns a seal of the backup's copy. Returns `None` if no damage is found,
-    /// or if neither the frames nor the backup prove the original bytes.
+    /// Without a stored seal and without a file, returns a seal of the backup's copy. Returns
+    /// `None` if no damage is found, or if neither the frames nor the backup prove the original
+    /// bytes.
     fn reference(&self, id: u64, file: Option<&dyn StorageFile>) -> Option<(Seal, Option<BTreeSet<usize>>)> {
         if let Some(seal) = self.seal(self.paths, id) {
             return Some((seal, None));

@@ -5,7 +5,7 @@
 //!   such as a backup or a compaction. No commit waits for a hash.
 //! - A segment is verified frame by frame before it is sealed, so that a seal never covers damage.
 //! - Seals are derived from segments and need not be durable. A segment is valid without a seal,
-//!   and the next housekeeping creates the seal.
+//!   and the next call of `seal_segments` creates the seal.
 //!
 //! Deliberately absent: the layout, which is in `format::seal`.
 
@@ -23,8 +23,9 @@ use crate::recover::log_reader::{SegmentFile, next_frame};
 use crate::storage::{OpenMode, Storage, read_exact};
 
 impl Engine {
-    /// Seals the complete, durable segments with live records that have no valid seal. Stops early
-    /// if the database is closed. A damaged segment is not sealed, and `verify` reports the damage.
+    /// Seals the complete, durable segments that have no valid seal. Segments known to have no live
+    /// record, and segments that could not be mapped yet, are skipped. Stops early if the database
+    /// is closed. A damaged segment is not sealed, and `verify` reports the damage.
     pub(crate) fn seal_segments(&self) -> Result<()> {
         if self.options.read_only {
             return Ok(());

@@ -6,7 +6,8 @@
 //! directory points to a valid record of its table.
 //!
 //! - Commits continue. Records appended after the start are not checked.
-//! - No record is changed, and all damage is listed, not only the first.
+//! - No record is changed. Verification continues behind damage, as far as the start of the next
+//!   frame is known.
 //! - Damage of the checkpoint is listed separately, because no record is lost by it.
 //!
 //! Deliberately absent: repair (see `heal`).

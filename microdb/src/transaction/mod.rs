@@ -52,8 +52,8 @@ const ENTRY_BYTES: usize = 192;
 /// because writers then copy parts of the directory.
 const CHECKS_MAX: usize = 64;
 
-/// Maximum number of attempts of a read. An attempt fails if a commit is being published. After the
-/// last attempt, the run continues in a snapshot.
+/// Maximum number of attempts of a read. An attempt fails if a commit is published during it. After
+/// the last attempt, the run continues in a snapshot.
 const READ_TRIES: u32 = 16;
 
 /// Table id and key.
@@ -186,9 +186,9 @@ impl Transaction<'_> {
         self.read_snapshot(table, hash, key)
     }
 
-    /// Checks the earlier reads against the state at `version`. Returns `false` if a commit was
-    /// being published before or during the check, or if the reads were moved to a snapshot. Fails
-    /// if a read is outdated. The caller then tries again.
+    /// Checks the earlier reads against the state at `version`. Returns `false`, after which the
+    /// caller tries again, if a commit was being published before or during the check, or if the
+    /// reads were moved to a snapshot. Fails if a read is outdated.
     fn are_reads_valid_at(&mut self, version: u64) -> Result<bool> {
         if self.reads.is_empty() {
             return Ok(true);
@@ -395,7 +395,7 @@ impl Transaction<'_> {
     fn checks(&self) -> Checks {
         Checks {
             // The version of the snapshot's moment is unknown. With `u64::MAX`, which is never the
-            // current version, the commit looks up all of them again.
+            // current version, the commit looks up again all keys that were read.
             version: if self.snapshot.is_some() {
                 u64::MAX
             } else {
@@ -537,9 +537,9 @@ impl Db {
     /// notices the change. Then the body runs again.
     ///
     /// After one or more conflicts, the body gets a *turn*: it is repeated while other writers
-    /// wait. The turn succeeds if the body ends within a time limit: 50 ms at first, twice as much
-    /// in each further turn, 10 s at most. A body should not wait for a thread that writes to the
-    /// same database, because in a turn both would wait for each other until the time limit has
+    /// wait. The turn succeeds if the body ends within a time limit: 50 ms at first, doubled after
+    /// each turn that exceeds it, 10 s at most. A body should not wait for a thread that writes to
+    /// the same database, because in a turn both would wait for each other until the time limit has
     /// passed.
     ///
     /// The body must not write through the database itself, nor create tables. Only writes through

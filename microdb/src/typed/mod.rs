@@ -1,8 +1,8 @@
 //! Typed tables: serde types over a table of bytes.
 //!
 //! - The codec is a parameter of the table. The default is bincode, behind a feature.
-//! - Unless the codec is self-describing, a put checks that a value of a new shape can be read
-//!   back. Otherwise the put fails with the reason.
+//! - Unless the codec is self-describing, a put of a value with a new shape (see [`TypedTable`])
+//!   fails with a reason if the value cannot be read back.
 //! - The table can also be read as bytes.
 //!
 //! Deliberately absent: a schema on disk. Scans by prefix are absent too, because a prefix of an
@@ -159,7 +159,7 @@ where
         self.raw.name()
     }
 
-    /// Returns the value of `key`.
+    /// Returns the value of `key`, or `None` if the key is absent.
     ///
     /// # Errors
     /// The errors of [`Table::get`], [`Error::Encode`] if the key cannot be encoded, and

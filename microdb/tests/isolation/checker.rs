@@ -6,15 +6,17 @@
 //!
 //! 1. Each committed write is in the order, and no refused write is. Each value that was read was
 //!    committed.
-//! 2. Commits are ordered as in real time. For each operation without writes, the checker finds the
-//!    earliest point between two commits at which its reads hold. The point must not be before an
-//!    operation that ended before this operation began.
+//! 2. Commits are ordered as in real time. For each operation without a commit, the checker finds
+//!    the earliest point between two commits at which its reads hold. The point must not be before
+//!    an operation that ended before this operation began, nor after the commit of an operation
+//!    that began after this operation had ended.
 //! 3. The graph of dependencies has no cycle (Adya 1999; Elle, Kingsbury and Alvaro 2020). There is
 //!    an edge from A to B if A wrote a version that B read (*wr*) or replaced (*ww*), if A read a
 //!    version that B replaced (*rw*), or if A ended before B began (*real time*).
 //!
-//! A value is written once in a history, so a read of a value identifies its version. A read of an
-//! absent key does not. The version of such a read is chosen by the time of the operation.
+//! A value is written once in a history, so a read of a value identifies its version. A read that
+//! found the key absent, or that only found it present, does not. The version of such a read is
+//! chosen by the point of its operation.
 //!
 //! A batch becomes visible to point reads key by key. So a point read may see a batch of several
 //! keys *early*: a later point read of another key may miss this batch, but no commit before it.
@@ -97,8 +99,9 @@ struct Checker<'a> {
     /// Edges by node. The first nodes are the operations. The other nodes are extra nodes for ends
     /// of operations.
     edges: Vec<Vec<(usize, Why)>>,
-    /// The key of each point read that saw a batch of several keys, by operation. Point reads of
-    /// other keys may see this batch later.
+    /// For each operation, its key if it is a point read and if the last commit before its point
+    /// wrote the version that it read, in a batch of several keys. Point reads of other keys may
+    /// see this batch later.
     early: Vec<Option<Key>>,
     faults: Vec<String>,
 }
@@ -112,7 +115,7 @@ const INITIAL: [Version; 1] = [Version {
 /// Checks a history. Returns its counts.
 ///
 /// # Errors
-/// A readable list of the faults, if there are any.
+/// A readable list of the last twelve faults, if there are any faults.
 pub(crate) fn check(history: &History) -> Result<Summary, String> {
     let mut checker = Checker {
         history,
@@ -158,7 +161,8 @@ impl Checker<'_> {
         self.versions.get(&key).map_or(&INITIAL, Vec::as_slice)
     }
 
-    /// Numbers the commits and lists the versions of each key.
+    /// Numbers the commits, lists the versions of each key, and checks that the order has exactly
+    /// the acknowledged writes.
     fn order(&mut self) {
         for (before, index) in self.history.order.iter().enumerate() {
             let (op, position) = (&self.history.ops[*index], before + 1);
@@ -208,7 +212,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Finds the version that each read saw, and adds the edges between the operations.
+    /// Finds the version that each read saw, and adds the edges *wr*, *ww* and *rw* between the
+    /// operations.
     fn dependencies(&mut self) {
         let keys: Vec<Key> = self.versions.keys().copied().collect();
         for key in keys {
@@ -272,7 +277,9 @@ impl Checker<'_> {
         found
     }
 
-    /// Returns, for each operation, the number of commits before the point at which its reads hold.
+    /// Returns, for each operation, the number of commits before its own commit or, without a
+    /// commit, before the point at which its reads hold. If there is no such point, adds a fault.
+    /// Also fills `early`.
     fn moments(&mut self) -> Vec<usize> {
         let history = self.history;
         let mut moments: Vec<usize> = self.positions.iter().map(|it| it.saturating_sub(1)).collect();
@@ -359,7 +366,7 @@ impl Checker<'_> {
         text
     }
 
-    /// Returns the first point at or after `from` at which all reads hold.
+    /// Returns the first point at or after `from` at which all reads hold. `None` if there is none.
     fn earliest_moment(&self, reads: &[(Key, Seen)], from: usize) -> Option<usize> {
         let mut moment = from;
         loop {
@@ -379,8 +386,9 @@ impl Checker<'_> {
         }
     }
 
-    /// Adds the edges of real time. A point read that saw a batch early is ordered before point
-    /// reads of its own key only.
+    /// Adds the edges of real time. A point read that saw a batch early is ordered before later
+    /// operations of other kinds and later point reads of its own key, but not before point reads
+    /// of other keys.
     fn real_time(&mut self) {
         let ops = &self.history.ops;
         let all: Vec<usize> = (0..ops.len()).collect();

@@ -37,7 +37,8 @@ impl Backup {
         self.done = Some(at);
     }
 
-    /// Checks the backup on a disk after a power cut at event `at` of the run.
+    /// Checks the backup on a disk after a power cut at event `at` of the run. A backup that had
+    /// not begun by then is not checked.
     pub(crate) fn check(&self, disk: &Disk, shape: Shape, at: usize) -> Result<(), String> {
         if at < self.begun {
             return Ok(());

@@ -5,7 +5,7 @@
 //!   Changes that no sync has covered are *pending*.
 //! - Each pending event has a separate [`Fate`]: kept, lost, or torn. So later events may survive
 //!   earlier ones. A name may survive without the bytes of its file, bytes without a name, and a
-//!   length without its data. In the last case, the file shows old blocks or random bytes.
+//!   length without its data. In the last case, the file shows zeros, old blocks or random bytes.
 //!
 //! Deliberately absent, because supported disks never do it: changes of bytes that no pending write
 //! touches, torn durable sectors, and a rename that leaves the file without a name.
@@ -170,8 +170,8 @@ impl<'a> Cuts<'a> {
             .collect()
     }
 
-    /// Returns four plain cases for each pending event: it alone is lost; it alone is kept; all
-    /// events before it are kept; it is torn and all others are kept.
+    /// Returns four plain cases for each pending event: it alone is lost; it alone is kept; only
+    /// the events before it are kept; it is torn and all others are kept.
     fn plain(&self, random: &mut Random) -> Vec<Vec<Fate>> {
         let count = self.pending.len();
         let row = |fate: &dyn Fn(usize) -> Fate| (0..count).map(fate).collect::<Vec<_>>();

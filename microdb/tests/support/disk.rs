@@ -6,7 +6,8 @@
 //! - [`Disk::kill`] is a crash of the process. The handles of the process fail from then on, and
 //!   its locks are released. The writes of the process stay visible, and unsynced writes stay
 //!   unsynced.
-//! - A [`Fault`] makes the Nth call fail, and `capacity` limits the size of the disk.
+//! - A [`Fault`] makes one or more calls fail, a [`Lie`] makes syncs do nothing, and `capacity`
+//!   limits the total size of the files.
 //! - Listings change their order from call to call, because the trait promises no order.
 //!
 //! Deliberately absent: durability, which only the module `cut` computes.
@@ -150,8 +151,8 @@ pub(crate) struct Fault {
     pub(crate) times: u64,
 }
 
-/// Syncs that report success and do nothing. A test that sets them must find lost commits, as with
-/// an engine that forgot a sync.
+/// Syncs that report success and do nothing. A test that sets them must find lost commits or a
+/// broken backup, as with an engine that forgot a sync.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lie {
     pub(crate) name: &'static str,

@@ -14,16 +14,18 @@ use microdb::storage::{Mapping, OpenMode, Storage, StorageFile, StorageLock};
 
 #[derive(Debug, Default)]
 struct State {
-    /// The thread to stop, and its number of calls before the stop; `None` for an open gate.
+    /// The thread to stop, and its number of counted calls before the stop; `None` for an open
+    /// gate.
     armed: Option<(ThreadId, u64)>,
-    /// Number of calls of the armed thread since the gate was armed.
+    /// Number of counted calls of the armed thread while the gate is armed.
     calls: u64,
     is_held: bool,
     /// `true` once the armed thread has finished its work, stopped or not.
     is_done: bool,
     /// Number of bytes that all threads have requested by read calls since the gate was armed.
     read_bytes: u64,
-    /// Number of calls of the armed thread that changed or synced the disk.
+    /// Number of writes, syncs, renames, removals, links and changes of a length by the armed
+    /// thread, while the gate is armed.
     changes: u64,
 }
 
@@ -71,7 +73,8 @@ impl Gate {
     }
 
     /// Arms the gate for this thread and runs `work`, which stops before its counted call with the
-    /// index `at` (from 0). Returns the number of its counted calls.
+    /// index `at` (from 0). Returns the number of its counted calls, up to the stop if it was
+    /// stopped.
     pub(crate) fn run_held_at(&self, at: u64, work: impl FnOnce()) -> u64 {
         *self.state() = State {
             armed: Some((std::thread::current().id(), at)),
@@ -82,14 +85,15 @@ impl Gate {
         self.state().calls
     }
 
-    /// Waits until the armed thread is stopped or has finished its work. Returns `true` if it is
-    /// stopped.
+    /// Waits until the armed thread has been stopped or has finished its work. Returns `true` if it
+    /// has been stopped.
     pub(crate) fn wait_for_held(&self) -> bool {
         self.wait_until(|state| state.is_held || state.is_done);
         self.state().is_held
     }
 
-    /// Returns the number of calls of the armed thread that changed or synced the disk.
+    /// Returns the number of writes, syncs, renames, removals, links and changes of a length by the
+    /// armed thread, while the gate is armed.
     pub(crate) fn changes(&self) -> u64 {
         self.state().changes
     }

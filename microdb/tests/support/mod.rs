@@ -1,4 +1,4 @@
-//! A disk for tests that can have all kinds of faults.
+//! Parts that several tests share, above all a disk in memory that can have all kinds of faults.
 //!
 //! - [`disk::Disk`] implements the storage trait in memory and records each change and sync.
 //! - [`cut::Cuts`] replays that record and builds the disks that a power cut at any of its events
@@ -7,7 +7,7 @@
 //!   byte.
 //! - All random numbers come from [`random::Random`], so a seed repeats a run.
 //!
-//! Deliberately absent: knowledge of the database's format.
+//! Deliberately absent from the disk: knowledge of the database's format.
 
 #![allow(
     dead_code,

@@ -12,7 +12,7 @@ use microdb::storage::{Mapping, OpenMode, OsStorage, Storage, StorageFile, Stora
 
 type Strike = Box<dyn FnOnce() + Send>;
 
-/// Counts calls, and performs its action once, at call number `at`.
+/// Counts calls, and performs its action once, at the call with the index `at` (from 0).
 pub(crate) struct Trigger {
     calls: AtomicU64,
     at: u64,

@@ -47,10 +47,11 @@ fn base() -> &'static (Image, Point) {
     })
 }
 
-/// Returns the base database with changed or replaced files, as `data` describes. Each change has a
-/// file, an offset and an action. With an odd first byte, checksums stay as they are. With an even
-/// first byte they are corrected, so that the code after the checks is reached. The second value is
-/// `true` for such a database with corrected checksums, called a forgery.
+/// Returns the base database with changed or replaced files, as `data` describes; `None` if `data`
+/// is empty. Each change has a file, an offset and an action. With an odd first byte, checksums
+/// stay as they are. With an even first byte they are corrected, so that the code after the checks
+/// is reached. The second value is `true` for such a database with corrected checksums, called a
+/// forgery.
 fn changed(data: &[u8]) -> Option<(Image, bool)> {
     let (mode, mut data) = data.split_first()?;
     let mut image = base().0.clone();

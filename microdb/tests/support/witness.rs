@@ -11,12 +11,12 @@ use microdb::{Db, Durability};
 
 /// Number of concurrent writers.
 pub(crate) const WRITERS: u64 = 3;
-/// Number of keys that the commits of a writer overwrite in turn. The number is small, so that
-/// segments fill up with dead records.
+/// Number of keys that the first record of each commit overwrites in turn. The number is small, so
+/// that segments fill up with dead records.
 const KEYS: u64 = 50;
 
-/// Commits until an operation fails. Calls `promise` with the number of each commit that is known
-/// to be durable. Returns the error.
+/// Commits until an operation fails. Calls `promise` with the number of a commit once this commit
+/// and all earlier ones of the writer are known to be durable. Returns the error.
 pub(crate) fn work(db: &Db, writer: u64, mut promise: impl FnMut(u64)) -> microdb::Error {
     let mut commits = || -> microdb::Result<()> {
         let table = db.table(&format!("writer {writer}"))?;
@@ -49,7 +49,7 @@ pub(crate) fn work(db: &Db, writer: u64, mut promise: impl FnMut(u64)) -> microd
     commits().expect_err("it continues until it fails")
 }
 
-/// Returns the keys that commit number `number` puts.
+/// Returns the keys that commit number `number` puts, besides the key `last`.
 fn keys_of(number: u64) -> [u64; 2] {
     [number % KEYS, KEYS + number % 7]
 }

@@ -316,7 +316,7 @@ impl Run {
         });
     }
 
-    /// Returns the states that a crash after event `at` may leave.
+    /// Returns the states that a crash after the first `at` events may leave.
     pub(crate) fn allowed(&self, at: usize) -> &[Point] {
         let mark = self.marks.iter().rev().find(|mark| mark.at <= at).unwrap();
         &self.histories[mark.history][mark.low..=mark.high]

@@ -2,7 +2,8 @@
 //!
 //! All routes read bodies through this module, so `Content-Encoding` has the same meaning
 //! everywhere (RFC 9110, section 8.4). Coding names are case-insensitive, `x-gzip` means `gzip`,
-//! and `identity` and lists of codings are accepted. An unknown coding is answered with 415.
+//! and `identity` and lists of codings are accepted. An unknown coding, or more than `LAYERS_MAX`
+//! gzip layers, is answered with 415.
 //!
 //! **Invariants**
 //! - A body is rejected if no byte arrives for `SILENCE_MAX`, or if its average rate is below
@@ -81,7 +82,8 @@ impl<B: RequestBody> Pieces<B> {
         }
     }
 
-    /// Returns `true` if there is no further piece.
+    /// Returns `true` if the body is known to have no further piece. At its end, a body may still
+    /// return `false`.
     pub(super) fn is_at_end(&self) -> bool {
         self.body.is_end_stream()
     }

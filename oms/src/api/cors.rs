@@ -91,8 +91,8 @@ impl Cors {
     }
 }
 
-/// Returns `true` if a browser sent the request for a page that may not change anything. Other
-/// clients send no header `Origin`.
+/// Returns `true` if the request may change something, and a browser sent it for a page that may
+/// not change anything. Other clients send no header `Origin`.
 pub(crate) fn is_foreign<B>(cors: Option<&Cors>, request: &Request<B>) -> bool {
     let Some(origin) = request.headers().get(ORIGIN) else {
         return false;

@@ -48,7 +48,7 @@ pub(crate) struct Description {
     body: Option<Content>,
     /// The response with status 200.
     answer: Answer,
-    /// Kinds of problems of this route, in addition to those of its scope and of every route.
+    /// Kinds of problems of this route, in addition to those that `kinds` adds.
     problems: &'static [Kind],
     /// Decides which problems of overload and routing are added to `problems`.
     scope: Scope,

@@ -105,7 +105,7 @@ impl VolumeQuestion for AskHealth {
     type Answer = VolumeHealth;
 }
 
-/// Asks a volume for its first orders after a position.
+/// Asks a volume for its first orders that match a filter, from a position on.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct AskOrders {
     pub(crate) filter: Filter,
@@ -365,7 +365,8 @@ fn merge_orders(pages: Vec<(NodeName, Position, OrdersPage)>, limit: usize) -> M
 }
 
 /// Returns the combined health of all volumes that responded, and the names of the other volumes. A
-/// volume is missing if it is assigned to this node and cannot be opened.
+/// volume is missing if it is assigned to this node and has no database (with an engine: no log in
+/// the engine).
 pub(crate) async fn health(cluster: &Arc<ClusterHandle>, until: Instant) -> Health {
     let mut whole: Option<VolumeHealth> = None;
     let mut unreachable = Vec::new();

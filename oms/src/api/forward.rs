@@ -2,8 +2,8 @@
 //! all volumes (`fan_out`), or to this node itself.
 //!
 //! A request is parsed first (`routes`), so a malformed request gets the same response with any
-//! number of nodes. While this node serves the only volume, the operation reads the body as it
-//! arrives. With several volumes, a body is read completely first. So the call can be repeated
+//! number of nodes. While this node serves the only volume and no slots move, the operation reads
+//! the body as it arrives. Otherwise a body is read completely first. So the call can be repeated
 //! within `ROUTING_TIMEOUT` while another process takes over the volume or a slot moves. A stock
 //! upload is split by `stock_fan_out`.
 //!
@@ -63,7 +63,8 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// Answers a request and applies the CORS rules, if there are any.
+    /// Answers a request. Refuses a request of a foreign web page, and applies the CORS rules if
+    /// there are any. Neither concerns calls under `/peer/`.
     pub(crate) async fn answer(
         &self,
         target: Target,
@@ -169,7 +170,9 @@ async fn answer_at_volume(
         if answer.status() != StatusCode::MISDIRECTED_REQUEST {
             return answer;
         }
-        // A body was consumed as it arrived, so the request cannot be sent to another node.
+        // The operation may have consumed the body as it arrived, so the request cannot be sent to
+        // another node. A read could be sent, but is refused in the same way, and the client
+        // repeats it.
         let reason = "the order or store is being moved to another node";
         return refusal(Problem::not_here(cluster.me.as_str(), reason));
     }
@@ -363,7 +366,8 @@ fn attempt(response: Response<Body>, epoch: u64) -> Attempt<Response<Body>> {
 }
 
 /// Sends a call to a volume, on this node or another node. Repeats it while the volume moves or
-/// does not answer, at most until the deadline `until`.
+/// does not answer, until the deadline `until`. Fails earlier if the volume is missing or no longer
+/// in the ring, or if its node answers neither calls nor pings.
 pub(crate) async fn call_volume(
     cluster: &Arc<ClusterHandle>,
     volume: impl Fn(&Topology) -> Option<NodeName>,

@@ -94,8 +94,9 @@ impl VolumeHealth {
         }
     }
 
-    /// Adds the health of another volume. The number of stock snapshots is the maximum instead of
-    /// the sum, because each snapshot is applied to all volumes.
+    /// Adds the health of another volume. Counts are added, but the number of stock snapshots is
+    /// the maximum, because each snapshot is applied to all volumes. A flag is `true` if it is
+    /// `true` for one of the volumes, and the earlier start is kept.
     pub(super) fn add(&mut self, other: VolumeHealth) {
         for (state, count) in other.orders {
             *self.orders.entry(state).or_default() += count;

@@ -1,4 +1,4 @@
-//! Handles the calls of other nodes over HTTP/2 (`cluster::peer_call`).
+//! Handles the calls of other nodes and of operators' commands over HTTP/2 (`cluster::peer_call`).
 //!
 //! **Invariants**
 //! - A call without the cluster's secret is refused before its body is read. On an encrypted
@@ -98,7 +98,8 @@ pub struct NodeReport {
     /// node that has not been the coordinator reports `None`.
     #[serde(default)]
     pub trouble: Option<String>,
-    /// Volumes that are assigned to the node and that it cannot open, each with the reason as text.
+    /// Volumes that are assigned to the node and have no database (with an engine: no log in the
+    /// engine), each with the reason as text.
     #[serde(default)]
     pub missing: BTreeMap<String, String>,
     /// `true` while a move of slots is under way in the cluster.
@@ -121,8 +122,8 @@ pub(crate) enum Origin {
     Exposed,
 }
 
-/// Handles a call of another node, or refuses it if it does not prove knowledge of the cluster's
-/// secret, or must be encrypted and is not.
+/// Handles a call of another node or of an operator's command. Refuses the call if it does not
+/// prove knowledge of the cluster's secret, or if it must be encrypted and is not.
 pub(crate) async fn answer(api: &Api, head: &Parts, body: Body) -> Response<Body> {
     let answered = match check_secret(&api.cluster, head) {
         Ok(()) => answer_node(api, head, body).await,
@@ -131,7 +132,8 @@ pub(crate) async fn answer(api: &Api, head: &Parts, body: Body) -> Response<Body
     answered.unwrap_or_else(IntoResponse::into_response)
 }
 
-/// Refuses a request that is not proven to come from a node of this cluster.
+/// Refuses a request that does not prove knowledge of the cluster's secret, or that must be
+/// encrypted and is not.
 fn check_secret(cluster: &ClusterHandle, head: &Parts) -> Result<(), Problem> {
     match head.extensions.get::<Origin>() {
         Some(Origin::Proven) => return Ok(()),
@@ -363,7 +365,8 @@ async fn export(
 }
 
 /// Sends a question to a volume, on this node or another node. Repeats it while the volume moves or
-/// does not answer, at most until the deadline `until`.
+/// does not answer, until the deadline `until`. Fails earlier if the volume is missing or no longer
+/// in the ring, or if its node answers neither calls nor pings.
 pub(crate) async fn ask_volume<Q: VolumeQuestion>(
     cluster: &Arc<ClusterHandle>,
     volume: impl Fn(&Topology) -> Option<NodeName>,

@@ -1,4 +1,4 @@
-//! The operations on orders: place, pay, cancel, show, list.
+//! The operations on orders: place, pay, cancel, show, show the history, list.
 //!
 //! **Invariants**
 //! - A repeated order or payment gets the same response as the first request, even if the state of
@@ -117,6 +117,7 @@ async fn ask(app: &App, id: &OrderId, ask: Ask) -> Result<Outcome, Problem> {
 }
 
 /// Places an order: reserves its units in the store with the lowest id that has all of them.
+/// Returns the problem 409 if no store has all of them.
 pub(super) async fn place(app: &App, id: &OrderId, lines: Box<[Line]>) -> Result<Json, Problem> {
     let Outcome { order, repeated } = ask(app, id, Ask::Place(lines)).await?;
     if order.store.is_none() {

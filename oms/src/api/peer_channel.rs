@@ -194,7 +194,8 @@ async fn command_here(server: &VolumeServer, command: OrderCommand) -> Reply {
     into_reply(response).await
 }
 
-/// Converts an HTTP response to a reply on the channel.
+/// Converts an HTTP response to a reply on the channel: `Moved` for status 421, and `TooLarge` for
+/// a body of more than `BODY_BYTES_MAX`.
 async fn into_reply(response: Response<Body>) -> Reply {
     let (head, body) = response.into_parts();
     if head.status == StatusCode::MISDIRECTED_REQUEST {

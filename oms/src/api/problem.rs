@@ -133,7 +133,8 @@ impl Problem {
         Problem::new(Kind::TooLarge, format!("the body is larger than {limit} bytes"))
     }
 
-    /// Returns the problem 415: the content coding of the body is not supported.
+    /// Returns the problem 415: the content coding of the body is not supported, or the body has
+    /// too many layers of gzip.
     pub(crate) fn encoding() -> Problem {
         let detail = "a body may be sent without a coding or as gzip";
         let mut problem = Problem::new(Kind::Encoding, detail);

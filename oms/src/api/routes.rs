@@ -5,7 +5,8 @@
 //!
 //! **Invariants**
 //! - `ROUTES` is the only list of public paths, methods and query parameters.
-//! - Metrics count requests by row, so ids in paths create no new time series.
+//! - Metrics count requests by row, or in the time series `other`. So ids in paths create no new
+//!   time series.
 //! - Parsing the path that `Command::path` returns for a command gives an equal command.
 //!
 //! The console's page at `/` is not in the table, because it is not part of the API. Paths of calls
@@ -361,7 +362,7 @@ impl Target {
         }
     }
 
-    /// Returns the name of the route for the access log.
+    /// Returns the name of the route, or a text for a request without a route, for the access log.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Target::Route(at) => &NAMES[*at],
@@ -383,8 +384,8 @@ pub(crate) fn parse(at: usize, uri: &Uri) -> Result<Operation, Problem> {
     })
 }
 
-/// Returns the index of the route that matches a method and a path. The path must not be
-/// percent-decoded yet.
+/// Returns the index of the route that matches a method and a path. Fails with the problem 404, or
+/// 405 if the path has only other methods. The path must not be percent-decoded yet.
 fn find(method: &Method, path: &str) -> Result<usize, Problem> {
     let no_such_path = || Problem::not_found("there is no such path");
     let path = path.strip_prefix('/').ok_or_else(no_such_path)?;

@@ -208,7 +208,8 @@ impl ConnectionHandler {
     }
 }
 
-/// The fields of an answered request that the access log may contain.
+/// An answered request for `log_access`: the values of its line in the access log, and two flags
+/// that choose the level of the line.
 struct Answered<'a> {
     /// Method and URI. `None` if the access log is not at debug level and the request is not one
     /// of the requests that the access log samples.
@@ -307,8 +308,8 @@ async fn idle(requests: &Semaphore, requests_max: usize) {
     }
 }
 
-/// The signals that end a connection: `stop` ends it while its protocol is not known yet, `cut` at
-/// any time.
+/// The signals that end a connection: `stop` while its protocol is not known yet, and `cut` while
+/// its requests are served.
 struct Stops {
     stop: watch::Receiver<bool>,
     cut: watch::Receiver<bool>,

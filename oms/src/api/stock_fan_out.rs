@@ -6,10 +6,10 @@
 //!   before all lines are read.
 //! - Each volume replaces the quantities in memory in one step. After a crash, only some stores may
 //!   have their new quantities (`stock_upload::apply`).
-//! - A failed part is sent again for up to `APPLY_TIMEOUT`, unless it was rejected or its node is
-//!   silent (answers neither calls nor pings). If a part of the present ring is confirmed, or any
-//!   part was sent and not answered, the problem `partly-applied` lists the stores of confirmed
-//!   parts and all other stores.
+//! - A failed part is sent again for up to `APPLY_TIMEOUT`, unless it was rejected, its volume is
+//!   missing or its node is silent (answers neither calls nor pings). If the upload fails after a
+//!   part with stores was confirmed, or after a part may have been applied without a confirmation,
+//!   the problem `partly-applied` lists the stores of confirmed parts and all other stores.
 //! - Each part names all products of the upload, also products without a line for the part's
 //!   stores, because a volume's stock has a cell for each pair of product and store.
 //!
@@ -176,10 +176,11 @@ struct VolumePart {
 #[derive(Default)]
 struct Failures {
     reason: Option<String>,
-    /// `true` if a node answers neither calls nor pings, or if this node must serve a volume and
-    /// cannot open it. Then the parts are not sent again.
+    /// `true` if a node answers neither calls nor pings, or if this node must serve a volume that
+    /// is missing (without a database, or with an engine: without a log). Then the parts are not
+    /// sent again.
     is_silent: bool,
-    /// `true` if a part may have been applied although no response arrived.
+    /// `true` if a part may have been applied although its volume did not confirm it.
     is_unknown: bool,
     refusal: Option<Response>,
 }
@@ -199,9 +200,9 @@ impl StockFanOut {
         Ok(crate::api::orders::json(&taken))
     }
 
-    /// Sends every volume its part and retries failed parts. If a volume rejects its part, no part
-    /// of the present ring is confirmed and no part was sent without an answer, returns the
-    /// rejecting response.
+    /// Sends every volume its part and retries failed parts. If a volume rejects its part, returns
+    /// the rejecting response, unless a part with stores was confirmed or a part may have been
+    /// applied. Then the result is the problem `partly-applied`.
     async fn apply(&self) -> Result<Option<Response>, Problem> {
         let mut confirmed = Confirmed::default();
         let mut is_unknown = false;
@@ -211,8 +212,8 @@ impl StockFanOut {
             let epoch = topology.ring.epoch().0;
             if confirmed.epoch != epoch {
                 // Under another ring each volume owns other stores, and a whole snapshot empties
-                // the stores that a part omits. So confirmations under an earlier ring no longer
-                // hold.
+                // the stores that a part omits. So every volume must confirm its part of the new
+                // ring. The stores of confirmed parts stay recorded.
                 confirmed.epoch = epoch;
                 confirmed.volumes.clear();
             }

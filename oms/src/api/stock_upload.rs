@@ -303,7 +303,7 @@ pub(super) async fn read_cells(headers: &HeaderMap, body: Body) -> Result<Change
     Ok(ChangedCells { lines, cells })
 }
 
-/// Applies this volume's part of an upload that another node received and split.
+/// Applies this volume's part of an upload that the receiving node has split (`stock_fan_out`).
 pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result<Json, Problem> {
     let part = Part::parse(query)?;
     let _turn = turn(&app.snapshot_turns)?;

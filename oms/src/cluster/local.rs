@@ -15,7 +15,7 @@
 //! - A node belongs to the folder that it joined, even if the path later leads to another folder.
 //!   Before the node publishes its description, replaces the state, or opens or removes a volume,
 //!   it checks its folder and the lock file that entitles it to the change. It fails if one of them
-//!   was replaced.
+//!   was replaced, removed or renamed.
 
 mod files;
 mod locks;
@@ -177,7 +177,8 @@ impl LocalCluster {
         true
     }
 
-    /// Fails if the data folder or the lock file of the name was replaced since the node joined.
+    /// Fails if the data folder or the lock file of the name was replaced, removed or renamed since
+    /// the node joined.
     fn check(&self) -> Result<(), NodeError> {
         self.folder.check()?;
         self.held().name.as_ref().map_or(Ok(()), OpenPath::check)

@@ -156,8 +156,8 @@ pub(crate) trait Membership: Send + Sync {
     fn watch(&self, node: &NodeName, events: tokio::sync::mpsc::UnboundedSender<Event>);
 
     /// Stands for election as the coordinator. Sends `Event::Elected` when this process becomes the
-    /// coordinator, or at once if it is the coordinator already. On an engine, all other events
-    /// except `Event::Gone` go to `events` too.
+    /// coordinator, or at once if it is the coordinator already. On an engine, `Event::Deposed`,
+    /// `Event::Replaced` and `Event::Changed` go to `events` too.
     fn stand(self: Arc<Self>, events: tokio::sync::mpsc::UnboundedSender<Event>);
 
     /// Removes this node's description, because the node will stop. The coordinator then gives the

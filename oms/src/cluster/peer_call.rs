@@ -15,8 +15,10 @@
 //!
 //! **Invariants**
 //! - Each call contains the cluster's secret, or uses a connection that has proven it.
-//! - Requests and responses are JSON. The request bodies of `stock` and `stat-file` are CSV. The
-//!   response of `read` is the response for the client, and that of `export` is a page of rows.
+//! - Calls for the coordinator are sent to all nodes, and only the coordinator acts on them.
+//! - The bodies of requests and responses are JSON. Some requests have none. The request bodies of
+//!   `stock` and `stat-file` are CSV. The response of `read` is the response for the client, and
+//!   that of `export` is a page of rows.
 //!
 //! Frequent small messages use the channel instead.
 
@@ -78,7 +80,8 @@ pub(crate) enum VolumeCall {
     /// Read the volume's health: counts of orders and messages, and flags for faults.
     Health,
     /// Read the epoch of the ring that the volume follows. The response is `null` while the volume
-    /// has sealed slots or staged rows, or removes rows of a migration.
+    /// is prepared for a migration (as a target, or as a source with sealed slots) or removes rows
+    /// of an earlier one.
     Epoch,
     /// Read a page of rows of slots that leave the volume.
     Export,
@@ -140,7 +143,7 @@ impl VolumeCall {
 }
 
 impl PeerCall {
-    /// Returns `true` if the path belongs to a call between nodes.
+    /// Returns `true` if the path has the prefix of calls between nodes, also for an unknown call.
     pub(crate) fn is_path(path: &str) -> bool {
         path.starts_with(PREFIX)
     }
@@ -195,8 +198,8 @@ mod tests {
         NodeName::new("ada").unwrap()
     }
 
-    /// Returns the call that the list of all calls has after `call`. The match makes the compiler
-    /// reject a new variant that is missing in the list.
+    /// Returns the call that the list of all calls has after `call`. `None` after the last call.
+    /// The match makes the compiler reject a new variant of `PeerCall` that is missing in the list.
     fn next(call: &PeerCall) -> Option<PeerCall> {
         Some(match call {
             PeerCall::Ping => PeerCall::State,

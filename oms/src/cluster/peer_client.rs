@@ -1,18 +1,19 @@
-//! The client for calls to other nodes. Requests with typed messages use the channel. Large
-//! transfers and cluster operations use HTTP/2. Both prove the cluster's secret. `Protection`
+//! The client for calls to other nodes. Frequent small requests use the channel. Large transfers
+//! and cluster operations use HTTP/2. Both authenticate by the cluster's secret. `Protection`
 //! decides which connections are encrypted.
 //!
 //! All calls to a node share one connection of each kind. A failed call returns its reason, and the
 //! caller decides whether to retry.
 //!
-//! **Silent nodes.** If a call to a node gets no answer, the node is pinged. If the ping is not
-//! answered in time either, the node is *silent* until it answers a ping. Its process is paused or
-//! hangs, but the cluster still treats the node as running.
+//! **Silent nodes.** If a call with a timeout of at least 2 s has no answer half a second before
+//! its timeout, the node is pinged. If the ping is not answered in time either, the node is
+//! *silent* until it answers a ping. Its process is paused or hangs, but the cluster still treats
+//! the node as running.
 //! - For one second after the failed ping, calls to the node fail at once.
 //! - After that second, a call to the node is preceded by another ping. So a silent node delays a
 //!   request by half a second instead of the caller's whole timeout.
-//! - An unanswered ping stays open for 30 s. When the process continues, it answers the open ping.
-//!   Then calls are sent to the node again without a further delay.
+//! - An unanswered ping stays open for 30 s. If the process continues in this time, it answers the
+//!   open ping. Then calls are sent to the node again without a further delay.
 //!
 //! A node that refuses connections is not silent, because its process has ended. Another node
 //! usually takes over its volumes before the callers' timeouts.
@@ -161,8 +162,8 @@ impl NodeClient {
     /// Sends `POST path` to a node, and returns status and body of the response.
     ///
     /// # Errors
-    /// Returns an error if the path is invalid, or if no complete response arrives within the
-    /// timeout.
+    /// Returns an error if the path is invalid, or if no complete response of at most 64 MiB
+    /// arrives within the timeout.
     pub async fn post(
         &self,
         address: SocketAddr,
@@ -188,7 +189,7 @@ impl NodeClient {
     }
 }
 
-/// The reason why a call to a node has no response.
+/// The reason why no client could be created, or why a call to a node has no complete response.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct NodeUnreachable(String);
@@ -239,7 +240,8 @@ impl Peers {
     }
 
     /// Pings a node. If no answer arrives within `PING_TIMEOUT`, marks the node as silent and
-    /// returns `false`. A refused connection counts as an answer.
+    /// returns `false`. Any result of the transport counts as an answer, such as a refused
+    /// connection.
     async fn ping(&self, address: SocketAddr) -> bool {
         let mut request = Request::new(Body::empty());
         *request.method_mut() = Method::POST;

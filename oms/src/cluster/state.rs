@@ -1,6 +1,7 @@
 //! The cluster's state: the ring, the server of each volume, and the move in progress.
 //!
-//! Every change is a pure function. It returns the next state, or reports that nothing changes.
+//! Every change is a pure function. It returns the next state, or reports that nothing changes or
+//! why the change is impossible.
 //!
 //! **Invariants**
 //! - The version grows by one with every change.
@@ -163,11 +164,12 @@ impl ClusterState {
         }
     }
 
-    /// Assigns the volumes of the ring and those of the running nodes (`alive`) to running nodes.
-    /// The first choice is the volume's own node, then its present server, then its follower, then
-    /// the node with the fewest volumes. The last two choices exclude leaving nodes. If only
-    /// leaving nodes run, the first one by name is chosen. A move is undone if one of its volumes
-    /// gets another server, and continues otherwise.
+    /// Assigns the volumes of the ring and of the running nodes (`alive`) to running nodes. The
+    /// volume of a leaving node that is no member any more is removed. The first choice is the
+    /// volume's own node, then its present server, then its follower, then the node with the fewest
+    /// volumes. The last two choices exclude leaving nodes. If only leaving nodes run, the first by
+    /// name is chosen. A move is undone if one of its volumes gets another server, and continues
+    /// otherwise. Returns `None` if nothing changes.
     pub(crate) fn with_nodes(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
         let mut next = self.clone();
         // A node that is no longer a member is removed from `leaving` once its process has ended.
@@ -260,7 +262,8 @@ impl ClusterState {
 
     /// Assigns each volume a follower: a running node that is not leaving and is not the volume's
     /// server. A volume has no follower if there is no such node. The first choice is the present
-    /// follower, then the volume's own node, then the node that follows the fewest volumes.
+    /// follower, then the volume's own node, then the node that follows the fewest volumes. Returns
+    /// `None` if nothing changes.
     pub(crate) fn with_followers(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
         let mut next = self.clone();
         next.following.clear();

@@ -2,9 +2,9 @@
 //! in the cluster's state.
 //!
 //! Every node runs this task. The task decides only while its process is the coordinator. Each
-//! round compares the running nodes with the state and takes the next necessary step. Steps assign
-//! volumes of dead nodes to running nodes, return a volume to its own node, move slots to a new
-//! node, and move slots away from a leaving node.
+//! round compares the running nodes with the state and takes the next necessary step. For example,
+//! a step assigns volumes of dead nodes to running nodes, returns a volume to its own node, or
+//! moves slots to a new node or away from a leaving one.
 //!
 //! **Invariants**
 //! - Each decision takes effect by one replacement of the state. Afterwards the other running nodes
@@ -74,7 +74,8 @@ const SILENT_READS_MAX: u32 = 10;
 /// Number of consecutive progress reads that find a target idle, after which the coordinator treats
 /// the copy request to this target as lost.
 const IDLE_READS_MAX: u32 = 3;
-/// Pause before the next round, after a round failed or a migration failed or was interrupted.
+/// Pause before the next round, after a round failed, or after a migration failed, was interrupted
+/// or could not begin.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Pause between two requests that ask a volume if the rows of earlier migrations are removed.
 const CLEANUP_QUESTION_PAUSE: Duration = Duration::from_millis(20);
@@ -161,7 +162,8 @@ impl Coordinator {
             Event::Changed => self.cluster.look.notify_one(),
             Event::Deposed => {
                 self.is_elected = false;
-                // Only a coordinator reports a reason, and only a coordinator acts on requests.
+                // A process that is not the coordinator reports no reason and acts on no request,
+                // so all of them are dropped.
                 self.cluster.set_trouble(None);
                 (self.warehouse, self.engine) = (None, None);
                 self.leaving.clear();
@@ -194,7 +196,7 @@ impl Coordinator {
         }
     }
 
-    /// Writes the warehouse that an operator has set to the state, and returns the new state.
+    /// Writes to the state the warehouse that an operator has set, and returns the new state.
     /// `None` if no warehouse was set, or if the state has it already. If writing fails, the
     /// request is kept for the next round.
     async fn set_named_warehouse(&mut self, state: &ClusterState) -> Result<Option<ClusterState>, NodeError> {
@@ -211,7 +213,7 @@ impl Coordinator {
         Ok(next)
     }
 
-    /// Writes the engine that an operator has added to the state. Returns `false` if no engine was
+    /// Writes to the state the engine that an operator has added. Returns `false` if no engine was
     /// added, or if the state has it already. If writing fails, the request is kept for the next
     /// round.
     async fn add_named_engine(&mut self, state: &ClusterState) -> Result<bool, NodeError> {
@@ -470,7 +472,8 @@ enum Unmoved {
 }
 
 /// The question to a volume for the epoch of the ring that it follows. The answer is `None` while
-/// the volume has sealed slots or staged rows, or removes rows of a migration.
+/// the volume is prepared for a migration (as a target, or as a source with sealed slots) or
+/// removes rows of an earlier one.
 #[derive(Clone, Copy, Serialize)]
 pub(crate) struct AskEpoch;
 

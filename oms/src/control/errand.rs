@@ -7,8 +7,8 @@
 //! **Invariants**
 //! - Errands are idempotent, so an errand without an answer may be repeated.
 //! - An errand fails at once if the volume's node is silent: it answers neither calls nor pings
-//!   (`cluster::peer_client`). An errand also fails at once if this node must serve the volume and
-//!   the volume's database is missing.
+//!   (`cluster::peer_client`). An errand also fails at once if this node must serve the volume, but
+//!   the volume is missing: it has no database (with an engine: no log).
 //!
 //! Deliberately absent: the errands that carry requests of clients, which `api::forward` defines.
 
@@ -96,9 +96,8 @@ impl Attempt<Reply> {
 /// The reason why one try of an errand had no result.
 pub(crate) struct Unanswered {
     pub(crate) reason: String,
-    /// `true` if the node answers neither calls nor pings, or if this node must serve the volume
-    /// and the volume's database is missing. Then the errand fails at once instead of being
-    /// repeated.
+    /// `true` if the node answers neither calls nor pings, or if this node must serve the volume,
+    /// but the volume is missing. Then the errand fails at once instead of being repeated.
     pub(crate) is_silent: bool,
     /// `true` if the errand may have been performed.
     pub(crate) was_sent: bool,
@@ -110,7 +109,7 @@ pub(crate) enum Undelivered {
     /// The ring no longer has the volume. The caller must choose a volume by the new ring.
     #[error("the order or store is being moved to another node; retry")]
     Gone,
-    /// No node answered for the volume in time, or the errand failed at once.
+    /// No node performed the errand in time, or the errand failed at once.
     #[error("the node {node}, which serves this order or store, does not answer: {reason}")]
     Unanswered {
         /// The node that should serve the volume.

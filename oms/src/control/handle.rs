@@ -50,7 +50,8 @@ pub(crate) struct ClusterHandle {
     /// Reason why this process, as the coordinator, cannot take the next step now. Most often, a
     /// migration waits or has failed.
     trouble: Mutex<Option<String>>,
-    /// Volumes that are assigned to this node but have no database, each with an error text.
+    /// Volumes that are assigned to this node but have no database (with an engine: no log), each
+    /// with an error text.
     missing: Mutex<BTreeMap<NodeName, String>>,
     /// Progress of a migration, if this process coordinates one.
     progress: Mutex<Option<Imported>>,
@@ -116,8 +117,8 @@ impl ClusterHandle {
         is_new
     }
 
-    /// Locks the map of volumes that are assigned to this node but have no database, each with an
-    /// error text.
+    /// Locks the map of volumes that are assigned to this node but have no database (with an
+    /// engine: no log), each with an error text.
     pub(crate) fn missing(&self) -> MutexGuard<'_, BTreeMap<NodeName, String>> {
         self.missing.lock()
     }

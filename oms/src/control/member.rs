@@ -6,7 +6,7 @@
 //!   calls between nodes (`peer_client`), the warehouse and the clock (`NodeContext`). So the
 //!   simulation runs this code unchanged.
 //! - If other nodes run, a stopping node lets them take over its volumes before it stops
-//!   coordinating and serving.
+//!   coordinating and serving. It waits at most `HAND_OVER_TIMEOUT`.
 //!
 //! Deliberately absent: sockets and files, which `node` opens for a real process.
 
@@ -128,8 +128,8 @@ impl Member {
     }
 
     /// Lets other nodes take over this node's volumes. Does nothing if no other node is alive, and
-    /// waits for at most `HAND_OVER_TIMEOUT`. Afterwards this node forwards requests for these
-    /// volumes until it stops serving.
+    /// waits for at most `HAND_OVER_TIMEOUT`. Until this node stops serving, it forwards requests
+    /// for the volumes that were taken over.
     pub(crate) async fn hand_over(&self) {
         let cluster = &self.cluster;
         let others = cluster.membership.alive().unwrap_or_default();

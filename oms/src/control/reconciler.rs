@@ -7,7 +7,8 @@
 //! **Invariants**
 //! - The reconciler decides nothing: it only applies the state.
 //! - A volume server is removed from the published topology before it is closed.
-//! - A missing database does not keep the other volumes from being served.
+//! - A missing volume (without a database, or with an engine: without a log) does not keep the
+//!   other volumes from being served.
 //!
 //! Deliberately absent: copying rows, which the volume servers do among themselves.
 
@@ -31,7 +32,8 @@ use crate::volume::server::VolumeServer;
 /// Longest pause between two reads of the cluster's state. It bounds the delay after a lost
 /// notification.
 const PASS_INTERVAL_MAX: Duration = Duration::from_secs(1);
-/// Pause between two attempts to open a volume that another process has not closed yet.
+/// Pause between two attempts to open a volume that could not be opened yet, for example because
+/// another process has not closed it.
 const OPEN_RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// Pause before the state is read again from an engine that does not answer.
 const ENGINE_RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -46,7 +48,8 @@ pub(crate) struct Reconciler {
     /// node. If the present state names a later version for the volume, the volume was assigned to
     /// another node in between.
     opened: BTreeMap<NodeName, u64>,
-    /// Volumes that could not be opened at the last attempt.
+    /// Volumes that could not be opened yet at the last attempt. Missing volumes are not among
+    /// them.
     unopened: BTreeSet<NodeName>,
     ring: Arc<Ring>,
     version: u64,
@@ -155,7 +158,8 @@ impl Reconciler {
         Ok(())
     }
 
-    /// Reads the state and applies it. Returns `false` if a volume could not be opened yet.
+    /// Reads the state and applies it. Returns `false` if a volume could not be opened yet. A
+    /// missing volume does not count.
     async fn pass(&mut self, stop: &watch::Receiver<bool>) -> Result<bool, NodeError> {
         let state = self.cluster.authority.read().await?;
         if let Some(warehouse) = &state.warehouse {
@@ -216,7 +220,7 @@ impl Reconciler {
                     self.cluster.missing().remove(volume);
                 }
                 // A missing volume does not end the pass. The other volumes are served, and a later
-                // pass opens this volume once its database exists.
+                // pass opens this volume once it exists.
                 Err(error) if error.is_missing_volume() => {
                     self.note_missing(volume, &error);
                     lost = lost.or((*volume == me).then_some(error));

@@ -1,9 +1,10 @@
 //! A volume's client for all other volumes, which this process or another one serves.
 //!
 //! `volume::remote_stock` lists the questions to other volumes, and says why a question may be
-//! repeated. The search for the store with the lowest id that has an order's units uses the copies
-//! of `stock_copies`, and asks the volumes without a usable copy. If all volumes have usable copies
-//! and no store is found, a search without an upper bound asks all volumes.
+//! repeated. The search for the store with the lowest id that has an order's units looks in the
+//! volumes of this process and in the copies of `stock_copies`, and asks the volumes without a
+//! usable copy. If neither the volumes of this process nor the usable copies have such a store, a
+//! search without an upper bound asks all other volumes.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -70,7 +71,7 @@ impl RemoteVolumeClient {
     }
 
     /// Returns the store with the lowest id, over these volumes, that has the units of all lines.
-    /// Asks all volumes at the same time.
+    /// Asks these volumes at the same time.
     async fn find_by_asking(
         cluster: &Arc<ClusterHandle>,
         volumes: Vec<NodeName>,

@@ -9,7 +9,8 @@
 //! - A durable order that took units stays in `spent` until the owner has entered it, and its row
 //!   in this volume's table `spent` is removed. Until then no settlement of the order is sent to
 //!   the owner.
-//! - A volume borrows from at most `STORES_MAX` stores, and at most `CELLS_MAX` products of each.
+//! - A volume begins to borrow from a hot store only while it has fewer than `STORES_MAX`
+//!   allotments. It borrows at most `CELLS_MAX` products of each store.
 //!
 //! To *enter* an order, the owner takes its units out of the loan and writes a usual reservation.
 //!
@@ -38,7 +39,7 @@ const WINDOW_MS: u64 = if cfg!(test) { 4_000 } else { 1_000 };
 pub(crate) const TARGET_FIRST: u32 = if cfg!(test) { 2 } else { 32 };
 /// Maximum number of units of a product that one request asks for.
 const TARGET_MAX: u32 = 1 << 16;
-/// Maximum number of stores that a volume borrows from at a time.
+/// Number of allotments from which on a volume does not begin to borrow from a further hot store.
 const STORES_MAX: usize = 16;
 /// Maximum number of products in one loan. Every request writes the row of the loan, which has 128
 /// KiB with this many products.
@@ -48,13 +49,13 @@ const WANTED_MAX: usize = 4_096;
 /// Maximum number of orders that one request enters.
 const SPENT_MAX: usize = if cfg!(test) { 3 } else { 1_024 };
 /// Number of order lines in a request after which no further order is added to it, so that the
-/// request fits into a frame.
+/// request fits into a frame of the channel between nodes.
 const SPENT_LINES_MAX: usize = 64 << 10;
 /// Number of orders to be entered at which a request is sent at once, instead of after
 /// `ENTER_WITHIN_MS`.
 const SPENT_SOON: usize = 256;
-/// Interval of the requests that enter orders at the owner, in milliseconds. It is shorter if many
-/// orders are to be entered, and longer if the owner does not answer.
+/// Interval of the requests that enter orders at the owner or ask for units, in milliseconds. It is
+/// shorter if many orders are to be entered, and longer if the owner does not answer.
 const ENTER_WITHIN_MS: u64 = 100;
 /// Time without an order that uses a store, after which all borrowed units of the store are
 /// returned, in milliseconds.
@@ -101,9 +102,9 @@ struct Allotment {
 }
 
 impl Allotment {
-    /// Returns `true` if no request may be made now. The request that clears the loan returns all
-    /// units except for those of the orders in it. So it must wait for orders that took units and
-    /// are not durable yet.
+    /// Returns `true` if the next request must clear the loan, but may not be made now. This
+    /// request returns all units except for those of the orders in it. So it must wait for orders
+    /// that took units and are not durable yet.
     fn is_blocked(&self) -> bool {
         !self.is_clear && self.queued > 0
     }
@@ -192,7 +193,8 @@ impl Allotments {
 
     /// Counts a reservation that was made by a message to the store's owner. `HOT_AFTER` such
     /// reservations within `WINDOW_MS` begin an allotment of the store, if there are fewer than
-    /// `STORES_MAX`. Returns `true` if borrowing is on and the store has an allotment.
+    /// `STORES_MAX`. At most `STORES_MAX` stores are counted at a time. Returns `true` if borrowing
+    /// is on and the store has an allotment.
     pub(crate) fn note_reserved(&mut self, store: u32, lines: &[Line], now_ms: u64) -> bool {
         if !self.is_on {
             return false;
@@ -312,7 +314,8 @@ impl Allotments {
     }
 
     /// Records the end of the commit of an order that took borrowed units. If the commit failed,
-    /// the units are usable again. Returns `true` if the borrower's task must be woken.
+    /// the units are usable again, unless the next request returns all units to the owner
+    /// (`is_clear` is `false`). Returns `true` if the borrower's task must be woken.
     pub(crate) fn end_spending(&mut self, order: &OrderId, is_durable: bool) -> bool {
         let Some(spent) = self.spent.get_mut(order) else {
             return false;
@@ -335,8 +338,9 @@ impl Allotments {
         false
     }
 
-    /// Returns `true` if an order took borrowed units and its row in the table `spent` still
-    /// exists. Until the row is removed, no settlement of the order may be sent.
+    /// Returns `true` from the moment when an order takes borrowed units until its commit fails or
+    /// its row in the table `spent` is removed. During that time, no settlement of the order may be
+    /// sent.
     pub(crate) fn is_unsettled(&self, order: &OrderId) -> bool {
         self.spent.contains_key(order)
     }
@@ -351,7 +355,8 @@ impl Allotments {
         self.suspended_until_ms = self.suspended_until_ms.max(until_ms);
     }
 
-    /// Makes units unusable that their owner has recalled. The next request returns them.
+    /// Makes units unusable that their owner has recalled. The next request returns them. A recall
+    /// for a store without an allotment is ignored if there are `2 * STORES_MAX` allotments.
     pub(crate) fn recall(&mut self, recall: &Recall, now_ms: u64) {
         let known = self.stores.get(&recall.store);
         if known.is_none() && self.stores.len() >= 2 * STORES_MAX {
@@ -439,7 +444,7 @@ impl Allotments {
 
     /// Returns the stores for which a request must be sent to the owner now. Forgets allotments
     /// that are no longer used and have neither units nor orders. `is_here` returns `true` for a
-    /// store that has migrated to this volume, which then returns its units.
+    /// store that has migrated to this volume. The borrowed units of such a store are returned.
     pub(crate) fn due(&mut self, now_ms: u64, is_here: impl Fn(u32) -> bool) -> Vec<u32> {
         let is_paused = self.is_paused(now_ms);
         let mut due = Vec::new();
@@ -592,7 +597,8 @@ impl Allotments {
         }
     }
 
-    /// Returns the number of borrowed units that are usable now.
+    /// Returns the sum of all usable units. It includes units that no order may take for the
+    /// moment, because borrowing is paused or their whole store was recalled.
     pub(crate) fn usable(&self) -> u64 {
         let cells = self
             .stores
@@ -636,8 +642,8 @@ pub(crate) struct Claims {
     pub(crate) incarnation: u64,
     /// Usable and recalled units by product.
     pub(crate) usable: BTreeMap<u32, u32>,
-    /// Orders that took units and were in no request of this server. The owner may have entered
-    /// them by a request of an earlier server.
+    /// Orders that took units and were in no request of this incarnation. The owner may have
+    /// entered them by a request of an earlier incarnation.
     pub(crate) orders: Vec<SpentUnits>,
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct OpenLoan {
     pub(crate) loan: Loan,
     /// `true` while a change of the row is being committed.
     pub(crate) is_changing: bool,
-    /// Time at which the last request became durable or the row was read, in monotonic
+    /// Time at which the last request became durable or this `OpenLoan` was created, in monotonic
     /// milliseconds.
     pub(crate) heard_ms: u64,
     /// Products that are recalled until the borrower's next request. An empty set recalls all
@@ -82,7 +82,7 @@ pub(crate) struct Loans {
 }
 
 impl Loans {
-    /// Returns `true` if any loan has units.
+    /// Returns `true` if any loan has units or a change under way.
     pub(crate) fn any(&self) -> bool {
         self.with_units > 0
     }
@@ -116,7 +116,7 @@ impl Loans {
         self.open.iter_mut()
     }
 
-    /// Subtracts returned or entered units from the sum of a store's lent units.
+    /// Subtracts units that are no longer lent from the sum of a store's lent units.
     fn put_back(&mut self, store: u32, lines: &[Line]) {
         for line in lines {
             self.sum.take(store, *line);

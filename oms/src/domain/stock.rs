@@ -1,8 +1,8 @@
 //! The stock of one volume in memory: quantities on hand, reservations and uncounted deliveries.
 //!
 //! Available = on hand - reserved. On hand = last snapshot - deliveries that the snapshot does not
-//! count. A snapshot *counts* a delivery if the warehouse has already subtracted the delivered
-//! units from the snapshot's quantities.
+//! count. Later changes of single cells (`step`) are added. A snapshot *counts* a delivery if the
+//! warehouse has already subtracted the delivered units from the snapshot's quantities.
 //!
 //! The warehouse numbers its deliveries, and the header `X-Stock-As-Of` names the last number that
 //! a snapshot counts. A snapshot without this header counts the deliveries confirmed before its
@@ -300,8 +300,8 @@ impl Stock {
         }
     }
 
-    /// Releases an order's reserved units. They are available again, unless `deliver` has
-    /// subtracted them.
+    /// Releases an order's reserved units. They are available again, unless `deliver` was called
+    /// for the order before.
     pub(crate) fn release(&mut self, store: u32, lines: &[Line]) {
         for line in lines {
             let was_reserved = self.reserved.take(store, *line);

@@ -4,8 +4,9 @@
 //! store with all products of an order compares sixteen stores at a time.
 //!
 //! **Invariants**
-//! - Available = on hand - deducted. Here, on hand is the quantity of the current snapshot.
-//!   Deducted units are reserved, or their delivery is not counted by that snapshot.
+//! - Available = on hand - deducted. Here, on hand is the quantity of the current snapshot, with
+//!   later changes of single cells (`step`). Deducted units are reserved, or their delivery is not
+//!   counted by that snapshot.
 //! - Deducted units are in separate cells. So a snapshot of the same products and stores replaces
 //!   the quantities on hand in constant time, for any number of open orders.
 //!
@@ -141,7 +142,7 @@ impl StockMatrix {
         self.on_hand[at].saturating_sub(self.deducted[at])
     }
 
-    /// Returns the available quantities of a product, by store.
+    /// Returns the available quantities of a product, by store. Empty for an unknown product.
     pub(crate) fn by_store(&self, product: u32) -> Vec<(u32, i32)> {
         let Some(row) = self.layout.row(product) else {
             return Vec::new();

@@ -231,7 +231,8 @@ impl StockSnapshot {
         }
     }
 
-    /// Sets the number of the last delivery that the quantities count.
+    /// Sets the number of the last delivery that the quantities of all stores without a number of
+    /// their own count. `None` if the upload does not state it.
     pub(crate) fn counts_to(&mut self, sequence: Option<u64>) {
         self.counted_to_default = CountedTo::Delivery(sequence);
     }

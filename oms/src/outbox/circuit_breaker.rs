@@ -25,13 +25,13 @@ pub(super) enum CircuitBreaker {
     Closed { failures: u32 },
     /// The breaker lets only probes through.
     Open {
-        /// Monotonic time of the next probe.
+        /// Monotonic time before which no further probe is sent, in milliseconds.
         until_ms: u64,
-        /// Current pause between two probes.
+        /// Current pause between two probes, in milliseconds.
         wait_ms: u64,
         /// Number of probes in flight.
         out: u32,
-        /// Maximum number of probes in flight.
+        /// Current maximum number of probes in flight, from 1 to `PROBES_MAX`.
         room: u32,
     },
 }

@@ -7,8 +7,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboxLimits {
     /// Number of failed tries after which a message becomes a dead letter. A malformed message
-    /// becomes one at once. A message is tried more often while the warehouse answers no other
-    /// message either.
+    /// becomes one at once. A message is tried more often if its failures may be those of an outage
+    /// (`queue`).
     pub tries_max: u32,
     /// Maximum wait after the first failed try, in milliseconds. The maximum doubles with each
     /// further failed try.

@@ -26,8 +26,8 @@ pub(crate) struct Slot {
     pub(super) in_flight: bool,
     /// The value of `MessageQueue::answers` at the last failure of this message.
     pub(super) answers_before: u32,
-    /// Number of the migration that brought the message to this volume. The message is ignored
-    /// until this migration is activated.
+    /// Number of migrations to this volume that must be activated before the message is sent. While
+    /// it is higher than `MessageQueue::migrations`, the message is parked.
     pub(super) migration: u64,
 }
 

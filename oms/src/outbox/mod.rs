@@ -161,7 +161,8 @@ pub(crate) struct ListedMessage {
     pub state: MessageState,
     /// Number of failed tries.
     pub attempts: u32,
-    /// Reason of the last failure.
+    /// Reason of the last failure. For an untried message that waits because other calls fail, the
+    /// reason of their last failure.
     #[schema(value_type = Option<String>, required = true)]
     pub last_error: Option<Box<str>>,
     /// UTC milliseconds of the next try.
@@ -414,7 +415,8 @@ impl Outbox {
         smallest.into_iter().map(list).collect()
     }
 
-    /// Returns the reason why untried messages of a kind wait. `None` while the breaker is closed.
+    /// Returns the reason why untried messages of this kind wait. `None` while the breaker is
+    /// closed.
     fn breaker_cause(&self, kind: Kind) -> Option<Box<str>> {
         let cause = self.queues[kind as usize].cause.as_deref()?;
         Some(format!("not tried yet, since other calls fail: {cause}").into())

@@ -12,7 +12,8 @@
 //!   fault.
 //! - A message becomes a dead letter if it is malformed or has used up its tries. A message that
 //!   has used up its tries is given up only if other messages were answered since it last failed,
-//!   or if the breaker is closed and the warehouse answers this message with errors.
+//!   or if the breaker is closed and the warehouse answered this message, with an error or because
+//!   an earlier try is in progress.
 //!
 //! Deliberately absent: rows, tasks and the HTTP client.
 

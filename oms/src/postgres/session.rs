@@ -65,8 +65,8 @@ pub enum SessionError {
         /// The engine's error message.
         message: String,
     },
-    /// No suitable server can be used now: no host can be reached, or the server is a standby,
-    /// starting or stopping. The statement was not sent, or it has no effect.
+    /// No suitable server can be used now: no connection to a host can be opened, or the server is
+    /// a standby, starting or stopping. The statement was not sent, or it has no effect.
     #[error("the engine cannot be reached: {reason}")]
     Away {
         /// The faults of the hosts, as text.
@@ -341,8 +341,8 @@ impl Session {
 
     /// Executes statements in one transaction, and returns the number of rows that each of them
     /// affected. With `OnNone::Continue`, all statements are sent at once. With `OnNone::RollBack`,
-    /// the further statements are sent after the answer to the first one. If the first one affects
-    /// no row, the result is `[0]`.
+    /// the further statements are sent after the answer to the first one. If the first one then
+    /// affects no row, the transaction is rolled back and the result is `[0]`.
     pub(crate) async fn transaction(
         &mut self,
         statements: &[Statement<'_>],

@@ -15,8 +15,8 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::runtime::exposition::{Family, Value};
 
-/// Route name of all requests that are not counted by their own route: health checks, calls between
-/// nodes, the console's page and unknown paths.
+/// Route name of all requests that are not counted by their own route: health checks, the console,
+/// calls between nodes, `GET /metrics`, `GET /ring`, `GET /openapi.json` and unknown paths.
 pub(crate) const OTHER_ROUTE: &str = "other";
 
 /// Upper bounds of the latency buckets in microseconds: fine around a millisecond, the usual time
@@ -111,7 +111,8 @@ impl Recent {
         self.0.push_back((at, count));
     }
 
-    /// Returns the requests per second since the oldest sample.
+    /// Returns the requests per second since the oldest sample, or since the node's start if there
+    /// is no sample.
     fn rate(&self, at: Duration, count: u64) -> f64 {
         let (from, before) = self.0.front().copied().unwrap_or_default();
         let seconds = at.saturating_sub(from).as_secs_f64();
@@ -185,7 +186,8 @@ impl Metrics {
         self.recent().sample(at, self.requests());
     }
 
-    /// Returns the average number of requests per second since the oldest kept sample.
+    /// Returns the average number of requests per second since the oldest kept sample, or since the
+    /// node's start if there is no sample.
     pub(crate) fn requests_per_second(&self, at: Duration) -> f64 {
         self.recent().rate(at, self.requests())
     }

@@ -120,7 +120,7 @@ pub(crate) fn current() -> Option<TraceContext> {
 pub enum SpanKind {
     /// A request that this process answered.
     Server,
-    /// A call from this process to another service.
+    /// A call from this process to another node or service.
     Client,
 }
 

@@ -1,4 +1,5 @@
-//! The audit at the end of a run, after all faults have ended and all nodes were started again.
+//! The audit at the end of a simulation, after all faults have ended and all nodes were started
+//! again.
 //!
 //! The audit compares the answers of the nodes with the answers that customers received, and with
 //! the stock of the warehouse. It also checks `invariants` at rest.
@@ -26,9 +27,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 /// letter much later, so healthy orders that wait for such a message are detected.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(300);
 
-/// Waits until every healthy paid order is delivered, at most for `HEALTHY_WITHIN`. An order is
-/// healthy if the warehouse neither answers its messages with errors nor refuses it. Other orders
-/// must not delay healthy orders.
+/// Waits until every healthy paid order is delivered. Records a violation if this takes longer than
+/// `HEALTHY_WITHIN`. An order is healthy if the warehouse neither answers its messages with errors
+/// nor refuses it. Other orders must not delay healthy orders.
 pub(super) async fn healthy_orders_are_delivered(
     world: &Arc<World>,
     records: &CustomerRecords,
@@ -59,7 +60,8 @@ pub(super) async fn healthy_orders_are_delivered(
     }
 }
 
-/// Ends the warehouse's errors and retries the dead letters as an operator would.
+/// Ends the warehouse's errors. If there were such errors, retries the dead letters as an operator
+/// would.
 pub(super) async fn cure(world: &Arc<World>, warehouse: &WarehouseModel) {
     if !warehouse.cure() {
         return;
@@ -156,7 +158,8 @@ async fn look(world: &Arc<World>, records: &CustomerRecords, warehouse: &Warehou
     wrong
 }
 
-/// Compares an order with the answers that its customer received.
+/// Compares an order with the answers that its customer received, and with its delivery by the
+/// warehouse.
 fn check_order(id: &str, known: &Known, order: &Value, warehouse: &WarehouseModel, wrong: &mut Vec<String>) {
     let state = order["state"].as_str().unwrap_or_default();
     let store = order["store_id"].as_u64();

@@ -1,15 +1,15 @@
 //! Eight clients that work on the same few orders at four nodes under faults, and record their
 //! operations with the responses.
 //!
-//! Each request goes to a random node that listens. Another node may have taken over the volumes
-//! of this node, and this node may not know it yet. After the run, the module `history` checks the
+//! Each request goes to a random node that listens. Another node may have taken over the volumes of
+//! this node, and this node may not know it yet. At the end, the module `history` checks the
 //! recorded operations of each order.
 //!
 //! **Invariants**
 //! - A request is recorded before it is sent. A response that shows the outcome is recorded once
 //!   the client has received it.
 //! - No client repeats a request. A client that gets no response continues with its next operation.
-//! - Clients send at most `STEPS_PER_ORDER` operations of an order, which bounds the time of the
+//! - Clients send at most `steps_per_order()` operations of an order, which bounds the time of the
 //!   check.
 
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ use crate::simulation::world::World;
 const CLIENTS: u64 = 8;
 /// Number of orders that the clients choose from at a time.
 const ORDERS_AT_ONCE: usize = 4;
-/// Number of operations of an order, not counting the reads at the end.
+/// Default number of operations of an order, not counting the reads at the end.
 const STEPS_PER_ORDER: usize = 24;
 /// Maximum number of reads of an order at the end. They are repeated until one is answered.
 const TRIES: u32 = 200;

@@ -3,8 +3,8 @@
 //! **Invariants**
 //! - Written bytes outlive the process that wrote them, like bytes in a page cache.
 //! - A lock ends when its process dies. On a disk that all nodes share, a lock also ends when its
-//!   process loses its lease. A process that is dead or has lost its lease in this way can write
-//!   nothing.
+//!   process loses its lease. A dead process can write nothing. On a shared disk, neither can a
+//!   process without its lease.
 //! - While the disk is full, no file grows and none is created.
 //!
 //! Deliberately absent: power cuts, which the tests of microdb cover.

@@ -1,14 +1,15 @@
 //! Checks that an order gets the first store (by number) that has its units. One check runs in a
-//! cluster at rest. The other check places orders while a volume changes its process.
+//! cluster at rest. The other check places orders while a node is killed and other processes take
+//! over its volumes, or while a node leaves and its slots migrate.
 //!
 //! Nodes search for the first store in copies of each other's stock, and the age of a copy is
 //! limited. If the stock has not changed for longer than this age, no search may skip a store. So
 //! the check at rest detects a change that did not reach a copy. Each round orders all units of the
 //! first store and then one more unit, cancels both orders, and orders a unit again.
 //!
-//! During a takeover, other orders take units too, so the first store of an order is not known
-//! exactly. Each order takes one unit. A store certainly had a unit for an order if it had more
-//! units than there were orders that may have taken a unit of it.
+//! During a takeover or a migration, other orders take units too, so the first store of an order is
+//! not known exactly. Each order takes one unit. A store certainly had a unit for an order if it
+//! had more units than there were orders that may have taken a unit of it.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -30,7 +31,7 @@ const TAKEOVERS: u64 = 2;
 /// Time after which an order without an answer is certainly placed or refused, and reserves no more
 /// units.
 const ENDED_WITHIN: Duration = Duration::from_secs(10);
-/// Maximum number of orders placed during a takeover.
+/// Maximum number of orders placed in one round, during a takeover or a migration.
 const ORDERS_MAX: i64 = 16;
 /// Time in which orders are placed after a kill, in milliseconds. A takeover takes about as long.
 const KILL_MS: u64 = 40;
@@ -60,7 +61,7 @@ pub(super) async fn first_stores_are_taken(world: &Arc<World>) -> bool {
 
 /// Kills a node, or asks it to leave for good, and places orders at the same time, `TAKEOVERS`
 /// times. Ends with a report and `false` at the first order that skipped a store. Also returns
-/// `false` if a repeated request got no final answer.
+/// `false` if a repeated request got no final answer, or if the cluster did not settle in time.
 pub(super) async fn first_stores_are_taken_beside_takeovers(
     world: &Arc<World>,
     warehouse: &Arc<WarehouseModel>,

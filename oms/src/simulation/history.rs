@@ -15,7 +15,8 @@
 //! - The state of the specification is the set of all possible states of the order, because the
 //!   choice of the store and the steps of the warehouse are not visible to clients.
 //!
-//! Deliberately absent: expiry, and refusals by the warehouse. The runs have neither.
+//! Deliberately absent: expiry, and refusals by the warehouse. The simulations with `clients` have
+//! neither.
 
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -379,7 +380,7 @@ impl Possible {
 }
 
 impl Possible {
-    /// Returns the possible states after an operation without a response.
+    /// Returns the possible states after an operation that was executed and has no response.
     fn unanswered(&self, step: &Step) -> Possible {
         let effects = self.effects(step).into_iter();
         Possible(effects.map(|effect| effect.order).collect())

@@ -156,7 +156,8 @@ fn many_operations_without_a_response_are_decided_in_few_states() {
             sequence = sequence.unknown(step);
         }
     }
-    // No sequence of the operations explains the last response, so the search tries all sequences.
+    // No sequence of the operations explains the last response. So the search cannot end early, and
+    // visits every state that its rules do not exclude.
     let (is_linearizable, states) = sequence.absent().0.search();
     assert!(!is_linearizable);
     assert!(states < STATES_MAX, "{states} states");

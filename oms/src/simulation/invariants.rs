@@ -3,12 +3,13 @@
 //! Answers to customers rarely show a fault of this kind. A counter that is too low, or a message
 //! that is never sent, does harm only later.
 //!
-//! A volume is *settled* if it has exactly the slots of its ring: received slots are active, and
-//! stale rows are removed. A cluster is *at rest* if it has no faults and no requests.
+//! A volume is *settled* if it owns exactly the slots that its server's ring assigns to it, is not
+//! prepared for a migration (as a target, or as a source with sealed slots), and has removed all
+//! stale rows. A cluster is *at rest* if it has no faults and no requests.
 //!
 //! **Invariants**
-//! - A settled volume has no row of a slot that it does not own, except in `meta`, and no staged
-//!   row.
+//! - A settled volume has no row of a slot that it does not own in the tables that move with slots
+//!   (`Table::moves`), and no staged row.
 //! - The counters of a settled volume equal the numbers of its orders by state.
 //! - A settled volume has exactly the messages that its orders need.
 //! - A waiting message in memory is in flight or scheduled. This holds for every volume that is

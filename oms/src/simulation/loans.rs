@@ -1,4 +1,4 @@
-//! Watches the loans of units between volumes in each run.
+//! Watches the loans of units between volumes during a simulation.
 //!
 //! **Violation**: a volume holds more units of a store than the store's owner has lent to it. A
 //! volume holds its usable units, and the units of its orders for which the owner has no
@@ -15,7 +15,7 @@ use crate::volume::server::VolumeServer;
 /// Pause between two checks of all loans.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
-/// Checks all loans repeatedly. The caller aborts this task at the end of the run.
+/// Checks all loans repeatedly. The caller aborts this task at the end of the simulation.
 pub(super) async fn watch(world: Arc<World>) {
     loop {
         tokio::time::sleep(LOOK_EVERY).await;
@@ -23,7 +23,7 @@ pub(super) async fn watch(world: Arc<World>) {
     }
 }
 
-/// Returns the volume servers of all processes that have not lost their volumes.
+/// Returns the volume servers of all processes that are alive and have their lease.
 fn servers(world: &World) -> Vec<Arc<VolumeServer>> {
     let clusters: Vec<_> = {
         let inside = world.inside();

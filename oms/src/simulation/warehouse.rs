@@ -241,7 +241,8 @@ impl WarehouseModel {
     }
 }
 
-/// Returns the number of the customer, which is part of the order's id.
+/// Returns the number of the customer, which is part of the order's id, or 0 if the id has no
+/// number.
 fn number_of(order: &str) -> u64 {
     order.trim_start_matches('o').parse().unwrap_or(0)
 }

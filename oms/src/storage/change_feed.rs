@@ -40,8 +40,8 @@ pub(crate) struct Walk {
     rows: Option<microdb::Iter>,
 }
 
-/// Reads the commits after a sequence number from the log of the database, up to its last
-/// extension.
+/// Reads the commits after a sequence number from the log of the database, up to the start or the
+/// last extension of the feed.
 pub(crate) struct Feed {
     changes: microdb::Changes,
     tables: HashMap<u32, Table>,

@@ -95,7 +95,7 @@ impl Queue {
         }
     }
 
-    /// Returns a permit, or `Busy` if the queue is full.
+    /// Returns a permit, `Busy` if the queue is full, or `Closed` if the committer has ended.
     pub(crate) fn try_permit(&self) -> Result<Permit<'_>, StorageError> {
         let place = self.submissions.try_reserve().map_err(|full| match full {
             mpsc::error::TrySendError::Full(()) => StorageError::Busy,
@@ -104,7 +104,7 @@ impl Queue {
         Ok(self.permit_of(place))
     }
 
-    /// Waits for a permit.
+    /// Waits for a permit. Returns `Closed` if the committer has ended.
     pub(crate) async fn permit(&self) -> Result<Permit<'_>, StorageError> {
         let place = self.submissions.reserve().await;
         place
@@ -117,7 +117,8 @@ impl Queue {
         self.submissions.max_capacity() - self.submissions.capacity()
     }
 
-    /// Stops the committer after all batches queued so far. Blocks.
+    /// Makes the committer stop after all batches queued so far. Blocks while the queue is full,
+    /// but does not wait until the committer has stopped.
     pub(crate) fn stop(&self) {
         #[cfg(test)]
         if crate::runtime::simulated::Process::current().is_some() {
@@ -393,8 +394,9 @@ impl Committer {
         }
     }
 
-    /// Adds the waiting batches to the group. Returns `true` if the committer must stop after this
-    /// group.
+    /// Adds `first` and waiting batches to the group, until the group has `GROUP_ROWS_MAX` rows,
+    /// a batch above `ALONE_BYTES` comes, or no batch waits. Returns `true` if the committer must
+    /// stop after this group.
     fn gather(&mut self, group: &mut Vec<WriteBatch>, answers: &mut Vec<Waiting>, first: WriteBatch) -> bool {
         let mut rows = first.rows().len();
         let alone = first.bytes() > ALONE_BYTES;

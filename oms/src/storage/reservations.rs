@@ -30,8 +30,9 @@ impl<'a> Reservations<'a> {
     /// not exist.
     ///
     /// # Errors
-    /// `Read` if a reservation that the batch removes cannot be read. Then the batch must not be
-    /// committed, because its units could be released twice. `self` still has the state before it.
+    /// `Read` if a reservation that the batch removes cannot be read, `Closed` if the database is
+    /// closed. Then the batch must not be committed, because its units could be released twice.
+    /// `self` still has the state before the batch.
     pub(crate) fn follow(&mut self, batch: &'a WriteBatch) -> Result<bool, StorageError> {
         let changes = || batch.rows().filter(|row| row.table == Table::Reservations);
         for row in changes().filter(|row| row.value.is_none()) {

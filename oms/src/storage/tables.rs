@@ -185,8 +185,8 @@ impl VolumeTables {
         rows.put(self.table(Table::Meta), POSITION, row);
     }
 
-    /// Appends the batches as one entry to the volume's log, except for those that the fence
-    /// rejects, and publishes them once the entry is durable.
+    /// Appends the batches as one entry to the volume's log, except for those that `rows_of` leaves
+    /// out, and publishes them once the entry is durable.
     pub(super) async fn commit_logged(
         &self,
         log: &mut LogWriter,
@@ -348,7 +348,8 @@ impl VolumeTables {
         })
     }
 
-    /// Writes a checkpoint, so that the next open has little log to replay.
+    /// Writes a checkpoint of the database, so that the next open replays little of microdb's own
+    /// log.
     pub(super) fn checkpoint(&self) -> Result<(), StorageError> {
         let written = self.db.checkpoint();
         written.map_err(|source| StorageError::Commit {

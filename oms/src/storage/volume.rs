@@ -10,20 +10,21 @@
 //! | `stock` | `catalogue` | product ids, in the order of the rows of the stock matrix |
 //! | `stock` | store, u32 big-endian | quantities in that order; the last delivery they reflect |
 //! | `stats` | product, u32 big-endian | units sold and revenue of the product |
-//! | `stat_files` | file name | time of the import; kept for a week to detect repeated files |
+//! | `stat_files` | key of a file (`importer`) | time of the import; kept for a week |
 //! | `answers` | idempotency key | the request and its response, kept for a day or longer |
 //! | `settlements` | order id | the end of a reservation in a store of another volume |
 //! | `loans` | store, u32 big-endian, borrower | units of the store lent to another volume |
 //! | `spent` | order id `/` store | units of an allotment that an order took; see below |
 //! | `arriving` | source, table, key | staged stock of a migration (`volume::migration`) |
-//! | `meta` | see `write_batch` | counters, slot ownership, snapshot head, migration state |
+//! | `meta` | see `write_batch` | single rows, such as counters, slot ownership, snapshot head |
 //!
 //! A nonce is a random number of the volume that requested the units. A row in `spent` is removed
 //! after the owner of the store has written a reservation for the order.
 //!
 //! **Invariants**
-//! - A reservation is removed by a step of its order in this volume, by the settlement of its order
-//!   in another volume, or after the order's volume answered that no order needs the units.
+//! - Apart from the cleanup after a migration, a reservation is removed by a step of its order in
+//!   this volume, by the settlement of its order in another volume, or after the order's volume
+//!   answered that no order needs the units.
 //! - A message exists while its order needs the warehouse to receive it, also as a dead letter. A
 //!   settlement exists until the volume of the store has confirmed it.
 //! - Pages of arrivals list the orders of the volume by the time at which they came to this volume.
@@ -201,7 +202,8 @@ impl Volume {
         self.volume.close()
     }
 
-    /// Writes a checkpoint, so that the next open has little log to replay. Blocks.
+    /// Writes a checkpoint of the database, so that the next open replays little of microdb's own
+    /// log. Blocks.
     pub(crate) fn checkpoint(&self) -> Result<(), StorageError> {
         self.volume.checkpoint()
     }
@@ -231,8 +233,8 @@ impl Volume {
         codec::decode_arrivals(&row).map_err(|fault| broken("arrivals", &key, fault))
     }
 
-    /// Returns `true` if the name of a statistics file is stored: the file was added, and retention
-    /// has not removed its name.
+    /// Returns `true` if the key of a statistics file (`importer`) is stored: the file was added,
+    /// and retention has not removed the key.
     pub(crate) fn knows_stat_file(&self, name: &str) -> Result<bool, StorageError> {
         let row = self
             .volume
@@ -242,7 +244,7 @@ impl Volume {
         Ok(row.is_some())
     }
 
-    /// Returns the names of statistics files added before a time (UTC milliseconds).
+    /// Returns the keys (`importer`) of statistics files added before a time (UTC milliseconds).
     pub(crate) fn stat_files_before(&self, before_ms: u64) -> Result<Vec<String>, StorageError> {
         let names = self.scan(Table::StatFiles, |key, value| {
             let added_at = value.try_into().map_err(|_| DecodeError {

@@ -88,8 +88,8 @@ pub(crate) const STOCK_HEAD: &[u8] = b"stock";
 pub(crate) const ARRIVING: &[u8] = b"arriving";
 /// Key, in the table `meta`, of the volume's slot ownership.
 pub(crate) const SLOTS: &[u8] = b"slots";
-/// Key, in the table `meta`, that exists while the volume may still have rows of slots that it does
-/// not own.
+/// Key, in the table `meta`, of the note that the volume may have rows of slots that it does not
+/// own, or gets such rows if the migration of its sealed slots is committed.
 pub(crate) const CLEANUP: &[u8] = b"purge";
 /// Key, in the table `meta`, of the volume's incarnation as a borrower: a number that grows with
 /// each server of the volume that borrows units.
@@ -377,7 +377,8 @@ impl WriteBatch {
         self.rare().counts.count(order, -1);
     }
 
-    /// Adds a fence. The commit rejects the batch unless the volume owns the slot of the fence.
+    /// Adds a fence. The commit rejects the batch if the volume's slot ownership does not admit the
+    /// fence (`SlotOwnership::admits`).
     pub(crate) fn fence(&mut self, fence: Fence) {
         match self.fences.iter_mut().find(|free| free.is_none()) {
             Some(free) => *free = Some(fence),
@@ -522,7 +523,8 @@ impl WriteBatch {
         self.put(Table::Meta, STOCK_HEAD, |row| codec::encode_stock_head(head, row));
     }
 
-    /// Writes the sums of products after a statistics file was added, and the name of the file.
+    /// Writes the sums of products after a statistics file was added, and the key of the file
+    /// (`importer`).
     pub(crate) fn stat_file(&mut self, name: &str, added_at_ms: u64, sums: &SumsByProduct) {
         for (product, sums) in sums {
             self.put(Table::Stats, &product.to_be_bytes(), |row| {
@@ -535,8 +537,9 @@ impl WriteBatch {
         self.stat_files += 1;
     }
 
-    /// Removes stored names of statistics files. `mark` is, of all names removed so far, the name
-    /// with the latest time in it (`stat_import::name`).
+    /// Removes stored keys of statistics files (`importer`). `mark` is, of the names in all keys
+    /// removed so far, the one with the latest time in it (`stat_import::name`). With `None`, the
+    /// stored mark stays.
     pub(crate) fn forget_stat_files<'a>(
         &mut self,
         names: impl IntoIterator<Item = &'a str>,

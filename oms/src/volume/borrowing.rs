@@ -151,7 +151,8 @@ async fn ask_owner(state: &VolumeState, remote: &dyn RemoteVolumes, store: u32) 
     }
 }
 
-/// Requests units from owners and has orders entered, until `stop` becomes `true`.
+/// Requests units from owners and reports to them the orders that took borrowed units, until `stop`
+/// becomes `true`.
 pub(crate) async fn borrow_always(
     state: Arc<VolumeState>,
     remote: Arc<dyn RemoteVolumes>,
@@ -187,7 +188,8 @@ pub(crate) async fn borrow_always(
             tokio::select! {
                 biased;
                 Some(ended) = asking.join_next_with_id() => {
-                    // A panic of the task has been logged. The next round asks again.
+                    // A panic of the task has been logged. The next round of the loop starts a new
+                    // task.
                     let ended = ended.map_or_else(|panic| panic.id(), |(id, ())| id);
                     asked.retain(|_, task| *task != ended);
                 }

@@ -1,10 +1,13 @@
 //! The owner's side of the stock copies that other nodes keep (`control::stock_copies`).
 //!
 //! A copy requests the changes since its position, which identifies the last change of the stock
-//! that the copy has. The owner answers after a group commit that changed the stock, but not sooner
-//! than `ANSWER_SPACING` after its previous answer to that copy. So one answer has the changes of
-//! many orders. Without a change the owner answers after `ANSWER_AFTER`. A copy has one request
-//! open at a time, and the stock in an answer is never older than the request.
+//! that the copy has. The copy has one request open at a time, and the stock in an answer is never
+//! older than the request.
+//!
+//! The owner answers a request that may wait (`FollowStock::waits`) after a group commit that
+//! changed the stock, or without a change after `ANSWER_AFTER`. Unless an upload waits for the
+//! copies, the owner answers not sooner than `ANSWER_SPACING` after its previous answer to that
+//! copy, so one answer has the changes of many orders.
 //!
 //! **Invariants**
 //! - A copy is used for at most `COPY_AGE_MAX` after it sent the request of its newest answer. So
@@ -270,6 +273,7 @@ impl VolumeState {
     /// Answers a read of one part of the whole stock. The quantities may be newer than the position
     /// at which the copy began to read. After its last read, the copy requests the changes since
     /// that position. They contain the newer quantities again, so the copy becomes consistent.
+    /// Returns `Moved` if the stock has another generation by now, or another server.
     pub(crate) fn read_stock(&self, ask: ReadStock) -> Reply {
         self.followers.note_reading(ask.follower);
         let mut stock = self.stock();

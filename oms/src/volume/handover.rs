@@ -4,9 +4,10 @@
 //! **Invariants**
 //! - A release or activation holds the locks of the state, so no step of an order runs at the same
 //!   time.
-//! - Its time grows with the stores, the settlements and the uncounted deliveries, but hardly with
-//!   the open orders. `StagedState` prepares the state of incoming slots store by store, and
-//!   `Exports` prepares the reservations that remain at the source.
+//! - The time of a release or activation grows with the stores, the settlements, and the deliveries
+//!   that no stock snapshot reflects yet, but hardly with the open orders. `StagedState` prepares
+//!   the state of incoming slots store by store, and `Exports` prepares the reservations that
+//!   remain at the source.
 //! - The batch that activates the rows is queued under the same locks, so every later step of an
 //!   order is committed after the activation.
 //!

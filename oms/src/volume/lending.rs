@@ -182,7 +182,8 @@ impl VolumeState {
 
     /// Returns the units to lend for a request: of each wanted product at most the wanted quantity,
     /// and at most the borrower's share of the free units (see `SHARE`). With `wants_all`,
-    /// `TARGET_FIRST` units of every other product are wanted too.
+    /// `TARGET_FIRST` units of every other product are wanted too. A loan gets at most `CELLS_MAX`
+    /// products. Returns nothing if lending is off or the borrower is no member of the ring.
     fn grant(&self, stock: &mut Stock, request: &AllotRequest) -> Box<[Line]> {
         let ring = self.slots.ring();
         if !self.lends() || ring.member(&request.borrower).is_none() {

@@ -49,6 +49,17 @@ impl RemoteReservation {
     pub(crate) fn lines(&self) -> &[Line] {
         &self.lines
     }
+
+    /// Makes the next question about the reservation due, unless the order is known to be durable.
+    pub(crate) fn ask_at_once(&mut self) {
+        self.ask_at = self.ask_at.min(Instant::now());
+    }
+
+    /// Returns `true` if `asked` is the last question about this reservation, and neither the
+    /// reservation nor the time of its next question has changed since.
+    pub(crate) fn is_asked(&self, asked: &DueReservation) -> bool {
+        self.nonce == asked.nonce && self.ask_at == asked.next_question
+    }
 }
 
 /// Identifies a reservation. The store is part of the key, because an abandoned attempt to place an
@@ -125,7 +136,7 @@ impl RemoteReservations {
     /// Such an answer changes nothing, and the question is repeated.
     pub(crate) fn confirm_asked(&mut self, asked: &DueReservation) {
         let known = self.get(&asked.order, asked.store);
-        if known.is_some_and(|known| known.ask_at == asked.next_question) {
+        if known.is_some_and(|known| known.is_asked(asked)) {
             self.confirm(&asked.order, asked.store, asked.nonce);
         }
     }

@@ -10,13 +10,18 @@
 //! 3. When the units are released or delivered, a settlement is committed with the order's change
 //!    and sent to the store's volume until that volume confirms it.
 //!
-//! Every step may be repeated. A repeated reservation has the same order and store and replaces the
-//! earlier one. A settlement of a reservation that does not exist changes nothing.
+//! Every step may be repeated. A repeated reservation has the same order, store and units as the
+//! earlier one, and replaces it. A settlement of a reservation that does not exist changes nothing.
+//!
+//! A request may arrive late: after the request of a later attempt with other units, which may be
+//! durable by then. So a request for other units than the reserved ones is refused until the order's
+//! volume has said that the order does not need the reservation.
 //!
 //! A crash in step 1 may leave a reservation without an order. So the store's volume asks the
 //! order's volume about each unconfirmed reservation, and releases it if the order does not exist
 //! or does not need it. Each attempt to place an order has its own nonce (a random number), and the
-//! release applies to one nonce only. If another attempt has replaced the reservation, it stays.
+//! release applies only to the reservation that the question was about. So a reservation by which
+//! another attempt has replaced it stays.
 //!
 //! **Invariants**
 //! - A reservation has one row, and is tracked in one place: by an order of this volume or in
@@ -56,6 +61,8 @@ use crate::volume::state::{OrderError, VolumeState};
 pub(crate) const PLACE_TRIES: u32 = 16;
 /// Error message for an order that found no store in `PLACE_TRIES` searches.
 pub(crate) const STOCK_CHANGES: &str = "the stock changes faster than a store can be found for the order";
+/// Error message for a reservation while other units are reserved for the same order.
+const OTHER_UNITS: &str = "other units are still reserved for an earlier attempt to place the order; retry";
 /// Age of a reservation at which the order's volume is first asked about it. Most reservations are
 /// confirmed earlier and need no question.
 pub(super) const ASK_AFTER: Duration = Duration::from_secs(2);
@@ -305,26 +312,33 @@ impl VolumeState {
         if !self.slots.check_store(*store)? || self.slots.has_order(order) {
             return Err(OrderError::Moved);
         }
-        let known = remote_reservations.get(order, *store);
-        if known.is_some_and(|known| known.is_changing) {
+        let known = remote_reservations.get_mut(order, *store);
+        if known.as_ref().is_some_and(|known| known.is_changing) {
             return Err(OrderError::Moved);
         }
-        if known.is_some_and(|known| was_lent(known.nonce)) {
+        if known.as_ref().is_some_and(|known| was_lent(known.nonce)) {
             // The order took lent units and is durable, so this is a late request of an earlier
             // attempt, which must not replace the nonce. A new server of the order's volume may
             // report the order again. Only the nonce shows then that the units have left the loan
             // already.
             return Ok(None);
         }
-        let is_known = known.is_some_and(|known| *known.lines == **lines);
-        if !is_known {
-            match stock.reserve_at(*store, lines) {
+        match known {
+            Some(known) if *known.lines == **lines => {}
+            Some(known) if !seeded("late-request-replaces") => {
+                // Either attempt may be the later one, and the order may be durable with the
+                // reserved units. Only the order's volume knows that.
+                known.ask_at_once();
+                self.settler_called.notify_one();
+                return Err(OrderError::Busy(OTHER_UNITS));
+            }
+            _ => match stock.reserve_at(*store, lines) {
                 Found::Free => {}
                 Found::Short => return Ok(None),
                 // The store has enough units only with those that are lent to other volumes. The
                 // lent units are being recalled, and the caller asks again.
                 Found::Lent => return Err(OrderError::Moved),
-            }
+            },
         }
         let fence = self.slots.fence_of_store(*store);
         if !batch.fences().any(|other| other == fence) {
@@ -387,18 +401,15 @@ impl VolumeState {
             return;
         };
         now.is_changing = false;
-        let is_same = before.as_ref().is_some_and(|before| before.lines == now.lines);
+        if is_durable {
+            return;
+        }
         match before {
-            Some(before) if is_durable && !is_same => stock.release(store, &before.lines),
-            _ if is_durable => {}
-            before => {
-                if !is_same {
-                    stock.release(store, &now.lines);
-                }
+            // Both have the same units.
+            Some(before) => drop(remote_reservations.insert(&order, store, before)),
+            None => {
+                stock.release(store, &now.lines);
                 remote_reservations.remove(&order, store);
-                if let Some(before) = before {
-                    remote_reservations.insert(&order, store, before);
-                }
             }
         }
     }
@@ -413,13 +424,13 @@ impl VolumeState {
         self.end_reservation(order, settlement, None).await
     }
 
-    /// Ends a reservation by a settlement. If `only` is given, a reservation with another nonce
-    /// stays.
+    /// Ends a reservation by a settlement. If `only` is given, only the reservation about which that
+    /// question was asked ends. A reservation that was made again since the question stays.
     async fn end_reservation(
         self: &Arc<Self>,
         order: &OrderId,
         settlement: &Settlement,
-        only: Option<u64>,
+        only: Option<&DueReservation>,
     ) -> Result<(), OrderError> {
         let permit = self.storage.permit().await?;
         let store = settlement.store;
@@ -432,7 +443,7 @@ impl VolumeState {
                 return Err(OrderError::Moved);
             }
             let mut remote_reservations = self.remote_reservations();
-            let is_it = |known: &&mut RemoteReservation| only.is_none_or(|nonce| nonce == known.nonce);
+            let is_it = |known: &&mut RemoteReservation| only.is_none_or(|asked| known.is_asked(asked));
             let known = remote_reservations.get_mut(order, store).filter(is_it);
             if known.as_ref().is_some_and(|known| known.is_changing) {
                 return Err(OrderError::Moved);
@@ -675,7 +686,7 @@ async fn check_reservations(state: &Arc<VolumeState>, remote: &dyn RemoteVolumes
                     delivered: false,
                     sequence: None,
                 };
-                if let Err(fault) = state.end_reservation(order, &settlement, Some(*nonce)).await {
+                if let Err(fault) = state.end_reservation(order, &settlement, Some(&asked)).await {
                     tracing::debug!(%order, ?fault, "reservation without an order not released; it will be checked again");
                 }
             }

@@ -88,10 +88,12 @@ pub(crate) struct VolumeServer {
     pub(crate) incoming: tokio::sync::Mutex<Option<Incoming>>,
     /// Progress of the copy in `incoming`, readable without its lock.
     pub(crate) progress: Mutex<Progress>,
-    /// Maximum rate of the copy in `incoming`, in rows per second. `None` means unlimited.
+    /// Maximum rate of the copy from each source in `incoming`, in rows per second. `None` means
+    /// unlimited.
     pub(crate) move_rows_per_second: Option<u64>,
-    /// `true` while the volume owns exactly the slots of its ring, without a seal for a migration,
-    /// and has neither staged rows nor rows that a cleanup must remove.
+    /// `true` while the volume owns exactly the slots that the server's ring assigns to it, is not
+    /// prepared for a migration (as a target, or as a source with sealed slots), and has neither
+    /// staged rows nor rows that a cleanup must remove.
     is_clean: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
     working: Mutex<Vec<JoinHandle<()>>>,
@@ -259,8 +261,8 @@ impl VolumeServer {
         self.app.state().slots.ring()
     }
 
-    /// Returns the epoch of the ring that this server follows. `None` while the volume takes part
-    /// in a migration or removes rows of an earlier one.
+    /// Returns the epoch of the ring that this server follows. `None` while the volume is prepared
+    /// for a migration or removes rows of an earlier one (`is_clean` is `false`).
     pub(crate) fn settled_epoch(&self) -> Option<Epoch> {
         let is_clean = self.is_clean.load(Ordering::Acquire);
         is_clean.then(|| self.app.state().slots.ring().epoch())
@@ -516,8 +518,8 @@ impl VolumeServer {
         Ok(true)
     }
 
-    /// Writes a checkpoint, so that the next open has little log to replay. Requests are served
-    /// during the checkpoint.
+    /// Writes a checkpoint of the database, so that the next open replays little of microdb's own
+    /// log. Requests are served during the checkpoint.
     pub(crate) async fn checkpoint(&self) -> Result<(), StorageError> {
         let storage = Arc::clone(&self.app.state().storage);
         target::blocking(move || storage.checkpoint()).await

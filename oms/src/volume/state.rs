@@ -50,7 +50,7 @@ use crate::volume::traced_orders::TracedOrders;
 /// The reason why a request about an order failed or a step was not taken.
 #[derive(Clone, Debug, Error)]
 pub(crate) enum OrderError {
-    /// The order does not exist.
+    /// The order does not exist, or it has no message to retry.
     #[error("there is no such order")]
     Unknown,
     /// The state of the order forbids the command.
@@ -60,7 +60,8 @@ pub(crate) enum OrderError {
     /// The caller must find the owner again and repeat the request.
     #[error("the order or store is being moved to another node; retry")]
     Moved,
-    /// The node that owns the order or store does not answer, or not as expected.
+    /// The node that owns the order or store does not answer, cannot execute the request now, or
+    /// answers unexpectedly. At the owner of a store: a borrower uses more units than were lent.
     #[error("{0}")]
     Away(String),
     /// The request cannot be executed now, for example because a queue is full. The caller may
@@ -184,7 +185,7 @@ pub(crate) struct VolumeState {
     pub(crate) clock: Clock,
     /// The copies of the stock that other nodes keep.
     pub(crate) followers: Followers,
-    /// Traces of the requests that started orders in progress.
+    /// For each order in progress, the trace of the latest request about the order.
     pub(crate) traced_orders: TracedOrders,
     /// The time at which `monotonic_ms` of this volume is 0.
     began: Instant,
@@ -263,8 +264,8 @@ impl VolumeState {
         self.outbox.lock()
     }
 
-    /// Locks the reservations for orders of other volumes. If the stock is locked too, it must be
-    /// locked first.
+    /// Locks the reservations for orders of other volumes. If the stock is locked too, the stock
+    /// must be locked first.
     pub(crate) fn remote_reservations(&self) -> MutexGuard<'_, RemoteReservations> {
         self.remote_reservations.lock()
     }
@@ -302,8 +303,8 @@ impl VolumeState {
         self.remote.as_ref().filter(|_| !self.slots.is_alone())
     }
 
-    /// Begins to place a new order: reserves its units and queues its announcement to the
-    /// warehouse, or rejects the order.
+    /// Begins to place a new order: takes its units, unless another volume has reserved them, and
+    /// queues its announcement to the warehouse, or rejects the order.
     pub(crate) fn place(
         &self,
         id: &OrderId,
@@ -627,7 +628,8 @@ struct Step {
 }
 
 impl Step {
-    /// Returns the settlement to send if the order's store is in another volume.
+    /// Returns the settlement that the step needs if the order's store is in another volume. `None`
+    /// if the step neither releases nor delivers units.
     fn settlement(&self, after: &Order) -> Option<Settlement> {
         let (delivered, sequence) = match self.units {
             Units::Deliver { sequence } => (true, sequence),

@@ -223,7 +223,7 @@ impl Transactors {
 enum Entered {
     /// The order was idle. The caller is now its transactor.
     Free(Ask),
-    /// Another transactor is running and will send the answer.
+    /// The order's transactor is running in another task and will send the answer.
     Busy(oneshot::Receiver<Result<Outcome, OrderError>>),
 }
 

@@ -27,7 +27,7 @@ const COMPARED: [&str; 8] = [
 ];
 
 /// JSON members with values that are not compared, because they differ between two nodes or
-/// moments: clocks, names, and the progress of the outbox.
+/// moments, such as times, names, the ring, and the progress of the outbox.
 const VARYING: [&str; 16] = [
     "created_at_ms",
     "updated_at_ms",

@@ -31,7 +31,7 @@ static DOCUMENT: LazyLock<Value> =
     LazyLock::new(|| serde_json::from_slice(&imt_oms::api_document()).unwrap());
 
 /// Returns the names of the headers that the API document lists for a response, in lower case.
-/// `None` if the request has reached no route.
+/// `None` if the document has no such path or method, or if hyper answers with this status.
 ///
 /// # Panics
 /// If the document lists no such status for the route.

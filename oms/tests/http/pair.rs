@@ -26,7 +26,7 @@ struct Pause {
     end: std_mpsc::Receiver<()>,
 }
 
-/// A paused node. Dropping this value resumes it.
+/// A paused node. Dropping this value resumes the node.
 pub(crate) struct Paused {
     _resume: std_mpsc::Sender<()>,
 }

@@ -1,5 +1,5 @@
-//! Generates requests from the OpenAPI document: every operation with valid, encoded and invalid
-//! values. The same seed gives the same requests.
+//! Generates requests from the OpenAPI document: every operation, except those of the console, with
+//! valid, encoded and invalid values. The same seed gives the same requests.
 
 use std::io::Write;
 

@@ -152,7 +152,7 @@ pub(crate) struct Call {
 pub(crate) struct World {
     state: ClusterState,
     /// The node that is the coordinator. `awaited` is the id of a move while the coordinator waits
-    /// for the copy of its slots.
+    /// for the copy of the move's slot.
     coordinator: Option<Node>,
     awaited: Option<u8>,
     is_copied: bool,
@@ -187,7 +187,7 @@ pub(crate) enum Step {
     Open(Node, Volume),
     ApplyRing(Node, Volume),
     Unseal(Node, Volume),
-    /// Advances a copy. A copy that is never advanced stands for a copy that was interrupted.
+    /// Advances a copy. A copy that is never advanced stands for a copy that never completes.
     Copy(Copy),
     Send {
         by: Node,

@@ -1,8 +1,9 @@
 //! The zone rule, and the quotas that follow from the rule.
 //!
 //! The `depth` replicas of a slot cover `needed` distinct zones: the smaller one of `depth` and the
-//! number of zones. If there are enough zones, each replica is in another zone. Otherwise every
-//! zone has at least one replica of each slot. A pin may break this rule.
+//! number of zones that have a node with a weight above 0. If there are enough such zones, each
+//! replica is in another zone. Otherwise every such zone has at least one replica of each slot. A
+//! pin may break this rule.
 //!
 //! So a zone holds at most `slots x (depth - needed + 1)` replicas (fewer if it has fewer nodes),
 //! and at least `slots` if every zone is needed. A zone with a larger share by weight gets that

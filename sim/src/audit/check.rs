@@ -6,7 +6,7 @@
 //! - customers: the effect of each acknowledged request is kept;
 //! - orders: messages and deliveries fit the order's state, and each event of its history was
 //!   permitted;
-//! - reservations: each one belongs to an open order, and each open order has one;
+//! - reservations: each one belongs to an open order, and each open order with a store has one;
 //! - the choice of stores: no order missed a store with a lower number that certainly had its
 //!   units;
 //! - counters: each counter equals the length of the list of its items.

@@ -5,7 +5,9 @@
 //! - The lists of both sides are read completely. The warehouse is read last, so its ledger has
 //!   every delivery that the order management knows.
 //! - The lists of both sides and the warehouse's `/summary` are required. If another route, such as
-//!   `/metrics`, is absent, the audit leaves out the checks that need that route.
+//!   `/metrics`, is absent, its data is empty. Then the audit leaves out the checks that need this
+//!   data. Without `/health`, the check of the choice of stores is weaker, and the circuit breaker
+//!   counts as closed.
 
 use std::collections::BTreeMap;
 
@@ -203,8 +205,8 @@ fn answered_by_route(metrics: &str) -> BTreeMap<String, u64> {
     answered
 }
 
-/// Returns the value of a label of a metric. The values in these metrics contain no quotes, so the
-/// value ends at the next quote.
+/// Returns the value of a label of a metric; `None` if the metric lacks this label. The values in
+/// these metrics contain no quotes, so the value ends at the next quote.
 fn label<'a>(labels: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = labels.split_once(&format!("{name}=\""))?;
     rest.split('"').next()

@@ -223,13 +223,14 @@ pub enum Finding {
         /// State after the last event of the order's history.
         expected: OrderState,
     },
-    /// A payment that the log of requests shows as acknowledged is not recorded in its order.
+    /// A payment that the log of requests shows as acknowledged is not recorded in its order, or
+    /// the order is missing.
     PaymentUnkept {
         /// Id of the order.
         order: String,
     },
-    /// An order request was sent twice. One of the answers has a status other than 200, or their
-    /// bodies differ.
+    /// The audit sent an order request again, twice. One of the two answers has a status other than
+    /// 200, or their bodies differ.
     AnswerDiffers {
         /// Id of the order.
         order: String,
@@ -240,9 +241,9 @@ pub enum Finding {
     LogDiffers {
         /// Kind of the requests: `orders`, `payments` or `cancellations`.
         what: &'static str,
-        /// Number of acknowledged requests in the log.
+        /// Number of orders with an acknowledged request of this kind in the log.
         logged: u64,
-        /// Number of acknowledged requests in the front's record.
+        /// Number of orders with an acknowledged request of this kind in the front's record.
         recorded: u64,
     },
     /// A node's counter of successful answers is below the number of successful answers in the log

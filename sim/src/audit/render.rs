@@ -22,7 +22,8 @@ impl AuditReport {
         }
     }
 
-    /// Returns commands that show more about the audit, each with its purpose.
+    /// Returns commands for the next steps of a user, each with its purpose. They show more about
+    /// the audit. If there is nothing more to show, the only command starts a harder run.
     pub fn next_steps(&self) -> Vec<(String, &'static str)> {
         let mut steps = Vec::new();
         if let Some(order) = self.findings.iter().find_map(super::Finding::order) {
@@ -41,7 +42,8 @@ impl AuditReport {
         steps
     }
 
-    /// Writes the counts, the findings and the waiting messages.
+    /// Writes the counts, the waiting messages, the number of dead letters, and the findings with
+    /// their explanations.
     pub(crate) fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = vec![
             plural(self.orders, "order"),

@@ -1,6 +1,6 @@
 //! The log of requests of the shop front (the front), `stats.csv`, as the audit reads it. The log
-//! shows which requests were acknowledged. An audit that does not follow a run has this log, but no
-//! record of the front.
+//! shows which requests were acknowledged. An audit that does not follow a run may have this log,
+//! but has no record of the front.
 //!
 //! The log has no order lines, so the audit compares the lines of an order only with the front's
 //! record.
@@ -18,14 +18,16 @@ use crate::{Error, Result};
 /// Maximum length of a line in bytes. A line of the front has less than 100 bytes.
 const LINE_BYTES_MAX: usize = 4_096;
 
-/// Routes of the log, each with the route's name in the order management's metrics.
+/// Routes of the log that change orders, each with the route's name in the order management's
+/// metrics.
 const ROUTES: [(&str, &str); 3] = [
     ("order", "POST /order"),
     ("payment", "POST /order/{id}/payment-callback"),
     ("cancel", "POST /order/{id}/cancel"),
 ];
 
-/// The successful requests of a log, by kind.
+/// The acknowledged orders, payments and cancellations of a log. Statistics requests of the log
+/// only count in `lines` and `begun_at_ms`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RequestLog {
     /// Ids of the acknowledged orders.
@@ -38,7 +40,7 @@ pub struct RequestLog {
     pub answered: BTreeMap<&'static str, u64>,
     /// Number of lines of the log.
     pub lines: u64,
-    /// Intended start of the first request, unix milliseconds.
+    /// Earliest intended start of a request, unix milliseconds; 0 for an empty log.
     pub begun_at_ms: u64,
 }
 

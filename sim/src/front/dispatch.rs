@@ -5,8 +5,8 @@
 //!   [`Arrival`], is received from the pacer. A stop interrupts only the two waits, when no arrival
 //!   has been received yet. So every received arrival is sent or dropped, and recorded.
 //! - A payment or cancellation that is planned after its order waits until the request that places
-//!   the order has ended. If the order is dropped, its payments and cancellations are dropped as
-//!   well. In a replay, no request waits for another one.
+//!   the order has ended. If the order is dropped, the payments and cancellations that wait for it
+//!   are dropped as well. In a replay, no request waits for another one.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -135,8 +135,8 @@ pub(super) async fn dispatch(
     Ok(ended_early)
 }
 
-/// Connects an order with its payments and cancellations. Returns the receiver of the order's
-/// progress for a payment or cancellation, and the sender for an order.
+/// Connects an order with the payments and cancellations that wait for it. Returns the receiver of
+/// the order's progress for such a payment or cancellation, and the sender for the order.
 fn relate(
     awaited: &mut HashMap<u64, Awaited>,
     request: Request,

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - The outcomes of the requests of an order may arrive in any sequence, and several times for one
-//!   kind of request. An acknowledged outcome is never lost.
+//!   kind of request. An acknowledged outcome of an order in the record is never lost.
 
 use std::collections::HashMap;
 

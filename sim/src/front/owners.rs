@@ -28,7 +28,7 @@ use crate::wire::RingDocument;
 use crate::workload::Request;
 use crate::{Error, Result};
 
-/// Maximum time to read the routes from one node. Afterwards the next node is tried.
+/// Maximum time to read the routes again from one node. Afterwards the next node is tried.
 const READ_TIMEOUT: Duration = Duration::from_secs(1);
 /// Key of the statistics, as in `docs/clients.md`. The owner of its slot in the ring answers
 /// requests for statistics.
@@ -91,7 +91,8 @@ impl Owners {
     /// Reads the routes from the entry node.
     ///
     /// # Errors
-    /// If the entry node does not answer, or its `GET /ring` is missing or has another form.
+    /// If the entry node does not answer, or its answer to `GET /ring` has a status other than 200
+    /// or another form.
     pub(super) async fn read(entry: Client) -> Result<Arc<Owners>> {
         let Some(routes) = read_routes(&entry, None).await? else {
             return Err(Error::Answer {
@@ -123,8 +124,8 @@ impl Owners {
         }
     }
 
-    /// Sends a request to its owner. If the owner refuses or cuts off the connection, reads the
-    /// routes again and sends the request to another node.
+    /// Sends a request to its owner. If the owner refuses or closes the connection, reads the
+    /// routes again and sends the request to another node, if one is known.
     pub(super) async fn exchange(
         self: &Arc<Self>,
         request: &Request,
@@ -174,8 +175,8 @@ impl Owners {
         others.next().cloned()
     }
 
-    /// Returns every known node except for `away`. Each node appears once, and the entry node is
-    /// the first.
+    /// Returns every known node except for `away`. Each node appears once, and the entry node, if
+    /// it is included, is the first.
     fn others(&self, away: &Client) -> Vec<Client> {
         let state = self.state();
         let mut others: Vec<Client> = Vec::new();

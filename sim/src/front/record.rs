@@ -65,7 +65,8 @@ pub struct RecordedOrder {
     pub products: Basket,
     /// Transaction id of all payments of the order.
     pub transaction_id: u32,
-    /// `true` if a payment was planned for the order; always `true` in a replay.
+    /// `true` if a payment was planned for the order; in a replay, `true` if the replayed log has a
+    /// payment of the order.
     pub is_paid: bool,
     /// Outcome of the requests that placed the order: acknowledged if one of these requests was
     /// acknowledged.
@@ -102,7 +103,8 @@ pub struct OrderRecord {
 }
 
 impl OrderRecord {
-    /// Returns a record of orders with different ids, given in any order.
+    /// Returns a record of orders with different ids, given in any sequence. The record is marked
+    /// as begun after the order management had the stock of all stores.
     pub fn new(mut orders: Vec<RecordedOrder>) -> Self {
         orders.sort_unstable_by_key(|order| order.id);
         Self {

@@ -6,8 +6,8 @@
 //!   thread sleeps while samples collect, so that sending a sample hardly ever wakes the thread.
 //! - The channel has no limit, but contains only the samples that arrive while the thread sleeps or
 //!   processes a batch.
-//! - Counts, and the latencies of single seconds, include the warm-up. Latencies and lags of the
-//!   whole run do not.
+//! - Counts, and the latencies and lags of single seconds, include the warm-up. Latencies and lags
+//!   of the whole run do not.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -103,7 +103,8 @@ fn remove_link(usual: &Path) -> Result<()> {
         Ok(metadata) if metadata.is_file() && metadata.nlink() > 1 => {
             fs::remove_file(usual).map_err(Error::io("remove", usual))
         }
-        // Any other error of this look-up also makes the creation of the file fail.
+        // An error of this look-up other than a missing file is ignored here, because it also makes
+        // the creation of the file fail.
         _ => Ok(()),
     }
 }

@@ -230,7 +230,8 @@ impl Chart<'_> {
         self.timeline.is_some_and(|timeline| !timeline.marks.is_empty())
     }
 
-    /// Tints the background of the seconds in which the warehouse or a node had a fault.
+    /// Tints the background of the times in which the warehouse had a fault, or a node was paused
+    /// or absent.
     fn draw_bands(&self, plot: &mut Plot<'_, '_>, y: &Axis) -> Drawn<()> {
         for span in self.timeline.iter().flat_map(|timeline| timeline.faults()) {
             let (r, g, b) = span.tone.colour();
@@ -287,8 +288,8 @@ impl Chart<'_> {
     }
 
     /// Returns invisible columns, one for each second with a value. The tooltip of a column has the
-    /// values of its second. Returns an empty text for a chart that is not over time, or with a
-    /// line of more than [`POINTS_MAX`] points.
+    /// values of its second. Returns an empty text for a chart that is not over time, has no line,
+    /// or has a line of more than [`POINTS_MAX`] points.
     fn tooltips(&self, plot: &Plot<'_, '_>, x: &Axis, y: &Axis) -> String {
         let longest = self.lines.iter().map(|line| line.points.len()).max();
         if self.across != Across::Seconds || longest.is_none_or(|points| points > POINTS_MAX) {

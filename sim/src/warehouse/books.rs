@@ -7,9 +7,10 @@
 //!
 //! Invariants:
 //! - Units that are not in stock are never delivered, and every refusal is recorded.
-//! - A delivery call with the idempotency key and the content of an earlier delivery repeats this
-//!   delivery, and takes no units. A call without a key is a new delivery. So if the order
-//!   management repeats a call without its key, the audit finds an order that was delivered twice.
+//! - A delivery call with the idempotency key and the content of an earlier delivery gets the
+//!   sequence number of this delivery, and takes no units. A call without a key is a new delivery.
+//!   So if the order management repeats a call without its key, the audit finds an order that was
+//!   delivered twice.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -171,7 +172,7 @@ impl Books {
     /// Applies an entry to the books.
     ///
     /// # Errors
-    /// The reason for which the entry contradicts the books.
+    /// The reason for which the entry contradicts the books. The books may be changed in part then.
     pub(crate) fn apply(&mut self, entry: &Entry) -> Result<(), String> {
         match entry {
             Entry::Begin { .. } => return Err("a second beginning".into()),
@@ -300,8 +301,8 @@ impl Books {
         })
     }
 
-    /// Returns a refusal for the first product of which the store has too few units. Several lines
-    /// with the same product are added up.
+    /// Returns a refusal for the first product of which the store has too few units; `None` if it
+    /// has all units. Several lines with the same product are added up.
     fn shortage(&self, order: &WarehouseOrder) -> Option<Refusal> {
         let mut asked: HashMap<u32, u32> = HashMap::new();
         order.products.iter().find_map(|product| {

@@ -87,8 +87,8 @@ struct SnapshotSender<'a> {
     shared: &'a Shared,
     client: &'a Client,
     number: u64,
-    /// The previous snapshot. The fault [`SnapshotFault::Late`] stores it here and sends it again
-    /// after the next snapshot, when it is out of date.
+    /// The last snapshot that was accepted under the fault [`SnapshotFault::Late`]; `None` before
+    /// the first one. It is sent again after the next one, when it is out of date.
     earlier: Option<Snapshot>,
 }
 

@@ -392,7 +392,7 @@ fn with_field(status: StatusCode, kind: &str, detail: &str, field: Option<String
     response
 }
 
-/// Error for a malformed body, with the name of the invalid field.
+/// Error for a malformed body, with the name of the invalid field; `None` if the body is not JSON.
 #[derive(Debug, PartialEq, Eq)]
 struct Malformed {
     field: Option<String>,

@@ -171,7 +171,7 @@ impl Default for Customers {
 }
 
 impl Customers {
-    /// Returns the first setting that cannot be used, with the reason.
+    /// Returns the first setting that cannot be used, with the reason; `None` if all can be used.
     pub fn fault(&self) -> Option<(&'static str, String)> {
         let habits = &self.habits;
         let shares = [
@@ -274,7 +274,8 @@ pub struct PlannedOrder {
     pub transaction_id: u32,
     /// Number of payments and cancellations that wait for the answer to the order.
     pub follow_ups: u8,
-    /// `true` if a payment is planned after the order; always `true` in a replay.
+    /// `true` if a payment is planned after the order; in a replay, `true` if the replayed log has
+    /// a payment of the order.
     pub is_paid: bool,
 }
 

@@ -110,7 +110,7 @@ impl FakeOms {
     }
 
     /// Requests a delivery of one unit from the warehouse, for an order that this order management
-    /// does not have.
+    /// does not have. Requests nothing if no quantity on hand is above 5.
     pub(crate) async fn deliver_one_unit(&self, id: &str) {
         let cell = {
             let inside = self.shared.inside();

@@ -1,9 +1,10 @@
 //! Power cuts while durable commits are written.
 //!
-//! An engine stores commits one after the other. Before each sync, behind each durable write and
+//! An engine stores commits one after the other. Before each sync, after each durable write and
 //! after each acknowledgement, this program makes copies of the folder as a power cut at this
 //! moment may leave it, and opens each of them. All acknowledged commits must be present, and the
-//! commit in progress must be present as a whole or not at all.
+//! commit in progress must be present as a whole or not at all. An engine without atomic batches
+//! may store a part of the commit in progress.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -20,10 +21,10 @@ use crate::verdict::judge;
 use crate::work::{Expected, Order, Reply, Task};
 use crate::{Plan, RECORDS};
 
-/// Number of records in a commit.
+/// Number of records in each commit during which the power is cut.
 pub(crate) const PER_COMMIT: u64 = 4;
 
-/// Creates a closed database with [`RECORDS`] records.
+/// Creates a database with [`RECORDS`] records and closes it. Returns its folder.
 pub(crate) fn prepare(plan: &Plan, engine: EngineName) -> Outcome<PathBuf> {
     let folder = plan.folder.join("database");
     View::default().write(&folder)?;
@@ -48,7 +49,7 @@ struct Cutter<'a> {
 }
 
 impl Cutter<'_> {
-    /// Cuts the power `tries` times at one moment.
+    /// Tries `tries` power cuts at one moment, each on a copy of the files, and judges each copy.
     fn cut(&mut self, disk: &Disk, view: &View, tries: u64) -> Outcome<()> {
         self.tally.moments += 1;
         let pending = disk.pending(view);
@@ -64,10 +65,12 @@ impl Cutter<'_> {
         Ok(())
     }
 
-    /// Draws the fate of each file with pending sectors.
+    /// Draws the fate of each file in `pending`. Returns the files after the power cut, and the
+    /// fates as text.
     fn draw(&mut self, disk: &Disk, view: &View, pending: &[(PathBuf, usize)]) -> (View, String) {
         let random = &mut self.random;
-        // One file in the centre gets a cut of each kind. The other files are old, new or mixed.
+        // One random file, the centre, gets any of the six fates. Each other file gets only
+        // `Random`, `Old` or `New`.
         let centre = random.below(pending.len().max(1) as u64) as usize;
         let kind = random.below(6);
         let mut fates = Vec::new();

@@ -5,9 +5,9 @@
 //! the two differ are **pending**: a power cut may keep or lose each of them.
 //!
 //! **Simplifications**
-//! - A created, removed or renamed file is durable at once.
-//! - A sector that was written twice since the last sync has its durable or its newest content.
-//!   Contents in between are not tried.
+//! - The creation, removal and renaming of a file are durable at once.
+//! - After a power cut, a sector that was written twice since the last sync has its durable or its
+//!   newest content. Contents in between are not tried.
 //! - After a failed sync the pending pages are clean, as on ext4 and XFS: a later sync does not
 //!   write them, unless the process writes to the page again.
 
@@ -36,7 +36,8 @@ const ZERO: Sector = [0; SECTOR_BYTES as usize];
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Content {
     pub(crate) len: u64,
-    /// The sectors with another byte than zero. The last one is filled up with zeros.
+    /// The sectors with another byte than zero, by index. The last sector of the file is padded
+    /// with zeros.
     sectors: BTreeMap<u64, Sector>,
 }
 
@@ -57,7 +58,7 @@ impl Content {
             let first = data / SECTOR_BYTES;
             let mut bytes = Vec::new();
             rustix::fs::seek(file, SeekFrom::Start(first * SECTOR_BYTES))?;
-            // A background thread may have cut the file off since its length was read.
+            // A background thread may have truncated the file since its length was read.
             file.take(end - first * SECTOR_BYTES).read_to_end(&mut bytes)?;
             for (index, part) in (first..).zip(bytes.chunks(SECTOR_BYTES as usize)) {
                 let mut sector = ZERO;
@@ -189,8 +190,8 @@ impl View {
             .unwrap_or_default()
     }
 
-    /// Returns the places of all bytes in sectors that are not empty: file, offset of the sector
-    /// and number of its bytes.
+    /// Returns the place of each sector with another byte than zero: file, offset of the sector,
+    /// and number of its bytes within the file.
     pub(crate) fn used(&self) -> Vec<(PathBuf, u64, u64)> {
         let mut used = Vec::new();
         for (path, (_, content)) in &self.files {
@@ -221,11 +222,14 @@ pub(crate) enum Fate {
     Old,
     /// All pending sectors were written.
     New,
-    /// Only the first pending sectors were written, and the file ends behind them.
+    /// Only this number of pending sectors was written, the first ones of the file. A file that has
+    /// grown ends behind the last of them, but not before its durable end.
     Cut(usize),
-    /// Only the first pending sectors were written, and the file has its new length.
+    /// Only this number of pending sectors was written, the first ones of the file. The file has
+    /// its new length.
     Holes(usize),
-    /// All pending sectors but one were written.
+    /// All pending sectors were written, except for the one at this position (from 0) among them,
+    /// if there is one.
     AllBut(usize),
     /// Each pending sector was written or not, at random.
     Random,
@@ -240,14 +244,15 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// Makes the whole view durable.
+    /// Makes the whole view durable, except for pages that a failed sync left clean.
     pub(crate) fn sync_all(&mut self, view: &View) {
         for (id, content) in view.files.values() {
             self.sync(*id, content, None);
         }
     }
 
-    /// Makes a file durable, or only the bytes of `range`.
+    /// Makes the sectors of a file durable, or only those that `range` touches. Pages that a failed
+    /// sync left clean are not written. The length of the file is durable in any case.
     pub(crate) fn sync(&mut self, id: FileId, now: &Content, range: Option<Range<u64>>) {
         let durable = self.durable.entry(id).or_default();
         let clean = self.clean.entry(id).or_default();
@@ -277,7 +282,7 @@ impl Disk {
         }
     }
 
-    /// Records a write call: its pages are dirty again, even if the bytes are those of before.
+    /// Records a write call: its pages are dirty again, even if the write changes no byte.
     pub(crate) fn touch(&mut self, id: FileId, range: Range<u64>) {
         let Some(clean) = self.clean.get_mut(&id) else {
             return;
@@ -392,7 +397,7 @@ mod tests {
         let durable = &disk.durable[&ID];
         assert_eq!(durable.page(0), content(&[1; 8]).page(0));
         assert_eq!(durable.page(1), now.page(1));
-        // A write of the bytes of before makes the first page dirty too.
+        // A write that changes no byte makes the first page dirty too.
         disk.touch(ID, 0..1);
         disk.sync(ID, &now, None);
         assert_eq!(disk.durable[&ID], now);

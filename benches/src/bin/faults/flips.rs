@@ -25,7 +25,7 @@ pub(crate) enum End {
     Killed,
 }
 
-/// Flips bits of one database, and opens it after each flip.
+/// Flips bits of one database, each in a new copy, and opens each copy.
 pub(crate) fn run(plan: &Plan, engine: EngineName, end: End) -> Outcome<Tally> {
     let (whole, scratch) = (plan.folder.join("whole"), plan.folder.join("scratch"));
     View::default().write(&whole)?;

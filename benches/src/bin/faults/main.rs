@@ -35,7 +35,7 @@ use crate::flips::End;
 use crate::report::Results;
 use crate::syncs::Life;
 
-/// Number of records of the database before the fault.
+/// Number of records of a prepared database.
 const RECORDS: u64 = 1_000;
 
 /// Tries faults on each engine, each open in its own process.
@@ -58,11 +58,12 @@ struct Arguments {
     #[arg(long, default_value_t = 300)]
     commits: u64,
 
-    /// Number of power cuts before each sync.
+    /// Number of power cuts before each sync and after each durable write.
     #[arg(long, default_value_t = 3)]
     tries: u64,
 
-    /// Number of scenarios with a failed sync.
+    /// Number of scenarios with a failed sync for each engine, with and without a restart of its
+    /// process each.
     #[arg(long, default_value_t = 60)]
     scenarios: u64,
 

@@ -1,4 +1,5 @@
-//! A traced engine on the modelled disk: knows at each moment the content that a power cut leaves.
+//! Runs an engine in a traced process (`traced`) on the modelled disk (`disk`), and records at each
+//! moment which content is durable and which sectors a power cut may keep or lose.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -17,7 +18,7 @@ use crate::work::{Order, Reply, Task};
 /// hanging.
 const TIME_LIMIT: Duration = Duration::from_secs(20);
 
-/// The end of an order.
+/// The outcome of an [`Order`] to the engine.
 #[derive(Debug)]
 pub(crate) enum Outcomes<T> {
     Reply(T),
@@ -32,16 +33,20 @@ pub(crate) struct Power {
     folder: PathBuf,
     traced: Traced,
     disk: Disk,
-    /// The durable write that each thread was last permitted to perform. It is durable once the
-    /// thread goes on.
+    /// The durable write that each thread was last permitted to perform, until the model makes it
+    /// durable: at the next call of the thread, or at the reply of the process.
     writing: HashMap<u32, (FileId, Range<u64>)>,
-    /// Number of syncs that succeed before one fails.
+    /// Number of syncs and durable writes that succeed before one fails. `None` if none has to
+    /// fail.
     fail_after: Option<u64>,
-    /// The file of which a sync has failed.
+    /// The file of which a sync has failed, or "a durable write". Empty before a failure, and if
+    /// the sync of all files has failed.
     failed: String,
 }
 
-/// Called before each sync and behind each durable write, with the disk and the current files.
+/// Called with the disk and the current files: before each sync that succeeds, and after each
+/// durable write, before the model makes it durable. Syncs of folders and of files outside of the
+/// engine's folder are not reported.
 pub(crate) type BeforeSync<'a> = dyn FnMut(&Disk, &View) -> Outcome<()> + 'a;
 
 impl Power {
@@ -81,17 +86,20 @@ impl Power {
         }
     }
 
-    /// Lets `count` further syncs succeed and the next one fail. Syncs after that succeed again.
+    /// Lets `count` further syncs and durable writes succeed and the next one fail. Later ones
+    /// succeed again. Syncs of folders and of files outside of the engine's folder are not counted.
     pub(crate) fn fail_after(&mut self, count: u64) {
         self.fail_after = Some(count);
     }
 
-    /// Returns `true` once the sync of [`Power::fail_after`] has failed.
+    /// Returns `true` once the sync or durable write of [`Power::fail_after`] has failed, and also
+    /// before `fail_after` is called.
     pub(crate) fn has_failed(&self) -> bool {
         self.fail_after.is_none()
     }
 
-    /// Returns the name of the file of which a sync has failed.
+    /// Returns the path of the file of which a sync has failed, or "a durable write". The text is
+    /// empty if the sync of all files has failed.
     pub(crate) fn failed(&self) -> &str {
         &self.failed
     }
@@ -176,7 +184,7 @@ impl Power {
         }
     }
 
-    /// Makes the durable write of a thread durable, because the thread went on.
+    /// Makes the permitted durable write of a thread durable in the model, if there is one.
     fn written(&mut self, thread: u32, hook: &mut BeforeSync<'_>) -> Outcome<()> {
         if let Some((file, range)) = self.writing.remove(&thread) {
             let view = View::read(&self.folder)?;

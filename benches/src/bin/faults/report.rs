@@ -8,14 +8,14 @@ use serde::Serialize;
 use crate::syncs::SyncTally;
 use crate::verdict::Verdict;
 
-/// Number of examples of each verdict in the JSON.
+/// Maximum number of examples of each verdict in the JSON. The verdict `Right` has none.
 const EXAMPLES_MAX: usize = 3;
 
 /// The verdicts of one engine under one kind of damage.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Tally {
     pub(crate) verdicts: BTreeMap<Verdict, u64>,
-    /// The verdicts by damaged file.
+    /// The verdicts by damaged file. All power cuts have one entry, "power cut".
     pub(crate) files: BTreeMap<String, BTreeMap<Verdict, u64>>,
     pub(crate) examples: BTreeMap<Verdict, Vec<String>>,
     /// Number of bytes in sectors that are not empty. The flipped bits are drawn from them.
@@ -58,7 +58,7 @@ pub(crate) struct Results {
     pub(crate) syncs: Vec<(String, SyncTally)>,
     /// Failed syncs after which the process is killed and started again, by engine.
     pub(crate) syncs_restarted: Vec<(String, SyncTally)>,
-    /// Steps that failed: engine and reason.
+    /// Kinds of faults that could not be tried on an engine: engine and reason.
     pub(crate) failures: Vec<(String, String)>,
 }
 

@@ -1,8 +1,9 @@
-//! A failed sync: one sync of a durable commit fails with `EIO`, and all later ones succeed.
+//! A failed sync: one sync or durable write fails with `EIO`, and all later ones succeed.
 //!
 //! After the failure, the kernel treats the pages as clean: a repeated sync succeeds and writes
-//! nothing. So an engine that repeats the sync acknowledges data that the disk does not have. Each
-//! scenario ends with a power cut that loses everything pending, and a reading of the rest.
+//! nothing. So an engine that repeats the sync acknowledges data that the disk does not have. A
+//! scenario ends with a power cut that loses everything pending, and a reading of the rest. If the
+//! engine refuses to open in a new process, the scenario ends without a power cut.
 //!
 //! A process that is started again reads the pages of the failed sync from memory, as if they were
 //! durable. So half of the scenarios kill the process after the failure, and open the database
@@ -22,11 +23,12 @@ use crate::verdict::{Verdict, judge};
 use crate::work::{Expected, Order, Reading, Reply};
 use crate::{Plan, RECORDS};
 
-/// Number of commits before the failure, at most.
+/// Exclusive maximum of [`Scenario::before`].
 const BEFORE_MAX: u64 = 20;
-/// Number of commits after the failure.
+/// Minimum number of commits after the failure, if the process does not end.
 const AFTER: u64 = 20;
-/// The failing sync is one of this number of first syncs of the commit.
+/// The failing sync is one of this number of syncs after the first `before` commits of a scenario.
+/// If an engine makes one sync per commit, the failure is in one of this number of commits.
 const FIRST_SYNCS: u64 = 3;
 /// Numbers of records in a commit. The larger commits fill whole pages, which no later commit
 /// writes again.
@@ -44,7 +46,7 @@ pub(crate) enum Life {
 /// The results of all scenarios of one engine.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct SyncTally {
-    /// Number of scenarios in which a sync failed.
+    /// Number of scenarios in which a sync failed or the process ended.
     pub(crate) scenarios: u64,
     /// Number of scenarios in which the commit with the failed sync returned an error.
     pub(crate) reported: u64,
@@ -59,7 +61,7 @@ pub(crate) struct SyncTally {
     /// Number of scenarios in which the running engine read all acknowledged records after the
     /// failure.
     pub(crate) readable: u64,
-    /// Number of scenarios after which all acknowledged records were there after a power cut.
+    /// Number of scenarios after which all acknowledged records were present after a power cut.
     pub(crate) kept: u64,
     /// The other verdicts after the power cut.
     pub(crate) verdicts: BTreeMap<Verdict, u64>,
@@ -75,8 +77,8 @@ impl SyncTally {
     }
 }
 
-/// One failure: the number of commits before it, the number of the commit's syncs that succeed,
-/// and the number of records in a commit.
+/// One failure: the number of commits before its syncs are counted, the number of counted syncs
+/// that succeed, the number of records in a commit, and the life of the process after the failure.
 struct Scenario {
     before: u64,
     passing: u64,

@@ -114,7 +114,7 @@ pub(crate) enum Kind {
     },
     /// A sync of a folder, which the model keeps durable. It has to succeed without a real sync.
     SyncFolder,
-    /// A call without an effect on the content of a file.
+    /// A call without an effect on the content of a file, or a call of unknown purpose.
     Other,
 }
 
@@ -129,7 +129,7 @@ pub(crate) enum Answer {
     Failure,
 }
 
-/// A message from the child.
+/// An event of the child.
 pub(crate) enum Event {
     Call(Call),
     /// The child printed a line.
@@ -249,7 +249,8 @@ impl Traced {
         })
     }
 
-    /// Decides about a call. The thread may have been killed in between.
+    /// Answers a call. A failure is ignored, because the thread may have been killed since its
+    /// call.
     #[expect(unsafe_code, reason = "the listener's ioctl is not in std")]
     pub(crate) fn answer(&self, call: &Call, answer: Answer) {
         let mut response = libc::seccomp_notif_resp {
@@ -335,7 +336,8 @@ impl Traced {
         Ok(lengths.map(|bytes| u64::from_le_bytes(*bytes)).sum())
     }
 
-    /// Finds the file of a mapped range.
+    /// Finds the file of the mapped range that a call of `msync` makes durable. Returns
+    /// [`Kind::Other`] for a call without `MS_SYNC` and for a range without a file.
     fn msync(&self, call: &libc::seccomp_data) -> Outcome<Kind> {
         let [address, bytes, flags, ..] = call.args;
         if flags & libc::MS_SYNC as u64 == 0 {

@@ -26,7 +26,7 @@ const PANIC_STATUS: i32 = 101;
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Verdict {
-    /// Every record is right.
+    /// Every expected record has its value, and no unacknowledged commit is present in part.
     Right,
     /// The open returned an error.
     Refused,
@@ -70,7 +70,7 @@ impl Verdict {
 }
 
 /// Opens the database of a folder in a child and reads the expected records. Returns the verdict,
-/// and an example of a message of the engine.
+/// and a text about it: a message of the engine, or a number of records. The text may be empty.
 pub(crate) fn judge(engine: EngineName, folder: &Path, expected: &Expected) -> Outcome<(Verdict, String)> {
     let task = Task::Read {
         engine,

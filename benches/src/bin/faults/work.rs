@@ -16,7 +16,8 @@ use crate::traced;
 
 /// Size of a value in bytes.
 const VALUE_BYTES: usize = 100;
-/// Bound of the data for engines that must size a map. No database of this program is larger.
+/// Bound of the data for engines that choose the size of their memory map when they open. No
+/// database of this program is larger.
 const DATA_BYTES: u64 = 16 << 20;
 
 /// The work of a child.
@@ -28,7 +29,8 @@ pub(crate) enum Task {
         folder: PathBuf,
         records: Range<u64>,
         per_commit: u64,
-        /// Compact the database afterwards, if the engine can.
+        /// Compact the database after the first half of the records, if the engine can, and open it
+        /// again for the second half.
         compact: bool,
         /// Leave the database open until the parent kills this process.
         until_killed: bool,
@@ -54,15 +56,17 @@ pub(crate) enum Order {
     Close,
 }
 
-/// The reply to an [`Order`], as JSON: `None`, or the text of an error.
+/// The reply to the open, to [`Order::Commit`] and to [`Order::Close`], as JSON: `None` for a
+/// success, or the text of an error.
 pub(crate) type Reply = Option<String>;
 
-/// The records that a database should have.
+/// The records that a database must have, and those that it may have.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Expected {
     /// Records of acknowledged commits.
     pub(crate) sure: Vec<Range<u64>>,
-    /// The records of each commit that was not acknowledged. All or none of them should be present.
+    /// The records of commits that were not acknowledged. Of each range, all or no records should
+    /// be present. A range is a commit, or one record if its commit may be present in part.
     pub(crate) unsure: Vec<Range<u64>>,
 }
 
@@ -98,7 +102,7 @@ pub(crate) struct Reading {
     pub(crate) absent: u64,
     /// Number of reads that returned an error.
     pub(crate) errors: u64,
-    /// Number of unsure commits with some but not all of their records.
+    /// Number of unsure ranges with some but not all of their records.
     pub(crate) partial: u64,
     /// The text of the first error of a read.
     pub(crate) first_error: Option<String>,
@@ -213,7 +217,8 @@ fn open_and_read(engine: EngineName, folder: &std::path::Path, expected: &Expect
 fn read(session: &mut dyn Session, expected: &Expected) -> Reading {
     let values = Values::new(VALUE_BYTES);
     let mut reading = Reading::default();
-    // Returns `true` if the record is present, `None` after an error.
+    // Returns `Some(true)` if the record is present with its value, `Some(false)` if it is absent,
+    // and `None` after an error or a wrong value.
     let mut found = |reading: &mut Reading, index: u64| {
         let mut is_right = true;
         let found = session.get(&key(index), &mut |value| {
@@ -246,7 +251,8 @@ fn read(session: &mut dyn Session, expected: &Expected) -> Reading {
 }
 
 fn serve(engine: EngineName, folder: &std::path::Path) -> Outcome<()> {
-    // The number goes to the parent before it is needed: descriptor 1 is not trapped.
+    // The parent listens only after it has read this number. The write of the number itself is not
+    // suspended, because descriptor 1 is not trapped.
     say(&traced::install()?.to_string())?;
     let one_line = |error: &dyn std::fmt::Display| error.to_string().replace('\n', " ");
     let reply = |result: Outcome<()>| {

@@ -55,7 +55,8 @@ use node::{Node, Setup, emptied};
 use probe::{Acknowledged, send};
 use trio::Trio;
 
-/// Maximum wait for a condition, such as every node serving its own volume.
+/// Maximum wait for a condition, such as every node serving its own volume. Also the maximum
+/// duration of the payments in the part `life`.
 const SETTLED_WITHIN: Duration = Duration::from_secs(120);
 /// Address of the warehouse in parts without a warehouse: no server listens on this port.
 const NO_WAREHOUSE: &str = "http://127.0.0.1:1";
@@ -79,11 +80,12 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_values = PARTS)]
     only: Vec<String>,
 
-    /// Duration of each load in seconds.
+    /// Duration of each load of the parts `rate` and `life`, in seconds.
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
 
-    /// Number of connections of the closed loop, for all nodes together.
+    /// Number of connections of the closed loop, for all nodes together; the part `cache` has four
+    /// times as many.
     #[arg(long, default_value_t = 64)]
     connections: usize,
 
@@ -465,7 +467,7 @@ fn missing(address: SocketAddr, orders: &[Acknowledged]) -> usize {
 }
 
 /// Returns the number of messages to the warehouse in the node's outbox, or `None` if the node does
-/// not answer.
+/// not answer or its answer cannot be parsed.
 fn waiting_messages(address: SocketAddr) -> Option<u64> {
     let (_, text) = send(address, "GET", "/metrics", "")?;
     let series = text

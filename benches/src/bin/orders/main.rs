@@ -37,7 +37,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Row::Closed, Row::Open, Row::Statistics, Row::Stock])]
     rows: Vec<Row>,
 
-    /// Duration of each load in seconds.
+    /// Duration of each load in seconds, except in the row `away` and beside the uploads of the row
+    /// `stock`.
     #[arg(long, default_value_t = 8.0)]
     seconds: f64,
 
@@ -45,7 +46,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 64)]
     connections: usize,
 
-    /// Orders per second of the open loop.
+    /// Orders per second in the row `open`.
     #[arg(long, default_value_t = 10_000.0)]
     rate: f64,
 
@@ -53,7 +54,7 @@ pub(crate) struct Arguments {
     #[arg(long, default_value_t = 1_000_000)]
     orders: u64,
 
-    /// Number of repetitions of the closed loop; the table shows medians.
+    /// Number of repetitions of the rows `closed` and `statistics`; their medians are printed too.
     #[arg(long, default_value_t = 3)]
     repeat: usize,
 

@@ -1,6 +1,6 @@
 //! The rows of the table that the program `orders` prints. Each row starts its servers, puts a load
-//! on them and prints the result. The servers are a bare server, a durable ceiling and the node
-//! (see the module `servers`).
+//! on them and prints the result. The measured servers are a bare server, a durable ceiling and the
+//! node (see the module `servers`).
 //!
 //! **Invariants**
 //! - Servers that are compared get the same load, one after the other within one row.
@@ -341,7 +341,8 @@ pub(crate) fn stored(arguments: &Arguments) -> Outcome<()> {
 }
 
 /// Measures a load of a thousand orders per second while the warehouse is unreachable for a minute.
-/// Also measures the time from the return of the warehouse until the outbox is empty.
+/// Also measures the time from the return of the warehouse until the outbox is empty (at most 600
+/// s).
 pub(crate) fn away(arguments: &Arguments) -> Outcome<()> {
     let folder = folder(arguments, "away")?;
     // The address of a stopped warehouse is unreachable until a warehouse starts there again.
@@ -407,8 +408,8 @@ pub(crate) fn flood(arguments: &Arguments) -> Outcome<()> {
     shop.node.stop()
 }
 
-/// The quantities of the stock. A cell is a pair of product and store, and half of the cells have
-/// the quantity 0. The variant determines the quantity in the other cells.
+/// The quantities of the stock. A cell is a pair of product and store, and about half of the cells
+/// have the quantity 0. The variant determines the quantity in the other cells.
 #[derive(Clone, Copy)]
 enum Quantities {
     /// Quantities from 1 to 15, computed from product and store.
@@ -417,7 +418,7 @@ enum Quantities {
     Plenty,
 }
 
-/// Returns the CSV lines of a stock of the usual size. Half of the lines have the quantity 0.
+/// Returns the CSV lines of a stock of the usual size. About half of the lines have the quantity 0.
 fn stock_lines(quantities: Quantities) -> Vec<u8> {
     let mut lines = Vec::with_capacity(32 << 20);
     for product in 1..=PRODUCTS {

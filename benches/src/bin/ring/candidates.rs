@@ -1,4 +1,4 @@
-//! All measured structures that map a key to a node, behind one small trait.
+//! All measured structures that map a key to a node, behind two small traits.
 //!
 //! Nodes are numbers, which each structure receives in the form that is cheapest for it. One
 //! virtual call looks up at least 64 keys, so the cost of the call itself is negligible.

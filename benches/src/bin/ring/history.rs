@@ -1,8 +1,8 @@
 //! Measurements that only our ring supports: plans, and long histories of replicas over zones.
 //!
 //! Other crates have neither plans nor zones, and do not keep replicas when nodes join and leave.
-//! So the histories are compared with lower bounds, which hold for any assignment under the given
-//! zones.
+//! So the histories are compared with lower bounds, which hold for any assignment with evenly
+//! spread primaries under the given zones.
 
 use std::hint::black_box;
 
@@ -23,7 +23,7 @@ fn ring(slots: u32, replication: u8, nodes: usize) -> Ring {
         .expect("the members are distinct")
 }
 
-/// Prints the times to make and to apply plans.
+/// Prints the times to make a plan, to apply a plan, and to build a ring without one (bootstrap).
 pub(crate) fn print_plans(markdown: bool, repeat: usize) {
     println!("\nplans, ms\n");
     print_row(

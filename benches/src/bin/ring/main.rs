@@ -33,10 +33,12 @@ struct Arguments {
     /// Numbers of nodes, separated by commas.
     #[arg(long, value_delimiter = ',', default_value = "8,100,1000")]
     nodes: Vec<u32>,
-    /// Measure only candidates with this text in their name.
+    /// Measure only candidates with this text in their name. `plan` and `history` are the names of
+    /// the last two tables.
     #[arg(long)]
     only: Option<String>,
-    /// Number of repetitions of each timed measurement; the table shows medians.
+    /// Maximum number of repetitions of each measurement of time except for look-ups; the table
+    /// shows medians.
     #[arg(long, default_value_t = 21)]
     repeat: usize,
     /// Number of keys with which balance and moves are measured.

@@ -106,8 +106,8 @@ pub(super) fn restore(backup: &Path, to: &Path, output: OutputFormat) -> Result<
     check_apart(backup, to)?;
     let db = open::to_look(backup)?;
     verify(&db, "the backup").map_err(|error| error.told(backup, "nothing was restored"))?;
-    // The copy gets its final name last. So an interrupted restore leaves no unverified database
-    // under that name.
+    // The copy gets its final name last. So a restore that fails or is killed leaves no unverified
+    // database under that name.
     let mut unfinished = to.as_os_str().to_owned();
     unfinished.push(".restoring");
     let unfinished = PathBuf::from(unfinished);

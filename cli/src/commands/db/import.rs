@@ -5,7 +5,7 @@
 //!
 //! - All lines of a regular file of `--from` are read and checked before the first record is put.
 //! - Records are put in batches. The lines of a pipe are checked only while the batches are put, so
-//!   an error names the number of records that were put before the failure.
+//!   without `--clear` an error names the number of records that were put before the failure.
 //! - With `--clear`, records go to new tables, which replace the old ones in one commit at the end.
 //!   An import that fails before this commit leaves the old tables as they were.
 //! - A killed import with `--clear` may leave tables with names that begin with
@@ -150,7 +150,7 @@ fn fill(args: &ImportArgs, lines: impl BufRead) -> Result<u64, CliError> {
 
 /// Reads lines and passes each to `take`, except empty ones. The input may consist of several
 /// exports, one after another. Unless `partial` is set, fails if the input does not end with the
-/// last line of an export, or if such a line counts other records than were read.
+/// last line of an export, or if such a line has another number of records than were read.
 fn read(
     partial: bool,
     lines: impl BufRead,

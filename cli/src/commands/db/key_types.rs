@@ -1,12 +1,15 @@
-//! Converts keys and values of typed tables to text and back.
+//! Converts keys and values to text and back.
 //!
 //! Flags on the command line name the types. Without a flag, the type of keys is the one that the
-//! database records for a typed table. Types of values are not recorded. Numbers and strings of a
-//! typed table have the standard encoding of bincode 2: variable-length numbers, least significant
-//! byte first, and strings preceded by their length.
+//! database records for a typed table. Types of values are not recorded.
 //!
-//! Deliberately absent: structs and tuples, which cannot be written as one word on the command
-//! line.
+//! `String`, `U8`, `U64` and `I64` are encoded as in a typed table with the codec bincode 2
+//! (standard configuration): a u8 is one byte, other numbers have a variable length with the least
+//! significant byte first, and a string is preceded by its length. The other types are for tables
+//! of plain bytes.
+//!
+//! Deliberately absent: other codecs, and structs and tuples, which cannot be written as one word
+//! on the command line.
 
 use super::show::{digits, hex};
 use microdb::TableInfo;
@@ -44,8 +47,8 @@ pub(crate) enum DataType {
 }
 
 impl DataType {
-    /// Returns the recorded type of the keys of a table. Returns `None` if none is recorded, or if
-    /// it is neither a string nor a number of this module.
+    /// Returns the recorded type of the keys of a table. Returns `None` if no type is recorded, if
+    /// the codec is not bincode, or if the type is neither a string nor a number of this module.
     pub(super) fn of_keys(table: &TableInfo) -> Option<Self> {
         let keys_as = table.keys_as.as_ref()?;
         if keys_as.codec != BINCODE {

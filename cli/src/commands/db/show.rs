@@ -3,6 +3,8 @@
 //! Without flags, values of tables with the names of a node's tables are decoded. Other values, and
 //! values that cannot be decoded, are shown as text if they are UTF-8 without control characters
 //! and do not begin with `0x`. Otherwise they are shown as hexadecimal digits after the mark `0x`.
+//! The same rules apply to keys. A key of a typed table is decoded by its recorded type, if that is
+//! a string or a number.
 
 use super::key_types::DataType;
 use crate::error::CliError;
@@ -159,8 +161,9 @@ impl Form {
     }
 }
 
-/// Returns bytes as text, or as hexadecimal digits after [`HEX_MARK`] if they are no text. A text
-/// that begins with [`HEX_MARK`] is shown as digits too, so that both forms can be told apart.
+/// Returns bytes as text, or as hexadecimal digits after [`HEX_MARK`] if they are not UTF-8 or have
+/// control characters. A text that begins with [`HEX_MARK`] is shown as digits too, so that both
+/// forms can be told apart.
 fn bytes_text(bytes: &[u8]) -> String {
     match std::str::from_utf8(bytes) {
         Ok(text) if is_plain(text) => text.to_owned(),
@@ -168,8 +171,8 @@ fn bytes_text(bytes: &[u8]) -> String {
     }
 }
 
-/// Returns `true` for a text that is shown as it is: without control characters, and different from
-/// digits after [`HEX_MARK`].
+/// Returns `true` for a text that is shown as it is: it has no control characters, and does not
+/// begin with [`HEX_MARK`].
 fn is_plain(text: &str) -> bool {
     !text.starts_with(HEX_MARK) && !text.chars().any(char::is_control)
 }
@@ -249,7 +252,8 @@ fn indented(text: &str) -> String {
     text.lines().map(|line| format!("  {line}\n")).collect()
 }
 
-/// Returns a value in one line. The elements of a list are separated by commas.
+/// Returns a value in one line. The elements of a list are separated by commas, unless the list has
+/// lists or objects. Such a list and an object are shown as JSON.
 fn word(value: &Json) -> String {
     match value {
         Json::Null => "-".to_owned(),

@@ -1,9 +1,9 @@
 //! `imt db tail`: prints the change feed, and checks each change against the hash chain.
 //!
-//! A database that is open read-only shows its state at the time of the open. Another process that
-//! commits does not notify it. To follow a database, this command opens it again after each
-//! interval, but only if the lengths or times of the files have changed. Following an idle database
-//! is therefore cheap.
+//! A database that is open read-only shows its state at the time of the open. MicroDb does not
+//! notify its process of commits by another process. To follow a database, this command polls the
+//! lengths and times of the files. It opens the database again only if they have changed, and once
+//! more after they have stopped changing. Following an idle database is therefore cheap.
 //!
 //! Deliberately absent: notifications of the file system (inotify). They would give no more
 //! information than lengths and times do, and not every file system sends them.
@@ -245,8 +245,8 @@ fn coloured(line: &str) -> String {
     format!("{before}\u{1b}[{code}m{word}\u{1b}[0m{after}")
 }
 
-/// Returns one operation as JSON. An operation on the catalog is shown as the creation or the drop
-/// of a table.
+/// Returns one operation as JSON. An operation on the catalog is shown as `table` (a table was
+/// created or renamed) or as `drop`.
 fn operation_json(form: Form, operation: &Operation, names: &mut HashMap<u32, String>) -> Json {
     let id_of = |value: &[u8]| value.first_chunk().map_or(0, |id| u32::from_le_bytes(*id));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Maximum time for a server to answer after its start.
+/// Maximum time for which a call to a server is repeated, for example after its start.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Interval of polls of the servers' state.
 const LOOK_EVERY: Duration = Duration::from_millis(50);

@@ -41,7 +41,8 @@ async fn view(first: &EngineUrl) -> Result<EngineView, CliError> {
     viewed.map_err(|error| CliError::because(format!("the engines of {first} are not known"), error))
 }
 
-/// Asks the coordinator to add an engine, and waits until the cluster's state has the engine.
+/// Asks the coordinator to add an engine, and waits until the cluster's state has the engine. Does
+/// not ask if the state has the engine already.
 pub(super) async fn add(
     name: &NodeName,
     url: &EngineUrl,

@@ -279,8 +279,8 @@ impl Fleet {
             .await
     }
 
-    /// Waits until a request that needs every volume succeeds, at most for [`BACK_MAX`]. Records
-    /// the time since `begun`.
+    /// Waits until a request that needs every volume succeeds, at most until [`BACK_MAX`] after
+    /// `begun`. Records the time since `begun`.
     async fn recovered(
         &mut self,
         action: NodeAction,

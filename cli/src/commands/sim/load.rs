@@ -267,7 +267,7 @@ impl LoadArgs {
         self.checked(scenario)
     }
 
-    /// Returns the scenario, or an error if its settings contradict each other.
+    /// Returns the scenario, or an error if its load, its customers or its warm-up cannot be used.
     fn checked(&self, scenario: Scenario) -> Result<Scenario, CliError> {
         let fault = scenario.load.fault().or_else(|| scenario.customers.fault());
         if let Some((setting, problem)) = fault {

@@ -191,8 +191,8 @@ impl Engine {
 
 impl Engine {
     /// Compacts segments as long as `next_victim` finds one, at most at the rate
-    /// `compaction_bytes_per_second`. Fails with [`Error::Closed`] if the database is closed.
-    /// Returns the time until the next turn if the rate limit ended this turn.
+    /// `compaction_bytes_per_second`. Returns the time until the next turn if the rate limit ended
+    /// this turn. Copying ends with an error if the database is closed or poisoned.
     pub(crate) fn compact_in_background(&self) -> Result<Option<Duration>> {
         let mut compaction = lock(&self.compacting);
         self.compact_due(&mut compaction, self.options.compaction_bytes_per_second)

@@ -28,7 +28,7 @@ use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::format::super_block::{Frontier, SEGMENT_SPAN_MAX};
 use crate::format::usage::SegmentUsage;
-use crate::format::{LogPosition, SEGMENT_BYTES_LIMIT};
+use crate::format::{LogPosition, SEGMENT_BYTES_LIMIT, SEGMENT_ID_LIMIT};
 use crate::raw::tail::TailWriter;
 use crate::seeded::seeded;
 use crate::storage::{OpenMode, StorageFile};
@@ -41,11 +41,13 @@ pub(crate) const DATA_BYTES_LIMIT: u32 = SEGMENT_BYTES_LIMIT - 64;
 /// is called rarely, and so small that a search for a torn tail after a crash is short.
 const ALLOCATE_BYTES: u32 = 4 << 20;
 
-/// Maximum number of bytes allocated behind the end of the log for `clear` and `drop_table` alone.
-/// Both must work on a full disk, since they free space. Their commits take less than 400 bytes.
+/// Maximum number of bytes allocated behind the end of the log that only commits that clear or drop
+/// tables may use. `clear` and `drop_table` must work on a full disk, since they free space. Their
+/// commits take less than 400 bytes. A `replace_tables` that drops a table uses these bytes too.
 const RESERVE_BYTES_MAX: u32 = 16 * 1024;
 
-/// A segment reserves at most 1/`RESERVE_SHARE` of its capacity for `clear` and `drop_table`.
+/// A segment reserves at most 1/`RESERVE_SHARE` of its capacity for commits that clear or drop
+/// tables.
 const RESERVE_SHARE: u32 = 8;
 
 /// Number of ids from the oldest to the newest segment beyond which new segments are larger. The
@@ -170,8 +172,8 @@ impl Active {
         self.base + self.tail.buffer().capacity() as u32
     }
 
-    /// Returns the number of bytes behind the last frame that only `clear` and `drop_table` may
-    /// use.
+    /// Returns the number of bytes behind the last frame that only commits that clear or drop
+    /// tables may use.
     fn reserve(&self) -> u32 {
         reserve_of(self.capacity())
     }
@@ -192,8 +194,8 @@ pub(crate) struct Place {
     pub(crate) appended: u64,
 }
 
-/// Returns the number of bytes reserved for `clear` and `drop_table` in a segment of `capacity`
-/// bytes.
+/// Returns the number of bytes reserved for commits that clear or drop tables in a segment of
+/// `capacity` bytes.
 fn reserve_of(capacity: u32) -> u32 {
     (capacity / RESERVE_SHARE).min(RESERVE_BYTES_MAX)
 }
@@ -378,6 +380,11 @@ impl Engine {
     }
 
     fn check_span(&self, core: &Core, id: u64) -> Result<()> {
+        // SUPER also names the id behind this one.
+        if id + 1 >= SEGMENT_ID_LIMIT {
+            let reason = format!("segment {id} has the last id; export and import the database");
+            return Err(Error::Invalid { what: "log", reason });
+        }
         let oldest = core.usages.iter().next().map_or(id, |(oldest, _)| oldest);
         if id - oldest < SEGMENT_SPAN_MAX - 1 {
             return Ok(());

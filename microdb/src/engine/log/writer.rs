@@ -24,8 +24,8 @@ use crate::seeded::seeded;
 use crate::storage::StorageFile;
 
 /// Number of unwritten bytes of the log at which committers wait for the disk instead of filling
-/// the memory. With the written part of the oldest of these segments (16 MiB by default), the log
-/// takes about 40 MiB of memory at most.
+/// the memory. The segment in which these bytes begin is in memory as a whole (16 MiB by default),
+/// so the log takes about 40 MiB of memory at most.
 const BACKLOG_BYTES_MAX: u64 = 24 << 20;
 
 /// Number of complete segments, not yet written and cut, at which they are written immediately,
@@ -127,9 +127,9 @@ impl Unmapped {
 }
 
 impl Engine {
-    /// Hands buffered commits to the operating system if enough bytes are unwritten. If another
-    /// thread is writing, waits for that thread only if the backlog or the number of complete
-    /// segments is at its limit.
+    /// Hands buffered commits to the operating system if enough bytes or complete segments are
+    /// unwritten. Otherwise schedules the write. If another thread is writing, waits for that
+    /// thread only if the backlog or the number of complete segments is at its limit.
     pub(crate) fn write_if_due(&self) {
         let (backlog, rolled) = (self.backlog(), self.rolled_segments.load(Ordering::Relaxed));
         if backlog < self.options.buffer_bytes && rolled < ROLLED_SEGMENTS_DUE {

@@ -179,8 +179,8 @@ fn lock_folder(held: &HeldFolder) -> io::Result<Result<Option<Arc<FolderLock>>, 
     }
 }
 
-/// Returns the process id of the holder, read from the lock file, or `None` if the file contains no
-/// process id.
+/// Returns the process id of the holder, read from the lock file, or `None` if the file cannot be
+/// read or contains no process id.
 fn holder(base: impl AsFd, name: &Path) -> Option<u32> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let file = open_without_trace(base, name, flags, Mode::empty()).ok()?;

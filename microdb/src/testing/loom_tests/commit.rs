@@ -120,8 +120,8 @@ fn loom_a_reader_sees_a_durable_commit_only_once_it_is_durable_and_the_log_keeps
             let (table, disk) = (table.clone(), disk.clone());
             move || put(&table, &disk, "a")
         });
-        // Depending on the order, this buffered commit precedes the durable commit, or waits behind
-        // it for the disk.
+        // Depending on the order, this buffered commit precedes the durable commit, waits behind it
+        // for the disk, or follows it.
         let before = db.engine.sequence();
         table.put_with("b", "v", Durability::Buffered).unwrap();
         assert!(db.engine.sequence() > before);

@@ -27,8 +27,9 @@ use crate::snapshot::Snapshot;
 /// Table ids and keys.
 type Keys = HashSet<(u32, Vec<u8>)>;
 
-/// Returns the keys that may differ. Returns `None` if the databases have different ids, if clear
-/// markers or damage are found, or if more than 1,000 keys and more than a quarter of all keys may
+/// Returns the keys that may differ. Returns `None` if the databases have different ids, if the
+/// parts of the logs that are not shared have clear markers or damage, if the end of a segment is
+/// unknown, or if more than 1,000 keys and more than a quarter of the keys of both databases may
 /// differ.
 pub(crate) fn changed_keys(one: (&Engine, &Snapshot), two: (&Engine, &Snapshot)) -> Option<Keys> {
     if one.0.database != two.0.database {
@@ -59,7 +60,7 @@ pub(crate) fn changed_keys(one: (&Engine, &Snapshot), two: (&Engine, &Snapshot))
     Some(keys)
 }
 
-/// Returns the end of the visible frames of a segment, or `None` if the segment is unknown.
+/// Returns the end of the visible frames of a segment, or `None` if the end is unknown.
 fn end(db: &Engine, segment: u64) -> Option<u32> {
     let core = lock(&db.core);
     let published = core.published.position;
@@ -79,8 +80,8 @@ fn is_shared(one: &Engine, two: &Engine, segment: u64, end: u32) -> bool {
     matches!(seals, (Some(one), Some(two)) if one.root == two.root) && two.segment_end(segment) == end
 }
 
-/// Returns the number of leading bytes that two segments have in common, counted in whole blocks. A
-/// backup has only the beginning of the segment that was active when it was made.
+/// Returns the number of leading bytes that two segments have in common, counted in blocks of at
+/// most 4 KiB. A backup has only the beginning of the segment that was active when it was made.
 fn common_bytes(one: &Segment, two: &Segment) -> u32 {
     const BLOCK: usize = 4096;
     let mut at = 0;

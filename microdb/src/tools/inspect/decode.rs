@@ -91,7 +91,7 @@ pub(super) fn told(flaw: &Flaw) -> String {
     format!("{} should be {}, found {}", flaw.field, flaw.expected, flaw.found)
 }
 
-/// Name, length and meaning of each field of a segment header.
+/// Name, length and meaning of each field of a segment header, except the reserved bytes.
 pub(super) const SEGMENT_FIELDS: [(&str, usize, Meaning); 10] = [
     ("magic", 8, Meaning::Text),
     ("version", 4, Meaning::Number),

@@ -47,7 +47,7 @@ pub(super) struct SourceSegment {
 /// A file with the name of a segment: the id in its name, its path and its bytes.
 type SourceFile = (u64, PathBuf, Arc<Map>);
 
-/// Content of SUPER, and the files of the log.
+/// Content of SUPER, the files of the log, and the generations of the checkpoints.
 pub(super) struct Source {
     pub(super) database: DatabaseId,
     /// Newest state of SUPER that is valid and belongs to this database.

@@ -6,8 +6,9 @@
 //!
 //! Invariants:
 //! - At most `EVENTS_KEPT` events are kept. Event ids ascend by one.
-//! - Each node computes events about the ring and the nodes for its own log. Events about a volume
-//!   come from the node that serves the volume.
+//! - Each node computes events about the ring, the nodes and the handovers of volumes for its own
+//!   log. Events about the warehouse, dead letters and faults of a volume come from the node that
+//!   serves the volume.
 //! - A node publishes a description (`NodeInfo`), and removes it when it stops. So an absent node
 //!   without a description has stopped, and an absent node with a description has died.
 
@@ -89,7 +90,8 @@ pub(super) struct Event {
     /// Time of the event, in UTC milliseconds since 1970.
     pub(super) at_ms: u64,
     pub(super) kind: Kind,
-    /// The node that changed. For an event about a volume, the node that serves the volume.
+    /// The node that changed. For an event about a volume, the node that serves the volume. `None`
+    /// for an event about the ring.
     pub(super) node: Option<String>,
     /// The volume that changed, for events about a volume.
     pub(super) volume: Option<String>,

@@ -1,5 +1,5 @@
-//! The figures that one node reports to the console: its volumes, its requests per second, and the
-//! events of its volumes.
+//! The figures that one node reports to the console: its volumes (served and missing), its requests
+//! per second, and the events of its volumes.
 //!
 //! While a browser shows the console, the node that it is connected to requests the figures of
 //! every other running node about once a second (`POST /peer/console`). The request names the
@@ -35,7 +35,8 @@ pub(crate) struct AskFigures {
 pub(crate) struct NodeFigures {
     pub(super) incarnation: u64,
     pub(super) volumes: Vec<VolumeFigures>,
-    /// Volumes that the node must serve and cannot open, each with the reason as text.
+    /// Volumes that are assigned to the node and have no database (with an engine: no log in the
+    /// engine), each with the reason as text.
     pub(super) missing: BTreeMap<String, String>,
     pub(super) samples: Vec<Sample>,
     pub(super) events: Vec<Event>,

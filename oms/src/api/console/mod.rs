@@ -114,7 +114,8 @@ impl Console {
         self.overview.lock()
     }
 
-    /// Records requests and events until the node stops, and then ends the streams.
+    /// Records requests and events, and collects figures while a stream is open, until the node
+    /// stops. Then ends the streams.
     pub(crate) async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
         let mut scene = Scene::of(&self.cluster.topology());
         let mut volumes = BTreeMap::new();
@@ -187,7 +188,8 @@ impl Console {
         *volumes = seen;
     }
 
-    /// Returns this node's figures since the second and event that the request names.
+    /// Returns this node's volumes, and the recorded seconds and events after those that the
+    /// request names. If the request names another incarnation, all kept events are returned.
     pub(super) fn figures(&self, ask: &AskFigures) -> NodeFigures {
         let since = if ask.incarnation == self.incarnation {
             ask.event
@@ -207,7 +209,8 @@ impl Console {
         }
     }
 
-    /// Requests the figures of all nodes, and notifies the streams.
+    /// Collects the figures of this node and, by requests, those of the other nodes. Then notifies
+    /// the streams.
     async fn collect(&self) {
         let mut collected = self.collected.lock().await;
         let (nodes, addresses) = self.others();
@@ -278,7 +281,7 @@ impl Console {
     }
 
     /// Handles `GET /console/state`. The response is the whole state, or the changes since the
-    /// cursor in the request's `Last-Event-ID` header.
+    /// cursor in the request's `Last-Event-ID` header if this process sent that cursor.
     pub(crate) async fn state(&self, headers: &HeaderMap) -> Response<AnswerBody> {
         self.refresh().await;
         let mut cursor = stream::last_event(headers, self.incarnation).unwrap_or_default();

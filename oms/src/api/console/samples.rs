@@ -158,7 +158,7 @@ impl Recorder {
     ///
     /// If the previous call was several seconds ago, the requests are distributed evenly over those
     /// seconds. If the last recorded second is `second` or up to `CLOCK_STEP_MAX` later, the
-    /// requests are recorded in the second after it.
+    /// requests are recorded in the second after the last recorded one.
     pub(super) fn record(&mut self, second: u64, counts: Vec<RouteCounts>) {
         let mut new = Vec::new();
         for counts in counts {

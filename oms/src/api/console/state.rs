@@ -215,9 +215,10 @@ enum NodeStatus {
     Serving,
     /// The node is not yet a member of the ring.
     Joining,
-    /// The slots of the node are moving to other nodes.
+    /// The node leaves the cluster permanently, and its slots move to other nodes.
     Leaving,
-    /// A volume assigned to the node is not open or accepts no orders.
+    /// A volume assigned to the node is missing (without a database, or with an engine: without a
+    /// log), or a volume that the node serves accepts no orders.
     Degraded,
     /// The node did not answer the last request for figures.
     Silent,

@@ -36,7 +36,8 @@ pub(crate) enum Unanswered {
     Busy,
     /// The request was not sent, because it is larger than the maximum size of a frame.
     TooLarge,
-    /// The connection has ended or was not opened. The other node may have executed the request.
+    /// The connection has ended or was not opened. If it has ended, the other node may have
+    /// executed the request.
     Broken(String),
 }
 

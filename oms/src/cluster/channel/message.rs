@@ -57,7 +57,7 @@ pub(crate) enum Question {
     Keeps { order: OrderId, store: u32 },
     /// Read the changes of available quantities since a `StockPosition`.
     FollowStock(FollowStock),
-    /// Read the available quantities of some rows of the stock matrix.
+    /// Read the available quantities of rows of the stock matrix, from `first_row` on.
     ReadStock(ReadStock),
     /// Make usual reservations for the borrower's orders that took lent units, take returned units
     /// back, and lend other units.
@@ -203,7 +203,9 @@ pub(crate) enum Reply {
     /// Answer to `FollowStock`: the volume server cannot list the changes since the position in the
     /// request. The copy must read all quantities with `ReadStock`.
     StockLayout(StockLayout),
-    /// Answer to `ReadStock`: the available quantities of some rows, row by row.
+    /// Answer to `ReadStock`: the available quantities of whole rows of the stock matrix from
+    /// `first_row` on, row by row, with one quantity per store (no padding). Empty if there is no
+    /// such row.
     StockRows(Vec<i32>),
     /// Answer to `Allot`. If `incarnation` is that of the request, the request was executed and
     /// `granted` are the lent units. Otherwise the request is outdated, and the borrower must begin

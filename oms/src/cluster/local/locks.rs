@@ -2,7 +2,8 @@
 //!
 //! **Invariants**
 //! - The kernel releases a lock when the process that holds it ends in any way.
-//! - `OpenPath::check` detects a replaced lock file by its device and inode numbers.
+//! - `OpenPath::check` detects by device and inode numbers that a path no longer leads to the
+//!   opened file or folder.
 //!
 //! The meaning of each lock is defined in `local`. The content of files is handled in `files`.
 

@@ -13,7 +13,8 @@ fn lines() -> Box<[Line]> {
 }
 
 /// Returns an order in this state, with a history that leads to this state. The history has a
-/// payment only if the state requires one.
+/// payment only if the state requires one. No history leads to `Received`, so this state is set
+/// directly.
 fn in_state(state: State) -> Order {
     let reserved = Event::Reserved { store: 5 };
     let paid = Event::Paid {
@@ -142,7 +143,7 @@ fn a_repeated_command_causes_no_event() {
     }
 }
 
-/// Tries every way to accept money for an order that is not delivered.
+/// Tries payments before and after the end of an order, and further payments.
 #[test]
 fn every_payment_that_buys_nothing_becomes_a_wanted_refund() {
     let pay = |transaction| Command::Pay { transaction };

@@ -7,9 +7,9 @@
 //!   commit, which may be an earlier one.
 //! - A database without a position is empty or an unfinished copy, and is cleared and filled again.
 //! - If the log lacks the last entry of the copy, or has another chain there, the copy cannot be
-//!   continued. If no checkpoint explains this, the engine has lost or changed entries, or an old
-//!   primary has answered. `catch_up` then clears the copy and logs an error only if its caller
-//!   permits it.
+//!   continued. If no checkpoint of the log (`checkpoint`) has removed the entry, the engine has
+//!   lost or changed entries, or an old primary has answered. `catch_up` then clears the copy and
+//!   logs an error only if its caller permits it.
 //!
 //! Deliberately absent: the choice of the entries that are final (`takeover`, `follow`).
 
@@ -42,7 +42,8 @@ pub(crate) struct Cache(pub(in crate::storage) Arc<VolumeTables>);
 /// The reason why a cache was not brought up to date.
 #[derive(Debug)]
 pub(crate) enum CatchUpError {
-    /// A statement failed. A later attempt may succeed.
+    /// A statement failed, the engine has no such volume, or entries were removed from the log
+    /// faster than they could be copied. A later attempt may succeed.
     Log(LogError),
     /// The engine lacks the last entry of the cache, or has another entry in its place. The server
     /// that answered may be an old primary.
@@ -129,7 +130,7 @@ impl Cache {
         tables.map(|(table, _)| self.0.table(*table).len()).sum()
     }
 
-    /// Writes a checkpoint and closes the database. Blocks.
+    /// Writes a checkpoint of the local database and closes the database. Blocks.
     pub(crate) fn close_cleanly(&self) -> Result<(), StorageError> {
         self.0.checkpoint()?;
         self.close()
@@ -227,7 +228,8 @@ pub(crate) async fn catch_up(
 }
 
 /// Returns the position of a cache that equals the beginning of the log. Returns `None` if the
-/// cache must be filled again.
+/// cache must be filled again, and `Differs` if the cache contradicts the log and `drops` is
+/// `false`.
 async fn resume(
     cache: &Cache,
     log: &mut dyn Log,
@@ -277,8 +279,9 @@ async fn resume(
 /// contain, and the number of the last entry that any of them may contain. `None` if the first of
 /// the two entries was removed from the log.
 ///
-/// A checkpoint during the copy makes the rows that are read later newer than the position. Once
-/// all entries up to the returned number are applied, every row is of one moment again.
+/// A checkpoint of the log during the copy makes the rows that are read later newer than the
+/// position. Once all entries up to the returned number are applied, every row is of one moment
+/// again.
 async fn copy_rows(cache: &Cache, log: &mut dyn Log) -> Result<Option<(Position, u64)>, CatchUpError> {
     let cleared = cache.clone();
     blocking(move || cleared.clear()).await?;

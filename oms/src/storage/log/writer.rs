@@ -10,8 +10,8 @@
 //! **Invariants**
 //! - A writer appends one entry at a time, and with it the empty entries that confirm this entry.
 //! - After another owner was found, the writer appends nothing more.
-//! - If the engine does not answer, the writer waits, and continues when the engine answers. Only a
-//!   stopped writer ends this wait.
+//! - If the engine does not answer, the writer repeats its statements until the engine answers or
+//!   the writer is stopped.
 //!
 //! Deliberately absent: SQL statements (`Log`), and rows in the local database (`cache`).
 
@@ -34,9 +34,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// all of these entries again, beginning with the entry with rows.
 const UNACKNOWLEDGED_MAX: usize = 16;
 
-/// Number of answers that lack the previous acknowledged entry or show an earlier epoch, during one
-/// append. After one more such answer, that entry is treated as lost. The next host is tried after
-/// each of them, so a primary that has the entry would be found earlier.
+/// Number of answers in a row that lack the previous acknowledged entry or show an earlier epoch,
+/// during one append. After one more such answer, that entry is treated as lost. The next host is
+/// tried after each of them, so a primary that has the entry would be found earlier.
 const OLD_ANSWERS_MAX: u32 = 40;
 
 /// The state that a writer and its volume share.
@@ -159,7 +159,7 @@ pub(crate) async fn settle(
             Ok(Found::Nothing) if seeded("engine-looks-only") => {
                 return Settled::Refused { may_appear: false };
             }
-            // `find_out` has found the previous entry.
+            // `find_out` has found the previous entry, or the log is empty.
             Ok(Found::Nothing) => old_answers = 0,
             Err(error) => {
                 may_appear |= matches!(error, LogError::Unknown(_));

@@ -12,8 +12,8 @@ use crate::storage::owned_slots::of_store;
 use crate::volume::remote_stock::Answer;
 use crate::volume::remote_stock::tests::{close, name, rings, stocked};
 
-/// A client for other volumes. The first request of the store `panics_for` panics. All further
-/// requests are never answered.
+/// A client for other volumes. The first request for units of the store `panics_for` panics. No
+/// other request for units is answered.
 struct Panicking {
     panics_for: u32,
     asked: Mutex<Vec<u32>>,

@@ -82,8 +82,8 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
     let state = transactors.state();
     let put_back = |fault: &OrderError| {
         match fault {
-            // The order is migrating or has migrated. The dispatcher of the volume that then has
-            // the order sends the message again.
+            // The order is migrating or has migrated, or this volume server is closing. The
+            // dispatcher of the server that then has the order sends the message again.
             OrderError::Moved => {
                 tracing::debug!(order = %job.order, "warehouse answer dropped: the order is being migrated");
             }

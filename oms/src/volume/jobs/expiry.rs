@@ -7,9 +7,9 @@
 //! - The time to pay is measured by the monotonic clock, from the moment at which this process
 //!   first knew the order (`Mark`). The wall clock gives only the order's age at that moment. So a
 //!   step of the wall clock while the process runs expires no order early or late.
-//! - If an order's time of arrival is in the future, the clock was ahead when the order arrived.
-//!   Such an order is treated as new when the volume is opened, so it waits for at most one payment
-//!   timeout.
+//! - An order's time of arrival may be in the future, because the clock was ahead when the order
+//!   arrived or was set back since. Such an order is treated as new when the volume is opened, so
+//!   it waits for at most one payment timeout.
 //! - Expiring an order twice, after a crash, changes nothing.
 //!
 //! Deliberately absent: a timer for each order.
@@ -46,7 +46,8 @@ pub(crate) async fn run(
     let mut expiry = Expiry::new(&transactors, payment_timeout);
     loop {
         match expiry.expire_due(&transactors).await {
-            // The order's slot is being migrated. The target volume will expire the order.
+            // The order's slot is being migrated, or this volume server is closing. The next server
+            // with the slot will expire the order.
             Ok(()) | Err(OrderError::Moved) => {}
             Err(fault) => tracing::warn!(?fault, page = expiry.page, "pass over unpaid orders failed"),
         }
@@ -112,7 +113,8 @@ impl Expiry {
         record_progress(transactors, recorded, self.page).await
     }
 
-    /// Records that this process knows all orders on the pages before `next_page` from now on.
+    /// Adds a mark: this process knows all orders on the pages before `next_page` from now on. Adds
+    /// none if the newest mark covers these pages or is too recent (`MARKS_PER_TIMEOUT`).
     fn mark(&mut self, next_page: u64, wall_ms: u64) {
         let now = Instant::now();
         let passed_ms = (now - self.last.1).as_millis() as u64;

@@ -1,4 +1,5 @@
-//! The periodic tasks of a volume that is being served.
+//! The periodic tasks of a volume that is being served, and the task that sends its messages to the
+//! warehouse.
 //!
 //! **Invariants**
 //! - A job stops when the server of its volume stops. The next server continues from the committed

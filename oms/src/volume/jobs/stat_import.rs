@@ -8,10 +8,10 @@
 //! and deletes the file without adding it.
 //!
 //! **Invariants**
-//! - A file is added once two scans in a row saw it unchanged and its last line is complete
-//!   (`watched`).
+//! - A file is added only after two scans in a row saw it unchanged, and only if its last line is
+//!   complete (`watched`).
 //! - A file that can never be added is renamed to `NAME.rejected`, and the reason is logged. A file
-//!   with the name of an added file is deleted.
+//!   with the stored name of an added file is deleted.
 //! - Only regular files are opened, so no scan blocks on a FIFO or a device (`regular_file`).
 //!
 //! Deliberately absent: changes to files that do not have the name of a statistics file.
@@ -138,8 +138,8 @@ impl<T: FileTarget> Scanner<T> {
     }
 
     /// Visits every statistics file in the folder, oldest name first, and adds those that are
-    /// complete and unchanged since the last scan. Stops at the first file that cannot be added
-    /// now.
+    /// complete and unchanged since the last scan. Stops at the first file for which the target
+    /// returns an error (`Unadded`).
     pub(crate) async fn scan(&mut self) {
         let path = self.folder.clone();
         let found = match blocking("list the folder", move || folder::look(&path)).await {
@@ -204,7 +204,8 @@ impl<T: FileTarget> Scanner<T> {
         Ok(())
     }
 
-    /// Adds a file to the statistics, then deletes the file.
+    /// Passes a whole file to the target. Then deletes the file if its lines were added now or its
+    /// name was added before, or renames it to `NAME.rejected` if the target refuses it.
     async fn add(&mut self, name: &str, stamp: Stamp, body: Vec<u8>) -> Result<(), Unadded> {
         match self.target.add(name, body).await? {
             Imported::Added => self.delete(name, stamp).await,

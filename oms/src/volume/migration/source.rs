@@ -57,11 +57,11 @@ const PAGE_BYTES: usize = 1 << 20;
 /// Maximum number of rows read for one page of the walk, including rows of slots that do not
 /// migrate.
 const ROWS_READ_MAX: usize = 200_000;
-/// Maximum size of a key or value, in bytes. A page with a larger size is rejected as damaged. The
-/// largest rows are the catalogue and the quantities of a store, with four bytes for each of
-/// `PRODUCT_MAX` products. The limit is four times as large, because a slot with a row above it
-/// could not migrate. The generous limit costs no memory: a page is already in memory when it is
-/// decoded.
+/// Maximum size of a key or value, in bytes. A page with a larger key or value is rejected as
+/// damaged. The largest rows are the catalogue and the quantities of a store, with four bytes for
+/// each of `PRODUCT_MAX` products. The limit is four times as large, because a slot with a row
+/// above the limit could not migrate. The generous limit costs no memory: a page is already in
+/// memory when it is decoded.
 const FIELD_BYTES_MAX: usize = 4 * ROW_BYTES_MAX;
 /// Maximum size of a value that a volume stores, in bytes: four for each product, and a header.
 const ROW_BYTES_MAX: usize = 4 * PRODUCT_MAX as usize + 16;
@@ -229,7 +229,7 @@ pub(crate) enum ExportError {
     #[error(transparent)]
     Storage(#[from] StorageError),
     /// The requested page is neither the next page nor the last one sent, or an earlier request for
-    /// a page was interrupted.
+    /// a page did not end with a page: it was dropped, failed, or was out of turn itself.
     #[error("the copy of these slots was interrupted and must start again")]
     OutOfTurn,
 }
@@ -299,8 +299,9 @@ impl Exports {
         Ok(page)
     }
 
-    /// Returns the reservations that remain in this volume, although their orders have migrated.
-    /// Returns `None` if the ring takes slots from this volume that were not copied completely.
+    /// Returns the reservations that remain in this volume, although their orders migrate with the
+    /// migration `id`. Returns `None` if a copy of this migration is not complete, or if the ring
+    /// takes slots from this volume that were not copied. Ends the copies.
     pub(crate) async fn left_behind(
         &self,
         slots: &Slots,

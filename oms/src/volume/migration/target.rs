@@ -47,7 +47,7 @@ pub(crate) struct ImportRequest {
     pub(crate) address: SocketAddr,
     /// Name of the source volume.
     pub(crate) volume: NodeName,
-    /// Number of the source volume among the sources of the migration.
+    /// Number of this pair of source and target volume in the migration.
     pub(crate) source: u8,
     /// Id of the migration.
     pub(crate) id: u64,
@@ -71,7 +71,8 @@ impl VolumeQuestion for AskProgress {
     type Answer = Progress;
 }
 
-/// The rows that were copied to a volume and compared so far.
+/// The rows that were copied to a volume and compared so far: from one source in the answer to an
+/// `ImportRequest`, from all sources in `Progress`.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Imported {
     pub(crate) rows: u64,
@@ -247,7 +248,7 @@ async fn fetch(
     Page::decode(&answer.body).map_err(wrong)
 }
 
-/// Waits if rows arrived faster than the configured maximum rate.
+/// Waits if the rows of a source arrived faster than the configured maximum rate.
 async fn keep_pace(server: &VolumeServer, source: u8, copied: Imported) {
     let Some(rows_per_second) = server.move_rows_per_second else {
         return;

@@ -211,15 +211,87 @@ async fn a_reopened_volume_knows_the_reservations_requested_by_other_volumes() {
     let again = open(folder.path(), &alone);
     assert!(again.remote_reservations().get(&asked, store).is_some());
     assert!(again.remote_reservations().get(&own_order, store).is_none());
-    // The reservation has the nonce 77. A settlement for the nonce 76 must end nothing, and two
-    // settlements for the nonce 77 must release the units once.
+    // The reservation has the nonce 77. An answer about the nonce 76 must end nothing, and two
+    // answers about the nonce 77 must release the units once.
+    let question = question_about(&again, &asked);
     for (nonce, left) in [(76, (2, 3)), (77, (4, 1)), (77, (4, 1))] {
-        let settlement = settlement(store, false);
-        let ended = again.end_reservation(&asked, &settlement, Some(nonce)).await;
+        let (settlement, question) = (
+            settlement(store, false),
+            DueReservation {
+                nonce,
+                ..question.clone()
+            },
+        );
+        let ended = again.end_reservation(&asked, &settlement, Some(&question)).await;
         ended.unwrap();
         assert_eq!(level(&again, store), left);
     }
     close(&again).await;
+}
+
+/// Returns the question that is due about the reservation of an order.
+fn question_about(state: &VolumeState, order: &OrderId) -> DueReservation {
+    let due = state.remote_reservations().due(Instant::now() + ASK_AFTER);
+    due.into_iter().find(|due| due.order == *order).unwrap()
+}
+
+/// A request of an earlier attempt to place an order arrives after that of a later attempt, which
+/// asks for fewer units and may be durable already.
+#[tokio::test(start_paused = true)]
+async fn a_late_request_for_other_units_replaces_no_reservation() {
+    let (_, shared) = rings();
+    let folder = tempfile::tempdir().unwrap();
+    let state = stocked(folder.path(), &shared).await;
+    let store = store_where(&shared, true);
+    let order = orders_where(&shared, false).next().unwrap();
+    assert!(reserve(&state, &order, 8, store, 2).await.unwrap());
+    for quantity in [3, 1] {
+        let late = reserve(&state, &order, 6, store, quantity).await;
+        assert!(matches!(late, Err(OrderError::Busy(OTHER_UNITS))), "{late:?}");
+        assert_eq!(level(&state, store), (3, 2));
+    }
+    // The order's volume is asked at once, and does not need the units. So a later attempt can have
+    // other units.
+    check_reservations(&state, &NothingKept).await;
+    assert_eq!(level(&state, store), (5, 0));
+    assert!(reserve(&state, &order, 10, store, 3).await.unwrap());
+    assert_eq!(level(&state, store), (2, 3));
+    // The units of a confirmed reservation stay too.
+    state.confirm(&Confirm {
+        order: order.clone(),
+        nonce: 10,
+        store,
+    });
+    reserve(&state, &order, 6, store, 1).await.unwrap_err();
+    check_reservations(&state, &NothingKept).await;
+    assert_eq!(level(&state, store), (2, 3));
+    close(&state).await;
+    let again = open(folder.path(), &shared);
+    assert_eq!(level(&again, store), (2, 3));
+    close(&again).await;
+}
+
+/// The order's volume answers that no order needs the reservation. A later attempt to place the
+/// order has reserved the same units since the question, and then the request of the earlier attempt
+/// arrived a second time.
+#[tokio::test]
+async fn an_answer_about_an_earlier_attempt_ends_no_later_reservation() {
+    let (_, shared) = rings();
+    let folder = tempfile::tempdir().unwrap();
+    let state = stocked(folder.path(), &shared).await;
+    let store = store_where(&shared, true);
+    let order = orders_where(&shared, false).next().unwrap();
+    assert!(reserve(&state, &order, 6, store, 2).await.unwrap());
+    let question = question_about(&state, &order);
+    for nonce in [8, 6] {
+        assert!(reserve(&state, &order, nonce, store, 2).await.unwrap());
+    }
+    let ended = state
+        .end_reservation(&order, &settlement(store, false), Some(&question))
+        .await;
+    ended.unwrap();
+    assert_eq!(level(&state, store), (3, 2));
+    close(&state).await;
 }
 
 /// A client for other volumes that have no store, and no order that still needs its units.

@@ -86,7 +86,7 @@ pub(crate) fn look(folder: &Path) -> Result<Vec<Found>> {
 pub(crate) enum Content {
     /// The bytes of the whole file.
     Whole(Vec<u8>),
-    /// The last line of the file does not end with a line break.
+    /// The file is empty, or its last line does not end with a line break.
     Unfinished,
     /// The file was changed or replaced after its stamp was taken.
     Changed,
@@ -109,7 +109,7 @@ pub(crate) fn read(path: &Path, stamp: &Stamp) -> Result<Content> {
 }
 
 /// Deletes a file that was added to the statistics. Returns `false` without deleting if the file's
-/// stamp is no longer `stamp`.
+/// stamp is no longer `stamp`, and `true` if the file no longer exists.
 pub(crate) fn delete(path: &Path, stamp: &Stamp) -> Result<bool> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),

@@ -52,8 +52,9 @@ impl FolderId {
         let mut text = String::new();
         let limit = ID_BYTES_MAX as u64 + 2;
         Read::by_ref(&mut file).take(limit).read_to_string(&mut text)?;
-        // If the line break is missing, the process that wrote the id died before it had finished,
-        // and no file was added under that id. So a new id is written.
+        // If the line break is missing, the file is new, or the process that wrote the id died
+        // before it had finished. In both cases no file was added under an id, so a new id is
+        // written.
         let id = match text.strip_suffix('\n') {
             Some(id) if is_id(id) => id.to_owned(),
             None if text.len() <= ID_BYTES_MAX => {

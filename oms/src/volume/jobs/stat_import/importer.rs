@@ -28,7 +28,7 @@ use crate::volume::state::VolumeState;
 pub(crate) enum Imported {
     /// The lines of the file were added.
     Added,
-    /// The lines of the file had been added before.
+    /// A file with the same key had been added before.
     Known,
     /// The file is never added, for this reason.
     Refused(String),
@@ -98,8 +98,8 @@ impl Importer {
         let permit = state.storage.permit().await?;
         let ticket = {
             let _stock = state.stock();
-            // While the slot of the statistics is migrating, no file is added here. The target
-            // volume will add the file.
+            // Once the slot of the statistics is sealed or has moved, no file is added here. The
+            // volume that then owns the slot will add the file.
             state.slots.check_statistics()?;
             if state.slots.version() != version {
                 return Err(StorageError::Closed);

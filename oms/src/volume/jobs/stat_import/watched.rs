@@ -2,7 +2,7 @@
 //! does no IO.
 //!
 //! **Invariants**
-//! - A file is added once two scans in a row saw the same stamp.
+//! - A file is added only after two scans in a row saw the same stamp.
 //! - A file is incomplete if it is empty, cannot be read, or ends within a line. An incomplete file
 //!   is logged once, and renamed to `NAME.rejected` after `INCOMPLETE_TIMEOUT`.
 //! - Waiting times are measured by the monotonic clock.
@@ -88,7 +88,7 @@ impl Watched {
         Step::Take(stamp)
     }
 
-    /// Decides the next step for an incomplete file. Logs the reason once.
+    /// Decides the next step for an incomplete file. Logs the file once for each stamp.
     pub(crate) fn incomplete(&mut self, name: &str, reason: &str, now: Instant) -> Step {
         let Some(waiting) = self.0.get_mut(name) else {
             return Step::Wait;
