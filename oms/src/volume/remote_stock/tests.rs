@@ -213,15 +213,10 @@ async fn a_reopened_volume_knows_the_reservations_requested_by_other_volumes() {
     assert!(again.remote_reservations().get(&own_order, store).is_none());
     // The reservation has the nonce 77. An answer about the nonce 76 must end nothing, and two
     // answers about the nonce 77 must release the units once.
-    let question = question_about(&again, &asked);
+    let mut question = question_about(&again, &asked);
     for (nonce, left) in [(76, (2, 3)), (77, (4, 1)), (77, (4, 1))] {
-        let (settlement, question) = (
-            settlement(store, false),
-            DueReservation {
-                nonce,
-                ..question.clone()
-            },
-        );
+        question.nonce = nonce;
+        let settlement = settlement(store, false);
         let ended = again.end_reservation(&asked, &settlement, Some(&question)).await;
         ended.unwrap();
         assert_eq!(level(&again, store), left);
