@@ -74,7 +74,8 @@ pub fn read_secret_file(path: &Path) -> Result<String, NodeError> {
 }
 
 /// Returns the address that this node publishes: the first address of `advertise` if it is given,
-/// otherwise the address on which the node listens. Fails if `check_address` refuses the address.
+/// otherwise the address on which the node listens. Fails if `advertise` has no address, or if
+/// `check_address` refuses the address.
 pub(super) async fn address(
     config: &NodeConfig,
     url: &EngineUrl,

@@ -1,10 +1,11 @@
 //! A simulated engine in memory: three servers, of which one is the primary and the others are
 //! standbys.
 //!
-//! The engine has the faults of a real engine (PostgreSQL with standbys). The engine loses answers,
-//! stalls commits and fails over. The engine also runs two primaries at once, forgets commits that
-//! no standby had, and reports success after a cancelled wait for a standby. A statement checks its
-//! conditions when it begins and writes later, as at the isolation level "read committed".
+//! The engine has the faults of a real engine (PostgreSQL with standbys). The engine loses
+//! statements and answers, stalls commits and fails over. The engine also runs two primaries at
+//! once, forgets commits that no standby had, and reports success with a warning after a cancelled
+//! wait for a standby. A statement may check its conditions when it begins and write later, as at
+//! the isolation level "read committed".
 //!
 //! **Invariants**
 //! - A commit is acknowledged once a standby has it. A standby that is promoted has every
@@ -51,10 +52,11 @@ pub(super) const SERVERS: usize = 3;
 /// The result of a statement at the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reply {
-    /// The statement affected this number of rows. For `Statement::Raise`, the number is the new
-    /// epoch. For a beat, the number is the version that the beat returns.
+    /// The statement has written, or affected no row. The number is 0 for no row, the new epoch for
+    /// `Statement::Raise`, the version that a beat returns, and 1 for other statements.
     Rows(u64),
-    /// The statement affected this number of rows, but its wait for a standby was cancelled.
+    /// The statement has written, with a number as in `Rows`, but its wait for a standby was
+    /// cancelled.
     Warned(u64),
     /// The statement was cancelled before its write, because of a timeout.
     Cancelled,
@@ -240,7 +242,8 @@ impl SimEngine {
     }
 
     /// Promotes the standby with the most changes, and kills the old primary. With `keeps_two`, the
-    /// old primary continues without standbys for a while instead.
+    /// old primary continues without standbys for a while instead. Does nothing during another
+    /// fail-over, or while no primary runs.
     pub(crate) async fn fail_over(self: &Arc<Self>, keeps_two: bool) {
         let (promotion_ms, return_ms) = (self.dice.between(100, 2_500), self.dice.between(500, 5_000));
         self.fail_over_within(keeps_two, promotion_ms, return_ms).await;
@@ -347,8 +350,9 @@ impl SimEngine {
         self.notify();
     }
 
-    /// Executes a statement at a server, about the volume or node with this name. `None` means that
-    /// the connection broke.
+    /// Executes a statement at a server, about the volume or node with this name. Returns `None` if
+    /// the statement gets no answer, because the server accepts no writes or its process has ended
+    /// or restarted.
     pub(super) async fn write(
         self: &Arc<Self>,
         at: usize,

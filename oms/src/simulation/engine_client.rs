@@ -3,8 +3,9 @@
 //! **Invariants**
 //! - A client that gives up tries the next host. A warning in an answer (the wait for a standby was
 //!   cancelled) makes the result unknown.
-//! - A statement runs in a separate task, so that it continues without its client.
-//! - A connection ends with the process of its server, and after a call without an answer.
+//! - A statement that writes runs in a separate task, so that it continues without its client.
+//! - A connection ends with the process of its server, and after a call without an answer or with a
+//!   warning.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,7 +47,8 @@ impl SimClient {
         }
     }
 
-    /// Creates a client that calls `on_done` for each acknowledged statement.
+    /// Creates a client that calls `on_done` for each acknowledged statement that has affected
+    /// rows.
     pub(super) fn watched(engine: Arc<SimEngine>, host: usize, on_done: OnDone) -> SimClient {
         SimClient {
             on_done: Some(on_done),
@@ -69,7 +71,7 @@ impl SimClient {
     }
 
     /// Chooses a server that takes writes, beginning with the present host. The connection is
-    /// stored in `open` again only by a call that got an answer.
+    /// stored in `open` again only by a call that got an answer without a warning.
     async fn connect(&mut self) -> Result<(usize, u64), SessionError> {
         let open = self.open.take();
         for _ in 0..SERVERS {

@@ -1,4 +1,4 @@
-//! Tests of leases and takeovers: real nodes on the simulated engine, with one fault each.
+//! Tests of leases and takeovers: real nodes on the simulated engine, each with chosen faults.
 //!
 //! Tests with a comment "Detects the mistake" fail if this deliberate mistake is selected
 //! (`runtime::seeded`).
@@ -60,7 +60,8 @@ impl Sole {
         self.process.spawn(task).await.unwrap()
     }
 
-    /// Assigns a volume to a node, as the coordinator does. Must be the coordinator.
+    /// Assigns a volume to a node, as the coordinator does. The process of `self` must be the
+    /// coordinator.
     async fn assign(&self, volume: &NodeName, to: &NodeName) {
         let (cluster, volume, to) = (Arc::clone(&self.cluster), volume.clone(), to.clone());
         self.run(async move {
@@ -139,7 +140,7 @@ fn with_two_nodes<F: Future<Output = ()>>(test: impl FnOnce(Arc<World>, Sole, So
         bob.assign(&volume(), &ada.node.name).await;
         let opened = ada.open(&volume()).await;
         ada.leased(&opened).await;
-        // The judges need some looks before they know the pace of the beats.
+        // Each node looks a few times, so that it knows the beats of the other node.
         wait_ms(500).await;
         test(world, bob, ada, opened).await;
     });

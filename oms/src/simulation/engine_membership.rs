@@ -29,7 +29,7 @@ use crate::simulation::world::{FURTHER_ENGINE, Node, SECRET, World};
 use crate::storage::log::Log;
 use crate::storage::log::cache::Cache;
 
-/// URL of the first engine. It appears in error messages only.
+/// URL of every engine in error messages.
 const URL: &str = "postgres://imt@simulated/shop";
 
 /// The tables of the cluster in the simulated engine, over one connection.
@@ -97,7 +97,8 @@ impl ClusterTables for SimTables {
             card: card.cloned(),
         };
         Box::pin(async move {
-            // Nodes beat only once a state exists, so the returned version is above zero.
+            // Nodes beat only once a state exists, so the returned version is above zero, and 0
+            // means that no row was changed.
             let version = self.client.write(name, Statement::Table(statement)).await?;
             Ok((version > 0).then_some(version))
         })

@@ -3,8 +3,12 @@
 //!
 //! **Invariants**
 //! - A change that waits for a standby is invisible to reads. Its row is locked for other writes.
-//! - A statement finds its row as it was when the statement began. Before the write, the statement
-//!   checks its conditions again on the newest version of the row, as PostgreSQL does.
+//! - A statement on the cluster's tables finds its row as it was when the statement began. Before
+//!   the write, it checks its conditions again on the newest version of the row, as PostgreSQL
+//!   does.
+//! - An append checks the epoch of the volume and the previous entry when it begins. At its write,
+//!   it only checks that its number is free. Other statements about a volume check their conditions
+//!   at the write.
 //!
 //! Deliberately absent: time, faults and the waits for standbys (`engine`).
 
@@ -16,7 +20,7 @@ use crate::simulation::engine_tables::{ClusterRow, TableChange, TableStatement, 
 use crate::storage::log::{Entry, Head, LastWords};
 
 /// The engine's record of a volume, with the node that took the volume over last. The name is empty
-/// once that node has released the volume.
+/// before the first takeover, and once that node has released the volume.
 #[derive(Clone, Debug)]
 pub(super) struct OwnedHead {
     pub(super) head: Head,
@@ -157,8 +161,8 @@ pub(super) struct Server {
     pub(super) is_up: bool,
     /// `true` for a standby that receives no changes now.
     pub(super) is_paused: bool,
-    /// Number of starts of the server. A statement ends without an answer if the server has started
-    /// again since the statement began.
+    /// A number that grows whenever the server ends, restarts or is reset. A statement ends without
+    /// an answer if the number has grown since the statement began.
     pub(super) start: u64,
     pub(super) changes: Vec<Arc<Change>>,
     pub(super) data: Data,
@@ -189,7 +193,8 @@ impl Server {
         at
     }
 
-    /// Replaces the changes and data of this server by those of another server.
+    /// Replaces the changes of this server by `changes`, and its data by their result. All its
+    /// statements end.
     pub(super) fn reset_to(&mut self, changes: Vec<Arc<Change>>) {
         self.start += 1;
         self.data = Data::default();
@@ -237,7 +242,8 @@ impl Server {
     }
 
     /// Checks the conditions that a statement checks when it begins. Returns `None` if the
-    /// statement affects no row. Otherwise returns the version of the cluster's state that it sees.
+    /// statement affects no row. Otherwise returns the version of the cluster's state that it sees,
+    /// or 0 for a statement about a volume.
     pub(super) fn begin(&self, name: &str, statement: &Statement) -> Option<u64> {
         match statement {
             Statement::Append { entry, behind } => {

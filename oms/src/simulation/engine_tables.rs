@@ -3,8 +3,8 @@
 //! **Invariants**
 //! - A statement sees the rows as they were when it began. It locks the newest version of its row,
 //!   and checks its conditions again on that version.
-//! - So a beat that waited returns the column `must_know` as of its write, and the version of the
-//!   state as of its begin.
+//! - So a beat that waited returns the later of two versions: `must_know` as of its write, and the
+//!   version of the state as of its begin.
 //!
 //! Deliberately absent: the statements of clients (`engine_membership`).
 
@@ -246,7 +246,8 @@ impl NodeRow {
 }
 
 impl ClusterRow {
-    /// Returns `true` if `next` may replace this row's state, with `former` as the coordinator.
+    /// Returns `true` if `next` has the version after this row's state, and `former` is this row's
+    /// coordinator.
     fn is_before(&self, next: &ClusterState, former: &str) -> bool {
         self.state.version + 1 == next.version && self.coordinator == former
     }

@@ -181,7 +181,7 @@ fn an_unanswered_entry_is_repeated_until_it_is_known() {
         let writer = owner(&engine, "ada", 1).await;
         engine.pause_standbys(true);
         let appending = append(writer, 1);
-        // The client of the statement has given up by now, and the server still waits for a
+        // During this wait, the client of the statement gives up, and the server still waits for a
         // standby.
         wait_ms(5_000).await;
         assert!(!appending.is_finished());

@@ -1,10 +1,10 @@
 //! The faults of a run. Nodes die at any wait, stop and resume, join and leave. Clocks jump, the
-//! disk fills up, and messages are lost.
+//! disk fills up, messages are lost, the warehouse gets another address, and engines fail.
 //!
 //! **Invariants**
 //! - Every fault is drawn from the seed of the run.
-//! - After `heal`, every node has been started, and no fault happens until the first audit has
-//!   ended. The audit needs both.
+//! - After `heal`, every node has been started, and this module causes no fault until the first
+//!   audit has ended. The audit needs both.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,7 +32,8 @@ const LEASE: Duration = Duration::from_millis(1_200);
 /// Channel with the name of the node that must stop gracefully.
 pub(super) type Stops = Arc<watch::Sender<Option<&'static str>>>;
 
-/// Starts a node unless it is running.
+/// Starts a node unless it is running. Behind an engine, a second process is started beside a
+/// stopped one.
 pub(super) fn start(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: &Stops, name: &'static str) {
     let Some(node) = world.start(name) else { return };
     let process = node.process();
@@ -156,7 +157,7 @@ async fn stopped(world: Arc<World>, name: &str, id: usize, process: Arc<Process>
     }
 }
 
-/// Sends a request of an operator to all members, and waits a second for each answer.
+/// Sends a request of an operator to all members, and waits at most a second for each answer.
 pub(super) async fn ask_all(world: &Arc<World>, path: &str) {
     let addresses: Vec<_> = {
         let inside = world.inside();
@@ -181,8 +182,8 @@ pub(super) async fn ask_all(world: &Arc<World>, path: &str) {
 }
 
 /// Draws the deviation of a clock from the right time: up to 20 seconds, or ten minutes to two
-/// hours. The audit repeats its checks for 20 minutes at most, so it detects a wait that a clock
-/// step of ten minutes or more makes longer.
+/// hours. A step of more than 20 minutes can make a wait longer than the time for which the audit
+/// repeats its checks.
 fn skew_ms(dice: &Dice) -> i64 {
     match dice.between(0, 3) {
         0 => dice.between(600_000, 7_200_000) as i64,
@@ -281,7 +282,7 @@ pub(super) async fn cause_engine_faults(engine: Arc<SimEngine>, until: tokio::ti
     engine.pause_standbys(false);
 }
 
-/// Ends all faults, and starts the nodes that do not run.
+/// Ends all faults of nodes, clocks, disk and network, and starts the nodes that do not run.
 pub(super) async fn heal(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: &Stops) {
     world.loss.store(0, Ordering::Relaxed);
     world.disk.set_full(false);

@@ -14,7 +14,7 @@ use crate::simulation::world::World;
 /// Pause between two looks at all leases.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Looks at all leases until the run ends. Without an engine there are none.
+/// Looks at all leases until the caller aborts this task. Returns at once without an engine.
 pub(super) async fn watch(world: Arc<World>) {
     while world.has_engine() {
         tokio::time::sleep(LOOK_EVERY).await;

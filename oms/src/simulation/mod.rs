@@ -6,15 +6,16 @@
 //! - **Simulated**: membership and the cluster's state (`world`), the disk below microdb (`disk`),
 //!   calls between nodes (`net`), the warehouse, and the clocks. Threads are replaced by tasks
 //!   (`runtime`).
-//! - In some runs a simulated engine holds the cluster's state, the rows of the nodes and the logs
-//!   of the volumes (`engine`). Then beats, looks, leases and takeovers are real too
+//! - In some runs one or two simulated engines hold the cluster's state, the rows of the nodes and
+//!   the logs of the volumes (`engine`). Then beats, looks, leases and takeovers are real too
 //!   (`cluster::engine`).
 //! - **Deliberately absent**: HTTP, sockets and real files, power cuts (tested by microdb),
 //!   statistics files.
 //!
 //! In runs with customers, the audit compares their answers with the final state. In runs with
-//! clients, their histories are checked for linearizability. All runs compare the rows, counters
-//! and messages of the volumes repeatedly (`invariants`).
+//! clients, their histories are checked for linearizability. Both kinds of runs compare the rows,
+//! counters and messages of the volumes repeatedly (`invariants`). In a third kind, only the engine
+//! has faults, and no volume may change its node.
 //!
 //! **Invariant**: the same seed gives the same trace. `IMT_SIM_SEED=N` runs one seed and prints its
 //! trace, `IMT_SIM_SEEDS=N` sets the number of seeds, and `IMT_SIM_FIRST=N` sets the first seed.
@@ -100,7 +101,7 @@ fn in_virtual_time<T>(work: impl Future<Output = T>) -> T {
     runtime.block_on(work)
 }
 
-/// Runs one seed with volumes on simulated disks.
+/// Runs one seed without an engine, with all volumes on the simulated disk.
 fn run(seed: u64, keeps_lines: bool) -> Outcome {
     run_on(seed, keeps_lines, 0)
 }
@@ -222,8 +223,9 @@ fn run_histories_on(seed: u64, keeps_lines: bool, engines: usize) -> Outcome {
     })
 }
 
-/// Runs one seed in which only the engine has faults: it stalls, fails over, and has two primaries.
-/// The nodes run all the time, so no volume may change its node.
+/// Runs one seed in which only the engine has faults: commits wait for paused standbys, waits are
+/// cancelled, the primary restarts or fails over, or two primaries run. The nodes run all the time,
+/// so no volume may change its node.
 fn run_engine_faults(seed: u64, keeps_lines: bool) -> Outcome {
     in_virtual_time(async {
         let world = World::new(seed, &NAMES, keeps_lines, 1);

@@ -8,7 +8,7 @@
 //! **Invariants**
 //! - Without an engine, a process that dies loses its name and the role of coordinator immediately.
 //!   Watchers are notified a moment later, unless another process has the name by then.
-//! - Every event is added to the trace, so that two runs of a seed can be compared.
+//! - `World::note` adds each event to the trace, so that two runs of a seed can be compared.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -44,7 +44,7 @@ pub(super) struct Incarnation {
     pub(super) process: Arc<Process>,
     /// The handle that receives the node's requests. `None` while the node does not listen.
     pub(super) cluster: Option<Arc<ClusterHandle>>,
-    /// `true` until the process dies or releases its name.
+    /// `true` until the process dies, loses its lease without an engine, or leaves the cluster.
     pub(super) is_member: bool,
     /// Behind an engine, the folder with the process's copies of volumes.
     folder: PathBuf,
@@ -203,7 +203,7 @@ impl World {
         self.inside().state.as_deref().cloned()
     }
 
-    /// Records the cluster's state that the engine has at this moment.
+    /// Behind an engine, records the cluster's state that the engine has at this moment.
     pub(super) fn observe_state(&self) {
         let Some(row) = self.engines.first().and_then(|engine| engine.cluster()) else {
             return;
@@ -255,7 +255,8 @@ impl World {
         (known, inside.warehouse_since.unwrap_or(self.began))
     }
 
-    /// Returns the number and the process of the running incarnation with this name.
+    /// Returns the number and the process of the last incarnation that has this name. The process
+    /// may be stopped.
     pub(super) fn running(&self, name: &str) -> Option<(usize, Arc<Process>)> {
         let inside = self.inside();
         let found = inside.holder(name)?;
@@ -374,7 +375,8 @@ impl World {
         Duration::from_millis(self.dice.between(0, 4))
     }
 
-    /// Makes one of the candidates the coordinator. A stopped process cannot be chosen.
+    /// Makes one of the candidates the coordinator, unless there is one. A stopped process cannot
+    /// be chosen.
     pub(super) fn elect(&self) {
         let mut inside = self.inside();
         if inside.coordinator.is_some() {

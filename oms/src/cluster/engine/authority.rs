@@ -4,9 +4,9 @@
 //! - A replacement succeeds only if the stored version and coordinator are the expected ones. So a
 //!   former coordinator cannot change the state, and only one of two concurrent replacements
 //!   succeeds.
-//! - A replacement with an unknown result is repeated. If the repetition changes no row, the stored
-//!   state is read (`Shared::read_state`). The replacement succeeded if the stored state is the new
-//!   one.
+//! - A replacement with an unknown result is repeated for up to `REPLACE_TIMEOUT`. If the
+//!   repetition changes no row, the stored state is read (`Shared::read_state`). The replacement
+//!   succeeded if the stored state is the new one, and this process is its coordinator.
 //!
 //! The decision which node may become the coordinator is in `shared`.
 
@@ -23,7 +23,7 @@ use crate::cluster::engine::tables::ClusterTables;
 use crate::error::NodeError;
 use crate::postgres::{EngineUrl, SessionError};
 
-/// Longest time to determine the result of a replacement of the cluster's state.
+/// Time after which a failed replacement of the cluster's state is not repeated any more.
 const REPLACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before a failed replacement of the cluster's state is repeated.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -52,7 +52,8 @@ impl StateTable {
         }
     }
 
-    /// Replaces the state, if this process is still the coordinator.
+    /// Replaces the state. Fails unless this process is still the coordinator and `next` has the
+    /// version after the stored one.
     pub(super) async fn replace(&self, shared: &Shared, next: &ClusterState) -> Result<(), NodeError> {
         let me = shared.label();
         if self.swap(shared, next, &me).await? {
@@ -67,8 +68,9 @@ impl StateTable {
         })
     }
 
-    /// Makes this process the coordinator if the former coordinator is gone. Returns `false` if the
-    /// former coordinator is not gone, or if another node became the coordinator first.
+    /// Makes this process the coordinator if the present one is gone. Returns `true` also if this
+    /// process was the coordinator already. Returns `false` if the coordinator is not gone, or if
+    /// another process replaced the state first.
     pub(super) async fn take_coordination(&self, shared: &Shared) -> Result<bool, NodeError> {
         let now = shared.read_state().await?;
         if now.coordinator == shared.label() {
@@ -103,7 +105,7 @@ impl StateTable {
                     }
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
-                // 55P03: the row is still locked by an earlier attempt. 40001 and 40P01: the
+                // 55P03: the row is locked, for example by an earlier attempt. 40001 and 40P01: the
                 // transaction conflicts with another transaction. The statement had no effect, so
                 // it is repeated.
                 Err(SessionError::Refused { code, .. })
@@ -117,7 +119,7 @@ impl StateTable {
     }
 
     /// Makes a silent node unable to extend its lease until it knows the state of this version.
-    /// Returns `false` if the node has written another beat than `last`.
+    /// Returns `false` and changes nothing unless `last` is still the node's last beat.
     pub(super) async fn demand(&self, node: &str, last: &Beat, version: u64) -> Result<bool, NodeError> {
         let demanded = self.tables.lock().await.demand(node, last, version).await;
         demanded.map_err(self.failed("end the lease of a silent node"))

@@ -1,10 +1,12 @@
 //! The access of a node to its engines and to its local copies of volumes.
 //!
 //! `Backend` has two implementations. `Postgres` uses PostgreSQL servers and folders. The
-//! simulation has a second one, with servers and disks in memory. So the simulation runs all other
-//! modules of `cluster::engine` unchanged.
+//! simulation has a second one, with servers and disks in memory. So the simulation runs the
+//! modules `authority`, `beat`, `shared`, `tasks` and `volumes`, and the joining of a node,
+//! unchanged.
 //!
-//! **Invariant**: an engine that cannot be used affects only the volumes that it stores.
+//! **Invariant**: a *further engine*, which does not store the cluster's state, affects only the
+//! volumes that it stores if it cannot be used.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -25,8 +27,9 @@ use crate::storage::log::Log;
 use crate::storage::log::cache::Cache;
 use crate::storage::log::engine::EngineLog;
 
-/// Longest time for a beat, a look or a replacement of the state. PostgreSQL usually answers within
-/// milliseconds. After a timeout the next attempt begins with another host of the URL.
+/// Longest time for one statement of a running node on the cluster's tables, such as a beat or a
+/// look. PostgreSQL usually answers within milliseconds. After a timeout the next attempt begins
+/// with another host of the URL.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest time for one statement during the start of a node.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,7 +46,8 @@ pub(crate) trait Backend: Send + Sync {
     /// operators.
     fn tables(&self, purpose: &'static str) -> Box<dyn ClusterTables>;
 
-    /// Returns `true` if the engine that stores a log can be used now.
+    /// Returns `true` if the engine that stores a log has passed the check of its tables and
+    /// settings. The engine can be unreachable all the same.
     fn is_usable<'a>(&'a self, place: &'a VolumeLog) -> Pin<Box<dyn Future<Output = bool> + Send + 'a>>;
 
     /// Creates an access to the log of a volume. Fails if the URL of its engine is invalid.
@@ -88,9 +92,9 @@ impl Postgres {
         }
     }
 
-    /// Returns `true` if an engine may be used. The tables and settings of a further engine are
-    /// checked once, as soon as it responds. Returns `false` while it does not respond, and if the
-    /// check fails.
+    /// Returns `true` if an engine may be used: the first engine, or a further engine that has
+    /// passed the check of its tables and settings. A further engine is checked at each call until
+    /// it passes once. Returns `false` if it fails the check, or does not respond to the check.
     async fn is_fit(&self, url: &Arc<EngineUrl>) -> bool {
         let text = url.to_string();
         let fit = || self.fit.lock();

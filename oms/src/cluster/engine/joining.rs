@@ -4,7 +4,7 @@
 //! - Tables and settings of the engine are checked before anything is written.
 //! - A node takes over its name only from a process that does not beat. If the former process was
 //!   only paused, its lease ended before its name was taken. The next beat of the paused process
-//!   fails, and so the process notices that it was replaced.
+//!   changes no row, and so the process notices that it was replaced.
 //!
 //! Tables are created by `imt engine init`, not here.
 
@@ -31,10 +31,10 @@ use crate::postgres::{EngineUrl, Session, SessionError};
 use crate::runtime;
 use crate::storage::follow::Followers;
 
-/// Longest time for one statement during the start.
+/// Longest time for one statement of the check of an engine.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest time to take the name while the engine does not respond or other processes try to take
-/// the name.
+/// Longest time to take the name while the engine does not respond, or while another process has or
+/// takes the name and has not published its address.
 const NAME_TIMEOUT: Duration = Duration::from_secs(15);
 /// Maximum permitted `statement_timeout` and `lock_timeout` of the role. A delayed append of a
 /// former owner of a volume is refused because newer log entries have its number. It must end
@@ -95,8 +95,8 @@ impl Joining {
         self.backend.check().await?;
         let mut tables = self.backend.start_tables();
         let name = self.member.name().clone();
-        // The random number distinguishes successive processes of one node. The shift makes the
-        // number positive.
+        // The random number distinguishes successive processes of one node. The shift clears the
+        // sign bit.
         let incarnation = (runtime::random_u64() >> 1) as i64;
         self.check_weight(&mut *tables).await?;
         self.take_name(&mut *tables, incarnation).await?;
@@ -191,8 +191,8 @@ impl Joining {
             return tables.add_node(name, incarnation).await;
         };
         if former.incarnation == incarnation {
-            // An earlier attempt with an unknown result has succeeded. This commit is acknowledged
-            // only after the standbys have the earlier one too.
+            // An earlier attempt with an unknown result has succeeded. The commit of the probe is
+            // acknowledged only after the standbys have the earlier one too.
             tables.probe().await?;
             return Ok(true);
         }
@@ -202,8 +202,8 @@ impl Joining {
         tables.replace_node(name, &former, incarnation).await
     }
 
-    /// Returns a text that describes the process with this name, or `None` if that process has not
-    /// published its address yet.
+    /// Returns a text that describes the process with this name, or `None` if no process has the
+    /// name or that process has not published its address yet.
     async fn holder(&self, tables: &mut dyn ClusterTables) -> Result<Option<String>, NodeError> {
         let node = tables.node(self.member.name().as_str()).await;
         let node = node.map_err(self.failed("take the node's name"))?;
@@ -239,8 +239,8 @@ impl Joining {
         }
     }
 
-    /// Writes the cluster's first state, and the row of the first volume's log. It has no effect if
-    /// a state exists already.
+    /// Writes the cluster's first state, and the row of the first volume's log. Has no effect if a
+    /// state exists already.
     async fn write_first(
         &self,
         tables: &mut dyn ClusterTables,
@@ -302,8 +302,9 @@ pub(super) async fn check_fitness(session: &mut Session, url: &EngineUrl) -> Res
 }
 
 /// Waits for `Pace::gone`. Returns `true` if the process that has the name `name` did not beat in
-/// that time, or if its row was deleted. Returns `false` as soon as the process beats. Time in
-/// which the statements of this session wait is not counted.
+/// that time, or if its row was deleted. Returns `false` as soon as the row has another beat. Time
+/// in which the statements of this session wait is not counted. After a new connection, the wait
+/// begins again.
 async fn has_stopped(
     tables: &mut dyn ClusterTables,
     name: &str,

@@ -1,9 +1,9 @@
-//! Tests of a volume's log, checkpoint and views against a real engine.
+//! Tests of a volume's log, checkpoint and views, and of a beat, against a real engine.
 //!
 //! The environment variable `IMT_ENGINE` must be the URL of a PostgreSQL server, with a role that
-//! may create databases. Each test creates a separate database. `IMT_FENCE_ROUNDS` sets the number
-//! of rounds of `no_former_owner_commits_and_nothing_is_lost`. The owner of a volume is the process
-//! that took over its log last.
+//! may create databases. Each test that uses the server creates a separate database.
+//! `IMT_FENCE_ROUNDS` sets the number of rounds of `no_former_owner_commits_and_nothing_is_lost`.
+//! The owner of a volume is the process that took over its log last.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -93,7 +93,8 @@ impl Fencing {
     }
 
     /// Takes over the volume without regard to leases, and appends entries until an append is
-    /// refused or has an unknown outcome.
+    /// refused or has an unknown outcome. Returns without an append if the volume has a newer
+    /// owner.
     async fn own(self: Arc<Self>, name: String, since: u64, ready: tokio::sync::oneshot::Sender<Position>) {
         let mut log = self.log();
         let (epoch, position) = loop {

@@ -1,5 +1,6 @@
 //! Nodes on one or many machines that share an *engine*: a PostgreSQL server, or another server
-//! with its protocol. The engine stores the cluster's state and the volumes.
+//! with its protocol. The engine stores the cluster's state and the volumes. Further engines may
+//! store some of the volumes instead.
 //!
 //! Each node has a row in the engine with a number, its *beat*, which it increments several times a
 //! second. Each node reads the rows of all nodes equally often, which is called a *look*. If the
@@ -13,12 +14,12 @@
 //! | `beat` | decisions from beats: which nodes are gone, how long this node may answer reads |
 //! | `shared` | the data in memory that the tasks and the callers of this process share |
 //! | `tasks` | two tasks, one that beats and one that looks, each with its own connection |
-//! | `authority` | writes the first state and the secret; replaces the state by compare-and-swap |
-//! | `volumes` | the opening of volumes, and local copies of volumes that other nodes serve |
+//! | `authority` | replaces the state by compare-and-swap; ends leases, removes rows of nodes |
+//! | `volumes` | opens, releases and removes volumes; follows volumes that other nodes serve |
 //! | `copies` | for the command line: export and rebuild of a volume |
-//! | `joining` | the start of a node: checks of the engine, taking the name |
+//! | `joining` | the start of a node: checks the engine, takes the name, writes the first state |
 //! | `warehouse` | the address of the warehouse, which all nodes share |
-//! | `tools` | for the command line: creation of the tables, checks, a list of the nodes |
+//! | `tools` | for the command line: tables, checks, a list of the nodes, control of standbys |
 //!
 //! **Invariants**
 //! - The owner of a volume is the process that took over its log last. The engine refuses commits
@@ -96,7 +97,8 @@ pub(crate) struct EngineCluster {
     waiting: parking_lot::Mutex<BTreeMap<NodeName, Waiting>>,
     /// The epochs under which this process has opened volumes.
     epochs: parking_lot::Mutex<BTreeMap<NodeName, u64>>,
-    /// Number of attempts to open a volume that have failed.
+    /// Number of attempts to open a volume that failed although no former server had a lease. It
+    /// selects the server that the next attempt tries first.
     unopened: AtomicUsize,
 }
 

@@ -60,8 +60,8 @@ struct VolumeLease {
     volume: NodeName,
     /// The version of the cluster's state in which the volume was assigned to this node.
     since: u64,
-    /// `true` once the volume is assigned to another node, or is assigned to this node again at a
-    /// later version.
+    /// `true` once the volume is not assigned to this node any more, or is assigned to it again at
+    /// a later version.
     is_lost: Weak<AtomicBool>,
 }
 
@@ -89,7 +89,7 @@ struct Inside {
     is_withdrawn: bool,
     readers: Vec<Reader>,
     cached: Option<Confirmed>,
-    /// `true` if a beat returned another version than that of `cached`.
+    /// `true` if the last acknowledged beat returned another version than that of `cached`.
     is_behind: bool,
     leases: Vec<VolumeLease>,
 }
@@ -225,8 +225,9 @@ impl Shared {
         inside.cached.as_ref().map(|cached| cached.state.log_of(volume))
     }
 
-    /// Returns the last known beat of a node whose row has not changed for longer than a lease.
-    /// A later beat of the node may exist already.
+    /// Returns the last known beat of a node that is gone, or that has not changed its beat for
+    /// `LEASE_WAIT`. Otherwise, and for an unknown node, returns `None`. A later beat of the node
+    /// may exist already.
     pub(super) fn silent(&self, node: &str) -> Option<Beat> {
         let inside = self.inside();
         let is_silent = inside.judge.is_silent(node, self.now(), LEASE_WAIT);
@@ -478,7 +479,8 @@ impl Shared {
         }
     }
 
-    /// Returns `true` if the process that `coordinator` identifies is gone.
+    /// Returns `true` if the process that `coordinator` identifies is gone, or if the text
+    /// identifies no process.
     pub(super) fn is_vacant(&self, coordinator: &str) -> bool {
         let inside = self.inside();
         match of_label(coordinator) {

@@ -67,11 +67,12 @@ pub(crate) trait ClusterTables: Send {
     /// Closes the connection. The next call opens another one, beginning with the next server.
     fn disconnect(&mut self);
 
-    /// Reads the cluster's state, or `None` if there is none yet. If the stored version is that of
-    /// `known`, the result is `known`.
+    /// Reads the cluster's state and its coordinator, or `None` if there is no state yet. If the
+    /// stored version is that of `known`, the state is taken from `known`.
     fn state<'a>(&'a mut self, known: Option<&'a Confirmed>) -> Answer<'a, Option<Confirmed>>;
 
-    /// Reads the rows of all nodes.
+    /// Reads the rows of all nodes, and the version and coordinator of the state. The result is
+    /// empty if there is no state.
     fn look(&mut self) -> Answer<'_, Look>;
 
     /// Reads the last beat and the description of one node.
@@ -79,7 +80,7 @@ pub(crate) trait ClusterTables: Send {
 
     /// Writes a beat and the description of a node. Returns the version of the state at that time,
     /// or a later version that another node demanded with `demand`. Returns `None` if another
-    /// process has taken the name.
+    /// process has taken the name, or if the row was removed.
     fn beat<'a>(
         &'a mut self,
         name: &'a str,
@@ -88,8 +89,8 @@ pub(crate) trait ClusterTables: Send {
     ) -> Answer<'a, Option<u64>>;
 
     /// Demands that the process with the last beat `last` knows the state of this version before a
-    /// later beat extends its lease. Returns `false` and changes nothing if the process has written
-    /// another beat.
+    /// later beat extends its lease. Returns `false` and changes nothing unless `last` is still the
+    /// last beat of the name.
     fn demand<'a>(&'a mut self, name: &'a str, last: &'a Beat, version: u64) -> Answer<'a, bool>;
 
     /// Adds a node with this incarnation. Returns `false` if a node has the name already.
@@ -146,7 +147,7 @@ impl SqlTables {
 }
 
 /// Decodes the rows of `schema::STATE`. Returns `None` if the table has no state. If the stored
-/// version is that of `known`, the engine omits the text, and the function returns `known`.
+/// version is that of `known`, the engine omits the text, and the state is taken from `known`.
 pub(super) fn decoded_state(
     rows: &[Row],
     known: Option<&Confirmed>,

@@ -4,10 +4,10 @@
 //! **Invariants**
 //! - A state is returned to its readers only after a later beat on the same connection is
 //!   acknowledged. Only the primary that the standbys follow acknowledges beats.
-//! - A beat may change no row for two reasons: this process was replaced, or an old primary that
-//!   lacks this node's row has answered. Then a further commit is sent on the same connection. An
-//!   old primary does not acknowledge that commit. So an acknowledgement means that this process
-//!   was replaced.
+//! - A beat may change no row for three reasons: another process has taken the name of this node,
+//!   another node has removed the row while this process was silent, or an old primary that lacks
+//!   the row has answered. Then a further commit is sent on the same connection. An old primary
+//!   does not acknowledge that commit. So after an acknowledgement this process counts as replaced.
 //!
 //! The decision which nodes are gone is in `beat`. The statements are in `tables`.
 
@@ -59,8 +59,8 @@ enum Beaten {
     Again,
 }
 
-/// Sends beats until this node leaves the cluster. The last beat tells the other nodes that the
-/// process has ended.
+/// Sends beats until this node leaves the cluster or is replaced. When it leaves, the last beat
+/// tells the other nodes that the process has ended.
 pub(super) async fn beat(shared: Arc<Shared>, mut tables: Box<dyn ClusterTables>, mut number: i64) {
     let mut troubles = Troubles::default();
     let mut connections = tables.connections();

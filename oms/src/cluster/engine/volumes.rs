@@ -10,11 +10,11 @@
 //!   executes late has no effect on a later opening.
 //! - A takeover appends an entry to the log and makes this process the owner of the volume. The
 //!   volume is served once the local copy has all entries up to that one.
-//! - If the engine does not respond, or the log has a newer owner, the volume stays closed without
-//!   an error. In the first case the caller tries again. In the second case the state names another
-//!   node.
+//! - If a statement on the log fails, or the log has a newer owner, the volume stays closed without
+//!   an error. The caller then tries again, unless the state assigns the volume to another node by
+//!   then.
 //!
-//! The choice of the volumes is in `control`. Beats and leases are in `beat`.
+//! The choice of the volumes is in `control`. Beats and leases are in `beat` and `shared`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,11 +38,11 @@ use crate::storage::log::writer::LogWriter;
 use crate::storage::log::{Log, LogError};
 use crate::storage::volume::Volume;
 
-/// Pause if the former server of a volume may still have a lease. The caller repeats the attempt at
-/// once, so without the pause it would spin.
+/// Pause after an attempt to open a volume that failed because the former server may still have a
+/// lease. It bounds the number of statements until the lease ends.
 const LEASE_PAUSE: Duration = Duration::from_millis(10);
-/// Pause after a failed takeover. The caller repeats the attempt at once, so without the pause it
-/// would spin.
+/// Pause after an attempt to open a volume that failed at its engine or its log, or because this
+/// node had no lease. The next attempt would probably fail too if it followed at once.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Number of failed attempts after which the servers are tried in the same order again. It is a
@@ -109,11 +109,13 @@ pub(super) struct Waiting {
 
 impl EngineCluster {
     /// Returns `true` once no former server of a volume can answer reads. There are three cases:
-    /// - The former server has released the volume, or this node was the former server.
+    /// - No other node has the volume: the former server has released it, or was this node, or
+    ///   there was none.
     /// - `LEASE_WAIT` has passed since this process learned that it must serve the volume. Every
-    ///   beat that was sent later returns the new version, so it extends no earlier lease.
-    /// - The former server was silent for that time, and a demand was written to its row before its
-    ///   next beat (`ClusterTables::demand`).
+    ///   beat that was sent later returns the new version, so the former server learns of the
+    ///   change before a beat extends its lease again.
+    /// - The former server has ended or was silent for that time, and a demand was written to its
+    ///   row before its next beat (`ClusterTables::demand`).
     async fn is_free(&self, volume: &NodeName, state: &ClusterState, place: &VolumeLog) -> bool {
         let since = state.since(volume);
         let known = self.waiting.lock().remove(volume);
@@ -143,8 +145,9 @@ impl EngineCluster {
         is_free
     }
 
-    /// Returns `true` if a node has been silent for longer than a lease, and the engine has
-    /// recorded that a later beat of the node extends its lease only under the state `version`.
+    /// Returns `true` if a node has ended or has been silent for `LEASE_WAIT`, and the engine has
+    /// recorded that a later beat of the node extends its lease only under the state `version` or a
+    /// later one.
     async fn is_without_lease(&self, node: &str, version: u64) -> bool {
         let Some(last) = self.shared.silent(node) else {
             return false;
@@ -157,7 +160,7 @@ impl EngineCluster {
 
     async fn release_log(&self, volume: &NodeName) -> Result<(), LogError> {
         let epoch = self.epochs.lock().remove(volume);
-        // The place of a log does not change, so an earlier state is good enough.
+        // A log stays in its engine, so an earlier state is good enough.
         let (Some(epoch), Some(place)) = (epoch, self.shared.known_log_of(volume)) else {
             return Ok(());
         };
@@ -223,8 +226,9 @@ impl EngineCluster {
         Ok(Some(opened))
     }
 
-    /// Creates an access to a log for an attempt to open its volume. Each attempt begins with
-    /// another server: an old primary accepts connections, but acknowledges no takeover.
+    /// Creates an access to a log for an attempt to open its volume. After a failed attempt, the
+    /// next one begins with another server: an old primary accepts connections, but acknowledges no
+    /// takeover.
     fn log(&self, place: &VolumeLog, volume: &str, purpose: &'static str) -> Result<Box<dyn Log>, NodeError> {
         let mut log = self.backend.log(place, volume, purpose)?;
         for _ in 0..self.unopened.load(Ordering::Relaxed) % SERVERS_MAX {
@@ -308,8 +312,8 @@ async fn open(
     let opened = runtime::blocking(cache).await;
     let cache = match opened.unwrap_or(Err(StorageError::Closed)) {
         Ok(cache) => cache,
-        // The local copy is locked because this process has just lost the volume and is still
-        // closing the copy.
+        // The local copy is locked, for example because this process has just lost the volume and
+        // is still closing the copy.
         Err(error) if error.is_locked() => return Ok(None),
         Err(error) => return Err(error.into()),
     };

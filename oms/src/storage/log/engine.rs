@@ -1,7 +1,7 @@
 //! The log of a volume in PostgreSQL, or in another engine of its protocol.
 //!
-//! `cluster::engine::schema` creates the tables. Each statement names one volume, so an engine that
-//! distributes its tables by volume runs the statement on one server.
+//! `cluster::engine::schema` creates the tables. Each statement except `PROBE` names one volume, so
+//! an engine that distributes its tables by volume runs the statement on one server.
 //!
 //! **Invariants**
 //! - An append to the log is one statement that inserts one row, in a transaction of its own. The

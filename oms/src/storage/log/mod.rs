@@ -155,8 +155,8 @@ pub(crate) trait Log: Send {
     /// removed entries.
     fn trim(&mut self, last: u64) -> Answer<'_, u64>;
 
-    /// Makes the next statement use another server of the engine, because the current one answered
-    /// with old rows.
+    /// Makes the next statement use another server of the engine, for example because the current
+    /// one answered with old rows.
     fn next_host(&mut self);
 
     /// Removes the volume from the engine, with its log and rows.
