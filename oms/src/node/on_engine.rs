@@ -44,12 +44,7 @@ pub(super) async fn join(
         path: config.data.clone(),
         source,
     })?;
-    let joining = Joining {
-        url: Arc::new(url.clone()),
-        data,
-        member,
-        secret,
-    };
+    let joining = Joining::on_postgres(Arc::new(url.clone()), data, member, secret);
     joining.join().await
 }
 
@@ -79,7 +74,8 @@ pub fn read_secret_file(path: &Path) -> Result<String, NodeError> {
 }
 
 /// Returns the address that this node publishes: the first address of `advertise` if it is given,
-/// otherwise the address on which the node listens. Fails if `check_address` refuses the address.
+/// otherwise the address on which the node listens. Fails if `advertise` has no address, or if
+/// `check_address` refuses the address.
 pub(super) async fn address(
     config: &NodeConfig,
     url: &EngineUrl,

@@ -1,10 +1,11 @@
 //! A simulated engine in memory: three servers, of which one is the primary and the others are
 //! standbys.
 //!
-//! The engine has the faults of a real engine (PostgreSQL with standbys). The engine loses answers,
-//! stalls commits and fails over. The engine also runs two primaries at once, forgets commits that
-//! no standby had, and reports success after a cancelled wait for a standby. A statement checks its
-//! conditions when it begins and writes later, as at the isolation level "read committed".
+//! The engine has the faults of a real engine (PostgreSQL with standbys). The engine loses
+//! statements and answers, stalls commits and fails over. The engine also runs two primaries at
+//! once, forgets commits that no standby had, and reports success with a warning after a cancelled
+//! wait for a standby. A statement may check its conditions when it begins and write later, as at
+//! the isolation level "read committed".
 //!
 //! **Invariants**
 //! - A commit is acknowledged once a standby has it. A standby that is promoted has every
@@ -13,9 +14,16 @@
 //!   this commit.
 //! - A statement continues at the server, even if its client has given up.
 //!
+//! | part | content |
+//! | --- | --- |
+//! | `engine` | the three servers with their faults, and the course of a statement |
+//! | `engine_server` | one server: rows, changes, locks |
+//! | `engine_tables` | the rows with the cluster's state and its nodes |
+//! | `engine_client` | a connection |
+//! | `engine_log`, `engine_membership` | the statements of the nodes: on a log, on the tables |
+//!
 //! Deliberately absent: SQL, and reads from standbys.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,10 +32,11 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
-use crate::runtime::seeded::seeded;
 use crate::runtime::simulated::Dice;
+use crate::simulation::engine_client::SimClient;
 use crate::simulation::engine_log::SimLog;
-use crate::storage::log::{Entry, Head, LastWords};
+use crate::simulation::engine_server::{Role, Server, Statement, Write};
+use crate::simulation::engine_tables::ClusterRow;
 
 /// Longest time for which a statement waits for a row that another statement has locked.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -40,230 +49,31 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 const STALL_MAX_MS: u64 = 6_000;
 pub(super) const SERVERS: usize = 3;
 
-/// A write, as the servers replicate it.
-#[derive(Clone, Debug)]
-enum Change {
-    Volume {
-        volume: String,
-        head: Head,
-    },
-    Append {
-        volume: String,
-        entry: Entry,
-    },
-    Checkpoint {
-        volume: String,
-        kept_from: u64,
-        words: Arc<LastWords>,
-    },
-    Trim {
-        volume: String,
-        last: u64,
-    },
-    Remove {
-        volume: String,
-    },
-}
-
-/// A version of a row, with the index of the change that wrote it.
-#[derive(Clone, Debug)]
-struct Version<T> {
-    at: usize,
-    value: T,
-}
-
-#[derive(Clone, Debug, Default)]
-pub(super) struct Data {
-    heads: BTreeMap<String, Vec<Version<Head>>>,
-    entries: BTreeMap<(String, u64), Version<Entry>>,
-    pub(super) rows: BTreeMap<(String, u8, Vec<u8>), Vec<u8>>,
-}
-
-impl Data {
-    fn make(&mut self, at: usize, change: &Change) {
-        match change {
-            Change::Volume { volume, head } => {
-                let versions = self.heads.entry(volume.clone()).or_default();
-                versions.push(Version { at, value: *head });
-            }
-            Change::Append { volume, entry } => {
-                let value = entry.clone();
-                self.entries
-                    .insert((volume.clone(), entry.seq), Version { at, value });
-            }
-            Change::Checkpoint {
-                volume,
-                kept_from,
-                words,
-            } => {
-                for (table, key, value) in &words.puts {
-                    self.rows
-                        .insert((volume.clone(), *table as u8, key.clone()), value.clone());
-                }
-                for (table, key) in &words.deletes {
-                    self.rows.remove(&(volume.clone(), *table as u8, key.clone()));
-                }
-                if let Some(versions) = self.heads.get_mut(volume)
-                    && let Some(last) = versions.last().map(|version| version.value)
-                {
-                    let value = Head {
-                        kept_from: *kept_from,
-                        ..last
-                    };
-                    versions.push(Version { at, value });
-                }
-            }
-            Change::Trim { volume, last } => {
-                self.entries.retain(|(of, seq), _| of != volume || seq > last);
-            }
-            Change::Remove { volume } => {
-                self.heads.remove(volume);
-                self.entries.retain(|(of, _), _| of != volume);
-                self.rows.retain(|(of, ..), _| of != volume);
-            }
-        }
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
-    Primary,
-    /// The server is a copy of the server with this index. `None` while the standby is cut off.
-    Standby(Option<usize>),
-}
-
-#[derive(Debug)]
-pub(super) struct Server {
-    pub(super) role: Role,
-    pub(super) is_up: bool,
-    /// `true` for a standby that receives no changes now.
-    is_paused: bool,
-    /// Number of starts of the server. A statement ends without an answer if the server has started
-    /// again since the statement began.
-    start: u64,
-    changes: Vec<Arc<Change>>,
-    pub(super) data: Data,
-    /// Indexes of changes of this server that wait for a standby. These changes are invisible.
-    waiting: BTreeSet<usize>,
-    /// Indexes of changes that waited for a standby until the wait was cancelled.
-    cancelled: BTreeSet<usize>,
-}
-
-impl Server {
-    fn new(role: Role) -> Server {
-        Server {
-            role,
-            is_up: true,
-            is_paused: false,
-            start: 0,
-            changes: Vec::new(),
-            data: Data::default(),
-            waiting: BTreeSet::new(),
-            cancelled: BTreeSet::new(),
-        }
-    }
-
-    fn write(&mut self, change: Arc<Change>) -> usize {
-        let at = self.changes.len();
-        self.data.make(at, &change);
-        self.changes.push(change);
-        at
-    }
-
-    /// Replaces the changes and data of this server by those of another server.
-    fn reset_to(&mut self, changes: Vec<Arc<Change>>) {
-        self.start += 1;
-        self.data = Data::default();
-        for (at, change) in changes.iter().enumerate() {
-            self.data.make(at, change);
-        }
-        self.changes = changes;
-        self.waiting.clear();
-        self.cancelled.clear();
-    }
-
-    /// Restarts the server after a crash. All statements end, and every change becomes visible.
-    fn restart(&mut self) {
-        self.start += 1;
-        self.waiting.clear();
-        self.cancelled.clear();
-    }
-
-    pub(super) fn head(&self, volume: &str) -> Option<Head> {
-        let versions = self.data.heads.get(volume)?;
-        let visible = versions
-            .iter()
-            .rev()
-            .find(|version| !self.waiting.contains(&version.at));
-        visible.map(|version| version.value)
-    }
-
-    pub(super) fn entry(&self, volume: &str, seq: u64) -> Option<Entry> {
-        let version = self.data.entries.get(&(volume.to_owned(), seq))?;
-        (!self.waiting.contains(&version.at)).then(|| version.value.clone())
-    }
-
-    pub(super) fn entries(&self, volume: &str) -> impl DoubleEndedIterator<Item = &Entry> {
-        let all = self
-            .data
-            .entries
-            .range((volume.to_owned(), 0)..=(volume.to_owned(), u64::MAX));
-        all.filter(|(_, version)| !self.waiting.contains(&version.at))
-            .map(|(_, version)| &version.value)
-    }
-}
-
-/// A statement that writes.
-#[derive(Clone, Debug)]
-pub(super) enum Statement {
-    Append {
-        entry: Entry,
-        behind: Option<(u64, u64)>,
-    },
-    Create,
-    Raise {
-        since: u64,
-        until: u64,
-    },
-    Checkpoint {
-        from: u64,
-        to: u64,
-        words: Arc<LastWords>,
-    },
-    Trim {
-        last: u64,
-    },
-    Remove,
-}
-
 /// The result of a statement at the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reply {
-    /// The statement affected this number of rows. For `Statement::Raise`, the number is the new
-    /// epoch.
+    /// The statement has written, or affected no row. The number is 0 for no row, the new epoch for
+    /// `Statement::Raise`, the version that a beat returns, and 1 for other statements.
     Rows(u64),
-    /// The statement affected this number of rows, but its wait for a standby was cancelled.
+    /// The statement has written, with a number as in `Rows`, but its wait for a standby was
+    /// cancelled.
     Warned(u64),
     /// The statement was cancelled before its write, because of a timeout.
     Cancelled,
 }
 
-/// The result of one attempt to write.
-enum Write {
-    Written(usize, u64),
-    NoRow,
-    Locked,
-}
-
 pub(super) struct Inside {
     pub(super) servers: Vec<Server>,
+    /// Index of the server that was promoted last. It has every acknowledged commit.
+    present: usize,
     is_failing_over: bool,
     /// Number of lost messages per thousand.
     loss: u64,
     /// Number of statements per thousand that are stalled for 100 ms to `STALL_MAX_MS`.
     stalls: u64,
-    /// Time for which the next write is stalled, if set.
-    stalls_next: Option<Duration>,
+    /// Time for which the next write is stalled, if set. With a name, only a write about the volume
+    /// or node of this name is stalled.
+    stalls_next: Option<(Option<String>, Duration)>,
 }
 
 /// The simulated engine.
@@ -282,6 +92,7 @@ impl SimEngine {
         Arc::new(SimEngine {
             inside: Mutex::new(Inside {
                 servers,
+                present: 0,
                 is_failing_over: false,
                 loss: 0,
                 stalls: 0,
@@ -294,7 +105,14 @@ impl SimEngine {
 
     /// Returns a client for the log of a volume.
     pub(crate) fn log(self: &Arc<Self>, volume: &str) -> SimLog {
-        SimLog::new(Arc::clone(self), volume)
+        SimLog::new(SimClient::new(Arc::clone(self), 0), volume)
+    }
+
+    /// Returns the row with the cluster's state, as the present primary shows it.
+    pub(super) fn cluster(&self) -> Option<ClusterRow> {
+        let inside = self.inside();
+        let server = &inside.servers[inside.present];
+        server.data.tables.cluster(&server.waiting).cloned()
     }
 
     pub(crate) fn dice(&self) -> &Dice {
@@ -323,15 +141,23 @@ impl SimEngine {
 
     /// Stalls the next write between the check of its conditions and its effect.
     pub(crate) fn stall_next(&self, wait: Duration) {
-        self.inside().stalls_next = Some(wait);
+        self.inside().stalls_next = Some((None, wait));
     }
 
-    fn pause(&self) -> Duration {
+    /// Stalls the next write about the volume or node of this name.
+    pub(crate) fn stall_next_of(&self, name: &str, wait: Duration) {
+        self.inside().stalls_next = Some((Some(name.to_owned()), wait));
+    }
+
+    /// Returns the time between the begin of a statement and its write.
+    fn pause(&self, name: &str) -> Duration {
         let (next, stalls) = {
             let mut inside = self.inside();
-            (inside.stalls_next.take(), inside.stalls)
+            let is_meant = |of: &Option<String>| of.as_ref().is_none_or(|of| of == name);
+            let next = inside.stalls_next.take_if(|(of, _)| is_meant(of));
+            (next, inside.stalls)
         };
-        if let Some(wait) = next {
+        if let Some((_, wait)) = next {
             return wait;
         }
         if stalls > 0 && self.dice.between(0, 999) < stalls {
@@ -416,8 +242,21 @@ impl SimEngine {
     }
 
     /// Promotes the standby with the most changes, and kills the old primary. With `keeps_two`, the
-    /// old primary continues without standbys for a while instead.
+    /// old primary continues without standbys for a while instead. Does nothing during another
+    /// fail-over, or while no primary runs.
     pub(crate) async fn fail_over(self: &Arc<Self>, keeps_two: bool) {
+        let (promotion_ms, return_ms) = (self.dice.between(100, 2_500), self.dice.between(500, 5_000));
+        self.fail_over_within(keeps_two, promotion_ms, return_ms).await;
+    }
+
+    /// Fails over like `fail_over`. The standby is promoted after `promotion_ms`, and the old
+    /// primary becomes a standby `return_ms` later.
+    pub(super) async fn fail_over_within(
+        self: &Arc<Self>,
+        keeps_two: bool,
+        promotion_ms: u64,
+        return_ms: u64,
+    ) {
         let old = {
             let mut inside = self.inside();
             let old = inside
@@ -440,7 +279,6 @@ impl SimEngine {
             old
         };
         self.notify();
-        let (promotion_ms, return_ms) = (self.dice.between(100, 2_500), self.dice.between(500, 5_000));
         tokio::time::sleep(Duration::from_millis(promotion_ms)).await;
         let new = {
             let mut inside = self.inside();
@@ -448,6 +286,7 @@ impl SimEngine {
             let new = ready
                 .max_by_key(|at| inside.servers[*at].changes.len())
                 .unwrap_or(old);
+            inside.present = new;
             inside.servers[new].role = Role::Primary;
             inside.servers[new].is_paused = false;
             for at in (0..SERVERS).filter(|at| *at != old && *at != new) {
@@ -477,6 +316,16 @@ impl SimEngine {
         self.replicate(new);
     }
 
+    /// Ends the process of a server.
+    pub(super) fn end_server(&self, at: usize) {
+        {
+            let server = &mut self.inside().servers[at];
+            server.is_up = false;
+            server.start += 1;
+        }
+        self.notify();
+    }
+
     /// Returns `true` while a fail-over is under way.
     pub(crate) fn is_failing_over(&self) -> bool {
         self.inside().is_failing_over
@@ -501,115 +350,29 @@ impl SimEngine {
         self.notify();
     }
 
-    /// Tries to write at a server. The caller has checked the conditions that a statement checks
-    /// when it begins.
-    fn try_write(inside: &mut Inside, at: usize, volume: &str, statement: &Statement) -> Write {
-        let server = &mut inside.servers[at];
-        let newest = server
-            .data
-            .heads
-            .get(volume)
-            .and_then(|versions| versions.last())
-            .cloned();
-        let is_locked = newest
-            .as_ref()
-            .is_some_and(|version| server.waiting.contains(&version.at));
-        let newest = newest.map(|version| version.value);
-        let (change, rows) = match statement {
-            Statement::Append { entry, .. } => {
-                let mut entry = entry.clone();
-                if seeded("engine-no-fence") {
-                    entry.seq = server.entries(volume).next_back().map_or(0, |last| last.seq) + 1;
-                }
-                match server.data.entries.get(&(volume.to_owned(), entry.seq)) {
-                    Some(version) if server.waiting.contains(&version.at) => return Write::Locked,
-                    Some(_) => return Write::NoRow,
-                    None => {}
-                }
-                let volume = volume.to_owned();
-                (Change::Append { volume, entry }, 1)
-            }
-            _ if is_locked => return Write::Locked,
-            Statement::Create => {
-                if newest.is_some() {
-                    return Write::NoRow;
-                }
-                let head = Head {
-                    epoch: 0,
-                    kept_from: 1,
-                };
-                let volume = volume.to_owned();
-                (Change::Volume { volume, head }, 1)
-            }
-            Statement::Raise { since, until } => {
-                let Some(head) = newest.filter(|head| head.epoch < *until) else {
-                    return Write::NoRow;
-                };
-                let epoch = (head.epoch + 1).max(*since);
-                let volume = volume.to_owned();
-                let head = Head { epoch, ..head };
-                (Change::Volume { volume, head }, epoch)
-            }
-            Statement::Checkpoint { from, to, words } => {
-                if newest.is_none_or(|head| head.kept_from != *from) {
-                    return Write::NoRow;
-                }
-                let (volume, words) = (volume.to_owned(), Arc::clone(words));
-                let kept_from = *to;
-                (
-                    Change::Checkpoint {
-                        volume,
-                        kept_from,
-                        words,
-                    },
-                    1,
-                )
-            }
-            Statement::Trim { last } => {
-                let kept_from = newest.map_or(0, |head| head.kept_from);
-                let last = (*last).min(kept_from.saturating_sub(2));
-                let volume = volume.to_owned();
-                (Change::Trim { volume, last }, 1)
-            }
-            Statement::Remove => {
-                let volume = volume.to_owned();
-                (Change::Remove { volume }, 1)
-            }
-        };
-        let index = server.write(Arc::new(change));
-        server.waiting.insert(index);
-        Write::Written(index, rows)
-    }
-
-    /// Executes a statement at a server. `None` means that the connection broke.
+    /// Executes a statement at a server, about the volume or node with this name. Returns `None` if
+    /// the statement gets no answer, because the server accepts no writes or its process has ended
+    /// or restarted.
     pub(super) async fn write(
         self: &Arc<Self>,
         at: usize,
-        volume: &str,
+        name: &str,
         statement: &Statement,
     ) -> Option<Reply> {
         let cancelled_at = Instant::now() + STATEMENT_TIMEOUT;
-        let start = {
+        let (start, seen) = {
             let inside = self.inside();
             let server = &inside.servers[at];
             if !server.is_up || server.role != Role::Primary {
                 return None;
             }
             // A statement sees the rows as they were when it began.
-            if let Statement::Append { entry, behind } = statement {
-                let is_owner = server.head(volume).is_some_and(|head| head.epoch == entry.epoch);
-                let is_behind = behind.is_none_or(|(seq, epoch)| {
-                    server
-                        .entry(volume, seq)
-                        .is_some_and(|before| before.epoch == epoch)
-                });
-                if !(is_owner || seeded("engine-no-fence")) || !is_behind {
-                    return Some(Reply::Rows(0));
-                }
-            }
-            server.start
+            let Some(seen) = server.begin(name, statement) else {
+                return Some(Reply::Rows(0));
+            };
+            (server.start, seen)
         };
-        let stalled = timeout_at(cancelled_at, tokio::time::sleep(self.pause()));
+        let stalled = timeout_at(cancelled_at, tokio::time::sleep(self.pause(name)));
         if stalled.await.is_err() {
             return Some(Reply::Cancelled);
         }
@@ -622,7 +385,7 @@ impl SimEngine {
                 if inside.servers[at].start != start || !inside.servers[at].is_up {
                     return None;
                 }
-                match SimEngine::try_write(&mut inside, at, volume, statement) {
+                match inside.servers[at].try_write(name, statement, seen) {
                     Write::Written(index, rows) => break (index, rows),
                     Write::NoRow => return Some(Reply::Rows(0)),
                     Write::Locked => {}

@@ -18,7 +18,8 @@ use crate::domain::order::{Order, OrderId};
 use crate::error::StorageError;
 use crate::runtime::simulated::{Dice, Process};
 use crate::simulation::disk::Disk;
-use crate::simulation::engine::{Reply, SimEngine, Statement};
+use crate::simulation::engine::{Reply, SimEngine};
+use crate::simulation::engine_server::Statement;
 use crate::simulation::faults::cause_engine_faults;
 use crate::storage::checkpoint::Checkpointer;
 use crate::storage::log::Log;
@@ -180,7 +181,7 @@ fn an_unanswered_entry_is_repeated_until_it_is_known() {
         let writer = owner(&engine, "ada", 1).await;
         engine.pause_standbys(true);
         let appending = append(writer, 1);
-        // The client of the statement has given up by now, and the server still waits for a
+        // During this wait, the client of the statement gives up, and the server still waits for a
         // standby.
         wait_ms(5_000).await;
         assert!(!appending.is_finished());
@@ -273,6 +274,7 @@ fn a_statement_that_is_not_written_at_its_timeout_is_cancelled() {
             engine.stall_next(Duration::from_millis(stall_ms));
             let engine = Arc::clone(&engine);
             let statement = Statement::Raise {
+                owner: "ada".to_owned(),
                 since: 0,
                 until: u64::MAX,
             };
@@ -502,7 +504,7 @@ fn run_owners(seed: u64) -> Record {
         let until = Instant::now() + Duration::from_secs(30);
         let record = Arc::new(Mutex::new(Record::default()));
         let numbers = Arc::new((AtomicU64::new(1), AtomicU64::new(1)));
-        let faults = tokio::spawn(cause_engine_faults(Arc::clone(&engine), until));
+        let faults = tokio::spawn(cause_engine_faults(Arc::clone(&engine), until, true));
         let owners = ["ada", "bob", "cleo"].map(|name| {
             let (engine, numbers, record) = (Arc::clone(&engine), Arc::clone(&numbers), Arc::clone(&record));
             tokio::spawn(own(engine, name, numbers, record, until))

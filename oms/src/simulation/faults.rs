@@ -1,10 +1,10 @@
 //! The faults of a run. Nodes die at any wait, stop and resume, join and leave. Clocks jump, the
-//! disk fills up, and messages are lost.
+//! disk fills up, messages are lost, the warehouse gets another address, and engines fail.
 //!
 //! **Invariants**
 //! - Every fault is drawn from the seed of the run.
-//! - After `heal`, every node has been started, and no fault happens until the first audit has
-//!   ended. The audit needs both.
+//! - After `heal`, every node has been started, and this module causes no fault until the first
+//!   audit has ended. The audit needs both.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,7 +14,7 @@ use axum::body::Body;
 use axum::http::{Method, Request};
 
 use crate::cluster::peer_client::{Peers, SECRET as SECRET_HEADER};
-use crate::cluster::{Membership, NodeInfo};
+use crate::cluster::{Authority, Membership, NodeInfo, Volumes};
 use crate::config::{NodeConfig, NodeContext};
 use crate::control::member::Member;
 use crate::runtime::clock::Clock;
@@ -23,7 +23,7 @@ use crate::runtime::simulated::{Dice, Process};
 use crate::runtime::watch;
 use crate::simulation::engine::SimEngine;
 use crate::simulation::warehouse::{Caller, WarehouseModel};
-use crate::simulation::world::{SECRET, VirtualClock, World};
+use crate::simulation::world::{Node, SECRET, VirtualClock, World};
 use crate::simulation::{NAMES, invariants, net};
 
 /// Time after which a stopped process loses its lease, in runs with leases.
@@ -32,51 +32,82 @@ const LEASE: Duration = Duration::from_millis(1_200);
 /// Channel with the name of the node that must stop gracefully.
 pub(super) type Stops = Arc<watch::Sender<Option<&'static str>>>;
 
-/// Starts a node unless it is running.
+/// Starts a node unless it is running. Behind an engine, a second process is started beside a
+/// stopped one.
 pub(super) fn start(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: &Stops, name: &'static str) {
     let Some(node) = world.start(name) else { return };
     let process = node.process();
     let (world, warehouse, stops) = (Arc::clone(world), Arc::clone(warehouse), stops.subscribe());
     process.spawn(async move {
-        let node_info = NodeInfo {
-            name: node.name.clone(),
-            address: node.address(),
-            process: node.id as u32,
-            started_at_ms: world.now_ms(name),
-            weight: 1,
-            zone: None,
-        };
-        let _ = node.announce(&node_info);
-        let net = net::Net {
-            world: Arc::clone(&world),
-            from: name.to_owned(),
-        };
-        let peers = Peers::new(net.clone(), net, SECRET, Arc::default());
-        let mut config = NodeConfig::new(name, "/nowhere");
-        config.payment_timeout = Duration::from_secs(24 * 60 * 60);
-        config.stat_scan_every = Duration::ZERO;
-        config.allotments = world.has_allotments;
-        // The breaker opens after few failures, and probes are rare. So if failing messages delayed
-        // other messages, the delay would exceed the time that the audit allows.
-        config.outbox.breaker_failures = 4;
-        config.outbox.tries_max = 12;
-        config.outbox.probe_max_ms = 10_000;
-        let context = NodeContext {
-            config,
-            wms: Arc::new(Caller::new(&warehouse, name)),
-            metrics: Arc::new(Metrics::default()),
-            clock: Clock::Virtual(VirtualClock {
-                world: Arc::downgrade(&world),
-                name,
-            }),
-        };
-        let Ok(member) = Member::begin(Arc::clone(&node), peers, context).await else {
-            node.withdraw();
+        if !world.has_engine() {
+            serve(&world, &warehouse, &node, Arc::clone(&node), name, stops).await;
             return;
-        };
-        node.listen(member.cluster());
-        run(&world, name, member, stops).await;
+        }
+        match node.join().await {
+            Ok(cluster) => {
+                let cluster = Arc::new(cluster);
+                serve(&world, &warehouse, &node, Arc::clone(&cluster), name, stops).await;
+                cluster.farewell().await;
+            }
+            Err(error) => world.note(|| format!("{name} cannot join: {error}")),
+        }
+        node.exit();
     });
+}
+
+/// Runs a node until it has stopped. `backend` is its access to the cluster.
+async fn serve<C>(
+    world: &Arc<World>,
+    warehouse: &Arc<WarehouseModel>,
+    node: &Arc<Node>,
+    backend: Arc<C>,
+    name: &'static str,
+    stops: watch::Receiver<Option<&'static str>>,
+) where
+    C: Membership + Authority + Volumes + 'static,
+{
+    let node_info = NodeInfo {
+        name: node.name.clone(),
+        address: node.address(),
+        process: node.id as u32,
+        started_at_ms: world.now_ms(name),
+        weight: 1,
+        zone: None,
+    };
+    let _ = backend.announce(&node_info);
+    let net = net::Net {
+        world: Arc::clone(world),
+        from: name.to_owned(),
+    };
+    let peers = Peers::new(net.clone(), net, SECRET, Arc::default());
+    let mut config = NodeConfig::new(name, "/nowhere");
+    config.payment_timeout = Duration::from_secs(24 * 60 * 60);
+    config.stat_scan_every = Duration::ZERO;
+    config.allotments = world.has_allotments;
+    // The breaker opens after few failures, and probes are rare. So if failing messages delayed
+    // other messages, the delay would exceed the time that the audit allows.
+    config.outbox.breaker_failures = 4;
+    config.outbox.tries_max = 12;
+    config.outbox.probe_max_ms = 10_000;
+    let context = NodeContext {
+        config,
+        wms: Arc::new(Caller::new(warehouse, name)),
+        metrics: Arc::new(Metrics::default()),
+        clock: Clock::Virtual(VirtualClock {
+            world: Arc::downgrade(world),
+            name,
+        }),
+    };
+    match Member::begin(Arc::clone(&backend), peers, context).await {
+        Ok(member) => {
+            node.listen(member.cluster());
+            run(world, name, member, stops).await;
+        }
+        Err(error) => {
+            world.note(|| format!("{name} cannot begin: {error}"));
+            backend.withdraw();
+        }
+    }
 }
 
 async fn run(
@@ -116,7 +147,9 @@ async fn stopped(world: Arc<World>, name: &str, id: usize, process: Arc<Process>
     }
     world.note(|| format!("{name} resumes"));
     process.resume();
-    world.elect();
+    if !world.has_engine() {
+        world.elect();
+    }
     if process.is_fenced() {
         let wait_ms = world.dice.between(0, 1_000);
         tokio::time::sleep(Duration::from_millis(wait_ms)).await;
@@ -124,7 +157,7 @@ async fn stopped(world: Arc<World>, name: &str, id: usize, process: Arc<Process>
     }
 }
 
-/// Sends a request of an operator to all members, and waits a second for each answer.
+/// Sends a request of an operator to all members, and waits at most a second for each answer.
 pub(super) async fn ask_all(world: &Arc<World>, path: &str) {
     let addresses: Vec<_> = {
         let inside = world.inside();
@@ -149,8 +182,8 @@ pub(super) async fn ask_all(world: &Arc<World>, path: &str) {
 }
 
 /// Draws the deviation of a clock from the right time: up to 20 seconds, or ten minutes to two
-/// hours. The audit repeats its checks for 20 minutes at most, so it detects a wait that a clock
-/// step of ten minutes or more makes longer.
+/// hours. A step of more than 20 minutes can make a wait longer than the time for which the audit
+/// repeats its checks.
 fn skew_ms(dice: &Dice) -> i64 {
     match dice.between(0, 3) {
         0 => dice.between(600_000, 7_200_000) as i64,
@@ -218,6 +251,10 @@ pub(super) async fn cause_faults(
                 world.note(|| format!("the warehouse moves to {warehouse}"));
                 ask_all(world, &format!("/peer/warehouse?{warehouse}")).await;
             }
+            (16..=19, Some((_, process))) if world.has_engine() && process.is_stopped() => {
+                world.count("second processes");
+                start(world, warehouse, stops, name);
+            }
             (14, _) => world.loss.store(dice.between(0, 150), Ordering::Relaxed),
             (_, None) => start(world, warehouse, stops, name),
             _ => {}
@@ -225,8 +262,9 @@ pub(super) async fn cause_faults(
     }
 }
 
-/// Causes random faults of the engine until the time `until`, and then ends all of them.
-pub(super) async fn cause_engine_faults(engine: Arc<SimEngine>, until: tokio::time::Instant) {
+/// Causes random faults of the engine until the time `until`, and then ends all of them. Messages
+/// are lost and single statements stalled only if `loses` is `true`.
+pub(super) async fn cause_engine_faults(engine: Arc<SimEngine>, until: tokio::time::Instant, loses: bool) {
     let dice = engine.dice().clone();
     while tokio::time::Instant::now() < until {
         tokio::time::sleep(Duration::from_millis(dice.between(50, 1_500))).await;
@@ -236,7 +274,7 @@ pub(super) async fn cause_engine_faults(engine: Arc<SimEngine>, until: tokio::ti
             2 => engine.restart_primary(),
             3 => engine.pause_standbys(true),
             4 => engine.cancel_waits(),
-            5 => engine.set_faults(dice.between(0, 100), dice.between(0, 20)),
+            5 if loses => engine.set_faults(dice.between(0, 100), dice.between(0, 20)),
             _ => engine.pause_standbys(false),
         }
     }
@@ -244,7 +282,7 @@ pub(super) async fn cause_engine_faults(engine: Arc<SimEngine>, until: tokio::ti
     engine.pause_standbys(false);
 }
 
-/// Ends all faults, and starts the nodes that do not run.
+/// Ends all faults of nodes, clocks, disk and network, and starts the nodes that do not run.
 pub(super) async fn heal(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: &Stops) {
     world.loss.store(0, Ordering::Relaxed);
     world.disk.set_full(false);
@@ -258,7 +296,9 @@ pub(super) async fn heal(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, st
     }
     // Processes that have lost their lease die during this wait.
     tokio::time::sleep(Duration::from_secs(6)).await;
-    world.elect();
+    if !world.has_engine() {
+        world.elect();
+    }
     tokio::time::sleep(Duration::from_secs(2)).await;
     // A volume with a failed commit may write nothing until it is opened again. So its process is
     // killed, and its node is started again.

@@ -4,14 +4,18 @@
 //! - **Real**: routing, API handlers, transactors, stock, outbox, dispatcher, storage over microdb,
 //!   reconciler, coordinator, migrations, settlements.
 //! - **Simulated**: membership and the cluster's state (`world`), the disk below microdb (`disk`),
-//!   calls between nodes (`net`), the warehouse, and the clocks. In some runs a simulated engine
-//!   holds the logs of the volumes (`engine`). Threads are replaced by tasks (`runtime`).
+//!   calls between nodes (`net`), the warehouse, and the clocks. Threads are replaced by tasks
+//!   (`runtime`).
+//! - In some runs one or two simulated engines hold the cluster's state, the rows of the nodes and
+//!   the logs of the volumes (`engine`). Then beats, looks, leases and takeovers are real too
+//!   (`cluster::engine`).
 //! - **Deliberately absent**: HTTP, sockets and real files, power cuts (tested by microdb),
 //!   statistics files.
 //!
 //! In runs with customers, the audit compares their answers with the final state. In runs with
-//! clients, their histories are checked for linearizability. All runs compare the rows, counters
-//! and messages of the volumes repeatedly (`invariants`).
+//! clients, their histories are checked for linearizability. Both kinds of runs compare the rows,
+//! counters and messages of the volumes repeatedly (`invariants`). In a third kind, only the engine
+//! has faults, and no volume may change its node.
 //!
 //! **Invariant**: the same seed gives the same trace. `IMT_SIM_SEED=N` runs one seed and prints its
 //! trace, `IMT_SIM_SEEDS=N` sets the number of seeds, and `IMT_SIM_FIRST=N` sets the first seed.
@@ -21,12 +25,18 @@ mod clients;
 mod customers;
 mod disk;
 mod engine;
+mod engine_client;
+mod engine_lease_tests;
 mod engine_log;
+mod engine_membership;
+mod engine_server;
+mod engine_tables;
 mod engine_tests;
 mod faults;
 mod first_store;
 mod history;
 mod invariants;
+mod leases;
 mod loans;
 mod net;
 mod warehouse;
@@ -39,7 +49,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use crate::runtime::watch;
@@ -82,7 +92,7 @@ impl Outcome {
     }
 }
 
-fn in_virtual_time(work: impl Future<Output = Outcome>) -> Outcome {
+fn in_virtual_time<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -91,7 +101,7 @@ fn in_virtual_time(work: impl Future<Output = Outcome>) -> Outcome {
     runtime.block_on(work)
 }
 
-/// Runs one seed with volumes on simulated disks.
+/// Runs one seed without an engine, with all volumes on the simulated disk.
 fn run(seed: u64, keeps_lines: bool) -> Outcome {
     run_on(seed, keeps_lines, 0)
 }
@@ -112,7 +122,10 @@ fn run_on(seed: u64, keeps_lines: bool, engines: usize) -> Outcome {
         // Some runs have many orders and plenty of units, so that nodes borrow units in advance.
         let is_busy = world.has_allotments && seed.is_multiple_of(3);
         let warehouse = WarehouseModel::new(&world, is_busy);
-        let watching = tokio::spawn(loans::watch(Arc::clone(&world)));
+        let watching = [
+            tokio::spawn(loans::watch(Arc::clone(&world))),
+            tokio::spawn(leases::watch(Arc::clone(&world))),
+        ];
         let records = Arc::new(CustomerRecords::default());
         let stops: faults::Stops = Arc::new(watch::Sender::new(None));
         let first = world.dice.between(1, 3) as usize;
@@ -135,7 +148,7 @@ fn run_on(seed: u64, keeps_lines: bool, engines: usize) -> Outcome {
         let until = Instant::now() + Duration::from_secs(10);
         let mut engine_faults = JoinSet::new();
         for engine in &world.engines {
-            engine_faults.spawn(faults::cause_engine_faults(Arc::clone(engine), until));
+            engine_faults.spawn(faults::cause_engine_faults(Arc::clone(engine), until, true));
         }
         let snapshots = async {
             while Instant::now() < until {
@@ -159,7 +172,7 @@ fn run_on(seed: u64, keeps_lines: bool, engines: usize) -> Outcome {
             world.count("audits after takeovers");
         }
         loans::count_orders(&world);
-        watching.abort();
+        watching.iter().for_each(JoinHandle::abort);
         invariants::check_now(&world);
         Outcome::of(&world, &warehouse)
     })
@@ -171,9 +184,19 @@ fn number(name: &str) -> Option<u64> {
 
 /// Runs one seed with clients that record histories of their orders.
 fn run_histories(seed: u64, keeps_lines: bool) -> Outcome {
+    run_histories_on(seed, keeps_lines, 0)
+}
+
+/// Runs one seed with clients that record histories, behind an engine with faults.
+fn run_histories_behind_engine(seed: u64, keeps_lines: bool) -> Outcome {
+    run_histories_on(seed, keeps_lines, 1)
+}
+
+fn run_histories_on(seed: u64, keeps_lines: bool, engines: usize) -> Outcome {
     in_virtual_time(async {
-        let world = World::new(seed, &NAMES, keeps_lines, 0);
+        let world = World::new(seed, &NAMES, keeps_lines, engines);
         let warehouse = WarehouseModel::without_faults(&world);
+        let watching = tokio::spawn(leases::watch(Arc::clone(&world)));
         let stops: faults::Stops = Arc::new(watch::Sender::new(None));
         for name in NAMES {
             faults::start(&world, &warehouse, &stops, name);
@@ -183,13 +206,58 @@ fn run_histories(seed: u64, keeps_lines: bool) -> Outcome {
         }
         let histories = Arc::new(clients::Histories::default());
         let until = Instant::now() + Duration::from_secs(10);
+        let mut engine_faults = JoinSet::new();
+        for engine in &world.engines {
+            engine_faults.spawn(faults::cause_engine_faults(Arc::clone(engine), until, true));
+        }
         tokio::join!(
             faults::cause_faults(&world, &warehouse, &stops, until),
             clients::work(&world, &histories, until),
         );
+        engine_faults.join_all().await;
         faults::heal(&world, &warehouse, &stops).await;
         clients::check(&world, &histories).await;
         invariants::check_now(&world);
+        watching.abort();
+        Outcome::of(&world, &warehouse)
+    })
+}
+
+/// Runs one seed in which only the engine has faults: commits wait for paused standbys, waits are
+/// cancelled, the primary restarts or fails over, or two primaries run. The nodes run all the time,
+/// so no volume may change its node.
+fn run_engine_faults(seed: u64, keeps_lines: bool) -> Outcome {
+    in_virtual_time(async {
+        let world = World::new(seed, &NAMES, keeps_lines, 1);
+        let warehouse = WarehouseModel::without_faults(&world);
+        let watching = tokio::spawn(leases::watch(Arc::clone(&world)));
+        let stops: faults::Stops = Arc::new(watch::Sender::new(None));
+        for name in NAMES {
+            faults::start(&world, &warehouse, &stops, name);
+        }
+        let serves_itself = || {
+            let state = world.state();
+            state.is_some_and(|state| {
+                let own = state.serving.iter().all(|(volume, node)| volume == node);
+                own && state.ring.members().len() == NAMES.len()
+            })
+        };
+        let deadline = Instant::now() + Duration::from_secs(120);
+        while !serves_itself() || !invariants::is_settled(&world) {
+            if Instant::now() > deadline {
+                world.violated("the nodes do not come to rest".to_owned());
+                return Outcome::of(&world, &warehouse);
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let takeovers = world.counts().get("takeovers").copied();
+        let until = Instant::now() + Duration::from_secs(30);
+        faults::cause_engine_faults(Arc::clone(&world.engines[0]), until, false).await;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        if !serves_itself() || world.counts().get("takeovers").copied() != takeovers {
+            world.violated("a volume has changed its node, and all nodes run".to_owned());
+        }
+        watching.abort();
         Outcome::of(&world, &warehouse)
     })
 }
@@ -211,7 +279,10 @@ fn acknowledged_orders_survive_every_fault() {
 #[test]
 fn acknowledged_orders_survive_every_fault_of_an_engine() {
     let all = run_seeds(run_behind_engine, 40, &[]);
-    assert!(all.is_none_or(|all| all.counts["deliveries"] > 0));
+    assert!(all.is_none_or(|all| {
+        let events = ["takeovers", "second processes"];
+        all.counts["deliveries"] > 0 && events.iter().all(|event| all.counts.contains_key(event))
+    }));
 }
 
 #[test]
@@ -237,6 +308,17 @@ fn histories_of_clients_are_linearizable_under_every_fault() {
             .all(|event| counts.get(event).is_some_and(|count| *count > 0))
     };
     assert!(all.is_none_or(|all| happened(&all.counts)));
+}
+
+#[test]
+fn histories_of_clients_are_linearizable_behind_an_engine() {
+    let all = run_seeds(run_histories_behind_engine, 20, &[]);
+    assert!(all.is_none_or(|all| all.counts["histories"] > 0 && all.counts["takeovers"] > 0));
+}
+
+#[test]
+fn no_volume_changes_its_node_for_a_fault_of_the_engine() {
+    run_seeds(run_engine_faults, 20, &[]);
 }
 
 /// A function that runs a seed, and keeps the lines of its trace if the second argument is `true`.
@@ -300,8 +382,9 @@ impl Summary {
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    let runs: [(&str, Run); 4] = [
+    let runs: [(&str, Run); 5] = [
         ("disks", run),
+        ("faults of an engine", run_engine_faults),
         ("an engine", run_behind_engine),
         ("two engines", run_behind_two_engines),
         ("histories", run_histories),

@@ -1,13 +1,14 @@
 //! The environment that the simulated nodes share: names, election, the cluster's state, the disk
 //! and the trace.
 //!
-//! This module is the second implementation of the traits in `cluster` (the first is
-//! `cluster::local`), without files or locks of an operating system.
+//! `Node` is an implementation of the traits in `cluster` like `cluster::local`, without files or
+//! locks of an operating system. Behind an engine it only starts the real implementation,
+//! `cluster::engine`, with a simulated engine (`engine_membership`).
 //!
 //! **Invariants**
-//! - A process that dies loses its name and the role of coordinator immediately. Watchers are
-//!   notified a moment later, unless another process has the name by then.
-//! - Every event is added to the trace, so that two runs of a seed can be compared.
+//! - Without an engine, a process that dies loses its name and the role of coordinator immediately.
+//!   Watchers are notified a moment later, unless another process has the name by then.
+//! - `World::note` adds each event to the trace, so that two runs of a seed can be compared.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,19 +23,13 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::cluster::engine::volumes::{self, Opening};
-use crate::cluster::{
-    Authority, ClusterState, Event, Expected, Membership, NodeInfo, Soon, VolumeLog, Volumes,
-};
+use crate::cluster::{Authority, ClusterState, Event, Expected, Membership, NodeInfo, Soon, Volumes};
 use crate::control::handle::ClusterHandle;
 use crate::error::{NodeError, StorageError};
 use crate::runtime;
 use crate::runtime::simulated::{Dice, Process};
 use crate::simulation::disk::Disk;
 use crate::simulation::engine::SimEngine;
-use crate::storage::follow::{Follower, Followers};
-use crate::storage::log::Log;
-use crate::storage::log::cache::Cache;
 use crate::storage::volume::Volume;
 
 /// Start of every simulation in UTC milliseconds.
@@ -49,8 +44,10 @@ pub(super) struct Incarnation {
     pub(super) process: Arc<Process>,
     /// The handle that receives the node's requests. `None` while the node does not listen.
     pub(super) cluster: Option<Arc<ClusterHandle>>,
-    /// `true` until the process dies or releases its name.
+    /// `true` until the process dies, loses its lease without an engine, or leaves the cluster.
     pub(super) is_member: bool,
+    /// Behind an engine, the folder with the process's copies of volumes.
+    folder: PathBuf,
 }
 
 struct Watch {
@@ -60,7 +57,7 @@ struct Watch {
 
 #[derive(Default)]
 pub(super) struct Inside {
-    state: Option<ClusterState>,
+    state: Option<Arc<ClusterState>>,
     /// The moment of the last change of the warehouse's address.
     warehouse_since: Option<Instant>,
     pub(super) incarnations: Vec<Incarnation>,
@@ -83,8 +80,8 @@ struct Trace {
     violations: Vec<String>,
 }
 
-/// URL of the second engine. The cluster's state names this engine `further`.
-const FURTHER_ENGINE: &str = "postgres://imt@further/shop";
+/// URL of the second engine, which the cluster's state has as a further engine.
+pub(super) const FURTHER_ENGINE: &str = "postgres://imt@further/shop";
 
 /// The shared environment of all nodes.
 pub(crate) struct World {
@@ -97,7 +94,8 @@ pub(crate) struct World {
     began: Instant,
     skew_ms: BTreeMap<&'static str, AtomicI64>,
     /// `true` if a process that is stopped for too long loses its name and volumes, as with leases.
-    /// `false` if a process keeps both until it dies, as with locks.
+    /// `false` if a process keeps both until it dies, as with locks. `false` also behind an engine,
+    /// where the nodes themselves decide about leases.
     pub(super) has_leases: bool,
     /// `true` if nodes borrow units in advance from stores with many orders, as in three runs of
     /// four.
@@ -121,7 +119,7 @@ impl World {
         let has_engine = engines > 0;
         Arc::new(World {
             inside: Mutex::new(inside),
-            has_leases: dice.between(0, 1) == 1 || has_engine,
+            has_leases: dice.between(0, 1) == 1 && !has_engine,
             has_allotments: !seed.is_multiple_of(4),
             engines: (0..engines).map(|_| SimEngine::new(dice.clone())).collect(),
             disk: Disk::new(has_engine),
@@ -132,9 +130,9 @@ impl World {
         })
     }
 
-    /// Returns the engine that has this log.
-    fn engine_of(&self, log: &VolumeLog) -> Option<&Arc<SimEngine>> {
-        self.engines.get(usize::from(log.engine.is_some()))
+    /// Returns `true` if the cluster is behind an engine.
+    pub(super) fn has_engine(&self) -> bool {
+        !self.engines.is_empty()
     }
 
     pub(super) fn inside(&self) -> MutexGuard<'_, Inside> {
@@ -194,43 +192,100 @@ impl World {
 
     /// Returns the epoch of the current ring.
     pub(super) fn epoch(&self) -> Option<u64> {
+        self.observe_state();
         let inside = self.inside();
         inside.state.as_ref().map(|state| state.ring.epoch().0)
     }
 
     /// Returns the current state of the cluster.
     pub(super) fn state(&self) -> Option<ClusterState> {
-        self.inside().state.clone()
+        self.observe_state();
+        self.inside().state.as_deref().cloned()
+    }
+
+    /// Behind an engine, records the cluster's state that the engine has at this moment.
+    pub(super) fn observe_state(&self) {
+        let Some(row) = self.engines.first().and_then(|engine| engine.cluster()) else {
+            return;
+        };
+        let known = self.inside().state.clone();
+        if known.as_ref().is_some_and(|known| Arc::ptr_eq(known, &row.state)) {
+            return;
+        }
+        self.set_state(row.state, &row.coordinator);
+    }
+
+    /// Records a new state of the cluster, which the process `writer` has written.
+    fn set_state(&self, next: Arc<ClusterState>, writer: &str) {
+        {
+            let mut inside = self.inside();
+            if let Some(before) = inside.state.clone() {
+                let change = match (&before.moving, &next.moving) {
+                    (None, Some(_)) => "moves begun",
+                    (Some(_), None) if before.ring == next.ring => "moves undone",
+                    (Some(_), None) => "moves committed",
+                    _ => "other changes",
+                };
+                *inside.counts.entry(change).or_default() += 1;
+                if before.serving != next.serving {
+                    *inside.counts.entry("volumes that changed hands").or_default() += 1;
+                }
+                if before.warehouse != next.warehouse {
+                    *inside.counts.entry("changes of the warehouse").or_default() += 1;
+                    inside.warehouse_since = Some(Instant::now());
+                }
+            }
+            inside.state = Some(Arc::clone(&next));
+        }
+        self.note(|| {
+            let moving = next.moving.as_ref().map(|moving| moving.id);
+            let epoch = next.ring.epoch().0;
+            format!(
+                "{writer} replaces the state by version {}: epoch {epoch}, moving {moving:?}, {:?}",
+                next.version, next.serving
+            )
+        });
     }
 
     /// Returns the address of the warehouse, and the moment of its last change.
     pub(super) fn warehouse(&self) -> (Option<String>, Instant) {
+        self.observe_state();
         let inside = self.inside();
         let known = inside.state.as_ref().and_then(|state| state.warehouse.clone());
         (known, inside.warehouse_since.unwrap_or(self.began))
     }
 
-    /// Returns the number and the process of the running incarnation with this name.
+    /// Returns the number and the process of the last incarnation that has this name. The process
+    /// may be stopped.
     pub(super) fn running(&self, name: &str) -> Option<(usize, Arc<Process>)> {
         let inside = self.inside();
         let found = inside.holder(name)?;
         Some((found, Arc::clone(&inside.incarnations[found].process)))
     }
 
-    /// Starts a process with this name. Returns `None` if a process has the name already.
+    /// Starts a process with this name. Returns `None` if a process has the name already. Behind an
+    /// engine, a stopped process does not keep another one from starting.
     pub(super) fn start(self: &Arc<Self>, name: &'static str) -> Option<Arc<Node>> {
         let node = NodeName::new(name).ok()?;
         let mut inside = self.inside();
-        if inside.holder(name).is_some() {
+        let holder = inside.holder(name);
+        if holder
+            .is_some_and(|holder| !self.has_engine() || !inside.incarnations[holder].process.is_stopped())
+        {
             return None;
         }
         let id = inside.incarnations.len();
+        let mut former = inside.incarnations.iter().rev();
+        let folder = match former.find(|one| one.name.as_str() == name) {
+            // A second process is on another machine, with another folder.
+            Some(former) if !former.process.is_dead() => PathBuf::from(format!("/caches/{name}-{id}")),
+            Some(former) => former.folder.clone(),
+            None => PathBuf::from(format!("/caches/{name}")),
+        };
         let world = Arc::downgrade(self);
         let process = Process::new(self.dice.clone(), move || {
             if let Some(world) = world.upgrade() {
-                world.note(|| format!("{name} dies"));
-                world.count("deaths");
-                world.end_membership(id);
+                world.report_death(id, name);
             }
         });
         let address = SocketAddr::from(([127, 0, 0, 1], 10_000 + id as u16));
@@ -240,18 +295,14 @@ impl World {
             process,
             cluster: None,
             is_member: true,
+            folder,
         });
-        if inside.coordinator.is_none() {
-            inside.coordinator = Some(id);
-        }
-        if inside.state.is_none() {
-            let member = RingMember::new(name).ok()?;
-            let first = ClusterState::first(member).ok();
-            let further = |state: ClusterState| match self.engines.len() {
-                0 | 1 => state,
-                _ => state.with_engine("further", FURTHER_ENGINE).unwrap_or(state),
-            };
-            inside.state = first.map(further);
+        if !self.has_engine() {
+            inside.coordinator.get_or_insert(id);
+            if inside.state.is_none() {
+                let member = RingMember::new(name).ok()?;
+                inside.state = ClusterState::first(member).ok().map(Arc::new);
+            }
         }
         drop(inside);
         self.note(|| format!("{name} starts as process {id}"));
@@ -259,13 +310,22 @@ impl World {
             world: Arc::clone(self),
             id,
             name: node,
-            followers: Followers::default(),
         }))
+    }
+
+    fn report_death(self: &Arc<Self>, id: usize, name: &str) {
+        // Behind an engine, a process that has left the cluster is killed to end its tasks.
+        let is_exit = self.has_engine() && !self.inside().incarnations[id].is_member;
+        if !is_exit {
+            self.note(|| format!("{name} dies"));
+            self.count("deaths");
+            self.end_membership(id);
+        }
     }
 
     /// Ends the membership of a process. A moment later, another coordinator is elected and
     /// watchers of the name are notified, if needed.
-    fn end_membership(self: &Arc<Self>, id: usize) {
+    pub(super) fn end_membership(self: &Arc<Self>, id: usize) {
         let mut inside = self.inside();
         let Some(incarnation) = inside.incarnations.get_mut(id) else {
             return;
@@ -315,7 +375,8 @@ impl World {
         Duration::from_millis(self.dice.between(0, 4))
     }
 
-    /// Makes one of the candidates the coordinator. A stopped process cannot be chosen.
+    /// Makes one of the candidates the coordinator, unless there is one. A stopped process cannot
+    /// be chosen.
     pub(super) fn elect(&self) {
         let mut inside = self.inside();
         if inside.coordinator.is_some() {
@@ -371,7 +432,6 @@ pub(super) struct Node {
     pub(super) world: Arc<World>,
     pub(super) id: usize,
     pub(super) name: NodeName,
-    followers: Followers,
 }
 
 impl Node {
@@ -391,11 +451,12 @@ impl Node {
 }
 
 impl Node {
-    fn cache_folder(&self, volume: &str) -> PathBuf {
-        PathBuf::from(format!("/caches/{}/{volume}", self.name))
+    /// Behind an engine, returns the folder with the copies of volumes.
+    pub(super) fn folder(&self) -> PathBuf {
+        self.world.inside().incarnations[self.id].folder.clone()
     }
 
-    fn options(&self) -> microdb::Options {
+    pub(super) fn options(&self) -> microdb::Options {
         microdb::Options::new()
             .storage(Arc::new(self.world.disk.clone()))
             .background(false)
@@ -403,48 +464,10 @@ impl Node {
             .segment_bytes_max(256 * 1_024)
     }
 
-    /// Opens a volume behind the engine, with a copy in a folder of this node.
-    async fn open_behind(
-        &self,
-        volume: &NodeName,
-        options: microdb::Options,
-    ) -> Result<Option<Volume>, NodeError> {
-        let state = self.world.state();
-        let Some(state) = state.filter(|state| state.serving.get(volume) == Some(&self.name)) else {
-            return Ok(None);
-        };
-        let folder = self.cache_folder(volume.as_str());
-        let Some(engine) = self.world.engine_of(&state.log_of(volume)) else {
-            return Ok(None);
-        };
-        let opening = Opening {
-            volume: volume.as_str(),
-            owner: self.name.as_str(),
-            since: state.since(volume),
-            // The simulated engine loses no volume. So a volume that is not in the engine is a new
-            // one.
-            expected: Expected::MaybeNew,
-            place: "the simulated engine".to_owned(),
-            logs: [
-                Box::new(engine.log(volume.as_str())),
-                Box::new(engine.log(volume.as_str())),
-            ],
-        };
-        let holder = self.process();
-        let followed = self.followers.take(volume.as_str()).await;
-        let born = state.log_of(volume).born;
-        let cache = move || {
-            let cache = followed.map_or_else(|| Cache::open(options, &folder), Ok)?;
-            volumes::of_this_life(cache, born)
-        };
-        let opened = volumes::open(opening, cache, move || !holder.is_fenced()).await?;
-        if opened.is_some() {
-            self.world.note(|| format!("{} opens {volume}", self.name));
-            if state.log_of(volume).engine.is_some() {
-                self.world.count("openings on the further engine");
-            }
-        }
-        Ok(opened)
+    /// Ends the process after it has left the cluster.
+    pub(super) fn exit(&self) {
+        self.world.end_membership(self.id);
+        self.process().kill();
     }
 }
 
@@ -521,10 +544,6 @@ impl Membership for Node {
     fn secret(&self) -> &str {
         SECRET
     }
-
-    fn has_followers(&self) -> bool {
-        !self.world.engines.is_empty()
-    }
 }
 
 impl Authority for Node {
@@ -541,31 +560,16 @@ impl Authority for Node {
                 path: PathBuf::from("the cluster state"),
                 reason: reason.to_owned(),
             };
-            let (node, state) = (Arc::clone(&self), next.clone());
+            let node = Arc::clone(&self);
             let written = runtime::blocking(move || {
-                let mut inside = node.world.inside();
-                let before = inside.state.clone();
-                let follows = inside
-                    .state
-                    .as_ref()
-                    .is_some_and(|known| known.version + 1 == state.version);
-                let may = inside.coordinator == Some(node.id) && follows;
-                if let Some(before) = before.filter(|_| may) {
-                    let change = match (&before.moving, &state.moving) {
-                        (None, Some(_)) => "moves begun",
-                        (Some(_), None) if before.ring == state.ring => "moves undone",
-                        (Some(_), None) => "moves committed",
-                        _ => "other changes",
-                    };
-                    *inside.counts.entry(change).or_default() += 1;
-                    if before.serving != state.serving {
-                        *inside.counts.entry("volumes that changed hands").or_default() += 1;
-                    }
-                    if before.warehouse != state.warehouse {
-                        *inside.counts.entry("changes of the warehouse").or_default() += 1;
-                        inside.warehouse_since = Some(Instant::now());
-                    }
-                    inside.state = Some(state);
+                let may = {
+                    let inside = node.world.inside();
+                    let known = inside.state.as_ref();
+                    let follows = known.is_some_and(|known| known.version + 1 == next.version);
+                    inside.coordinator == Some(node.id) && follows
+                };
+                if may {
+                    node.world.set_state(Arc::new(next), node.name.as_str());
                 }
                 may
             });
@@ -574,14 +578,6 @@ impl Authority for Node {
                     "the state has changed, or another node is the coordinator",
                 ));
             }
-            self.world.note(|| {
-                let moving = next.moving.as_ref().map(|moving| moving.id);
-                let epoch = next.ring.epoch().0;
-                format!(
-                    "{} replaces the state by version {}: epoch {epoch}, moving {moving:?}, {:?}",
-                    self.name, next.version, next.serving
-                )
-            });
             Ok(())
         })
     }
@@ -593,9 +589,6 @@ impl Volumes for Node {
     fn open(self: Arc<Self>, volume: NodeName, _expected: Expected) -> Soon<'static, Option<Volume>> {
         Box::pin(async move {
             let (options, holder) = (self.options(), self.process());
-            if !self.world.engines.is_empty() {
-                return self.open_behind(&volume, options).await;
-            }
             let folder = PathBuf::from("/volumes").join(volume.as_str());
             let opened = runtime::blocking(move || {
                 let storage = Volume::open_by(options, &folder)?;
@@ -615,39 +608,10 @@ impl Volumes for Node {
 
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
         self.world.note(|| format!("{} removes {volume}", self.name));
-        let log = self.world.state().map(|state| state.log_of(&volume));
-        if let Some(engine) = log.and_then(|log| self.world.engine_of(&log)) {
-            let mut log = engine.log(volume.as_str());
-            return Box::pin(async move {
-                // A failed removal does no harm: the volume has no slots, and no node reads it.
-                let _ = log.remove().await;
-                Ok(())
-            });
-        }
         self.world
             .disk
             .remove_folder(&PathBuf::from("/volumes").join(volume.as_str()));
         Box::pin(std::future::ready(Ok(())))
-    }
-
-    fn follow(self: Arc<Self>, volumes: BTreeMap<NodeName, VolumeLog>) -> Soon<'static, ()> {
-        Box::pin(async move {
-            let Some(first) = self.world.engines.first() else {
-                return Ok(());
-            };
-            let start = |volume: &NodeName| {
-                let (folder, options) = (self.cache_folder(volume.as_str()), self.options());
-                let log = volumes.get(volume);
-                let born = log.map_or(0, |log| log.born);
-                let engine = log.and_then(|log| self.world.engine_of(log));
-                let log = engine.unwrap_or(first).log(volume.as_str());
-                let open = move || volumes::of_this_life(Cache::open(options.clone(), &folder)?, born);
-                Follower::start(open, Box::new(log), volume.as_str())
-            };
-            let lives = volumes.iter().map(|(volume, log)| (volume.clone(), log.born));
-            self.followers.set(&lives.collect(), start).await;
-            Ok(())
-        })
     }
 }
 

@@ -92,20 +92,24 @@ impl Followers {
     }
 
     /// Sets the volumes to follow: starts missing followers with `start`, and stops the followers
-    /// of all other volumes. Each number in `volumes` is the version of the cluster's state that
-    /// created the volume.
-    pub(crate) async fn set(&self, volumes: &BTreeMap<NodeName, u64>, start: impl Fn(&NodeName) -> Follower) {
-        // The number `born` distinguishes a volume from an earlier volume with the same name, which
-        // had another log.
-        let is_wanted = |volume: &str, born: u64| {
-            let mut volumes = volumes.iter();
-            volumes.any(|(wanted, wanted_born)| wanted.as_str() == volume && *wanted_born == born)
+    /// of all other volumes. Each volume has the version of the cluster's state that created it,
+    /// and an access to its log.
+    pub(crate) async fn set<L>(
+        &self,
+        volumes: BTreeMap<NodeName, (u64, L)>,
+        start: impl Fn(&NodeName, u64, L) -> Follower,
+    ) {
+        let gone: Vec<Follower> = {
+            // The number `born` distinguishes a volume from an earlier volume with the same name,
+            // which had another log.
+            let is_wanted = |volume: &str, born: u64| {
+                let mut volumes = volumes.iter();
+                volumes.any(|(wanted, (wanted_born, _))| wanted.as_str() == volume && *wanted_born == born)
+            };
+            let mut all = self.all();
+            let gone = all.extract_if(.., |volume, (born, _)| !is_wanted(volume, *born));
+            gone.map(|(_, (_, follower))| follower).collect()
         };
-        let gone: Vec<Follower> = self
-            .all()
-            .extract_if(.., |volume, (born, _)| !is_wanted(volume, *born))
-            .map(|(_, (_, follower))| follower)
-            .collect();
         for follower in gone {
             if let Some(cache) = follower.stop().await {
                 // An error does no harm: a copy that was not closed cleanly may open at an earlier
@@ -114,8 +118,8 @@ impl Followers {
             }
         }
         let mut all = self.all();
-        for (volume, born) in volumes {
-            let follower = || (*born, start(volume));
+        for (volume, (born, log)) in volumes {
+            let follower = || (born, start(&volume, born, log));
             all.entry(volume.as_str().to_owned()).or_insert_with(follower);
         }
     }

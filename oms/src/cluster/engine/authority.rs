@@ -4,30 +4,26 @@
 //! - A replacement succeeds only if the stored version and coordinator are the expected ones. So a
 //!   former coordinator cannot change the state, and only one of two concurrent replacements
 //!   succeeds.
-//! - A replacement with an unknown result is repeated. If the repetition changes no row, the stored
-//!   state is read (`Shared::read_state`). The replacement succeeded if the stored state is the new
-//!   one.
+//! - A replacement with an unknown result is repeated for up to `REPLACE_TIMEOUT`. If the
+//!   repetition changes no row, the stored state is read (`Shared::read_state`). The replacement
+//!   succeeded if the stored state is the new one, and this process is its coordinator.
 //!
 //! The decision which node may become the coordinator is in `shared`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use imt_ring::{Member, NodeName};
+use imt_ring::NodeName;
 use tokio::time::Instant;
 
 use crate::cluster::ClusterState;
 use crate::cluster::engine::beat::Beat;
-use crate::cluster::engine::schema;
-use crate::cluster::engine::shared::{Confirmed, Shared};
+use crate::cluster::engine::shared::Shared;
+use crate::cluster::engine::tables::ClusterTables;
 use crate::error::NodeError;
-use crate::postgres::{EngineUrl, OnNone, Param, Row, Session, SessionError};
+use crate::postgres::{EngineUrl, SessionError};
 
-/// Maximum size of the state in bytes. With 16,384 slots it has about 400 KB.
-const STATE_BYTES_MAX: usize = 64 * 1_024 * 1_024;
-/// Longest time to wait for one statement.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest time to determine the result of a replacement of the cluster's state.
+/// Time after which a failed replacement of the cluster's state is not repeated any more.
 const REPLACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before a failed replacement of the cluster's state is repeated.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -35,60 +31,14 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Access to the tables with the cluster's state and its nodes, over one connection.
 pub(super) struct StateTable {
     url: Arc<EngineUrl>,
-    session: tokio::sync::Mutex<Session>,
-}
-
-/// Decodes the rows of `schema::STATE`. Returns `None` if the table has no state. If the stored
-/// version is that of `known`, the engine omits the text of the state, and the function returns the
-/// state in `known`.
-pub(super) fn decoded_state(
-    rows: &[Row],
-    known: Option<&Confirmed>,
-) -> Result<Option<Confirmed>, SessionError> {
-    let Some(row) = rows.first() else {
-        return Ok(None);
-    };
-    let version = row.int8(0)?;
-    let coordinator = row.text(2)?.to_owned();
-    let invalid = |reason: String| SessionError::Invalid {
-        reason: format!("the cluster's state: {reason}"),
-    };
-    let state = match (row.opt_text(1)?, known) {
-        (None, Some(known)) if known.state.version as i64 == version => known.state.clone(),
-        (None, _) => return Err(invalid("its text is missing".to_owned())),
-        (Some(text), _) if text.len() > STATE_BYTES_MAX => {
-            return Err(invalid(format!("it has more than {STATE_BYTES_MAX} bytes")));
-        }
-        (Some(text), _) => {
-            let state: ClusterState =
-                serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
-            if !state.is_known_format() {
-                return Err(invalid(
-                    "it was written by a later version of imt; upgrade this program".to_owned(),
-                ));
-            }
-            if i64::try_from(state.version) != Ok(version) {
-                return Err(invalid(format!(
-                    "its version is {} in the text and {version} in the row",
-                    state.version
-                )));
-            }
-            state
-        }
-    };
-    Ok(Some(Confirmed { state, coordinator }))
-}
-
-fn encoded(state: &ClusterState) -> Result<String, SessionError> {
-    serde_json::to_string(state).map_err(|error| SessionError::Invalid {
-        reason: error.to_string(),
-    })
+    tables: tokio::sync::Mutex<Box<dyn ClusterTables>>,
 }
 
 impl StateTable {
-    pub(super) fn new(url: Arc<EngineUrl>) -> StateTable {
+    /// Creates the access. `url` is for error messages.
+    pub(super) fn new(tables: Box<dyn ClusterTables>, url: Arc<EngineUrl>) -> StateTable {
         StateTable {
-            session: tokio::sync::Mutex::new(Session::new(Arc::clone(&url), "state")),
+            tables: tokio::sync::Mutex::new(tables),
             url,
         }
     }
@@ -102,44 +52,8 @@ impl StateTable {
         }
     }
 
-    /// Writes the cluster's first state, and the row of the first volume's log. Returns `false` if
-    /// a state exists already.
-    pub(super) async fn write_first(
-        &self,
-        member: Member,
-        coordinator: &str,
-        secret: &str,
-    ) -> Result<bool, NodeError> {
-        let failed = self.failed("write the first state");
-        let volume = member.name().clone();
-        let first = ClusterState::first(member).map_err(|error| NodeError::EngineUnfit {
-            url: self.url.to_string(),
-            reason: error.to_string(),
-        })?;
-        let state = encoded(&first).map_err(&failed)?;
-        let version = i64::try_from(first.version).unwrap_or(i64::MAX);
-        let params = [
-            Param::Int8(version),
-            Param::Text(&state),
-            Param::Text(coordinator),
-            Param::Text(secret),
-        ];
-        // The state and the log's row are created in one transaction. So a log that is missing
-        // later must have been lost.
-        let volume = [Param::Text(volume.as_str())];
-        let statements = [
-            (schema::FIRST_STATE, &params[..]),
-            (schema::FIRST_VOLUME, &volume[..]),
-        ];
-        let mut session = self.session.lock().await;
-        let affected = session
-            .transaction(&statements, OnNone::RollBack, STATEMENT_TIMEOUT * 5)
-            .await
-            .map_err(&failed)?;
-        Ok(affected.first() == Some(&1))
-    }
-
-    /// Replaces the state, if this process is still the coordinator.
+    /// Replaces the state. Fails unless this process is still the coordinator and `next` has the
+    /// version after the stored one.
     pub(super) async fn replace(&self, shared: &Shared, next: &ClusterState) -> Result<(), NodeError> {
         let me = shared.label();
         if self.swap(shared, next, &me).await? {
@@ -154,8 +68,9 @@ impl StateTable {
         })
     }
 
-    /// Makes this process the coordinator if the former coordinator is gone. Returns `false` if the
-    /// former coordinator is not gone, or if another node became the coordinator first.
+    /// Makes this process the coordinator if the present one is gone. Returns `true` also if this
+    /// process was the coordinator already. Returns `false` if the coordinator is not gone, or if
+    /// another process replaced the state first.
     pub(super) async fn take_coordination(&self, shared: &Shared) -> Result<bool, NodeError> {
         let now = shared.read_state().await?;
         if now.coordinator == shared.label() {
@@ -174,28 +89,15 @@ impl StateTable {
         let failed = self.failed("replace the cluster's state");
         let until = Instant::now() + REPLACE_TIMEOUT;
         let me = shared.label();
-        let state = encoded(next).map_err(&failed)?;
-        let version = i64::try_from(next.version).unwrap_or(i64::MAX);
-        let params = [
-            Param::Int8(version),
-            Param::Text(&state),
-            Param::Text(&me),
-            Param::Int8(version - 1),
-            Param::Text(coordinator),
-        ];
         let mut is_repetition = false;
-        let mut session = self.session.lock().await;
+        let mut tables = self.tables.lock().await;
         loop {
-            match session
-                .execute(schema::NEXT_STATE, &params, STATEMENT_TIMEOUT)
-                .await
-            {
-                Ok(0) if is_repetition => {
+            match tables.replace_state(next, &me, coordinator).await {
+                Ok(false) if is_repetition => {
                     let now = shared.read_state().await?;
                     return Ok(now.coordinator == me && now.state == *next);
                 }
-                Ok(0) => return Ok(false),
-                Ok(_) => return Ok(true),
+                Ok(is_replaced) => return Ok(is_replaced),
                 Err(error @ (SessionError::Away { .. } | SessionError::Unknown { .. })) => {
                     is_repetition |= matches!(error, SessionError::Unknown { .. });
                     if Instant::now() >= until {
@@ -203,7 +105,7 @@ impl StateTable {
                     }
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
-                // 55P03: the row is still locked by an earlier attempt. 40001 and 40P01: the
+                // 55P03: the row is locked, for example by an earlier attempt. 40001 and 40P01: the
                 // transaction conflicts with another transaction. The statement had no effect, so
                 // it is repeated.
                 Err(SessionError::Refused { code, .. })
@@ -216,17 +118,16 @@ impl StateTable {
         }
     }
 
+    /// Makes a silent node unable to extend its lease until it knows the state of this version.
+    /// Returns `false` and changes nothing unless `last` is still the node's last beat.
+    pub(super) async fn demand(&self, node: &str, last: &Beat, version: u64) -> Result<bool, NodeError> {
+        let demanded = self.tables.lock().await.demand(node, last, version).await;
+        demanded.map_err(self.failed("end the lease of a silent node"))
+    }
+
     /// Deletes the row of a node, if `last` is still its last beat.
     pub(super) async fn remove_node(&self, node: &NodeName, last: &Beat) -> Result<(), NodeError> {
-        let params = [
-            Param::Text(node.as_str()),
-            Param::Int8(last.incarnation),
-            Param::Int8(last.number),
-        ];
-        let mut session = self.session.lock().await;
-        let removed = session
-            .execute(schema::REMOVE_NODE, &params, STATEMENT_TIMEOUT)
-            .await;
-        removed.map(drop).map_err(self.failed("remove a node"))
+        let removed = self.tables.lock().await.remove_node(node.as_str(), last).await;
+        removed.map_err(self.failed("remove a node"))
     }
 }

@@ -5,20 +5,20 @@
 //! clock. They are never compared with the clock of the engine or of another machine.
 //!
 //! **Invariants**
-//! - A node is gone at once if its beat is negative. Otherwise it is gone once its beat has not
-//!   changed for `Pace::gone` while the looks of this process were answered quickly and at regular
-//!   intervals. The period begins when this process *first saw* the beat, which is after the beat
-//!   was sent.
-//! - A lease ends `LEASE` after the last acknowledged beat was *sent*. `LEASE` is shorter than
-//!   `Pace::gone`. So a node stops answering reads before another node takes over its volumes.
+//! - A process is gone at once if its beat is negative, or if the last look shows no row or another
+//!   incarnation of its node. Otherwise it is gone once its beat has not changed for `Pace::gone`
+//!   while the looks of this process were answered quickly and at regular intervals. The period
+//!   begins when this process *first saw* the beat, which is after the beat was sent.
+//! - A lease ends at most `LEASE` after the last acknowledged beat was *sent*. `LEASE` is shorter
+//!   than `Pace::gone`. So a node stops answering reads before another node declares it gone.
 //! - While the beats of this process are not acknowledged, it declares no silent node gone, because
 //!   commits are probably blocked for all nodes.
-//! - A look that lacks the last acknowledged beat of this process is ignored, because a former
-//!   primary of the engine has answered it.
+//! - A look that lacks the last acknowledged beat of this process is ignored. Either a former
+//!   primary of the engine has answered it, or another process has taken the name of this node.
 //! - After a new connection, the period without a new beat begins again for every node, because the
 //!   engine may have failed over.
 //!
-//! Deliberately absent: statements, tasks and clocks (`tasks`).
+//! Deliberately absent: statements (`tables`), tasks (`tasks`) and the clock (`shared`).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -38,14 +38,15 @@ pub(super) struct Pace {
 /// for every pace, because two processes may briefly see different numbers of nodes and so have
 /// different paces.
 pub(super) const LEASE: Duration = Duration::from_millis(900);
-/// Time after which the lease of another process has ended, if it was not extended. It is longer
-/// than a lease by a quarter, for clocks that do not run at the same rate.
+/// Time after which the lease of another process has ended, if no beat has extended the lease in
+/// this time. It is longer than a lease by a quarter, for clocks that do not run at the same rate.
 pub(super) const LEASE_WAIT: Duration = Duration::from_millis(1_125);
 /// Maximum age of this process's last acknowledged beat, in intervals of beats. If that beat is
-/// older, a look declares no node gone. The same limit applies to the time since the previous look.
+/// older, a look declares no silent node gone. The same limit applies to the time since the
+/// previous look.
 const OWN_BEATS_MAX: u32 = 3;
 /// Maximum duration of a look, in intervals of beats. A look that took longer is late: it declares
-/// no node gone, and every node gets this much more time for its next beat.
+/// no silent node gone, and every node gets this much more time for its next beat.
 const LATE_BEATS: u32 = 2;
 /// Number of nodes from which beats and looks are less frequent. Every node reads the rows of all
 /// nodes, so the load grows with the square of the number of nodes.
@@ -68,13 +69,13 @@ impl Pace {
     }
 }
 
-/// The row of one process in the engine.
+/// A beat of one process, as in the row of its node in the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Beat {
+pub(crate) struct Beat {
     /// Random number of the process. A restarted node has another incarnation.
-    pub(super) incarnation: i64,
+    pub(crate) incarnation: i64,
     /// The number that the process increments. It is negative after an orderly end of the process.
-    pub(super) number: i64,
+    pub(crate) number: i64,
 }
 
 /// The last beat that this process has seen of a node.
@@ -93,11 +94,12 @@ struct Seen {
 pub(super) enum Looked {
     /// The look was in time. Nodes without a new beat for `Pace::gone` were declared gone.
     InTime,
-    /// The look was late, or the last acknowledged beat of this process was too old. No node was
-    /// declared gone for its silence.
+    /// The look was late, or this process had no recent acknowledged beat. No node was declared
+    /// gone for its silence.
     Late,
-    /// The look does not show the last acknowledged beat of this process, so a former primary of
-    /// the engine has answered it. The rows were ignored.
+    /// The look does not show the last acknowledged beat of this process. Either a former primary
+    /// of the engine has answered it, or another process has taken the name of this node. The rows
+    /// were ignored.
     OldPrimary,
 }
 
@@ -151,8 +153,8 @@ impl Judge {
         self.is_replaced
     }
 
-    /// Returns the end of the lease, or `None` if no beat was acknowledged or this process was
-    /// replaced.
+    /// Returns the time until which the last acknowledged beat can extend the lease, or `None` if
+    /// no beat was acknowledged or this process was replaced.
     pub(super) fn lease_end(&self) -> Option<Duration> {
         self.acknowledged.map(|(sent, _)| sent + LEASE)
     }
@@ -251,8 +253,8 @@ impl Judge {
         Looked::InTime
     }
 
-    /// Returns `true` if this incarnation of a node has ended or its beats have stopped. A new beat
-    /// of the incarnation makes the result `false` again.
+    /// Returns `true` if this incarnation of a node has ended, its beats have stopped, or the last
+    /// look does not show it. A new beat of the incarnation makes the result `false` again.
     pub(super) fn is_gone(&self, name: &str, incarnation: i64) -> bool {
         match self.seen.get(name) {
             Some(seen) => seen.beat.incarnation != incarnation || seen.is_gone,
@@ -287,7 +289,7 @@ mod tests {
         Beat { incarnation, number }
     }
 
-    /// A cluster of two nodes. This process beats and looks every 100 ms, and each look takes 5 ms.
+    /// A cluster of two nodes. `pass` looks every 100 ms, and each of these looks takes 5 ms.
     struct World {
         judge: Judge,
         now: u64,
@@ -324,8 +326,8 @@ mod tests {
         }
 
         /// Advances the time by `duration` ms, with a look every 100 ms. The two flags tell whether
-        /// this process and the other node beat. Returns the time after which the other node was
-        /// declared gone.
+        /// this process and the other node beat before each look. Returns the time in ms after
+        /// which the other node was gone, or `None` if it was not.
         fn pass(&mut self, duration: u64, (mine, other): (bool, bool)) -> Option<u64> {
             let start = self.now;
             let mut gone = None;

@@ -13,8 +13,8 @@ use std::sync::Arc;
 
 use imt_ring::NodeName;
 
+use crate::cluster::engine::backend::{copy_folder, further_engine, open_copy};
 use crate::cluster::engine::tools::state_in;
-use crate::cluster::engine::volumes::{cache_folder, further_engine, open_cache};
 use crate::error::{NodeError, StorageError};
 use crate::postgres::{EngineUrl, SessionError};
 use crate::runtime;
@@ -27,15 +27,17 @@ use crate::storage::log::{Log, LogError};
 pub struct VolumeCopy {
     /// Number of the last log entry that the copy contains.
     pub entry: u64,
-    /// Number of rows in the copy.
+    /// Number of rows in the copy, without those of the table `meta`.
     pub rows: u64,
 }
 
 /// Copies a volume from the engine into a new MicroDb database in `folder`.
 ///
 /// # Errors
-/// `NodeError::VolumeNotInEngine` for an unknown volume, `NodeError::Engine` if the engine does not
-/// answer, `NodeError::Config` if the folder exists, or the error of the new database.
+/// `NodeError::Config` if the folder exists, `NodeError::VolumeNotInEngine` for an unknown volume,
+/// `NodeError::EngineUnfit` if the stored URL of the volume's engine is invalid,
+/// `NodeError::Engine` if an engine cannot be reached or read, or `NodeError::Storage` for a fault
+/// of the new database or of a log entry.
 pub async fn export_volume(url: &EngineUrl, volume: &str, folder: &Path) -> Result<VolumeCopy, NodeError> {
     if folder.exists() {
         return Err(NodeError::Config {
@@ -55,7 +57,8 @@ pub async fn export_volume(url: &EngineUrl, volume: &str, folder: &Path) -> Resu
 /// engine again. While the function runs, the node must neither serve nor follow the volume.
 ///
 /// # Errors
-/// The errors of `export_volume`, and `StorageError::Open` if the local copy is in use.
+/// The errors of `export_volume` except `NodeError::Config`. `NodeError::Storage` also if the local
+/// copy is in use.
 pub async fn rebuild_volume(
     url: &EngineUrl,
     volume: &str,
@@ -65,11 +68,12 @@ pub async fn rebuild_volume(
     let url = &engine_of(url, volume).await?;
     let mut log = known(url, volume).await?;
     // The newest entry may not be acknowledged yet, so a fail-over could still replace it. A node
-    // refuses a local copy with an entry that the log lacks, so the newest entry is left out.
+    // that finds an entry of its local copy missing in the log treats that entry as lost and copies
+    // the volume again. So the newest entry is left out.
     let last = log.newest().await.map_err(failed(url))?.seq.saturating_sub(1);
-    let folder = cache_folder(data, node, volume);
+    let folder = copy_folder(data, node, volume);
     let cache = blocking(move || {
-        let cache = open_cache(&folder)?;
+        let cache = open_copy(&folder)?;
         cache.clear()?;
         Ok(cache)
     });
@@ -111,7 +115,7 @@ async fn filled(
 ) -> Result<VolumeCopy, NodeError> {
     let copied = catch_up(&cache, log, volume, last, true).await;
     let rows = cache.rows();
-    // A clean close writes a checkpoint, so the next open has no log to replay.
+    // A clean close writes a checkpoint of the database, so the next open replays none of its log.
     let closed = blocking(move || cache.close_cleanly()).await;
     match copied {
         Ok(position) => {

@@ -4,34 +4,37 @@
 //! - Tables and settings of the engine are checked before anything is written.
 //! - A node takes over its name only from a process that does not beat. If the former process was
 //!   only paused, its lease ended before its name was taken. The next beat of the paused process
-//!   fails, and so the process notices that it was replaced.
+//!   changes no row, and so the process notices that it was replaced.
 //!
 //! Tables are created by `imt engine init`, not here.
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use imt_ring::Member;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use crate::cluster::NodeInfo;
+use crate::cluster::ClusterState;
 use crate::cluster::engine::EngineCluster;
-use crate::cluster::engine::authority::{StateTable, decoded_state};
-use crate::cluster::engine::beat::Pace;
+use crate::cluster::engine::authority::StateTable;
+use crate::cluster::engine::backend::{Backend, Postgres};
+use crate::cluster::engine::beat::{Beat, Pace};
 use crate::cluster::engine::schema;
 use crate::cluster::engine::shared::{Shared, label};
+use crate::cluster::engine::tables::{ClusterTables, FirstState};
 use crate::cluster::engine::tasks;
 use crate::error::NodeError;
-use crate::postgres::{EngineUrl, Param, Session, SessionError};
+use crate::postgres::{EngineUrl, Session, SessionError};
 use crate::runtime;
 use crate::storage::follow::Followers;
 
-/// Longest time for one statement during the start.
+/// Longest time for one statement of the check of an engine.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Longest time to take the name while the engine does not respond or other processes try to take
-/// the name.
+/// Longest time to take the name while the engine does not respond, or while another process has or
+/// takes the name and has not published its address.
 const NAME_TIMEOUT: Duration = Duration::from_secs(15);
 /// Maximum permitted `statement_timeout` and `lock_timeout` of the role. A delayed append of a
 /// former owner of a volume is refused because newer log entries have its number. It must end
@@ -41,16 +44,42 @@ const SERVER_TIMEOUT_MAX_MS: u64 = 30_000;
 
 /// The settings of a node that joins.
 pub(crate) struct Joining {
-    pub(crate) url: Arc<EngineUrl>,
-    /// The data folder, which contains the local copies of volumes.
-    pub(crate) data: PathBuf,
+    /// The URL of the first engine, for error messages.
+    url: Arc<EngineUrl>,
+    backend: Arc<dyn Backend>,
     /// The name, weight and zone of the node.
-    pub(crate) member: Member,
+    member: Member,
     /// The cluster's secret, if it comes from a file instead of the engine.
-    pub(crate) secret: Option<String>,
+    secret: Option<String>,
 }
 
 impl Joining {
+    /// Returns the settings of a node with its engines and local copies in `backend`.
+    pub(crate) fn new(
+        url: Arc<EngineUrl>,
+        backend: Arc<dyn Backend>,
+        member: Member,
+        secret: Option<String>,
+    ) -> Joining {
+        Joining {
+            url,
+            backend,
+            member,
+            secret,
+        }
+    }
+
+    /// Returns the settings of a node on PostgreSQL, with its local copies in the folder `data`.
+    pub(crate) fn on_postgres(
+        url: Arc<EngineUrl>,
+        data: PathBuf,
+        member: Member,
+        secret: Option<String>,
+    ) -> Joining {
+        let backend = Postgres::new(Arc::clone(&url), data, member.name().as_str());
+        Joining::new(url, Arc::new(backend), member, secret)
+    }
+
     fn failed(&self, action: &'static str) -> impl Fn(SessionError) -> NodeError {
         let url = self.url.to_string();
         move |source| NodeError::Engine {
@@ -63,52 +92,52 @@ impl Joining {
     /// Checks the engine, takes the node's name, writes the first state if there is none, and
     /// starts the tasks of beats and looks.
     pub(crate) async fn join(self) -> Result<EngineCluster, NodeError> {
-        let mut session = Session::new(Arc::clone(&self.url), "node");
-        check_fitness(&mut session, &self.url).await?;
+        self.backend.check().await?;
+        let mut tables = self.backend.start_tables();
         let name = self.member.name().clone();
-        // The random number distinguishes successive processes of one node. The shift makes the
-        // number positive.
+        // The random number distinguishes successive processes of one node. The shift clears the
+        // sign bit.
         let incarnation = (runtime::random_u64() >> 1) as i64;
-        let table = Arc::new(StateTable::new(Arc::clone(&self.url)));
-        self.check_weight(&mut session).await?;
-        self.take_name(&mut session, incarnation).await?;
+        self.check_weight(&mut *tables).await?;
+        self.take_name(&mut *tables, incarnation).await?;
         let secret = self
-            .ensure_state(&mut session, &table, &label(&name, incarnation))
+            .ensure_state(&mut *tables, &label(&name, incarnation))
             .await?;
         let shared = Arc::new(Shared::new(Arc::clone(&self.url), name.clone(), incarnation));
-        let mut looks = Session::new(Arc::clone(&self.url), "look");
+        let mut looks = self.backend.tables("look");
         // The caller needs the list of nodes right after the start, so the first look happens here.
-        tasks::look_once(&shared, &mut looks, &mut 0)
+        tasks::look_once(&shared, &mut *looks, &mut 0)
             .await
             .map_err(self.failed("read the nodes"))?;
-        let beats = Session::new(Arc::clone(&self.url), "beat");
+        let table = Arc::new(StateTable::new(
+            self.backend.tables("state"),
+            Arc::clone(&self.url),
+        ));
+        let beats = self.backend.tables("beat");
         let beating = runtime::spawn(tasks::beat(Arc::clone(&shared), beats, 1));
         runtime::spawn(tasks::look(Arc::clone(&shared), Arc::clone(&table), looks));
         Ok(EngineCluster {
-            url: self.url,
-            data: self.data,
+            backend: self.backend,
             name,
             secret,
             shared,
             table,
             beating: Mutex::new(Some(beating)),
             followers: Followers::default(),
-            fit: Mutex::default(),
             waiting: Mutex::default(),
+            epochs: Mutex::default(),
+            unopened: AtomicUsize::new(0),
         })
     }
 
     /// Refuses a weight of 0 if no other member has a weight above 0. Without a positive weight no
     /// node could own slots.
-    async fn check_weight(&self, session: &mut Session) -> Result<(), NodeError> {
+    async fn check_weight(&self, tables: &mut dyn ClusterTables) -> Result<(), NodeError> {
         if self.member.weight() > 0 {
             return Ok(());
         }
-        let failed = self.failed("read the cluster's state");
-        let rows = session
-            .query(schema::STATE, &[Param::Int8(-1)], STATEMENT_TIMEOUT)
-            .await;
-        let state = decoded_state(&rows.map_err(&failed)?, None).map_err(&failed)?;
+        let state = tables.state(None).await;
+        let state = state.map_err(self.failed("read the cluster's state"))?;
         let members = state.iter().flat_map(|confirmed| confirmed.state.ring.members());
         let mut others = members.filter(|member| member.name() != self.member.name());
         if others.any(|member| member.weight() > 0) {
@@ -122,17 +151,17 @@ impl Joining {
         })
     }
 
-    /// Takes the node's name. If another process has the name, observes the beats of that process
-    /// first, and fails if it still beats.
-    async fn take_name(&self, session: &mut Session, incarnation: i64) -> Result<(), NodeError> {
+    /// Takes the node's name. If another process has the name, waits until it is known whether that
+    /// process still beats.
+    async fn take_name(&self, tables: &mut dyn ClusterTables, incarnation: i64) -> Result<(), NodeError> {
         let failed = self.failed("take the node's name");
         let until = Instant::now() + NAME_TIMEOUT;
         let name = self.member.name().as_str();
         loop {
-            match self.try_name(session, incarnation).await {
+            match self.try_name(tables, incarnation).await {
                 Ok(true) => return Ok(()),
                 Ok(false) => {
-                    if let Some(holder) = self.holder(session).await? {
+                    if let Some(holder) = self.holder(tables).await? {
                         return Err(NodeError::NameInEngine {
                             name: name.to_owned(),
                             url: self.url.to_string(),
@@ -155,64 +184,39 @@ impl Joining {
     }
 
     /// Tries once to take the node's name. Returns `false` if the process with the name beats, or
-    /// if another process took the name first.
-    async fn try_name(&self, session: &mut Session, incarnation: i64) -> Result<bool, SessionError> {
+    /// if another process was faster.
+    async fn try_name(&self, tables: &mut dyn ClusterTables, incarnation: i64) -> Result<bool, SessionError> {
         let name = self.member.name().as_str();
-        let mine = [Param::Text(name), Param::Int8(incarnation)];
-        let rows = session.query(schema::NODE, &mine[..1], STATEMENT_TIMEOUT).await?;
-        let Some(row) = rows.first() else {
-            let added = session
-                .execute(schema::ADD_NODE, &mine, STATEMENT_TIMEOUT)
-                .await?;
-            return Ok(added == 1);
+        let Some((former, _)) = tables.node(name).await? else {
+            return tables.add_node(name, incarnation).await;
         };
-        let (old, beat) = (row.int8(0)?, row.int8(1)?);
-        if old == incarnation {
-            // An earlier attempt with an unknown result has succeeded. The following commit is
-            // acknowledged only after the standbys have received the commit of that attempt too.
-            session.execute(schema::PROBE, &[], STATEMENT_TIMEOUT).await?;
+        if former.incarnation == incarnation {
+            // An earlier attempt with an unknown result has succeeded. The commit of the probe is
+            // acknowledged only after the standbys have the earlier one too.
+            tables.probe().await?;
             return Ok(true);
         }
-        if beat >= 0 && !has_stopped(session, name, old, beat).await? {
+        if former.number >= 0 && !has_stopped(tables, name, &former).await? {
             return Ok(false);
         }
-        let params = [mine[0], mine[1], Param::Int8(old), Param::Int8(beat)];
-        let taken = session
-            .execute(schema::REPLACE_NODE, &params, STATEMENT_TIMEOUT)
-            .await?;
-        Ok(taken == 1)
+        tables.replace_node(name, &former, incarnation).await
     }
 
-    /// Returns a text that describes the process with this name, or `None` if that process has not
-    /// published its address yet.
-    async fn holder(&self, session: &mut Session) -> Result<Option<String>, NodeError> {
-        let failed = self.failed("take the node's name");
-        let name = [Param::Text(self.member.name().as_str())];
-        let rows = session.query(schema::NODE, &name, STATEMENT_TIMEOUT).await;
-        let rows = rows.map_err(&failed)?;
-        let Some(row) = rows.first() else {
-            return Ok(None);
-        };
-        let card = row.opt_text(2).map_err(&failed)?;
-        let card = card.and_then(|card| serde_json::from_str::<NodeInfo>(card).ok());
+    /// Returns a text that describes the process with this name, or `None` if no process has the
+    /// name or that process has not published its address yet.
+    async fn holder(&self, tables: &mut dyn ClusterTables) -> Result<Option<String>, NodeError> {
+        let node = tables.node(self.member.name().as_str()).await;
+        let node = node.map_err(self.failed("take the node's name"))?;
+        let card = node.and_then(|(_, card)| card);
         Ok(card.map(|card| format!("process {}, answering on {}", card.process, card.address)))
     }
 
     /// Writes the cluster's first state if there is none, and returns the cluster's secret.
-    async fn ensure_state(
-        &self,
-        session: &mut Session,
-        table: &StateTable,
-        label: &str,
-    ) -> Result<String, NodeError> {
+    async fn ensure_state(&self, tables: &mut dyn ClusterTables, label: &str) -> Result<String, NodeError> {
         let failed = self.failed("read the cluster's state");
         loop {
-            let rows = session
-                .query(schema::STATE, &[Param::Int8(-1)], STATEMENT_TIMEOUT)
-                .await
-                .map_err(&failed)?;
-            if decoded_state(&rows, None).map_err(&failed)?.is_some() {
-                let kept = read_secret(session).await.map_err(&failed)?;
+            if tables.state(None).await.map_err(&failed)?.is_some() {
+                let kept = tables.secret().await.map_err(&failed)?;
                 return match (&self.secret, kept.as_str()) {
                     (Some(given), "") => Ok(given.clone()),
                     (Some(given), kept) if given == kept => Ok(given.clone()),
@@ -231,18 +235,30 @@ impl Joining {
                 .map(|_| format!("{:016x}", runtime::random_u64()))
                 .collect();
             let kept = if self.secret.is_some() { "" } else { fresh.as_str() };
-            table.write_first(self.member.clone(), label, kept).await?;
+            self.write_first(tables, label, kept).await?;
         }
     }
-}
 
-/// Reads the cluster's secret. The result is empty if no node was ever started, or if the nodes
-/// read the secret from a file.
-pub(super) async fn read_secret(session: &mut Session) -> Result<String, SessionError> {
-    let rows = session.query(schema::SECRET, &[], STATEMENT_TIMEOUT).await?;
-    match rows.first() {
-        Some(row) => Ok(row.text(0)?.to_owned()),
-        None => Ok(String::new()),
+    /// Writes the cluster's first state, and the row of the first volume's log. Has no effect if a
+    /// state exists already.
+    async fn write_first(
+        &self,
+        tables: &mut dyn ClusterTables,
+        coordinator: &str,
+        secret: &str,
+    ) -> Result<(), NodeError> {
+        let first = ClusterState::first(self.member.clone()).map_err(|error| NodeError::EngineUnfit {
+            url: self.url.to_string(),
+            reason: error.to_string(),
+        })?;
+        let first = FirstState {
+            state: &first,
+            volume: self.member.name().as_str(),
+            coordinator,
+            secret,
+        };
+        let written = tables.write_first(first).await;
+        written.map(drop).map_err(self.failed("write the first state"))
     }
 }
 
@@ -286,35 +302,33 @@ pub(super) async fn check_fitness(session: &mut Session, url: &EngineUrl) -> Res
 }
 
 /// Waits for `Pace::gone`. Returns `true` if the process that has the name `name` did not beat in
-/// that time, or if its row was deleted. Returns `false` as soon as the process beats. Time in
-/// which the statements of this session wait is not counted.
+/// that time, or if its row was deleted. Returns `false` as soon as the row has another beat. Time
+/// in which the statements of this session wait is not counted. After a new connection, the wait
+/// begins again.
 async fn has_stopped(
-    session: &mut Session,
+    tables: &mut dyn ClusterTables,
     name: &str,
-    incarnation: i64,
-    beat: i64,
+    former: &Beat,
 ) -> Result<bool, SessionError> {
-    let name = [Param::Text(name)];
     let pace = Pace::of(usize::MAX);
     let mut until = Instant::now() + pace.gone;
-    let mut connections = session.connections();
+    let mut connections = tables.connections();
     loop {
         tokio::time::sleep(pace.beat).await;
         let started = Instant::now();
         // A beat is a commit. While this commit waits, the other process may be unable to beat, so
         // the time of the wait is not counted.
-        session.execute(schema::PROBE, &[], STATEMENT_TIMEOUT).await?;
-        let rows = session.query(schema::NODE, &name, STATEMENT_TIMEOUT).await?;
-        let is_same = match rows.first() {
-            Some(row) => row.int8(0)? == incarnation && row.int8(1)? == beat,
+        tables.probe().await?;
+        let is_same = match tables.node(name).await? {
+            Some((beat, _)) => beat == *former,
             None => return Ok(true),
         };
         if !is_same {
             return Ok(false);
         }
         until += started.elapsed();
-        if session.connections() != connections {
-            connections = session.connections();
+        if tables.connections() != connections {
+            connections = tables.connections();
             until = Instant::now() + pace.gone;
         }
         if Instant::now() >= until {

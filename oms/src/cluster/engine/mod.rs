@@ -1,5 +1,6 @@
 //! Nodes on one or many machines that share an *engine*: a PostgreSQL server, or another server
-//! with its protocol. The engine stores the cluster's state and the volumes.
+//! with its protocol. The engine stores the cluster's state and the volumes. Further engines may
+//! store some of the volumes instead.
 //!
 //! Each node has a row in the engine with a number, its *beat*, which it increments several times a
 //! second. Each node reads the rows of all nodes equally often, which is called a *look*. If the
@@ -7,16 +8,18 @@
 //!
 //! | part | content |
 //! | --- | --- |
-//! | `schema` | the tables, and the statements about membership and state |
+//! | `schema` | the tables, and the SQL of the statements about membership and state |
+//! | `tables` | these statements as calls: in PostgreSQL, or in the simulation |
+//! | `backend` | the engines and local copies of a node: PostgreSQL and folders, or simulated |
 //! | `beat` | decisions from beats: which nodes are gone, how long this node may answer reads |
 //! | `shared` | the data in memory that the tasks and the callers of this process share |
 //! | `tasks` | two tasks, one that beats and one that looks, each with its own connection |
-//! | `authority` | writes the first state and the secret; replaces the state by compare-and-swap |
-//! | `volumes` | the opening of volumes, and local copies of volumes that other nodes serve |
+//! | `authority` | replaces the state by compare-and-swap; ends leases, removes rows of nodes |
+//! | `volumes` | opens, releases and removes volumes; follows volumes that other nodes serve |
 //! | `copies` | for the command line: export and rebuild of a volume |
-//! | `joining` | the start of a node: checks of the engine, taking the name |
+//! | `joining` | the start of a node: checks the engine, takes the name, writes the first state |
 //! | `warehouse` | the address of the warehouse, which all nodes share |
-//! | `tools` | for the command line: creation of the tables, checks, a list of the nodes |
+//! | `tools` | for the command line: tables, checks, a list of the nodes, control of standbys |
 //!
 //! **Invariants**
 //! - The owner of a volume is the process that took over its log last. The engine refuses commits
@@ -28,28 +31,33 @@
 //! - After `Authority::read` has read a state, it waits for a beat that is acknowledged on the same
 //!   connection. So the state does not come from an old primary.
 //! - While the engine does not respond, no node is declared gone.
-//! - A volume is taken over once its former server has no lease: that server has released the
-//!   volume, or is silent for longer than a lease, or cannot extend its lease since the state
-//!   changed.
+//! - A volume is taken over once its former server has no lease. That server has released the
+//!   volume, or could not extend its lease since the state changed a lease's time ago, or was
+//!   silent for that time. In the last case, a *demand* is written to its row first. A demand is
+//!   the version of the state that the silent server must know before a beat extends its lease. It
+//!   is written only while the row still has the silent server's last beat, and every later beat
+//!   returns it. So a beat that is under way while the state changes extends no lease.
 //!
 //! Replication and fail-over of the engine are the task of PostgreSQL and its operator.
 
 mod authority;
-mod beat;
+pub(crate) mod backend;
+pub(crate) mod beat;
 mod copies;
 mod joining;
 #[cfg(test)]
 mod log_tests;
 pub(crate) mod schema;
 mod shared;
+pub(crate) mod tables;
 mod tasks;
 mod tools;
-pub(crate) mod volumes;
+mod volumes;
 mod warehouse;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use imt_ring::NodeName;
@@ -57,6 +65,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::task::JoinHandle;
 
 use crate::cluster::engine::authority::StateTable;
+use crate::cluster::engine::backend::Backend;
 pub use crate::cluster::engine::copies::{VolumeCopy, export_volume, rebuild_volume};
 pub(crate) use crate::cluster::engine::joining::Joining;
 use crate::cluster::engine::shared::{Shared, Watcher};
@@ -67,7 +76,6 @@ pub use crate::cluster::engine::tools::{
 use crate::cluster::engine::volumes::Waiting;
 use crate::cluster::{Authority, ClusterState, Event, Membership, NodeInfo, Soon};
 use crate::error::NodeError;
-use crate::postgres::EngineUrl;
 use crate::runtime;
 use crate::storage::follow::Followers;
 
@@ -78,19 +86,20 @@ const FAREWELL_TIMEOUT: Duration = Duration::from_secs(2);
 /// The membership of this process in an engine's cluster, and its access to the cluster's state and
 /// volumes.
 pub(crate) struct EngineCluster {
-    url: Arc<EngineUrl>,
-    /// The data folder, which contains the local copies of volumes.
-    data: PathBuf,
+    backend: Arc<dyn Backend>,
     name: NodeName,
     secret: String,
     shared: Arc<Shared>,
     table: Arc<StateTable>,
     beating: parking_lot::Mutex<Option<JoinHandle<()>>>,
     followers: Followers,
-    /// URLs of the further engines that have passed the check of their tables and settings.
-    fit: parking_lot::Mutex<BTreeSet<String>>,
     /// Volumes that wait for the end of their former server's lease.
     waiting: parking_lot::Mutex<BTreeMap<NodeName, Waiting>>,
+    /// The epochs under which this process has opened volumes.
+    epochs: parking_lot::Mutex<BTreeMap<NodeName, u64>>,
+    /// Number of attempts to open a volume that failed although no former server had a lease. It
+    /// selects the server that the next attempt tries first.
+    unopened: AtomicUsize,
 }
 
 impl EngineCluster {

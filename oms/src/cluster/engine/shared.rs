@@ -4,15 +4,14 @@
 //! **Invariants**
 //! - The mutex is never held across an await.
 //! - `has_lease` takes no lock, because every read of a volume calls it.
-//! - A beat extends the lease only if the state in the engine still has the version that this
-//!   process read last. Once a state assigns a volume to another node, this process's lease for the
-//!   open volume is lost for good. So a node that was paused answers no read of a volume that it
-//!   lost during the pause.
+//! - A beat extends the lease only if it returns the version of the confirmed state. So the state
+//!   was not replaced before the beat was sent, and no other node has demanded a later version.
+//! - Once a confirmed state gives a volume to another node, the volume's lease is lost for good. So
+//!   a node that was paused answers no read of a volume that it lost in between.
 //! - Each event is sent once.
 //!
-//! Statements are in `tasks` and `authority`. The decision which nodes are gone is in `beat`.
+//! Statements are in `tables`. The decision which nodes are gone is in `beat`.
 
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -24,6 +23,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::cluster::engine::beat::{Beat, Judge, LEASE_WAIT, Looked, Pace};
+use crate::cluster::engine::tables::{Confirmed, Look};
 use crate::cluster::{ClusterState, Event, NodeInfo, VolumeLog};
 use crate::error::NodeError;
 use crate::postgres::{EngineUrl, SessionError};
@@ -32,23 +32,6 @@ use crate::runtime::seeded::seeded;
 /// Longest wait for a confirmed state. A fail-over of the engine may take longer. Then the caller
 /// gets an error and repeats the call.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
-
-/// A state and its coordinator. They were read before a beat that was acknowledged on the same
-/// connection, so they do not come from an old primary.
-#[derive(Clone, Debug)]
-pub(super) struct Confirmed {
-    pub(super) state: ClusterState,
-    pub(super) coordinator: String,
-}
-
-/// The decoded rows of one look.
-#[derive(Debug, Default)]
-pub(super) struct Look {
-    pub(super) beats: BTreeMap<String, Beat>,
-    pub(super) cards: BTreeMap<String, NodeInfo>,
-    pub(super) version: u64,
-    pub(super) coordinator: String,
-}
 
 /// A receiver to be notified when a node is gone.
 pub(super) struct Watcher {
@@ -77,8 +60,8 @@ struct VolumeLease {
     volume: NodeName,
     /// The version of the cluster's state in which the volume was assigned to this node.
     since: u64,
-    /// `true` once the volume is assigned to another node, or is assigned to this node again at a
-    /// later version.
+    /// `true` once the volume is not assigned to this node any more, or is assigned to it again at
+    /// a later version.
     is_lost: Weak<AtomicBool>,
 }
 
@@ -106,13 +89,9 @@ struct Inside {
     is_withdrawn: bool,
     readers: Vec<Reader>,
     cached: Option<Confirmed>,
-    /// `true` if the state in the engine had another version than `cached` at the last acknowledged
-    /// beat.
+    /// `true` if the last acknowledged beat returned another version than that of `cached`.
     is_behind: bool,
     leases: Vec<VolumeLease>,
-    /// The time at which the last look was sent. A look that an old primary answered does not
-    /// count.
-    looked: Duration,
 }
 
 impl Inside {
@@ -181,7 +160,6 @@ impl Shared {
                 cached: None,
                 is_behind: false,
                 leases: Vec::new(),
-                looked: Duration::ZERO,
             }),
             url,
             name,
@@ -247,11 +225,13 @@ impl Shared {
         inside.cached.as_ref().map(|cached| cached.state.log_of(volume))
     }
 
-    /// Returns `true` if a look was sent after `moment` and shows that a node has no lease: the
-    /// node has ended or was declared gone, or its beat has not changed for `LEASE_WAIT`.
-    pub(super) fn is_without_lease(&self, node: &str, moment: Duration) -> bool {
+    /// Returns the last known beat of a node that is gone, or that has not changed its beat for
+    /// `LEASE_WAIT`. Otherwise, and for an unknown node, returns `None`. A later beat of the node
+    /// may exist already.
+    pub(super) fn silent(&self, node: &str) -> Option<Beat> {
         let inside = self.inside();
-        inside.looked > moment && inside.judge.is_silent(node, self.now(), LEASE_WAIT)
+        let is_silent = inside.judge.is_silent(node, self.now(), LEASE_WAIT);
+        inside.judge.beat_of(node).filter(|_| is_silent).cloned()
     }
 
     /// Makes the next beat publish the description of this node. `None` removes the published
@@ -364,8 +344,8 @@ impl Shared {
     }
 
     /// Records an acknowledged beat by its sending time and number, and the state that was read
-    /// before it on the same connection. `version` is the version of the state at the time of the
-    /// beat.
+    /// before it on the same connection. `version` is that of the state at the beat, or a later one
+    /// that another node demanded.
     pub(super) fn acknowledge(
         &self,
         (sent, number): (Duration, i64),
@@ -445,7 +425,6 @@ impl Shared {
         }
         let is_changed = inside.look.version != 0 && inside.look.version != look.version;
         inside.look = look;
-        inside.looked = sent;
         let is_other = before != names(inside);
         let judge = &inside.judge;
         inside.watchers.retain(|(watcher, incarnation)| {
@@ -500,7 +479,8 @@ impl Shared {
         }
     }
 
-    /// Returns `true` if the process that `coordinator` identifies is gone.
+    /// Returns `true` if the process that `coordinator` identifies is gone, or if the text
+    /// identifies no process.
     pub(super) fn is_vacant(&self, coordinator: &str) -> bool {
         let inside = self.inside();
         match of_label(coordinator) {
@@ -577,8 +557,12 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_silent_node_has_no_lease_once_a_later_look_shows_it() {
+    async fn the_beat_of_a_node_is_silent_once_it_is_older_than_a_lease() {
         let shared = shared();
+        let beat = |number| Beat {
+            incarnation: 9,
+            number,
+        };
         let look = |number| Look {
             beats: [("ada", 7, 1), ("bob", 9, number)]
                 .map(|(name, incarnation, number)| (name.to_owned(), Beat { incarnation, number }))
@@ -586,22 +570,20 @@ mod tests {
             ..Look::default()
         };
         shared.looked(shared.now(), None, look(1));
-        // In each interval a beat of this process is acknowledged and a look is answered at once.
-        // If one of the two were missing, every node would get more time for its next beat.
+        assert_eq!(shared.silent("bob"), None);
+        // The looks are in time, and the beats of this process are acknowledged. Otherwise, every
+        // node would have more time for its next beat.
         let interval = Pace::of(2).beat;
         for number in 0..=(LEASE_WAIT.as_millis() / interval.as_millis()) as i64 {
             tokio::time::advance(interval).await;
             shared.acknowledge((shared.now(), number), 1, None);
             shared.looked(shared.now(), None, look(1));
         }
-        let moment = shared.now();
-        assert!(!shared.is_without_lease("bob", moment), "no look since");
-        tokio::time::advance(Duration::from_millis(1)).await;
-        shared.looked(shared.now(), None, look(1));
-        assert!(shared.is_without_lease("bob", moment));
+        assert_eq!(shared.silent("bob"), Some(beat(1)));
         shared.looked(shared.now(), None, look(2));
-        assert!(!shared.is_without_lease("bob", moment), "it beats again");
+        assert_eq!(shared.silent("bob"), None, "it beats again");
         shared.looked(shared.now(), None, look(-1));
-        assert!(shared.is_without_lease("bob", moment), "it has ended");
+        assert_eq!(shared.silent("bob"), Some(beat(-1)), "it has ended");
+        assert_eq!(shared.silent("cleo"), None, "its row was removed");
     }
 }

@@ -4,33 +4,25 @@
 //! **Invariants**
 //! - A state is returned to its readers only after a later beat on the same connection is
 //!   acknowledged. Only the primary that the standbys follow acknowledges beats.
-//! - A beat may change no row for two reasons: this process was replaced, or an old primary that
-//!   lacks this node's row has answered. Then a further commit is sent on the same connection. An
-//!   old primary does not acknowledge that commit. So an acknowledgement means that this process
-//!   was replaced.
+//! - A beat may change no row for three reasons: another process has taken the name of this node,
+//!   another node has removed the row while this process was silent, or an old primary that lacks
+//!   the row has answered. Then a further commit is sent on the same connection. An old primary
+//!   does not acknowledge that commit. So after an acknowledgement this process counts as replaced.
 //!
-//! The decision which nodes are gone is in `beat`.
+//! The decision which nodes are gone is in `beat`. The statements are in `tables`.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::cluster::NodeInfo;
-use crate::cluster::engine::authority::{StateTable, decoded_state};
+use crate::cluster::engine::authority::StateTable;
 use crate::cluster::engine::beat::{Beat, Looked};
-use crate::cluster::engine::schema;
-use crate::cluster::engine::shared::{Confirmed, Due, Look, Shared};
+use crate::cluster::engine::shared::{Due, Shared};
+use crate::cluster::engine::tables::{ClusterTables, Confirmed};
 use crate::error::{NodeError, with_causes};
-use crate::postgres::{Param, Row, Session, SessionError};
+use crate::postgres::SessionError;
 use crate::runtime;
 
-/// Longest time for one statement of a beat or a look. PostgreSQL usually answers within
-/// milliseconds. After a timeout the next attempt begins with another host of the URL.
-const STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Maximum size of a node's description in bytes. A typical description has some hundred bytes.
-const CARD_BYTES_MAX: usize = 64 * 1_024;
 /// Only one of this many consecutive failures is logged.
 const FAILURES_PER_LOG: u32 = 50;
 
@@ -59,7 +51,7 @@ enum Beaten {
     Acknowledged {
         /// The cluster's state, if it was read before the beat on the same connection.
         read: Option<Box<Confirmed>>,
-        /// The version of the cluster's state at the time of the beat.
+        /// The version of the state at the beat, or a later one that another node demanded.
         version: u64,
     },
     Replaced,
@@ -67,20 +59,20 @@ enum Beaten {
     Again,
 }
 
-/// Sends beats until this node leaves the cluster or another process has taken its name. The last
-/// beat tells the other nodes that the process has ended.
-pub(super) async fn beat(shared: Arc<Shared>, mut session: Session, mut number: i64) {
+/// Sends beats until this node leaves the cluster or is replaced. When it leaves, the last beat
+/// tells the other nodes that the process has ended.
+pub(super) async fn beat(shared: Arc<Shared>, mut tables: Box<dyn ClusterTables>, mut number: i64) {
     let mut troubles = Troubles::default();
-    let mut connections = session.connections();
+    let mut connections = tables.connections();
     loop {
         let mut due = shared.due();
         let next = Instant::now() + shared.pace().beat;
         number += 1;
         let sent = shared.now();
         let written = if due.is_last { -1 } else { number };
-        let outcome = beat_once(&shared, &mut session, &due, written).await;
-        if session.connections() != connections {
-            connections = session.connections();
+        let outcome = beat_once(&shared, &mut *tables, &due, written).await;
+        if tables.connections() != connections {
+            connections = tables.connections();
             shared.restart();
         }
         match outcome {
@@ -125,6 +117,7 @@ pub(super) async fn beat(shared: Arc<Shared>, mut session: Session, mut number: 
         }
         shared.ask_again(due.readers);
         tokio::select! {
+            biased;
             () = tokio::time::sleep_until(next) => {}
             () = shared.urge.notified() => {}
         }
@@ -133,57 +126,41 @@ pub(super) async fn beat(shared: Arc<Shared>, mut session: Session, mut number: 
 
 async fn beat_once(
     shared: &Shared,
-    session: &mut Session,
+    tables: &mut dyn ClusterTables,
     due: &Due,
     number: i64,
 ) -> Result<Beaten, SessionError> {
     let mut read = None;
     if due.is_behind || due.readers.iter().any(|reader| !reader.is_closed()) {
-        let known = due
-            .cached
-            .as_ref()
-            .map_or(-1, |cached| cached.state.version as i64);
-        let rows = session
-            .query(schema::STATE, &[Param::Int8(known)], STATEMENT_TIMEOUT)
-            .await?;
-        read = decoded_state(&rows, due.cached.as_ref())?;
+        read = tables.state(due.cached.as_ref()).await?;
     }
-    let connections = session.connections();
-    let card = due
-        .card
-        .as_ref()
-        .and_then(|card| serde_json::to_string(card).ok());
-    let name = shared.name.as_str();
-    let params = [
-        Param::Text(name),
-        Param::Int8(shared.incarnation),
-        Param::Int8(number),
-        Param::OptText(card.as_deref()),
-    ];
-    let written = session.query(schema::BEAT, &params, STATEMENT_TIMEOUT).await?;
-    let row = written.first();
-    if row.is_none() {
-        session.execute(schema::PROBE, &[], STATEMENT_TIMEOUT).await?;
+    let connections = tables.connections();
+    let beat = Beat {
+        incarnation: shared.incarnation,
+        number,
+    };
+    let written = tables
+        .beat(shared.name.as_str(), &beat, due.card.as_ref())
+        .await?;
+    if written.is_none() {
+        tables.probe().await?;
     }
-    if session.connections() != connections && (read.is_some() || row.is_none()) {
+    if tables.connections() != connections && (read.is_some() || written.is_none()) {
         return Ok(Beaten::Again);
     }
-    let Some(row) = row else {
-        return Ok(Beaten::Replaced);
-    };
-    Ok(Beaten::Acknowledged {
+    Ok(written.map_or(Beaten::Replaced, |version| Beaten::Acknowledged {
         read: read.map(Box::new),
-        version: u64::try_from(row.int8(0)?).unwrap_or(0),
-    })
+        version,
+    }))
 }
 
 /// Looks at all nodes until this node leaves the cluster.
-pub(super) async fn look(shared: Arc<Shared>, table: Arc<StateTable>, mut session: Session) {
+pub(super) async fn look(shared: Arc<Shared>, table: Arc<StateTable>, mut tables: Box<dyn ClusterTables>) {
     let mut troubles = Troubles::default();
-    let mut connections = session.connections();
+    let mut connections = tables.connections();
     while !shared.is_withdrawn() {
         let next = Instant::now() + shared.pace().beat;
-        match look_once(&shared, &mut session, &mut connections).await {
+        match look_once(&shared, &mut *tables, &mut connections).await {
             Ok(is_vacant) => {
                 troubles.end("look");
                 if is_vacant {
@@ -201,6 +178,7 @@ pub(super) async fn look(shared: Arc<Shared>, table: Arc<StateTable>, mut sessio
             Err(error) => troubles.fail("look", &error),
         }
         tokio::select! {
+            biased;
             () = tokio::time::sleep_until(next) => {}
             () = shared.urge_look.notified() => {}
         }
@@ -211,45 +189,22 @@ pub(super) async fn look(shared: Arc<Shared>, table: Arc<StateTable>, mut sessio
 /// coordinator.
 pub(super) async fn look_once(
     shared: &Shared,
-    session: &mut Session,
+    tables: &mut dyn ClusterTables,
     connections: &mut u64,
 ) -> Result<bool, SessionError> {
     let (sent, own) = (shared.now(), shared.own_beat());
-    let rows = session.query(schema::LOOK, &[], STATEMENT_TIMEOUT).await?;
-    if session.connections() != *connections {
-        *connections = session.connections();
+    let look = tables.look().await?;
+    if tables.connections() != *connections {
+        *connections = tables.connections();
         shared.restart();
     }
-    let outcome = shared.looked(sent, own, decoded_look(&rows)?);
+    let outcome = shared.looked(sent, own, look);
     if outcome.looked == Looked::OldPrimary {
         tracing::debug!(
-            host = session.host(),
+            host = tables.host(),
             "connection closed: the host answers with old rows"
         );
-        session.disconnect();
+        tables.disconnect();
     }
     Ok(outcome.is_vacant)
-}
-
-pub(super) fn decoded_look(rows: &[Row]) -> Result<Look, SessionError> {
-    let mut look = Look::default();
-    let mut beats = BTreeMap::new();
-    for row in rows {
-        let name = row.text(0)?.to_owned();
-        let beat = Beat {
-            incarnation: row.int8(1)?,
-            number: row.int8(2)?,
-        };
-        // A description that cannot be decoded, or that names another node, is ignored.
-        let card = row.opt_text(3)?.filter(|card| card.len() <= CARD_BYTES_MAX);
-        let card = card.and_then(|card| serde_json::from_str::<NodeInfo>(card).ok());
-        if let Some(card) = card.filter(|card| card.name.as_str() == name) {
-            look.cards.insert(name.clone(), card);
-        }
-        beats.insert(name, beat);
-        look.version = u64::try_from(row.int8(4)?).unwrap_or(0);
-        row.text(5)?.clone_into(&mut look.coordinator);
-    }
-    look.beats = beats;
-    Ok(look)
 }

@@ -15,12 +15,11 @@ use std::time::Duration;
 use imt_ring::Ring;
 use tokio::time::Instant;
 
-use crate::cluster::engine::authority::decoded_state;
+use crate::cluster::engine::backend::further_engine;
 use crate::cluster::engine::beat::Pace;
-use crate::cluster::engine::joining::{check_fitness, read_secret, unfit_setting};
+use crate::cluster::engine::joining::{check_fitness, unfit_setting};
 use crate::cluster::engine::schema;
-use crate::cluster::engine::tasks::decoded_look;
-use crate::cluster::engine::volumes::further_engine;
+use crate::cluster::engine::tables::{decoded_look, decoded_state, read_secret};
 use crate::cluster::{ClusterState, NodeInfo};
 use crate::error::NodeError;
 use crate::postgres::{EngineUrl, Param, Session, SessionError};
@@ -49,7 +48,8 @@ fn failed(url: &EngineUrl, action: &'static str) -> impl Fn(SessionError) -> Nod
 /// Creates the missing tables and the views, and sets the settings of the role in this database.
 ///
 /// # Errors
-/// `NodeError::Engine` if the engine cannot be reached, or the role may not create tables.
+/// `NodeError::Engine` if the engine cannot be reached or refuses a statement, for example because
+/// the role may not create tables.
 pub async fn init_engine(url: &EngineUrl) -> Result<(), NodeError> {
     let failed = failed(url, "create the tables");
     let mut session = Session::new(Arc::new(url.clone()), "init");
@@ -87,9 +87,10 @@ pub async fn init_engine(url: &EngineUrl) -> Result<(), NodeError> {
 }
 
 /// Returns the position in the primary's WAL, in bytes, up to which a standby has received the WAL.
+/// Returns 0 for a server that has received none, such as a primary.
 ///
 /// # Errors
-/// `NodeError::Engine` if the standby cannot be reached.
+/// `NodeError::Engine` if the standby cannot be reached or refuses the statement.
 pub async fn standby_position(url: &EngineUrl) -> Result<u64, NodeError> {
     let failed = failed(url, "read a standby's position");
     let mut session = Session::to_any(Arc::new(url.clone()), "standby");
@@ -104,7 +105,7 @@ pub async fn standby_position(url: &EngineUrl) -> Result<u64, NodeError> {
 /// writes.
 ///
 /// # Errors
-/// `NodeError::Engine` if the standby cannot be reached.
+/// `NodeError::Engine` if the standby cannot be reached or refuses the statement.
 pub async fn promote_standby(url: &EngineUrl) -> Result<(), NodeError> {
     run_on_standby(url, "SELECT pg_promote(false)").await
 }
@@ -112,7 +113,7 @@ pub async fn promote_standby(url: &EngineUrl) -> Result<(), NodeError> {
 /// Makes a standby reload its configuration files.
 ///
 /// # Errors
-/// `NodeError::Engine` if the standby cannot be reached.
+/// `NodeError::Engine` if the standby cannot be reached or refuses the statement.
 pub async fn reload_standby(url: &EngineUrl) -> Result<(), NodeError> {
     run_on_standby(url, "SELECT pg_reload_conf()").await
 }
@@ -130,7 +131,7 @@ pub enum Verdict {
     Good,
     /// Nodes can run, but the check found a risk that the operator should consider.
     Warning,
-    /// Nodes would refuse to start, or acknowledged orders could be lost.
+    /// Nodes would refuse to start or could not commit, or acknowledged orders could be lost.
     Bad,
 }
 
@@ -148,8 +149,8 @@ pub struct EngineCheck {
 /// Checks if an engine can store a cluster without losing an acknowledged order.
 ///
 /// # Errors
-/// `NodeError::Engine` if the engine cannot be reached. A fault of the engine is a result of a
-/// check, not an error.
+/// `NodeError::Engine` if the engine cannot be reached or refuses a statement of a check. A fault
+/// that a check finds is a result, not an error.
 pub async fn check_engine(url: &EngineUrl) -> Result<Vec<EngineCheck>, NodeError> {
     let failed = failed(url, "run the checks");
     let mut session = Session::new(Arc::new(url.clone()), "check");
@@ -409,10 +410,11 @@ pub struct FurtherEngine {
 
 /// Checks if an engine can store volumes of a cluster that has its state in the engine `first`. The
 /// checked engine must have the tables and settings that `init_engine` creates, and must not
-/// contain the state of another cluster.
+/// contain the state of a cluster.
 ///
 /// # Errors
-/// `NodeError::EngineUnfit` with the reason, or `NodeError::Engine` if the engine does not respond.
+/// `NodeError::EngineUnfit` with the reason, or `NodeError::Engine` if the engine does not respond
+/// or refuses a statement.
 pub async fn check_further_engine(first: &EngineUrl, url: &EngineUrl) -> Result<(), NodeError> {
     let url = url.clone().or_password_of(first);
     check_fitness(&mut Session::new(Arc::new(url.clone()), "check"), &url).await?;
@@ -438,7 +440,7 @@ pub async fn engine_answers(first: &EngineUrl, further: &str) -> bool {
         .is_ok()
 }
 
-/// Reads the cluster's state from an engine. Returns `None` if no node has ever been started.
+/// Reads the cluster's state from an engine. Returns `None` if the engine stores no state.
 pub(super) async fn state_in(url: &EngineUrl) -> Result<Option<ClusterState>, NodeError> {
     let failed = failed(url, "read the cluster's state");
     let mut session = Session::new(Arc::new(url.clone()), "view");
@@ -468,7 +470,7 @@ fn volumes_on(state: &ClusterState, engine: Option<&String>) -> Vec<String> {
 /// repeatedly for up to `Pace::gone`: a node runs if its beat changes.
 ///
 /// # Errors
-/// `NodeError::Engine` if the engine cannot be reached or has no tables.
+/// `NodeError::Engine` if the engine cannot be reached or its tables cannot be read.
 pub async fn view_engine(url: &EngineUrl) -> Result<EngineView, NodeError> {
     let failed = failed(url, "read the nodes");
     let mut session = Session::new(Arc::new(url.clone()), "view");
@@ -529,7 +531,7 @@ pub async fn view_engine(url: &EngineUrl) -> Result<EngineView, NodeError> {
 /// secret to the role.
 pub async fn engine_secret(url: &EngineUrl) -> Result<Option<String>, NodeError> {
     let mut session = Session::new(Arc::new(url.clone()), "view");
-    let secret = read_secret(&mut session).await;
+    let secret = read_secret(&mut session, STATEMENT_TIMEOUT).await;
     let secret = secret.map_err(failed(url, "read the secret"))?;
     Ok(Some(secret).filter(|secret| !secret.is_empty()))
 }

@@ -1,7 +1,7 @@
 //! The log of a volume in PostgreSQL, or in another engine of its protocol.
 //!
-//! `cluster::engine::schema` creates the tables. Each statement names one volume, so an engine that
-//! distributes its tables by volume runs the statement on one server.
+//! `cluster::engine::schema` creates the tables. Each statement except `PROBE` names one volume, so
+//! an engine that distributes its tables by volume runs the statement on one server.
 //!
 //! **Invariants**
 //! - An append to the log is one statement that inserts one row, in a transaction of its own. The
@@ -48,7 +48,9 @@ const NEWEST: &str = "SELECT seq, epoch, substr(body, 1, $2) FROM imt_log WHERE 
     ORDER BY seq DESC LIMIT 1";
 const HEAD: &str = "SELECT epoch, kept_from FROM imt_volume WHERE volume = $1";
 const OWNER: &str = "SELECT owner FROM imt_volume WHERE volume = $1";
-const RELEASE: &str = "UPDATE imt_volume SET owner = '' WHERE volume = $1 AND owner = $2";
+/// A commit that changes no data. Only the primary that the standbys follow can acknowledge it.
+const PROBE: &str = "UPDATE imt_schema SET version = version WHERE one = 1";
+const RELEASE: &str = "UPDATE imt_volume SET owner = '' WHERE volume = $1 AND epoch = $2";
 const CREATE: &str = "INSERT INTO imt_volume (volume, epoch, owner, kept_from) VALUES ($1, 0, '', 1) \
     ON CONFLICT (volume) DO NOTHING";
 const RAISE: &str = "UPDATE imt_volume SET epoch = greatest(epoch + 1, $3), owner = $2 \
@@ -83,23 +85,6 @@ impl EngineLog {
             #[cfg(test)]
             is_fenced: true,
         }
-    }
-
-    /// Returns the name of the node that took the volume over last and has not released it. `None`
-    /// if the volume was released, was never taken over, or does not exist.
-    pub(crate) async fn owner(&mut self) -> Result<Option<String>, LogError> {
-        let params = [Param::Text(&self.volume)];
-        let rows = self.session.query(OWNER, &params, COMMIT_TIMEOUT).await?;
-        let owner = rows.first().map_or(Ok(""), |row| row.text(0))?;
-        Ok((!owner.is_empty()).then(|| owner.to_owned()))
-    }
-
-    /// Records that this owner answers no request of the volume any more. Changes nothing if
-    /// another node has taken the volume over.
-    pub(crate) async fn release(&mut self, owner: &str) -> Result<(), LogError> {
-        let params = [Param::Text(&self.volume), Param::Text(owner)];
-        self.session.execute(RELEASE, &params, COMMIT_TIMEOUT).await?;
-        Ok(())
     }
 
     /// Makes appends ignore the epoch, for a test that must detect the missing check.
@@ -200,6 +185,31 @@ impl Log for EngineLog {
                 epoch: number(row, 0)?,
                 kept_from: number(row, 1)?,
             }))
+        })
+    }
+
+    fn owner(&mut self) -> Answer<'_, Option<String>> {
+        Box::pin(async move {
+            let params = [Param::Text(&self.volume)];
+            let rows = self.session.query(OWNER, &params, COMMIT_TIMEOUT).await?;
+            let owner = rows.first().map_or(Ok(""), |row| row.text(0))?;
+            Ok((!owner.is_empty()).then(|| owner.to_owned()))
+        })
+    }
+
+    fn confirm(&mut self) -> Answer<'_, bool> {
+        Box::pin(async move {
+            let connections = self.session.connections();
+            self.session.execute(PROBE, &[], COMMIT_TIMEOUT).await?;
+            Ok(self.session.connections() == connections)
+        })
+    }
+
+    fn release(&mut self, epoch: u64) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let params = [Param::Text(&self.volume), big(epoch)];
+            self.session.execute(RELEASE, &params, COMMIT_TIMEOUT).await?;
+            Ok(())
         })
     }
 

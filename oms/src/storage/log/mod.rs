@@ -117,6 +117,18 @@ pub(crate) trait Log: Send {
     /// Returns the engine's record of the volume, if it exists.
     fn head(&mut self) -> Answer<'_, Option<Head>>;
 
+    /// Returns the name of the node that took the volume over last, if it has not released the
+    /// volume. The answer may come from an old primary, unless `confirm` follows.
+    fn owner(&mut self) -> Answer<'_, Option<String>>;
+
+    /// Commits without a change of data. Returns `true` if the commit was acknowledged on the
+    /// connection of the previous call. Then the answer of that call is not from an old primary.
+    fn confirm(&mut self) -> Answer<'_, bool>;
+
+    /// Records that the owner with this epoch answers no request of the volume any more. It has no
+    /// effect if the volume has another epoch.
+    fn release(&mut self, epoch: u64) -> Answer<'_, ()>;
+
     /// Creates the engine's record of a new volume, unless it exists.
     fn create(&mut self) -> Answer<'_, ()>;
 
@@ -143,8 +155,8 @@ pub(crate) trait Log: Send {
     /// removed entries.
     fn trim(&mut self, last: u64) -> Answer<'_, u64>;
 
-    /// Makes the next statement use another server of the engine, because the current one answered
-    /// with old rows.
+    /// Makes the next statement use another server of the engine, for example because the current
+    /// one answered with old rows.
     fn next_host(&mut self);
 
     /// Removes the volume from the engine, with its log and rows.

@@ -51,6 +51,18 @@ impl Log for Scripted {
         Box::pin(async move { Ok(Some(Head { epoch, kept_from })) })
     }
 
+    fn owner(&mut self) -> Answer<'_, Option<String>> {
+        unimplemented!()
+    }
+
+    fn confirm(&mut self) -> Answer<'_, bool> {
+        unimplemented!()
+    }
+
+    fn release(&mut self, _: u64) -> Answer<'_, ()> {
+        unimplemented!()
+    }
+
     fn create(&mut self) -> Answer<'_, ()> {
         panic!("the writer does not call this")
     }
