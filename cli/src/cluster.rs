@@ -96,8 +96,8 @@ pub(crate) struct Look {
     pub(crate) warehouse: Option<String>,
 }
 
-/// Returns the encryption of calls between nodes. `is_plaintext` is the flag
-/// `--insecure-plaintext`.
+/// Returns the encryption of calls to nodes, by other nodes and by commands. `is_plaintext` is the
+/// flag `--insecure-plaintext`.
 pub(crate) fn encryption(is_plaintext: bool) -> PeerEncryption {
     match is_plaintext {
         true => PeerEncryption::Never,

@@ -139,8 +139,8 @@ impl ConfigFile {
     /// settings if no file is named and `imt.toml` does not exist.
     ///
     /// # Errors
-    /// Fails if the file cannot be read or is not TOML, has an unknown key, or has a value that a
-    /// flag of its key rejects.
+    /// Fails if the file cannot be read or is not TOML, has an unknown key, or has a value that is
+    /// an array, a table or a date, or that a flag of its key rejects.
     pub(crate) fn find(args: &[OsString], command: &Command) -> Result<ConfigFile, CliError> {
         let named = flag_value(args, "config", None).or_else(|| std::env::var_os("IMT_CONFIG"));
         let named = named.map(PathBuf::from);

@@ -4,7 +4,7 @@ use crate::exit::Exit;
 use serde_json::json;
 use std::error::Error;
 
-/// Failure of a command. As text, it is printed as one line, and a line for each cause follows.
+/// Failure of a command. As text, its message is printed, and a line for each cause follows.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CliError {
     /// The arguments or settings cannot be used, for a reason that clap does not check.

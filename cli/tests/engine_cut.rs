@@ -6,7 +6,7 @@
 //! So a relay outside of the namespace forwards the node's connections to the engine. The test
 //! needs root.
 //!
-//! `IMT_ENGINE_ROUNDS=N` cuts the cable N times.
+//! `IMT_ENGINE_ROUNDS=N` cuts the cable to the engine N times.
 
 use crate::engine::patient;
 use crate::engine_faults::{Shop, command, rounds};

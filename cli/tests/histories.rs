@@ -279,8 +279,9 @@ impl<'a> Cluster<'a> {
         self.shared.let_clients_work();
     }
 
-    /// Kills, pauses and removes nodes while the clients work. The node `alpha` coordinates at
-    /// first.
+    /// Kills, pauses and removes nodes while the clients work. In the first round, `alpha` is the
+    /// coordinator, because it started first. So its kill also forces the choice of another
+    /// coordinator.
     fn suffer(&mut self) {
         self.kill("beta");
         self.shared.let_clients_work();

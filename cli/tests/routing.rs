@@ -1,5 +1,5 @@
-//! With `--route`, the shop front sends requests directly to the nodes that own their orders. Nodes
-//! forward the other requests.
+//! With `--route`, the shop front sends requests directly to the nodes that own their orders or the
+//! statistics. Nodes forward the other requests.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

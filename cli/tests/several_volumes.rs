@@ -184,7 +184,7 @@ fn metrics_cover_every_served_volume_and_counters_never_decrease() {
     assert_eq!(taken, 1.0);
 
     // Beta takes its volume back, is killed, and alpha takes the volume over again. The counters of
-    // alpha's process continue.
+    // alpha's process do not begin at zero again.
     let beta = start(&data, "beta");
     until("beta serves its own", || orders(&series(&alpha), "beta") == 0.0);
     check(&series(&alpha));

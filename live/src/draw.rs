@@ -4,8 +4,8 @@
 //! the area is too small, the panel leaves out its least important lines.
 //!
 //! Invariants:
-//! - Any size is drawn without a panic. In a terminal below 80 columns x 24 rows, only a sentence
-//!   about the size is drawn.
+//! - Any size is drawn without a panic. In a terminal of fewer than 80 columns or 24 rows, only a
+//!   message about the size is drawn.
 //! - Text from outside (names, log lines) is cut to the available width and has no control
 //!   characters.
 

@@ -15,7 +15,7 @@ pub(crate) fn count(value: u64) -> String {
     text
 }
 
-/// Returns a count as text of at most `width` columns. For large counts `width` must be at least 6.
+/// Returns a count as text of at most `width` columns. For large counts `width` must be at least 4.
 /// A count that does not fit is given in thousands, millions and so on with a letter, such as
 /// `1.5k`.
 pub(crate) fn short(value: u64, width: usize) -> String {

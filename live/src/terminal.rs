@@ -5,7 +5,7 @@
 //!   effect. [`restore`] is called at the end of the view, on an error, and on a panic in any
 //!   thread. The first signal (such as Ctrl-C) asks the run to end. A second signal ends the
 //!   process at once, and [`restore`] is called before that too.
-//! - The view checks [`is_taken`] before each frame, so it begins no further frame after
+//! - The view checks [`is_taken`] before each frame, so it draws at most one frame after
 //!   [`restore`].
 
 use std::io::{self, Stdout};

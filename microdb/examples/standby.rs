@@ -23,8 +23,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// batch with the puts and deletions of the commit.
 const POSITION: &str = "standby position";
 
-/// Brings the standby in `folder` to the state of `first`. Returns the sequence of the last applied
-/// commit.
+/// Brings the records of the standby in `folder` to the state of `first`. Drops and renames of
+/// tables are not applied. Returns the sequence of the last applied commit.
 ///
 /// # Errors
 /// [`Error::FeedGone`] if the standby is too old for the feed: remove it and begin again.

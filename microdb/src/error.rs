@@ -96,10 +96,10 @@ pub enum Error {
         supported: u32,
     },
     /// In every permitted run of a transaction's body, other commits changed keys that the run had
-    /// read, or the run exceeded the time limit of its turn. A transaction begun with
-    /// [`Db::begin`](crate::Db::begin) has one run. Inside the body, the error means that the
-    /// current run has read outdated data. The body runs again unless this run was the last one
-    /// permitted.
+    /// read, or the run exceeded the time limit of its turn. A record that compaction has moved may
+    /// count as changed. A transaction begun with [`Db::begin`](crate::Db::begin) has one run.
+    /// Inside the body, the error means that the current run has read outdated data. The body runs
+    /// again unless this run was the last one permitted.
     Conflict {
         /// Number of runs of the body.
         tries: u32,
@@ -130,8 +130,9 @@ pub enum Error {
         /// Message of the encoder.
         reason: String,
     },
-    /// An option or argument is invalid. Or the ids of segments or tables are used up, or the ids
-    /// of the log's segments span too far.
+    /// An option or argument is invalid. Or another process created SUPER while this process was
+    /// creating the database. Or the ids of segments or tables are used up, or the ids of the log's
+    /// segments span too far.
     Invalid {
         /// Name of the option or argument, or "log" for segments and "table" for tables.
         what: &'static str,

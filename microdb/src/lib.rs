@@ -28,8 +28,9 @@
 //! - [`heal`] repairs damage from a backup, [`salvage`] copies everything that is still readable.
 //!   [`Db::digest`] and [`diff`] find the differences between two databases.
 //! - When the first file is mapped, a handler for SIGBUS is installed, so that a file truncated by
-//!   another program reads as damage. A SIGBUS raised by an access to other memory is passed to the
-//!   handler that was installed before. [`Options::sigbus_handler`] can prevent the installation.
+//!   another program reads as damage. A SIGBUS raised by an access to other memory keeps its
+//!   effect, such as a call of the handler that was installed before. [`Options::sigbus_handler`]
+//!   can prevent the installation.
 //! - The feature `bincode`, on by default, provides the default encoding of typed tables. Without
 //!   this feature, the program must provide a [`Codec`] of its own.
 //! - Deliberately absent: key order, networking, asynchrony, and threads for an idle database.

@@ -173,8 +173,8 @@ impl Options {
         self
     }
 
-    /// Size of the first segment, in bytes: 4 KiB to 64 MiB. Each later segment is twice as large,
-    /// up to [`Options::segment_bytes_max`]. Default: 256 KiB.
+    /// Size of the first segment, in bytes: 4 KiB to 64 MiB. Each later segment is twice as large
+    /// as the one before it, up to [`Options::segment_bytes_max`]. Default: 256 KiB.
     #[must_use]
     pub fn segment_bytes_first(mut self, bytes: u32) -> Self {
         self.segment_bytes_first = bytes;
@@ -307,7 +307,8 @@ impl Options {
     ///
     /// The process has one handler for all its databases. The handler lets a read of a mapped file
     /// that another program has cut short, or that the disk cannot read, return [`Error::Corrupt`]
-    /// or [`Error::Io`]. It passes every other SIGBUS on to the handler that was installed before.
+    /// or [`Error::Io`]. Every other SIGBUS keeps its effect, such as a call of the handler that
+    /// was installed before.
     ///
     /// If `false`, this database installs nothing, and a read of such a file ends the process by
     /// SIGBUS unless the program handles the signal itself. Choose `false` where another library

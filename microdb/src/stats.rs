@@ -114,7 +114,8 @@ pub struct SegmentStats {
     pub live_bytes: u64,
     /// Bytes of tombstones and clear markers.
     pub tombstone_bytes: u64,
-    /// `true` if the segment is complete, so that no more frames are appended to it.
+    /// `true` if the segment is complete, so that no more frames are appended to it. Always `true`
+    /// in a database that is open read-only.
     pub sealed: bool,
 }
 

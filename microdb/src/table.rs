@@ -169,7 +169,8 @@ impl Table {
     /// # Errors
     /// - [`Error::TooLarge`] if the key or the value is too large.
     /// - [`Error::Io`] if the log cannot grow, for example on a full disk (nothing has changed).
-    /// - [`Error::Poisoned`] if a write or sync failed, in this call or in an earlier one.
+    /// - [`Error::Poisoned`] if a failure in this call or in an earlier one left the state of the
+    ///   disk unknown.
     /// - [`Error::Corrupt`] if the part of the directory that leads to the record is damaged.
     /// - [`Error::TableDropped`], [`Error::ReadOnly`], [`Error::Closed`], [`Error::Forked`] and
     ///   [`Error::InTransaction`]. [`Error::Invalid`] if the ids of the segments span too far or
@@ -229,8 +230,7 @@ impl Table {
     /// ```
     ///
     /// # Errors
-    /// The errors of [`Table::put`], and [`Error::Corrupt`] if a damaged record may be the record
-    /// of `key`.
+    /// The errors of [`Table::put`] and [`Table::get`].
     pub fn delete(&self, key: impl AsRef<[u8]>) -> Result<bool> {
         self.delete_with(key, self.engine.options.durability)
     }
@@ -255,8 +255,8 @@ impl Table {
     }
 
     /// Replaces the value of `key` by `new` if the current value is `expected`. As `expected` or
-    /// `new`, `None` stands for an absent key. Returns `true` if the value was as expected and was
-    /// replaced.
+    /// `new`, `None` stands for an absent key. Returns `true` if the value was as expected, or
+    /// `false` without a change.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

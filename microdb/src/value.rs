@@ -29,7 +29,8 @@ const INLINE_BYTES_MAX: usize = 112;
 /// A larger value usually shares the bytes of its segment, which is mapped or in memory. The
 /// segment and its disk space are kept as long as the value exists. Use `to_vec` to keep bytes for
 /// a long time. If another program truncates the file while the value exists, truncated bytes read
-/// as zeros until a read has noticed the truncation; dereferencing panics from then on.
+/// as zeros until a read has noticed the truncation; dereferencing panics from then on. Without
+/// the handler of `Options::sigbus_handler`, a read of truncated bytes ends the process instead.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {

@@ -44,7 +44,7 @@ fn names(folder: &Path) -> BTreeSet<PathBuf> {
     found
 }
 
-/// Asserts that a call was refused because one folder is inside the other.
+/// Asserts that a call was refused because one folder is the other one or is inside it.
 fn is_refused<T: std::fmt::Debug>(result: microdb::Result<T>, how: &str) {
     match result {
         Err(Error::Invalid { reason, .. }) => assert!(reason.contains("lies within"), "{how}: {reason}"),

@@ -2,8 +2,9 @@
 //! opens, renames or removes a checkpoint file or syncs the folder of the checkpoints, another
 //! thread commits until the log has a new segment.
 //!
-//! The campaign of `power_cut.rs` has only one thread. This test finds faults in work that one
-//! thread begins and another thread makes durable.
+//! The campaign of `power_cut.rs` has only one thread. These power cuts find faults in work that
+//! one thread begins and another thread makes durable. A second test replaces a checkpoint while a
+//! reader opens it.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::io;

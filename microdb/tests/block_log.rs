@@ -3,7 +3,7 @@
 //!
 //! - `real_disk.rs` shuts file systems down at random moments. Here the cut can be between any two
 //!   writes of the disk. Writes that no flush has covered, including those of the journal, are
-//!   lost, kept or torn in any combination.
+//!   lost, kept or torn in any combination. Only forced writes are always kept.
 //! - So this test covers changed names (SUPER, checkpoints, tables), growing segments and
 //!   compaction on these file systems.
 //! - After a cut, the database must have a state between the last commit acknowledged as durable
@@ -199,7 +199,8 @@ type State = BTreeMap<(String, Vec<u8>), Vec<u8>>;
 /// length of the block log.
 struct History {
     on: &'static Kind,
-    /// The state after each step, and the length of the block log at the beginning of the step.
+    /// The empty state, and then the state after each step. Each has the length of the block log at
+    /// the beginning of its step.
     states: Vec<(State, u64)>,
     /// Length of the block log when a state was acknowledged as durable, and the index of that
     /// state in `states`.

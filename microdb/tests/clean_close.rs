@@ -93,8 +93,8 @@ fn end(db: Db, ending: Ending) {
     }
 }
 
-/// Closes the database while `work` is stopped before its call number `at` to the disk, then checks
-/// the next open. Returns `false` if the work has fewer calls.
+/// Closes the database while `work` is stopped before its counted call with the index `at` (from 0)
+/// to the disk, then checks the next open. Returns `false` if the work has no such call.
 fn close_during(work: Work, ending: Ending, at: u64) -> bool {
     let gate = Gate::new(Arc::new(Disk::unrecorded(Image::default())));
     let db = prepared(&gate);
@@ -287,8 +287,8 @@ fn a_read_only_open_maps_the_durable_log_and_copies_what_is_behind_it() {
     assert!(table.contains_key("behind").unwrap());
 }
 
-/// Maximum number of an open's calls to the disk, without the calls for each segment. These calls
-/// concern locks, SUPER, the checkpoint and folders.
+/// Maximum number of an open's calls to the disk for locks, SUPER, the checkpoint and folders. The
+/// calls for segments are not included.
 const OPENING_CALLS_MAX: u64 = 24;
 /// Maximum number of an open's calls for each segment: open, length, header, map.
 const CALLS_PER_SEGMENT_MAX: u64 = 4;

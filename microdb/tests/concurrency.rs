@@ -37,7 +37,8 @@ fn options() -> Options {
         .buffer_bytes(8 << 10)
 }
 
-/// Returns `true` if write number `number` of a key deletes the key, as every fifth write does.
+/// Returns `true` if the key is absent after its write number `number`. Every fifth write deletes
+/// the key. Number 0 stands for the time before the first write.
 fn is_absent(number: u64) -> bool {
     number.is_multiple_of(5)
 }

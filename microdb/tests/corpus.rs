@@ -1,4 +1,5 @@
-//! Runs all inputs in the corpora of the fuzz targets, and in `fuzz/artifacts` if it exists.
+//! Runs all inputs in the corpora of the engine's fuzz targets, and in their folders of
+//! `fuzz/artifacts` if these exist.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 

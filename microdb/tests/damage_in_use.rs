@@ -333,7 +333,7 @@ fn a_batch_that_meets_a_damaged_directory_is_refused_before_any_record_is_visibl
             whole.iter().take(wholes).all(|number| value(number) == b"old")
         };
         assert!(all_old(&table), "{case}");
-        // Commits of keys in undamaged chunks continue.
+        // Commits of keys in undamaged chunks still succeed.
         table.put(key(whole[1_000]), "new").unwrap();
         drop((table, db));
         let table = options().open(&path).unwrap().table("t").unwrap();

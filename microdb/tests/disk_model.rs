@@ -1,5 +1,5 @@
-//! Tests of the test disk: after a power cut, synced content is on every possible disk. Unsynced
-//! content is on some of these disks and not on others.
+//! Tests of the test disk. After a power cut, synced changes are on every possible disk. Unsynced
+//! changes are on some of these disks and not on others. Kills, locks and faults are tested too.
 
 use std::path::Path;
 

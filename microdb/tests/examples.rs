@@ -1,4 +1,4 @@
-//! Tests that the programs in `examples/` run and print the expected output.
+//! Tests of the functions of the programs in `examples/`. Their `main` functions are not called.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 #![cfg(feature = "bincode")]

@@ -9,8 +9,8 @@
 //! - acknowledged commits are present, and the failed commit is not visible;
 //! - after a failed write or sync, further writes are refused while reads continue;
 //! - a power cut at this time loses nothing that was acknowledged;
-//! - once the cause is removed, the same handle completes the workload. If the handle is poisoned,
-//!   the next open completes it.
+//! - once the cause is removed, the same handle completes the workload. If the handle is poisoned
+//!   or closed, the handle of the next open completes it.
 //!
 //! All N and all kinds of calls are tried.
 
@@ -24,7 +24,7 @@ use crate::support::workload::{Change, Failure, Op, ROOT, Run, Shape, chain, key
 use microdb::storage::{OpenMode, Storage};
 use microdb::{Durability, Error};
 
-/// Number of disks that are checked for each power cut.
+/// Maximum number of disks that are checked for each power cut.
 const DISKS: usize = 2;
 /// Number of failing calls for a fault that never ends.
 const FOR_GOOD: u64 = u64::MAX;

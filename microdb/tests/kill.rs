@@ -2,8 +2,8 @@
 //! other, and readers beside a writer that compacts.
 //!
 //! - The other process is this test binary. An environment variable selects its part. A writer
-//!   prints the number of each durable commit to a pipe that outlives the process. So acknowledged
-//!   commits are known without the database.
+//!   prints numbers of durable commits to a pipe that outlives the process. A number promises all
+//!   earlier commits of the writer too. So acknowledged commits are known without the database.
 //! - A kill leaves the page cache intact, so all bytes written before it survive. So these tests
 //!   cover recovery from any intermediate state of the process, and not forgotten syncs (see
 //!   `power_cut.rs`).
@@ -52,7 +52,8 @@ fn options() -> Options {
         .checkpoint_log_bytes(30_000)
 }
 
-/// Commits without end, each writer in a separate table. Prints the number of each durable commit.
+/// Commits without end, each writer in a separate table. Prints the numbers that [`witness::work`]
+/// promises.
 fn write(folder: &Path) {
     let db = options().open(folder).unwrap();
     std::thread::scope(|scope| {

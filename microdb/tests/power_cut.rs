@@ -11,7 +11,8 @@
 //!
 //! `MICRODB_CUT_WORKLOADS` sets the number of workloads, for a long run, and
 //! `MICRODB_CUT_FIRST_SEED` the first seed. `MICRODB_CUT_SEED` runs a single workload, for example
-//! a failed one. With `MICRODB_CUT_TRACE`, a failure also prints the calls before the cut.
+//! a failed one. With `MICRODB_CUT_TRACE=1`, a failure after a cut also prints the events of the
+//! disk before the cut.
 
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};

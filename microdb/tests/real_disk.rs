@@ -30,11 +30,12 @@ const CUTS: &str = "20,5";
 const CUTS_EACH: u64 = 25;
 /// Exclusive upper bound for the number of acknowledged commits after which the power is cut.
 const PROMISES_MAX: u64 = 40;
-/// Number of the signal that ends a process when it reads an unreadable map.
+/// Number of the signal that a read of an unreadable map raises.
 const SIGBUS: i32 = 7;
 /// Command to the second process: check the database and end.
 const ONLY_LOOK: &str = "only look";
-/// Size in MiB of the image file with the file system, the smallest that mkfs.xfs accepts.
+/// Size in MiB of the image file with the file system: at least the smallest size that mkfs.xfs
+/// accepts.
 const IMAGE_MIB: u64 = 320;
 
 /// Runs a command. Returns its error output if it failed.
@@ -150,8 +151,8 @@ fn campaign(kind: &str, cuts: u64) {
             numbers.clear();
         }
         let mut other = Other::start(ENTRY, &told(&numbers), &folder);
-        // If the number is 0, the cut is before any acknowledged commit: while the database is
-        // created or opened.
+        // If the number is 0, the cut is before any acknowledged commit of this process: while it
+        // starts, or creates or opens the database.
         let mut wanted = random.below(PROMISES_MAX);
         let mut is_cut = false;
         loop {
@@ -171,8 +172,8 @@ fn campaign(kind: &str, cuts: u64) {
             }
         }
         let status = other.child.wait().unwrap();
-        // A read of an unreadable map ends the process by SIGBUS, because the operating system
-        // cannot report it in another way.
+        // A read of an unreadable map raises SIGBUS. Where the engine's handler does not make the
+        // read an error, the signal ends the process, which is permitted here.
         let by_sigbus = status.signal() == Some(SIGBUS);
         sigbus += u64::from(by_sigbus);
         if !is_cut || !(status.success() || by_sigbus) {

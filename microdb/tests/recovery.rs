@@ -233,7 +233,7 @@ fn frames_of_two_histories_are_refused_behind_the_frontier() {
     let synced = folder.path().join("synced");
     copy(&live, &synced);
     drop(db);
-    // Two copies of the synced database continue, with records of the same lengths.
+    // Two copies of the synced database get further records, with the same lengths in both.
     let mut starts = Vec::new();
     let [own, foreign] = [1u8, 2].map(|byte| {
         let path = folder.path().join(format!("history {byte}"));
@@ -471,8 +471,8 @@ fn files_of_another_database_or_position_are_refused() {
     options().open(&one).unwrap();
 }
 
-/// The log after the checkpoint has more than a megabyte, so recovery reads frames ahead while it
-/// applies earlier ones.
+/// The log to be replayed has more than a megabyte, so recovery reads frames ahead while it applies
+/// earlier ones.
 #[test]
 fn a_long_torn_tail_is_replayed_up_to_the_tear_and_a_damaged_one_is_refused() {
     const BATCHES: u32 = 300;

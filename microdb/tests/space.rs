@@ -1,9 +1,9 @@
 //! Tests of the bounds of memory, descriptors and disk space. The bounds hold at all times, so a
 //! thread samples them during the workload.
 //!
-//! The numbers are those of the whole process. So each workload runs in a separate process: this
-//! test binary, with its part selected by the environment. `MICRODB_SOAK_SECONDS=600` runs the soak
-//! test for ten minutes instead of some seconds.
+//! Memory and descriptors are counted for the whole process. So each workload that is measured runs
+//! in a separate process: this test binary, with its part selected by the environment.
+//! `MICRODB_SOAK_SECONDS=600` runs the soak test for ten minutes instead of some seconds.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::path::Path;

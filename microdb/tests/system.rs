@@ -377,8 +377,8 @@ fn a_disk_that_cannot_be_read_is_an_error_and_not_a_sigbus() {
     assert_eq!(std::fs::metadata(&segment).unwrap().len(), before);
 }
 
-/// The engine uses the order of commits and not the time, so a clock that jumps changes nothing.
-/// The clock is read only once, when a database is created, for display.
+/// The engine uses the order of commits and not the time of day, so a wall clock that jumps changes
+/// nothing. The wall clock is read only once, when a database is created, for display.
 #[test]
 fn the_wall_clock_is_read_once_in_the_life_of_a_database() {
     fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
@@ -449,8 +449,7 @@ fn maps(folder: &Path) -> (usize, usize) {
 fn only_a_log_larger_than_memory_is_read_page_by_page() {
     let folder = tempfile::tempdir().unwrap();
     let limit = 100_000;
-    // Each database has a separate folder, because maps of a database may outlive its handle for a
-    // while.
+    // Each database has a separate folder, so that `maps` counts only the maps of one database.
     let path = |name: &str| folder.path().join(name);
     let grown = path("grown");
     let db = options().memory_bytes(Some(limit)).open(&grown).unwrap();

@@ -122,7 +122,7 @@ pub struct ServerLimits {
     /// Maximum number of open connections. Further connections wait in the kernel's queue.
     pub connections_max: usize,
     /// Maximum number of requests in progress. Further requests are answered with 503, except
-    /// health probes and `GET /metrics`.
+    /// `GET /health/live`, `GET /health/ready` and `GET /metrics`.
     pub requests_max: usize,
 }
 

@@ -222,7 +222,8 @@ pub enum NodeError {
         /// The error of the background task.
         source: Arc<NodeError>,
     },
-    /// The node was not admitted: no coordinator assigned its volume to it in time.
+    /// The node was not admitted: it does not serve its own volume in time. For example, no
+    /// coordinator has assigned the volume to it.
     #[error("the node {name} was not admitted by the nodes that run on this data folder; see their logs")]
     NotAdmitted {
         /// Name of the node.

@@ -1,9 +1,10 @@
 //! Two sets of members in one numbering: those of the ring from which a plan starts, and those of
 //! its target.
 //!
-//! A ring numbers its members by name and stores its table by column, for look-ups. Planning needs
-//! one numbering for the members of both sets, and the replicas of a slot next to each other. This
-//! module converts the table of a ring to that form, and the planned table back.
+//! A ring numbers its members in the order of their names and stores its table by column, for
+//! look-ups. Planning needs one numbering for the members of both sets, and the replicas of a slot
+//! next to each other. This module converts the table of a ring to that form, and the planned table
+//! back.
 
 use alloc::vec;
 use alloc::vec::Vec;

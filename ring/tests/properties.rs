@@ -240,7 +240,9 @@ fn every_small_ring_keeps_its_zones_apart() {
                 4 => None,
                 zone => Some(zone as u8),
             };
-            // Zones are interchangeable, so only ascending sequences of zones are tested.
+            // All nodes have equal weights and are interchangeable. So of all sequences with the
+            // same zones, only the one in which the zones never descend is tested (no zone comes
+            // last).
             if (1..nodes).any(|node| zone(node).unwrap_or(4) < zone(node - 1).unwrap_or(4)) {
                 continue;
             }

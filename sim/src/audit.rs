@@ -159,19 +159,21 @@ pub struct AuditReport {
     pub outbox_dead: u64,
     /// `true` if the circuit breaker of the order management's calls to the warehouse is open.
     pub warehouse_away: bool,
-    /// Number of messages that still wait in the outbox, by kind and reason. Waiting messages are
-    /// no findings.
+    /// Number of messages that still wait in the outbox, by kind and reason. A waiting message is a
+    /// finding only as [`Finding::WaitsWithoutReason`].
     pub waiting: Vec<Waiting>,
     /// Number of orders for which the history was read.
     pub histories: u64,
-    /// Number of stores for which the stock of both sides was compared.
+    /// Number of stores for which the order management's stock was read. Of these stores, the
+    /// delivered products are compared with the warehouse.
     pub stores: u64,
     /// Number of lines in the front's log of requests; 0 without a log.
     pub log_lines: u64,
     /// Number of orders that the audit sent twice more, and for which both answers arrived.
     pub repeated: u64,
     /// Histories of the orders with findings, of at most 50 orders: the requests of the front, the
-    /// events in the order management and the deliveries of the warehouse.
+    /// events, the reservation and the messages in the order management, and the deliveries of the
+    /// warehouse.
     pub explained: BTreeMap<String, Vec<String>>,
     /// Time for which the audit waited for the messages in the outbox to be sent, milliseconds.
     pub waited_ms: u64,

@@ -81,18 +81,18 @@ pub(crate) struct RowText<'a> {
     pub(crate) second: String,
     pub(crate) change: String,
     /// The run with the better number. `None` for rates and counts of requests, for equal counts of
-    /// faults, and for changes of a latency by at most [`NOISE`].
+    /// faults, and for changes of a latency or lag by at most [`NOISE`].
     pub(crate) better: Option<Better>,
 }
 
-/// Relative change of a latency above which it is shown as better or worse. Two runs of the same
-/// program often differ by up to this much.
+/// Relative change of a latency or lag above which it is shown as better or worse. Two runs of the
+/// same program often differ by up to this much.
 const NOISE: f64 = 0.05;
 
 /// The comparison of two runs. `Display` prints it as a table.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Comparison {
-    /// Sentences about the facts (scenario, seed, version or machine) in which the runs differ.
+    /// Descriptions of the facts (scenario, seed, version or machine) in which the runs differ.
     differences: Vec<String>,
     /// Verdicts of the first and the second run.
     verdicts: [String; 2],
@@ -118,7 +118,7 @@ impl Comparison {
         })
     }
 
-    /// Returns sentences about the facts (scenario, seed, version or machine) in which the runs
+    /// Returns descriptions of the facts (scenario, seed, version or machine) in which the runs
     /// differ.
     pub(crate) fn differences(&self) -> &[String] {
         &self.differences

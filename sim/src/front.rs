@@ -12,7 +12,7 @@
 //! - A payment or cancellation is sent after the request that places its order has ended. The
 //!   exceptions are payments that are planned before their order, and replays, which send all
 //!   requests at the recorded times.
-//! - Request ids are never used twice with one data folder.
+//! - Two runs with one data folder never use the same request id.
 //! - For the audit, the front records the content of each order and the outcomes of its requests.
 //!   No request is retried, except that with the setting `route` a request is sent once more, to
 //!   another node, if its owner is unreachable (`owners`).
@@ -214,7 +214,7 @@ impl FrontReport {
 /// If a setting cannot be used, a file or folder cannot be read or written, a thread cannot be
 /// started, the order management is not ready within `ready_timeout`, its ring cannot be read (with
 /// `route`), or `stop` becomes `true` while the front waits until the order management is ready.
-/// Once requests have started, a report is returned, unless a thread of the front panics.
+/// Once requests have started, a report is returned, unless the recorder's thread panics.
 pub async fn run_front(
     config: FrontConfig,
     telemetry: &Telemetry,

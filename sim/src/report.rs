@@ -40,7 +40,7 @@ const GREY: chart::Colour = (128, 128, 128);
 /// The data of one run, from which its report is drawn.
 struct Material {
     facts: RunFacts,
-    /// The content of `summary.json`; null for a killed run.
+    /// The content of `summary.json`; null if the run was killed or is not over.
     summary: Value,
     points: Vec<SecondPoint>,
     events: Vec<RunEvent>,

@@ -1,5 +1,5 @@
-//! Tests that the report can be drawn for complete and for killed runs, and that it escapes all
-//! texts of the run's files.
+//! Tests that the report of a complete or killed run and the comparison of two runs can be drawn,
+//! and that a report escapes the texts of the run's files.
 
 use super::*;
 use crate::telemetry::{EventKind, RouteSecond};

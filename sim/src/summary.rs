@@ -67,7 +67,8 @@ pub struct FolderTotals {
     pub warehouse: Option<WarehouseSummary>,
 }
 
-/// Identity of a run, shown at the top of the summary.
+/// Identity of a run. The table shows the scenario in its first line, and uses the other fields in
+/// the suggested next steps.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct RunIdentity {
     /// Name of the scenario.
@@ -134,7 +135,7 @@ pub struct Summary {
     /// Reason for which the log of requests or the series is incomplete; `None` if both are
     /// complete.
     pub log_problem: Option<String>,
-    /// Counts of the routing of requests to owners; `None` if all requests went to one node.
+    /// Counts of the routing of requests to owners; `None` if the setting `route` was `false`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub routing: Option<RoutingCounts>,
 }

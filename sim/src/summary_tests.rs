@@ -1,5 +1,5 @@
-//! Tests that the table of a run's summary names every result once, fits 80 columns, and has one
-//! verdict.
+//! Tests that the table of a run's summary shows the results and fits 80 columns, and that the run
+//! gets the right verdict.
 
 use super::*;
 use crate::front::OrderRecord;

@@ -90,7 +90,7 @@ pub enum Phase {
     /// Requests in flight are completed. Unless the run was stopped, the remaining payments and
     /// cancellations are still sent.
     Draining,
-    /// The audit compares the order management with the warehouse.
+    /// The audit compares the order management with the warehouse and the shop front's record.
     Auditing,
     /// The run has ended.
     Done,
@@ -196,7 +196,7 @@ pub struct NodeState {
     pub name: String,
     /// Number of slots of the node's volume.
     pub slots: u64,
-    /// `true` if this node or another one serves this node's volume.
+    /// `true` if this node or another one serves this node's volume, and the volume answered.
     pub is_served: bool,
 }
 

@@ -243,7 +243,8 @@ impl Warehouse {
     ///
     /// # Errors
     /// If a setting cannot be used, the warehouse cannot listen on its address, the data folder or
-    /// the ledger cannot be read or written, or the ledger is in use or malformed.
+    /// the ledger cannot be read or written, the ledger is in use or malformed, or its thread
+    /// cannot be started.
     pub async fn start(config: WarehouseConfig) -> Result<Self> {
         config.check()?;
         let folder = config.data.join("warehouse");
@@ -344,8 +345,8 @@ impl Warehouse {
 pub struct WarehouseControl(Arc<Shared>);
 
 impl WarehouseControl {
-    /// Sets the behaviour for all calls that arrive from now on. A behaviour that makes the
-    /// warehouse unreachable (`is_away`) also resets the open connections.
+    /// Sets the behaviour for all calls and stock snapshots that begin from now on. A behaviour
+    /// that makes the warehouse unreachable (`is_away`) also resets the open connections.
     pub fn set_behaviour(&self, behaviour: Behaviour) {
         self.0.behaviour.send_replace(Arc::new(behaviour));
     }

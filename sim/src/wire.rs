@@ -45,7 +45,7 @@ pub enum OrderState {
     Announced,
     /// The customer has paid the order, and its delivery is not requested yet.
     Paid,
-    /// The warehouse has been asked to deliver the order.
+    /// The order is paid and announced. The request to deliver it is in the outbox.
     Delivering,
     /// The warehouse has delivered the order.
     Delivered,
@@ -55,7 +55,7 @@ pub enum OrderState {
     Cancelled,
     /// The order was not paid in time.
     Expired,
-    /// The warehouse has refused the order for good.
+    /// The warehouse has refused the order for good, before the order was paid.
     Failed,
     /// The order is paid and will not be delivered, so the payment must be refunded.
     RefundWanted,
@@ -303,7 +303,7 @@ pub struct Health {
     /// Number of stock snapshots that the order management has applied.
     #[serde(default)]
     pub stock_snapshots: u64,
-    /// Number of stores that have stock.
+    /// Number of stores in the order management's stock.
     #[serde(default)]
     pub stores: u64,
     /// Number of statistics files that the order management has applied.

@@ -67,8 +67,9 @@ pub struct Arrival {
     pub request: Request,
 }
 
-/// Source of the intended starts. Phases determine only the starts of orders and statistics
-/// requests; payments and cancellations then start at random times relative to their order.
+/// Source of the intended starts. Phases determine the starts of statistics requests and orders. If
+/// an order has a payment ahead of it, they determine the start of this payment, and the order
+/// follows. All other payments and cancellations start at random times after their order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Load {
     /// Phases, each with a rate of requests.

@@ -3,8 +3,8 @@
 //!
 //! - [`comments`] finds the comments of a Rust file and their prose.
 //! - [`imports`] finds the modules of a crate that each file names.
-//! - [`markdown`] finds links, headings and inline code of a document.
-//! - [`prose`] counts words and finds long paragraphs, in comments and in Markdown.
+//! - [`markdown`] finds links, headings, inline code and names with a prefix in a document.
+//! - [`prose`] counts the words of a text, and finds the paragraphs of a Markdown text.
 //!
 //! The crate only reads files. The limits, and the exceptions for crates that do not meet them yet,
 //! are in `tests/tidy.rs`.

@@ -27,8 +27,8 @@ const TROUBLE_MAX: usize = 3;
 
 const CRATES: [&str; 8] = ["microdb", "ring", "oms", "sim", "live", "cli", "benches", "tidy"];
 
-/// The layers of each crate, from the top to the bottom. A module may use modules of its own layer
-/// and of lower layers. If a crate is listed, each of its top-level modules must be in a layer.
+/// Crates with their layers, from the top to the bottom. A module may use modules of its own layer
+/// and of lower layers. Each top-level module of a listed crate must be in a layer.
 const LAYERS: &[(&str, &[&[&str]])] = &[
     (
         "microdb",

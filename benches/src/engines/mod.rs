@@ -257,7 +257,7 @@ pub trait Session {
     ///
     /// # Errors
     /// Returns the engine's error, or [`Unsupported`] if the engine or this kind of database has no
-    /// transactions.
+    /// transactions. An engine may also return an error if the record has no number of 8 bytes.
     fn add_one(&mut self, _key: &[u8]) -> Outcome<bool> {
         Err(Unsupported("has no transactions here").into())
     }

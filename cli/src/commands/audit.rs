@@ -19,7 +19,7 @@ use tokio::sync::watch;
 
 /// Name of the log of requests in a data folder.
 const LOG: &str = "stats.csv";
-/// Maximum time to wait while no message enters or leaves the outbox.
+/// Maximum time to wait while the set of messages that wait in the outbox does not change.
 const STALLED_AFTER: Duration = Duration::from_secs(10);
 
 #[derive(clap::Args)]

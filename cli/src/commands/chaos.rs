@@ -2,8 +2,8 @@
 //! shows if anything was lost.
 //!
 //! Invariants:
-//! - Each node with random events runs in a process of its own. The first of these nodes
-//!   coordinates the cluster at first.
+//! - Each node with random events runs in a process of its own. The first of these nodes starts
+//!   before all others, so it becomes the coordinator.
 //! - Without `--route`, the shop calls only a node in this process, and no event happens to this
 //!   node. A failed request is therefore a fault of the cluster, and not a connection that ended
 //!   with a killed node.

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const FIRST_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9090);
 /// Maximum time for a node to answer a request of a command.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Interval of polls while a command waits for a change of a node's state.
+/// Interval of polls while a command waits for a change of a node or of the cluster's state.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 /// Maximum wait for the end of a process after its node has left the ring. It exceeds the default

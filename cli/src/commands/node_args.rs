@@ -1,4 +1,5 @@
-//! Time limits and size limits of a node, shared by `imt node start` and `imt sim run`.
+//! Limits of a node in time and number, and the interval of its search for statistics files, shared
+//! by `imt node start` and `imt sim run`.
 
 use std::time::Duration;
 

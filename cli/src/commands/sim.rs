@@ -1,5 +1,5 @@
-//! `imt sim`: runs a whole shop or one simulator alone, reports on runs, and lists or writes the
-//! built-in scenarios and samples.
+//! `imt sim`: runs a whole shop or one simulator alone, reports on runs and compares them, lists
+//! the built-in scenarios, and writes the samples.
 
 use super::node;
 use super::node_args::NodeArgs;

@@ -176,8 +176,8 @@ fn shrink(widths: &mut [usize], columns: usize) {
     }
 }
 
-/// Returns `true` if a column has at least one number, and each other cell is a number, empty or
-/// `-`.
+/// Returns `true` if a column has at least one number, and each other cell below its heading is a
+/// number, empty or `-`.
 fn is_numeric(rows: &[Vec<String>], column: usize) -> bool {
     let cells = rows.iter().skip(1).filter_map(|row| row.get(column));
     let is_gap = |cell: &&String| cell.is_empty() || *cell == "-";

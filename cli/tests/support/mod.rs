@@ -106,8 +106,8 @@ impl Server {
         self.child.id()
     }
 
-    /// Returns `true` if a line logged since the previous call contains `text`. Reads no line after
-    /// the first such line.
+    /// Returns `true` if a logged line that was not read before contains `text`. Reads no line
+    /// after the first such line.
     pub fn said(&self, text: &str) -> bool {
         self.log.try_iter().any(|line| line.contains(text))
     }

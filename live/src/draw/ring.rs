@@ -17,9 +17,10 @@ use crate::theme::{Palette, Theme};
 /// Minimum and maximum width of the names of nodes in the table, in columns of the terminal.
 const NAME_MIN: usize = 4;
 const NAME_MAX: usize = 13;
-/// Minimum width of the panel at which a circle is drawn beside the table, in columns.
+/// Minimum width inside the panel's border at which a circle is drawn beside the table, in columns.
 const CIRCLE_BESIDE: u16 = 64;
-/// Minimum height of the panel at which a circle is drawn above the table, in rows.
+/// Minimum height inside the panel's border at which a circle is drawn above the table if there is
+/// no room beside it, in rows.
 const CIRCLE_ABOVE: u16 = 22;
 /// Width of a share in columns: a blank and `99.9 %`.
 const SHARE: usize = 7;

@@ -22,7 +22,7 @@ const HOLE: f64 = 0.62;
 /// Draws the largest circle that fits, in the centre of the area, if that has room for one.
 pub(super) fn draw(buffer: &mut Buffer, area: Rect, ring: &RingView, theme: Theme) {
     let points = area.width.min(area.height.saturating_mul(2));
-    // With a diameter below 8 points, the circle would have no hole.
+    // A circle with a diameter below 8 points would be too coarse to show the shares.
     if points < 8 {
         return;
     }
@@ -136,7 +136,7 @@ fn paint(buffer: &mut Buffer, place: ratatui::layout::Position, points: Cell, th
 fn centre(buffer: &mut Buffer, area: Rect, y: u16, text: &str, style: Style) {
     let hole = (f64::from(area.width) * HOLE) as usize;
     let length = text.chars().count();
-    // The text is left out if it would cover the ring.
+    // The text is left out if it would cover the ring, and in a circle of fewer than 8 rows.
     if length > hole.saturating_sub(1) || area.height < 8 {
         return;
     }

@@ -95,7 +95,7 @@ impl Db {
     ///
     /// # Errors
     /// - [`Error::TooLarge`](crate::Error::TooLarge) or [`Error::Invalid`](crate::Error::Invalid)
-    ///   for an unusable name.
+    ///   for an unusable name. `Error::Invalid` also if all ids of tables are used.
     /// - [`Error::NoSuchTable`](crate::Error::NoSuchTable) if the table does not exist and the
     ///   database is read-only.
     /// - The errors of [`Table::put`].
@@ -158,9 +158,10 @@ impl Db {
     /// Returns the table `name` with typed keys and values in the encoding `C`, and creates it if
     /// it does not exist. [`Codec`] has an example.
     ///
-    /// A new table records its encoding and the name of its type of keys, so that tools can show
-    /// keys (see [`TableInfo::keys_as`]). A text of more than 255 bytes is not recorded. Neither
-    /// encoding nor type is checked when the table is opened again.
+    /// A new table records the names of its encoding and of its type of keys, so that tools can
+    /// show keys (see [`TableInfo::keys_as`]). Nothing is recorded if both names, separated by a
+    /// blank, take more than 255 bytes, or if the name of the encoding is empty or has a blank.
+    /// Neither encoding nor type is checked when the table is opened again.
     ///
     /// # Errors
     /// The errors of [`Db::table`].
@@ -276,9 +277,11 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable); [`Error::Invalid`](crate::Error::Invalid)
-    /// if a name occurs twice or is unusable; the errors of [`Table::put`]. Nothing has changed
-    /// after an error, except perhaps after [`Error::Poisoned`](crate::Error::Poisoned).
+    /// [`Error::NoSuchTable`](crate::Error::NoSuchTable);
+    /// [`Error::TooLarge`](crate::Error::TooLarge) or [`Error::Invalid`](crate::Error::Invalid) for
+    /// an unusable new name; [`Error::Invalid`](crate::Error::Invalid) if a name occurs twice; the
+    /// errors of [`Table::put`]. Nothing has changed after an error, except perhaps after
+    /// [`Error::Poisoned`](crate::Error::Poisoned).
     pub fn replace_tables(&self, pairs: &[(&str, &str)]) -> Result<()> {
         self.engine.replace_tables(pairs)
     }
@@ -322,7 +325,7 @@ impl Db {
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io) if the checkpoint cannot be written, for example on a full
-    /// disk, or if an old file cannot be removed (commits continue).
+    /// disk, or if an old file cannot be removed. Commits remain possible after this error.
     /// [`Error::Corrupt`](crate::Error::Corrupt) if the directory is damaged. Further errors are
     /// those of [`Db::sync`].
     pub fn checkpoint(&self) -> Result<()> {

@@ -102,8 +102,8 @@ impl Db {
         self.verify_with(|_, _| {})
     }
 
-    /// Verifies the database like [`Db::verify`]. Calls `watch` before each segment and at the end,
-    /// with the number of verified bytes and the number of all bytes of the log.
+    /// Verifies the database like [`Db::verify`]. Calls `watch` before each segment and after the
+    /// last one, with the number of verified bytes and the number of all bytes of the log.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

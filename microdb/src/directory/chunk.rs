@@ -188,11 +188,11 @@ impl Chunk {
         }
     }
 
-    /// Checks that the checkpoint was not truncated while its bytes were read. Missing bytes read
-    /// as zeros.
+    /// Checks that no page of the checkpoint was missing when it was read, because the file was
+    /// truncated or the disk failed to read the page. A missing page reads as zeros.
     ///
     /// # Errors
-    /// If the checkpoint was truncated.
+    /// If a page was missing.
     pub(super) fn check_uncut(&self) -> Result<(), Damage> {
         match &self.source {
             Some(source) if source.map.is_cut() => Err(Damage {
@@ -539,9 +539,10 @@ impl Chunk {
             .map(Slot)
     }
 
-    /// Copies a mapped chunk in advance for the writer, which needs a copy to change it. If a view
-    /// was taken since an earlier copy, only verifies the chunk. Any thread may call this function
-    /// while the writer works, since a chunk in a checkpoint never changes.
+    /// Copies a mapped chunk in advance for the writer, which needs a copy to change it. Does
+    /// nothing if an earlier copy can be used. If a view was taken since that copy, only verifies
+    /// the chunk. Any thread may call this function while the writer works, since a chunk in a
+    /// checkpoint never changes.
     ///
     /// # Errors
     /// The errors of [`Chunk::copied`]. After a success, [`Chunk::prepared_or_copied`] fails only

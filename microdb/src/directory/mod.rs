@@ -71,7 +71,8 @@ pub(crate) struct Damage {
     pub(crate) field: &'static str,
     /// The expected value, or the limit for the value. For a stash entry: its prefix.
     pub(crate) expected: u64,
-    /// The value found. For a stash entry: its location. For a truncated file: 0.
+    /// The value found. For a stash entry: its location. For a page that was missing when it was
+    /// read (see [`Chunk::check_uncut`]): 0.
     pub(crate) found: u64,
 }
 
@@ -162,8 +163,8 @@ impl Directory {
         self.keys.load(Ordering::Relaxed)
     }
 
-    /// Returns the memory of the root and its chunks in bytes. Mapped bytes, the stash, and chunks
-    /// held only by views are not counted.
+    /// Returns the memory of the root and its chunks in bytes. Mapped bytes, the stash, copies that
+    /// are prepared and not used yet, and chunks held only by views are not counted.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
@@ -248,12 +249,13 @@ impl Directory {
         })
     }
 
-    /// Checks that the checkpoint of a key's chunk was not truncated while its bytes were read. If
-    /// any mapped file was cut (see [`any_cut`](crate::raw::sigbus::any_cut)), call this function
-    /// before reporting a key as absent: missing bytes read as zeros, like empty slots.
+    /// Checks that no page of the checkpoint of a key's chunk was missing when it was read, because
+    /// the file was truncated or the disk failed to read the page. If any mapped file was cut (see
+    /// [`any_cut`](crate::raw::sigbus::any_cut)), call this function before reporting a key as
+    /// absent: a missing page reads as zeros, like empty slots.
     ///
     /// # Errors
-    /// If the chunk of the key is in a checkpoint that was truncated.
+    /// If the chunk of the key is in a checkpoint with a missing page.
     #[cold]
     pub(crate) fn check_uncut(&self, guard: &Guard, hash: KeyHash) -> Result<(), Damage> {
         let prefix = hash.prefix();

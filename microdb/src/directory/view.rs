@@ -86,11 +86,11 @@ impl View {
         &self.0.chunks[self.0.index[entry] as usize]
     }
 
-    /// Checks that the checkpoint of a key's chunk was not truncated, like
+    /// Checks that no page of the checkpoint of a key's chunk was missing when it was read, like
     /// [`super::Directory::check_uncut`].
     ///
     /// # Errors
-    /// If the chunk is in a checkpoint that was truncated.
+    /// If the chunk is in a checkpoint with a missing page.
     pub(crate) fn check_uncut(&self, hash: KeyHash) -> Result<(), Damage> {
         self.chunk(hash.prefix()).check_uncut()
     }

@@ -9,7 +9,8 @@
 //! 4. SUPER names the new checkpoint. Durable commits wait for this step and for step 2.
 //! 5. The previous checkpoint and the segments emptied by compaction are removed.
 //!
-//! After each step, SUPER names a complete checkpoint or none, and all durable segments of the log.
+//! After each step, SUPER names a complete checkpoint or none. It lists all durable segments of the
+//! log, except those begun since its state was written. An open finds these by their headers.
 //!
 //! Invariants of removal:
 //!
@@ -22,7 +23,7 @@
 //! - If a step after a removal fails, the removed segments stay removed.
 //!
 //! A checkpoint contains only data that can be derived from the log. An open that finds the
-//! checkpoint missing or damaged ignores it, and replays the log from its beginning.
+//! checkpoint missing, damaged or unreadable ignores it, and replays the log from its beginning.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -166,9 +167,10 @@ impl Engine {
         Ok(())
     }
 
-    /// Removes the emptied segments of the moment without a new checkpoint, for a disk without
-    /// space for one. Until the next checkpoint, an open replays the whole log, which needs neither
-    /// a checkpoint nor the removed segments. SUPER is rewritten in place, which takes no space.
+    /// Removes the emptied segments of the moment, and the previous checkpoint, for a disk without
+    /// space for a new one. Until the next checkpoint, an open replays the whole log, which needs
+    /// neither a checkpoint nor the removed segments. SUPER is rewritten in place, which takes no
+    /// space.
     fn remove_without_checkpoint(&self, moment: &mut Moment) -> Result<()> {
         let old = std::mem::take(&mut lock(&self.writer).checkpoint);
         self.write_state(&moment.emptied)?;

@@ -1,7 +1,8 @@
 //! Commits. All commits have one order, which is their order in the log.
 //!
 //! - A buffered commit takes the commit lock, appends and publishes. A durable commit joins a group
-//!   ([`crate::engine::group`]), and so does a buffered commit while a group is in flight.
+//!   ([`crate::engine::group`]). So does a buffered commit while a group is in flight, or if its
+//!   transaction gets a turn.
 //! - A commit may carry checks (compare-and-swap, transactions): keys that must have the same
 //!   record as when they were read, or must still be absent. Checks run under the commit lock, so
 //!   no other commit can change a key between its check and the append.
@@ -70,9 +71,9 @@ pub(crate) struct Outcome {
     pub(crate) replaced: u32,
 }
 
-/// Distance, in operations, at which the directory chunk of a later operation's key is copied for
-/// writing. A miss in the processor's caches and in its cache of page addresses (TLB) takes as long
-/// as this many operations.
+/// Distance, in operations, at which the directory chunk of a later operation's key is made
+/// writable (copied if necessary). A miss in the processor's caches and in its cache of page
+/// addresses (TLB) takes as long as this many operations.
 const CHUNK_AHEAD: usize = 48;
 /// Distance, in operations, at which the directory bucket of a later operation's key is prefetched
 /// into the processor's cache.
@@ -258,7 +259,7 @@ impl Engine {
     /// are the commits of the same group that are not visible yet; they must not touch the keys.
     ///
     /// # Errors
-    /// [`Error::Conflict`] if a key has changed, and the errors of a look-up.
+    /// [`Error::Conflict`] if a key has changed or `writes` touch it, and the errors of a look-up.
     pub(crate) fn check_all(&self, checks: &Checks, writes: Option<&GroupWrites>) -> Result<()> {
         if checks.is_empty() {
             return Ok(());
@@ -488,7 +489,8 @@ impl<'a> LookAhead<'a> {
     }
 
     /// Advances to the operation at `index`. Returns the probable location of the present record of
-    /// the operation's key, or `None` for a key that was probably absent.
+    /// the operation's key, or `None` if the key was probably absent or its directory chunk is
+    /// damaged.
     #[inline]
     pub(crate) fn step<'t>(
         &mut self,
@@ -510,7 +512,7 @@ impl<'a> LookAhead<'a> {
 
 impl Engine {
     /// Prefetches memory into the processor's cache: the first candidate for the record of a key,
-    /// or the bucket for a new key. Returns the location of that candidate.
+    /// or the bucket for a new key. Returns the location of that candidate, or `None` without one.
     #[inline]
     fn look_ahead(&self, guard: &Guard, table: &TableCore, hash: KeyHash) -> Option<Location> {
         let directory = table.directory.load(guard);

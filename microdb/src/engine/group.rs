@@ -22,8 +22,9 @@
 //!   next turn of the same transaction, up to a maximum.
 //! - A slower body loses its turn once another waiting thread notices the delay, and that thread
 //!   takes the group over. So a body that waits for a writer delays writers by little more than the
-//!   limit, and never blocks them for good. A run that lost its turn can commit only as an ordinary
-//!   member of a later group, with checks.
+//!   limit, and never blocks them for good. A run that lost its turn can commit only like a run
+//!   without a turn, with checks: as an ordinary member of a later group or, if it is buffered and
+//!   no group is in flight, at once.
 //! - A group has at most as many turns as members.
 
 use std::collections::VecDeque;
@@ -186,9 +187,9 @@ struct Group {
     /// Members that passed their checks, in the order of the log. The place is `None` for a member
     /// without writes.
     passed: Vec<(Request, Option<Place>)>,
-    /// Members that are not committed, each with the error: a check failed, or the frame could not
-    /// be appended. They are woken after the group is published, because only then the commit with
-    /// which they conflict is certainly visible.
+    /// Members that are not committed, each with its error, for example a failed check or a full
+    /// disk. They are woken after the group is published, because only then a commit with which
+    /// they conflict is certainly visible.
     refused: Vec<(Request, Error)>,
     turns: VecDeque<Request>,
     /// The transaction that has the turn.

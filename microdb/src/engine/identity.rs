@@ -2,12 +2,13 @@
 //!
 //! - Opening a database keeps its folder open (`Storage::hold_folder`). Renaming the database, a
 //!   `chdir`, a changed symbolic link or another database under the old path have no effect.
-//! - LOCK is checked after each sync. LOCK and SUPER are checked before each new segment,
-//!   checkpoint, seal and state of SUPER. If either file was removed or replaced, the database is
-//!   poisoned and acknowledges no further commits. SUPER is locked too, so that a second opener
-//!   that creates a new LOCK is refused.
-//! - In a forked child, reads, writes and maintenance through an inherited handle fail with
-//!   `Error::Forked`. The handle writes, removes and unlocks nothing, not even when dropped.
+//! - LOCK is checked after the syncs that make commits durable. LOCK and SUPER are checked before
+//!   each new segment, checkpoint, seal and state of SUPER. If either file was removed or replaced,
+//!   the database is poisoned and acknowledges no further commits. SUPER is locked too, so that a
+//!   second opener that creates a new LOCK is refused.
+//! - In a forked child, gets, writes and maintenance through an inherited handle fail with
+//!   `Error::Forked`. Snapshots and values taken before the fork stay readable. The handle writes,
+//!   removes and unlocks nothing, not even when dropped.
 //! - A file with the name of a segment is removed only if its header has the id of this database,
 //!   or if it is empty or begins with zeros. A file with the name of a checkpoint is kept if it
 //!   belongs to another database. If the name of a new segment is already taken, the engine uses

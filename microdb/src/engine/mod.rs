@@ -6,8 +6,9 @@
 //!    (creating, renaming, clearing and dropping tables).
 //! 2. `writer` (writing and syncing the log).
 //! 3. `core` (appending and publishing). The lock is held for less than a microsecond per small
-//!    commit. While it is held, the only calls to the disk create a segment, allocate or cut blocks
-//!    of the active segment, and check LOCK and SUPER.
+//!    commit. While it is held, the only calls to the disk create a segment (or remove it again if
+//!    its blocks cannot be allocated), allocate or cut blocks of the active segment, and check LOCK
+//!    and SUPER.
 //! 4. `catalog` (names of tables). While it is held, only the lock of a table's name is taken.
 //!
 //! The locks of the segment table (`segments`), of the locked files (`lock`), of `damaged` and of

@@ -39,7 +39,7 @@ pub struct RecoveryReport {
     pub durable_sequence: Sequence,
     /// Generation of the checkpoint in use, or 0 if the whole log was replayed.
     pub checkpoint: u64,
-    /// `true` if the checkpoint that SUPER names was missing or damaged.
+    /// `true` if the checkpoint that SUPER names was missing, damaged or unreadable.
     pub checkpoint_unusable: bool,
     /// Bytes of the frames that were replayed.
     pub bytes_replayed: u64,

@@ -1,7 +1,7 @@
 //! Segments of the log as seen by readers.
 //!
-//! - A segment is readable bytes: a map of its file, followed by a memory buffer with appended
-//!   bytes. Either may be missing.
+//! - A segment is readable bytes: a map of its file, followed by a memory buffer with the bytes
+//!   behind the map. Either may be missing.
 //! - Readers find segments in a table that is replaced as a whole, never changed, so they take no
 //!   lock.
 //! - A removed segment stays readable for readers that hold an earlier table.
@@ -57,7 +57,8 @@ pub(crate) struct Segment {
     /// Map of the file. Only its first `head_bytes` bytes are read.
     head: Option<Arc<Map>>,
     head_bytes: u32,
-    /// Memory buffer with the bytes behind the map, if the segment is active or not mapped yet.
+    /// Memory buffer with the bytes behind the map, if the segment is active or not mapped yet, or
+    /// if a read-only open has copied bytes instead of mapping them.
     tail: Option<Arc<TailBuffer>>,
 }
 
@@ -82,7 +83,7 @@ impl Segment {
         self
     }
 
-    /// Returns this segment with appended bytes in `tail`, which begins at the end of the map.
+    /// Returns this segment with the bytes behind the map in `tail`.
     pub(crate) fn with_tail(&self, tail: Arc<TailBuffer>) -> Self {
         Self {
             tail: Some(tail),

@@ -62,9 +62,9 @@ impl Map {
         if len == 0 {
             return Ok(Self::of_bytes(&[]));
         }
-        // SAFETY: a private read-only map of a regular file. The bytes read from it are never
-        // changed again by this process, nor by another process that respects the lock of the
-        // folder. The header of this module covers other programs.
+        // SAFETY: a read-only map of a regular file. The bytes read from it are never changed again
+        // by this process, nor by another process that respects the lock of the folder. The header
+        // of this module covers other programs.
         let map = unsafe { memmap2::MmapOptions::new().len(len).map(file)? };
         Ok(Self {
             memory: Memory::Mapped(Watch::new(map.as_ptr(), len), map),

@@ -322,8 +322,8 @@ mod tests {
         };
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[7; 8192]).unwrap();
-        // SAFETY: the handlers have the signatures given by their flags. The map is private and
-        // read-only, and nobody writes to the file while bytes of it are referenced.
+        // SAFETY: the handlers have the signatures given by their flags. The map is read-only, and
+        // nobody writes to the file while bytes of it are referenced.
         let foreign = unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
             (action.sa_sigaction, action.sa_flags) = (handler, flags);

@@ -305,8 +305,8 @@ impl TailWriter {
         }
     }
 
-    /// Returns `len` appended bytes at `offset`, published or not, for the write to the disk.
-    /// Returns `None` if fewer bytes were appended.
+    /// Returns `len` appended bytes at `offset`, published or not. Returns `None` if fewer bytes
+    /// were appended.
     pub(crate) fn get(&self, offset: usize, len: usize) -> Option<&[u8]> {
         if offset.checked_add(len)? > self.filled {
             return None;

@@ -1,7 +1,8 @@
 //! The traits through which the engine reaches the disk.
 //!
 //! - The engine accesses the files of a database only through [`Storage`] and [`StorageFile`]. So a
-//!   test can replace the disk, and cut the power, fill the disk or damage it at any call.
+//!   test can replace the disk, and cut the power, fill the disk or damage it at any call. The only
+//!   exception is [`crate::inspect`], which reads files of the operating system directly.
 //! - Implementations need to promise no more than POSIX does: data is durable after `sync_data`, a
 //!   name after `sync_folder`, and nothing earlier.
 //! - [`OsStorage`] is the real disk.

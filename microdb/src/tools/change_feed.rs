@@ -278,7 +278,8 @@ impl Changes {
     ///
     /// # Errors
     /// [`Error::FeedGone`] if compaction has removed commits made since the creation or the last
-    /// extension; [`Error::Corrupt`] if the header of a segment is damaged.
+    /// extension; [`Error::Corrupt`] or [`Error::Io`] if the header of a segment is damaged or
+    /// unreadable.
     pub fn extend(&mut self) -> Result<()> {
         let (mut fresh, known) = segments_since(&self.engine, self.known)?;
         let is_first = |file: &SegmentFile, fresh: &Segments| {

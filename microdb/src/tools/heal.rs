@@ -158,11 +158,12 @@ impl fmt::Display for HealReport {
 ///
 /// # Errors
 /// - [`Error::Locked`], [`Error::NotADatabase`] or [`Error::Version`].
-/// - [`Error::Invalid`] if the backup belongs to another database, or is inside or around the
-///   folder of the database.
+/// - [`Error::Invalid`] if a path is empty, or if the backup belongs to another database, or is
+///   inside or around the folder of the database.
 /// - [`Error::Corrupt`] if SUPER of the database or of the backup is damaged. Use
 ///   [`salvage`](crate::salvage) for a database without a valid SUPER.
-/// - [`Error::Io`] if a file cannot be opened, written or synced.
+/// - [`Error::Io`] if SUPER or the folder of the log cannot be read, or a segment of the database
+///   cannot be opened, written or synced.
 ///
 /// Damage that cannot be healed is not an error but part of the report.
 pub fn heal(folder: impl AsRef<Path>, backup: impl AsRef<Path>) -> Result<HealReport> {

@@ -118,8 +118,9 @@ impl Transaction<'_> {
     /// # Errors
     /// - The errors of [`Table::get`], [`Error::ForeignTable`], and those of
     ///   [`TypedTable::get`](crate::TypedTable::get) for a typed table.
-    /// - [`Error::Conflict`] if another commit changed a key that this run has read. Return it with
-    ///   `?`. [`Db::transaction`] repeats the body in any case.
+    /// - [`Error::Conflict`] if another commit changed a key that this run has read. A record that
+    ///   compaction has moved may count as changed. Return the error with `?`. [`Db::transaction`]
+    ///   repeats the body even if the body ignores the error.
     /// - [`Error::TooLarge`] if the reads take more than 64 MiB.
     pub fn get<T: AnyTable>(&mut self, table: &T, key: impl KeyFor<T>) -> Result<Option<T::Value>> {
         let key = key.key_bytes(table)?.into_owned();

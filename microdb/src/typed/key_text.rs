@@ -42,9 +42,9 @@ impl KeyCodec {
         rest.is_empty().then_some(text)
     }
 
-    /// Returns the stored form of a key that was typed as text: a string, an integer, a boolean or
-    /// a character. Returns `None` for another type of key, or if the text is not a value of the
-    /// type.
+    /// Returns the stored form of a key that was entered as text: a string, an integer, a boolean
+    /// or a character. Returns `None` for another type or encoding of keys, or if the text is not a
+    /// value of the type.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

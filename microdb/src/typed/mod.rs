@@ -281,8 +281,8 @@ where
     }
 
     /// Replaces the value of `key` by `new` if the current value equals `expected`. As `expected`
-    /// or `new`, `None` stands for an absent key. Returns `true` if the value was as expected and
-    /// was replaced.
+    /// or `new`, `None` stands for an absent key. Returns `true` if the value was as expected, or
+    /// `false` without a change.
     ///
     /// Compares decoded values. So types with several encodings of one value, such as hash maps,
     /// can be swapped too.

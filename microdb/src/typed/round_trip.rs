@@ -7,7 +7,7 @@
 //! - An omitted field or a wrong announced length is refused at every put.
 //! - A value with a new *shape* is read back. A table handle and its clones remember the shapes
 //!   that were read back. A shape is the set of the choices of a value: variants, `Some` and
-//!   `None`, kinds of numbers, each with its path. A value without a new choice is only encoded.
+//!   `None`, kinds of parts, each with its path. A value without a new choice is only encoded.
 //! - A shape that cannot be read back is never remembered, so it is refused at every put.
 //!
 //! Deliberately absent: a check of the content. A `Deserialize` may refuse some values of its own

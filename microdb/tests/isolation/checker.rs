@@ -45,7 +45,8 @@ pub(crate) struct Op {
     pub(crate) begin: u64,
     pub(crate) end: u64,
     pub(crate) reads: Vec<(Key, Seen)>,
-    /// `true` for a read of one key outside of snapshots, iterators and transactions.
+    /// `true` for a read of one key by `get`, `contains_key` or `multi_get` of a table, outside of
+    /// snapshots and transactions.
     pub(crate) is_point_read: bool,
     /// The last write of each key; `None` stands for absence. A clear writes absence to each key of
     /// its table.

@@ -31,11 +31,10 @@ enum Fate {
     /// Each sector shows the file at a different moment, as during the writeback of a page cache.
     /// All pending events of a disk have the same seed.
     Moment(u64),
-    /// Only the new length of the file, after a write or a reservation of space, reached the disk.
-    /// The new bytes are zeros.
+    /// Only the new length of the file after a write reached the disk. The new bytes are zeros.
     Length,
-    /// Like `Length`, but the new bytes are older content of the disk: bytes of another file or
-    /// random bytes, chosen by the seed.
+    /// Only the new length of the file, after a write or a reservation of space, reached the disk.
+    /// Each new sector has bytes of another file, random bytes or zeros, chosen by the seed.
     Stale(u64),
     /// Only the first half of a rename reached the disk: the new name exists, and the old name
     /// still exists.
@@ -323,7 +322,7 @@ fn write(image: &mut Image, file: NodeId, offset: u64, bytes: &[u8], fate: Fate,
     }
 }
 
-/// Extends a file to at least `end` bytes, with zeros, or with older content for `Stale`.
+/// Extends a file to at least `end` bytes: with zeros, or for `Stale` as described there.
 fn grow(image: &mut Image, file: NodeId, end: u64, fate: Fate, place: (u64, u64)) {
     let len = image.file(file).len();
     if len >= end || !arrives(fate, file, place) {

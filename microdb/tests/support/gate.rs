@@ -22,7 +22,8 @@ struct State {
     is_held: bool,
     /// `true` once the armed thread has finished its work, stopped or not.
     is_done: bool,
-    /// Number of bytes that all threads have requested by read calls since the gate was armed.
+    /// Number of bytes that all threads have requested by read calls since the gate was created or
+    /// last armed.
     read_bytes: u64,
     /// Number of writes, syncs, renames, removals, links and changes of a length by the armed
     /// thread, while the gate is armed.

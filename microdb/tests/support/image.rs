@@ -243,7 +243,7 @@ impl Image {
             .collect()
     }
 
-    /// Returns `true` if both images have the same paths with the same bytes.
+    /// Returns `true` if both images have files at the same paths with the same bytes.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
         let (ours, theirs) = (self.files(), other.files());
         ours.len() == theirs.len()

@@ -1,5 +1,5 @@
-//! The fuzz targets. This module is in the tests, so that `cargo test` can replay the corpora of
-//! the targets on the same code.
+//! The fuzz targets of the engine. This module is in the tests, so that `cargo test` can replay the
+//! corpora of the targets on the same code.
 
 use std::path::Path;
 use std::sync::OnceLock;

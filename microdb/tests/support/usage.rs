@@ -1,7 +1,8 @@
-//! Resources of this process, as counted by the operating system.
+//! Memory, descriptors and maps of this process, and the disk space of a folder, as counted by the
+//! operating system.
 //!
-//! The numbers are those of the whole process. So a test that bounds them runs its workload in a
-//! separate process.
+//! Memory and descriptors are counted for the whole process. So a test that bounds them runs its
+//! workload in a separate process.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;

@@ -239,7 +239,7 @@ impl std::fmt::Display for Failure {
     }
 }
 
-/// One run of random operations on a database, with its recorded histories and marks.
+/// One run of operations on a database, with its recorded histories and marks.
 pub(crate) struct Run {
     pub(crate) disk: Disk,
     shape: Shape,

@@ -1,5 +1,5 @@
-//! Entry points of the fuzzers in `fuzz/`: each passes arbitrary bytes to one or two parsers of
-//! external input or of stored rows.
+//! Entry points of this crate's fuzzers in `fuzz/`: each passes arbitrary bytes to one or two
+//! parsers of external input or of stored rows.
 //!
 //! **Invariants**
 //! - A parser may reject its input. It must not panic, and its memory use must be bounded.

@@ -101,8 +101,8 @@ impl Commanded {
     }
 
     /// Executes the command, or returns the response that is stored under its idempotency key.
-    /// Returns a problem if a request with this key is in progress, or if the key was used for
-    /// another request.
+    /// Besides the problems of the command, returns a problem if a request with this key is in
+    /// progress, or if the key was used for another request.
     pub(crate) async fn answer(&self, app: &App) -> Result<Response<AnswerBody>, Problem> {
         app.state().traced_orders.note(&self.0.order);
         let Some(Keyed { key, path, body }) = &self.0.keyed else {

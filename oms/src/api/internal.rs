@@ -48,7 +48,7 @@ use crate::volume::server::VolumeServer;
 /// Maximum number of characters that an error quotes from a response with an error status.
 const REFUSAL_CHARS_MAX: usize = 300;
 
-/// Progress of the migration of slots to the volumes of a node, in rows.
+/// Progress of the migration of slots to a volume, or to all volumes of a node, in rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyProgress {
     /// Number of rows copied so far.
@@ -95,7 +95,7 @@ pub struct NodeReport {
     /// Nodes that are leaving the cluster permanently.
     pub leaving: Vec<String>,
     /// The reason why the coordinator cannot take its next step now, such as a failed migration. A
-    /// node that has not been the coordinator reports `None`.
+    /// node that is not the coordinator reports `None`.
     #[serde(default)]
     pub trouble: Option<String>,
     /// Volumes that are assigned to the node and have no database (with an engine: no log in the
@@ -365,8 +365,8 @@ async fn export(
 }
 
 /// Sends a question to a volume, on this node or another node. Repeats it while the volume moves or
-/// does not answer, until the deadline `until`. Fails earlier if the volume is missing or no longer
-/// in the ring, or if its node answers neither calls nor pings.
+/// does not answer, until the deadline `until`. Fails earlier if the volume responds with an error
+/// status, is missing or no longer in the ring, or if its node answers neither calls nor pings.
 pub(crate) async fn ask_volume<Q: VolumeQuestion>(
     cluster: &Arc<ClusterHandle>,
     volume: impl Fn(&Topology) -> Option<NodeName>,

@@ -117,7 +117,8 @@ async fn ask(app: &App, id: &OrderId, ask: Ask) -> Result<Outcome, Problem> {
 }
 
 /// Places an order: reserves its units in the store with the lowest id that has all of them.
-/// Returns the problem 409 if no store has all of them.
+/// Returns the problem 409 if no store has all of them, or if the id is that of an order with other
+/// lines.
 pub(super) async fn place(app: &App, id: &OrderId, lines: Box<[Line]>) -> Result<Json, Problem> {
     let Outcome { order, repeated } = ask(app, id, Ask::Place(lines)).await?;
     if order.store.is_none() {

@@ -142,8 +142,9 @@ impl Problem {
         problem
     }
 
-    /// Returns the problem for a stock upload that some volumes applied and others did not confirm.
-    /// `status` is 503, or the status with which a volume rejected its part.
+    /// Returns the problem for a stock upload that failed after some volumes applied their parts or
+    /// may have applied them. `applied` has the stores of the confirmed parts, and `failed` all
+    /// other stores. `status` is 503, or the status with which a volume rejected its part.
     pub(crate) fn partly_applied(
         status: StatusCode,
         reason: &str,

@@ -42,7 +42,7 @@ struct RingDocument<'a> {
     owners: BTreeMap<&'a NodeName, Owner<'a>>,
 }
 
-/// Returns the ring document, or 304 if `If-None-Match` names its current tag.
+/// Returns the ring document, or 304 if `If-None-Match` names its current tag or `*`.
 pub(crate) fn answer(topology: &Topology, headers: &HeaderMap) -> Response {
     let owners = owners(topology);
     let tag = tag(&topology.ring, &owners);

@@ -65,7 +65,7 @@ pub(crate) enum PeerCall {
 pub(crate) enum VolumeCall {
     /// Execute a client's read with a response that is too long for the channel.
     Read,
-    /// Ask if the volume accepts a stock snapshot, before its rows are sent.
+    /// Ask if the volume accepts a stock upload, before its lines are sent.
     BeginStock,
     /// Apply the volume's part of a stock upload.
     Stock,

@@ -1,4 +1,4 @@
-//! Opens connections for HTTP/2 between nodes. `Protection` decides which of them are encrypted.
+//! Opens connections for HTTP/2 to nodes. `Protection` decides which of them are encrypted.
 //! Encrypted connections begin with the proofs of `channel::handshake`.
 //!
 //! **Invariants**
@@ -57,7 +57,7 @@ impl Service<Uri> for PeerConnector {
     }
 }
 
-/// A connection to another node.
+/// A connection to a node.
 pub(crate) enum PeerStream {
     Plain(TcpStream),
     Encrypted(Box<TlsStream<TcpStream>>),

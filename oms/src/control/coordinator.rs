@@ -162,8 +162,8 @@ impl Coordinator {
             Event::Changed => self.cluster.look.notify_one(),
             Event::Deposed => {
                 self.is_elected = false;
-                // A process that is not the coordinator reports no reason and acts on no request,
-                // so all of them are dropped.
+                // A process that is not the coordinator publishes no trouble and acts on no
+                // operator's request, so all of them are dropped.
                 self.cluster.set_trouble(None);
                 (self.warehouse, self.engine) = (None, None);
                 self.leaving.clear();
@@ -392,8 +392,8 @@ impl Coordinator {
                 _ => None,
             };
             self.handle_event(event);
-            // If a node joins or ends that is neither source nor target, the new assignment of
-            // volumes is written and the migration continues.
+            // If nodes have joined or ended, the new assignment of volumes is written. The
+            // migration continues unless a source or target volume gets another server or none.
             let node_infos = self.alive()?;
             if let Some(next) = now.with_nodes(&node_infos.keys().cloned().collect()) {
                 announce_serving(&now, &next);
@@ -655,7 +655,7 @@ async fn until_target_is_idle(cluster: &ClusterHandle, copy: &Copying) {
     }
 }
 
-/// Asks a target for the progress of its copy.
+/// Asks a target for the progress of all its copies.
 async fn ask_progress(cluster: &ClusterHandle, copy: &Copying) -> Result<Progress, NoAnswer> {
     let (peers, target) = (&cluster.peers, &copy.handover.to);
     peers

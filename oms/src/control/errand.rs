@@ -109,7 +109,7 @@ pub(crate) enum Undelivered {
     /// The ring no longer has the volume. The caller must choose a volume by the new ring.
     #[error("the order or store is being moved to another node; retry")]
     Gone,
-    /// No node performed the errand in time, or the errand failed at once.
+    /// No node performed and answered the errand in time, or the errand failed at once.
     #[error("the node {node}, which serves this order or store, does not answer: {reason}")]
     Unanswered {
         /// The node that should serve the volume.

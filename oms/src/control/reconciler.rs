@@ -1,8 +1,9 @@
 //! The reconciler: makes the volumes that this process serves match the cluster's state.
 //!
 //! One task runs one pass at a time. A pass reads the state and gives a changed ring to the volume
-//! servers. It closes volumes that are assigned to other nodes, and opens volumes that are assigned
-//! to this node as soon as `Volumes::open` permits it. Finally the pass publishes the new topology.
+//! servers. It closes volumes that this node has lost: they are or were assigned to another node,
+//! were removed, or can commit no more. It opens volumes that are assigned to this node as soon as
+//! `Volumes::open` permits it. Finally the pass publishes the new topology.
 //!
 //! **Invariants**
 //! - The reconciler decides nothing: it only applies the state.
@@ -48,8 +49,7 @@ pub(crate) struct Reconciler {
     /// node. If the present state names a later version for the volume, the volume was assigned to
     /// another node in between.
     opened: BTreeMap<NodeName, u64>,
-    /// Volumes that could not be opened yet at the last attempt. Missing volumes are not among
-    /// them.
+    /// Volumes that could not be opened yet at the last attempt. A missing volume is not added.
     unopened: BTreeSet<NodeName>,
     ring: Arc<Ring>,
     version: u64,

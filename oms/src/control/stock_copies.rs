@@ -1,5 +1,5 @@
 //! Copies of the available quantities of volumes that other nodes serve. With a copy, the search
-//! for the store with the lowest id that has an order's units needs no message.
+//! for the store with the lowest id that has an order's units usually needs no message.
 //!
 //! The first search in a volume begins a copy. After `KEPT_FOR` without a search, the copy is
 //! dropped. The task of a copy reads the layout (the lists of stores and products) and all
@@ -51,7 +51,7 @@ pub(crate) struct StockCopies(Mutex<BTreeMap<NodeName, Arc<StockCopy>>>);
 pub(crate) enum Found {
     /// The volume's store with the lowest id that has the units; `None` if no store has them.
     First(Option<u32>),
-    /// The copy is missing, too old or of another epoch, so the owner must be asked.
+    /// The copy is missing, incomplete, too old or of another epoch, so the owner must be asked.
     NotKnown,
 }
 

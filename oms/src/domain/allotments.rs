@@ -86,8 +86,8 @@ struct Allotment {
     /// Durable orders that took units of this store and were in no request of this incarnation yet.
     unsent: BTreeSet<OrderId>,
     in_flight: Option<Arc<AllotRequest>>,
-    /// Time before which no units of this store are borrowed or used, and all are returned, because
-    /// the owner has recalled all of them.
+    /// Time before which no units of this store are borrowed or used, and all are returned. The
+    /// owner has recalled all of them, or has recalled some before this allotment existed.
     recalled_until_ms: u64,
     /// `true` if a request must be sent even without an order or a unit in it. After a recall, the
     /// owner repeats the recall until a request arrives. A new incarnation must clear the loan.
@@ -191,10 +191,11 @@ impl Allotments {
         self.is_on = is_on;
     }
 
-    /// Counts a reservation that was made by a message to the store's owner. `HOT_AFTER` such
-    /// reservations within `WINDOW_MS` begin an allotment of the store, if there are fewer than
-    /// `STORES_MAX`. At most `STORES_MAX` stores are counted at a time. Returns `true` if borrowing
-    /// is on and the store has an allotment.
+    /// Records a reservation that was made by a message to the store's owner, while borrowing is
+    /// on. If the store has an allotment, the next request asks for more units. Otherwise the
+    /// reservation is counted: `HOT_AFTER` reservations within `WINDOW_MS` begin an allotment of
+    /// the store, if there are fewer than `STORES_MAX`. At most `STORES_MAX` stores are counted at
+    /// a time. Returns `true` if borrowing is on and the store has an allotment afterwards.
     pub(crate) fn note_reserved(&mut self, store: u32, lines: &[Line], now_ms: u64) -> bool {
         if !self.is_on {
             return false;

@@ -45,10 +45,10 @@ pub(crate) struct Reservation {
     pub store: u32,
     /// The reserved products and quantities.
     pub lines: Box<[Line]>,
-    /// Nonce of the request by which another volume reserved the units. `None` if the order was
-    /// placed in the volume of its store, where order and reservation were one commit. A
-    /// reservation with a nonce may have no order, for example after a crash. So `remote_stock`
-    /// asks the order's volume if the order has the reservation.
+    /// Nonce of the attempt by which another volume reserved the units, or took units that it had
+    /// borrowed. `None` if the order was placed in the volume of its store, where order and
+    /// reservation were one commit. A reservation with a nonce may have no order, for example after
+    /// a crash. So `remote_stock` asks the order's volume if the order has the reservation.
     pub nonce: Option<u64>,
 }
 

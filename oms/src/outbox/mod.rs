@@ -1,10 +1,10 @@
 //! The outbox: the messages to the warehouse and the time of each next try.
 //!
 //! A message is a row that is committed with the change of the order that requires the message. The
-//! commit that records the warehouse's final answer removes the row. This module is the schedule of
-//! these rows in memory. The module has no IO and gets the time from its caller. Each kind of
-//! message has a separate queue, limit of calls in flight and circuit breaker, so that slow
-//! announcements do not delay deliveries.
+//! row is removed by the commit that records the warehouse's final answer or makes the message
+//! needless. This module is the schedule of these rows in memory. The module has no IO and gets the
+//! time from its caller. Each kind of message has a separate queue, limit of calls in flight and
+//! circuit breaker, so that slow announcements do not delay deliveries.
 //!
 //! **Invariants**
 //! - Waits follow the monotonic clock. Rows on disk and lists for operators have the time of day
@@ -107,10 +107,12 @@ impl Message {
 pub(crate) enum FailureKind {
     /// The warehouse gave no answer, or an answer that means "not available now".
     Unreachable,
-    /// The warehouse answered with an error of its own, such as status 500, or with a status that
-    /// the contract does not define.
+    /// The warehouse answered with an error of its own (such as status 500), with a status that the
+    /// contract does not define, or with an answer that decides nothing (such as status 409 with an
+    /// unknown problem type).
     Error,
-    /// The warehouse still processes an earlier try of the same message.
+    /// The warehouse still processes an earlier try of the same message, or requests a later try by
+    /// status 409 with `Retry-After`.
     InProgress,
     /// The request is invalid: the warehouse rejects it, or it cannot be built. The message becomes
     /// a dead letter immediately.

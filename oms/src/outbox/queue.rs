@@ -12,8 +12,8 @@
 //!   fault.
 //! - A message becomes a dead letter if it is malformed or has used up its tries. A message that
 //!   has used up its tries is given up only if other messages were answered since it last failed,
-//!   or if the breaker is closed and the warehouse answered this message, with an error or because
-//!   an earlier try is in progress.
+//!   or if the breaker is closed and the last try of this message was answered (its failure is not
+//!   `FailureKind::Unreachable`).
 //!
 //! Deliberately absent: rows, tasks and the HTTP client.
 
@@ -57,8 +57,8 @@ impl RetryClass {
 #[derive(Debug, Default)]
 pub(super) struct MessageQueue {
     pub(super) messages: Messages,
-    /// Times of the next tries, by class. An entry is outdated, and is skipped, if its message is
-    /// not waiting, is in flight or parked, or has another class or `due_ms`.
+    /// Times of the next tries, by class. An entry is outdated, and is skipped, if its message was
+    /// removed, is dead, in flight or parked, or has another class or `due_ms`.
     due: [Schedule; 2],
     /// Counts of parked messages, which belong to slots that are migrating to this volume.
     pub(super) parked: Parked,
@@ -331,7 +331,8 @@ impl MessageQueue {
             .get(&job.order)
             .is_some_and(|slot| slot.attempts > 0 && slot.answers_before != answers);
         match failure.kind {
-            // These answers show that the warehouse has examined the message, so it is reachable.
+            // Such an answer shows that the warehouse has examined the message, so it is reachable.
+            // A message that this node cannot build is treated in the same way.
             FailureKind::InProgress | FailureKind::Malformed => self.answered(limits),
             FailureKind::Unreachable | FailureKind::Error => {
                 if job.probe || !is_own {

@@ -5,8 +5,8 @@
 //!   caller drops the future of a call, the connection is closed. So a late answer is never taken
 //!   for the answer to the next call.
 //! - A session connects only to a server that accepts writes, except for sessions of
-//!   `Session::to_any`. After a fault of the connection or the server, the next attempt to connect
-//!   begins with the next host of the URL.
+//!   `Session::to_any`. After a fault of the connection or the server during a call, the next
+//!   attempt to connect begins with the next host of the URL.
 //! - The timeout of a call covers connecting, sending and the answer. For `stream`, it covers the
 //!   wait for each row. Such a timeout is necessary, because PostgreSQL's timeouts do not end a
 //!   wait for standbys.

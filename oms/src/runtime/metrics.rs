@@ -16,7 +16,8 @@ use parking_lot::{Mutex, MutexGuard};
 use crate::runtime::exposition::{Family, Value};
 
 /// Route name of all requests that are not counted by their own route: health checks, the console,
-/// calls between nodes, `GET /metrics`, `GET /ring`, `GET /openapi.json` and unknown paths.
+/// calls between nodes, `GET /metrics`, `GET /ring`, `GET /openapi.json` and requests that match no
+/// route.
 pub(crate) const OTHER_ROUTE: &str = "other";
 
 /// Upper bounds of the latency buckets in microseconds: fine around a millisecond, the usual time
@@ -88,10 +89,12 @@ pub(crate) struct VolumeCounters {
     pub(crate) stat_files: AtomicU64,
     /// Number of statistics files set aside because they could not be added.
     pub(crate) stat_files_set_aside: AtomicU64,
-    /// Number of statistics files that the last scan found and did not process (a gauge).
+    /// Number of statistics files that the last complete scan found and did not process (a gauge).
+    /// Without an engine, 0 while the volume does not have the statistics.
     pub(crate) stat_files_waiting: AtomicU64,
-    /// End of the last scan for statistics files in UTC milliseconds. 0 before the end of the first
-    /// scan (a gauge).
+    /// End of the last complete scan for statistics files in UTC milliseconds (a gauge). 0 before
+    /// that of the first one, and without an engine also while the volume does not have the
+    /// statistics.
     pub(crate) stat_scan_ended_ms: AtomicU64,
 }
 

@@ -127,11 +127,12 @@ pub enum SpanKind {
 /// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SpanOutcome {
-    /// The request got a response with this HTTP status.
+    /// The request got a response with this HTTP status. For a call of the warehouse, 200 stands
+    /// for every success and 409 for every final refusal.
     Status(u16),
-    /// Another node answered the request. Answers between nodes have no status.
+    /// The request was answered on the channel between nodes. The span has no HTTP status.
     Answered,
-    /// No answer to the request arrived.
+    /// No answer to the request arrived, or the warehouse answered with another failure.
     Unanswered,
 }
 

@@ -45,7 +45,8 @@ const READ_INTERVAL: Duration = Duration::from_millis(100);
 type Available = BTreeMap<u64, i64>;
 
 /// Places orders in a cluster at rest. Reports each order that skipped a store, and cancelled
-/// orders that did not release their units. Returns `false` if a request got no answer.
+/// orders that did not release their units. Returns `false` if an order, which is sent once, got no
+/// final answer (success or 409), or if all tries of a read or a cancellation failed.
 pub(super) async fn first_stores_are_taken(world: &Arc<World>) -> bool {
     for round in 0..ROUNDS {
         let product = world.dice.between(1, u64::from(PRODUCTS));
@@ -225,8 +226,8 @@ async fn available(world: &Arc<World>, product: u64) -> Result<Available, Ended>
     Err(Ended::Unanswered)
 }
 
-/// Waits until no slots migrate and every volume is served. Until then, the list of available units
-/// may lack stores of migrating slots.
+/// Waits until no slots migrate and every volume is served and settled (`invariants`). Until then,
+/// the list of available units may lack stores of migrating slots.
 async fn until_settled(world: &Arc<World>) -> Result<(), Ended> {
     for _ in 0..READS_MAX {
         if invariants::is_settled(world) {

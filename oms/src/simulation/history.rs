@@ -110,7 +110,7 @@ impl Answer {
     /// executed.
     ///
     /// # Errors
-    /// A description of a response that no operation may get.
+    /// A description of the response, if this operation may not get it.
     pub(crate) fn read(
         step: &Step,
         status: u16,

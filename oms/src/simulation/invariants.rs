@@ -12,8 +12,8 @@
 //!   (`Table::moves`), and no staged row.
 //! - The counters of a settled volume equal the numbers of its orders by state.
 //! - A settled volume has exactly the messages that its orders need.
-//! - A waiting message in memory is in flight or scheduled. This holds for every volume that is
-//!   served.
+//! - A waiting message in memory is in flight, scheduled or parked. This holds for every volume
+//!   that is served.
 //! - At rest, the messages in memory equal the messages in the rows.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +31,7 @@ use crate::volume::migration::source::broken;
 use crate::volume::server::VolumeServer;
 use crate::volume::state::{VolumeState, wants};
 
-/// Maximum number of rows or messages that one reported fault names.
+/// Maximum number of rows or messages that one fault reported by `compare` names.
 const NAMED_MAX: usize = 5;
 
 /// The messages of a volume: order id and name of the message kind.

@@ -26,7 +26,8 @@ use crate::cluster::channel::{
 use crate::cluster::peer_client::{NoAnswer, Sending, Transport, epoch_of};
 use crate::simulation::world::World;
 
-/// Number of frames that a connection buffers in each direction, like the buffer of a socket.
+/// Number of frames that each end of a connection buffers in each direction, like the buffers of a
+/// socket.
 const FRAMES_BUFFERED: usize = 64;
 /// Timeout for opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);

@@ -158,8 +158,8 @@ impl Feed {
                 let (id, key, value) = match operation {
                     Operation::Put { table, key, value } => (table, key, Some(value)),
                     Operation::Delete { table, key } => (table, key, None),
-                    // All other operations clear a table. No table of an open volume is cleared,
-                    // except for that of staged rows, which do not move with slots.
+                    // All other operations clear a table, and no table of an open volume is
+                    // cleared.
                     _ => continue,
                 };
                 passed += 1;

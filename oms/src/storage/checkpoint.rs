@@ -59,8 +59,9 @@ impl Checkpointer {
         }
     }
 
-    /// Makes checkpoints until the volume can commit no more or is being closed, or the log cannot
-    /// be read.
+    /// Makes checkpoints until the volume can commit no more or is being closed, or an entry of the
+    /// log cannot be decoded. After a failed statement, or if another process has removed entries,
+    /// a later checkpoint is tried.
     pub(crate) async fn run(mut self, volume: String, status: Arc<LogStatus>) {
         let mut last = Instant::now();
         loop {

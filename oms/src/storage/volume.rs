@@ -15,7 +15,7 @@
 //! | `settlements` | order id | the end of a reservation in a store of another volume |
 //! | `loans` | store, u32 big-endian, borrower | units of the store lent to another volume |
 //! | `spent` | order id `/` store | units of an allotment that an order took; see below |
-//! | `arriving` | source, table, key | staged stock of a migration (`volume::migration`) |
+//! | `arriving` | source, table, key | staged rows of `stock` and `meta` (`volume::migration`) |
 //! | `meta` | see `write_batch` | single rows, such as counters, slot ownership, snapshot head |
 //!
 //! A nonce is a random number of the volume that requested the units. A row in `spent` is removed

@@ -95,7 +95,7 @@ pub(crate) const CLEANUP: &[u8] = b"purge";
 /// each server of the volume that borrows units.
 pub(crate) const BORROWER: &[u8] = b"borrower";
 /// Key, in the table `meta`, of the mark: of all names of statistics files that the retention job
-/// has removed, the name with the latest time in it (`stat_import::name`).
+/// has removed, the plausible name with the latest time in it (`stat_import::name`).
 pub(crate) const STATS_FORGOTTEN: &[u8] = b"stat_files_forgotten";
 
 /// Size in bytes at which a part of a stock snapshot is complete. A disk writes such a part in
@@ -538,8 +538,8 @@ impl WriteBatch {
     }
 
     /// Removes stored keys of statistics files (`importer`). `mark` is, of the names in all keys
-    /// removed so far, the one with the latest time in it (`stat_import::name`). With `None`, the
-    /// stored mark stays.
+    /// removed so far, the plausible one with the latest time in it (`stat_import::name`). With
+    /// `None`, the stored mark stays.
     pub(crate) fn forget_stat_files<'a>(
         &mut self,
         names: impl IntoIterator<Item = &'a str>,

@@ -6,8 +6,9 @@
 //!
 //! The owner answers a request that may wait (`FollowStock::waits`) after a group commit that
 //! changed the stock, or without a change after `ANSWER_AFTER`. Unless an upload waits for the
-//! copies, the owner answers not sooner than `ANSWER_SPACING` after its previous answer to that
-//! copy, so one answer has the changes of many orders.
+//! copies, the owner answers such a request not sooner than `ANSWER_SPACING` after its previous
+//! answer to that copy, so one answer has the changes of many orders. If a request has no position
+//! that the owner knows, the answer is the layout of the stock, and the copy reads the whole stock.
 //!
 //! **Invariants**
 //! - A copy is used for at most `COPY_AGE_MAX` after it sent the request of its newest answer. So
@@ -15,7 +16,7 @@
 //!   the copy's node measures this time, so clocks of two nodes are never compared.
 //! - Units are never oversold, because only the owner reserves or lends them.
 //! - An uploaded stock is visible to the next order. The owner confirms the upload only after every
-//!   copy has applied the stock or is too old to be used (`copies_are_current`).
+//!   copy has applied the stock or must not be used (`copies_are_current`).
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -38,9 +39,10 @@ pub(crate) const COPY_AGE_MAX: Duration = Duration::from_millis(300);
 /// Longest time until a request for changes is answered. The answer is empty if the stock has not
 /// changed.
 const ANSWER_AFTER: Duration = Duration::from_millis(100);
-/// Shortest time between two answers to a copy, unless a new stock was uploaded. With an answer for
-/// each group commit, each node would send nearly as many answers as it accepts orders. The value
-/// is a sixth of `COPY_AGE_MAX`, so no copy becomes too old between two answers.
+/// Shortest time from an answer to the next answer to the same copy, if its request may wait and no
+/// upload waits for the copies. With an answer for each group commit, each node would send nearly
+/// as many answers as it accepts orders. The value is a sixth of `COPY_AGE_MAX`, so no copy becomes
+/// too old between two answers.
 const ANSWER_SPACING: Duration = Duration::from_millis(50);
 /// Time without a request after which the owner forgets a copy.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
@@ -62,7 +64,7 @@ pub(crate) struct Followers {
     hurried: AtomicUsize,
     /// Notified when a call of `copies_are_current` begins.
     hurry: Notify,
-    /// Notified when a copy has reported its position, or has begun to read the whole stock.
+    /// Notified at each request of a copy.
     copy_changed: Notify,
 }
 
@@ -72,7 +74,8 @@ struct Follower {
     /// is unusable, because it has not read the whole stock yet.
     has: Option<StockMoment>,
     asked: Instant,
-    /// Value of `Followers::commits` at the time of the newest answer to this copy.
+    /// Value of `Followers::commits` at the time of the newest answer to this copy; 0 before the
+    /// first answer.
     answered: u64,
     /// Time of the newest answer to this copy.
     answered_at: Option<Instant>,
@@ -273,7 +276,7 @@ impl VolumeState {
     /// Answers a read of one part of the whole stock. The quantities may be newer than the position
     /// at which the copy began to read. After its last read, the copy requests the changes since
     /// that position. They contain the newer quantities again, so the copy becomes consistent.
-    /// Returns `Moved` if the stock has another generation by now, or another server.
+    /// Returns `Moved` if the stock has another generation by now, or the volume another server.
     pub(crate) fn read_stock(&self, ask: ReadStock) -> Reply {
         self.followers.note_reading(ask.follower);
         let mut stock = self.stock();

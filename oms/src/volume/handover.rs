@@ -42,8 +42,9 @@ impl VolumeState {
         settlements.retain(|order, _| slots.has_order(order));
     }
 
-    /// Removes the messages of migrated orders from the outbox. Yields between parts of the outbox,
-    /// so that orders are not delayed. The dispatcher skips messages that are not removed yet.
+    /// Removes from the outbox the messages of orders in slots of other volumes: of migrated
+    /// orders, or of orders of a migration that was undone. Yields between parts of the outbox, so
+    /// that orders are not delayed. The dispatcher skips messages that are not removed yet.
     pub(crate) async fn forget_messages(&self) {
         let mut at = 0;
         while self.outbox().forget(at, |order| self.slots.has_order(order)) {

@@ -37,7 +37,8 @@ use crate::volume::remote_reservations::RemoteReservation;
 use crate::volume::remote_stock::RemoteVolumes;
 use crate::volume::state::{OrderError, VolumeState};
 
-/// Interval at which the loans are checked while there are any.
+/// Interval at which the loans are checked while units are lent, or while a volume with a loan has
+/// left the cluster.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Time after which a recall is sent again, in milliseconds.
 const RECALL_EVERY_MS: u64 = 200;

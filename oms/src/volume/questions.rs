@@ -1,4 +1,5 @@
-//! Answers the questions and commands that other volumes send to a volume of this process.
+//! Answers the questions and commands to a volume of this process: those of other volumes, and
+//! those of nodes that keep a copy of its stock.
 //!
 //! **Invariant**: if the right to serve the volume was lost while the question was answered, the
 //! answer is `Moved`.

@@ -18,7 +18,7 @@ use crate::volume::state::OrderError;
 pub(crate) struct RemoteReservation {
     pub(crate) lines: Box<[Line]>,
     pub(crate) nonce: u64,
-    /// The time at which the order's volume is asked next if the order still needs the reservation.
+    /// The time of the next question to the order's volume: does the order still need the units?
     ask_at: Instant,
     ask_after: Duration,
     /// `true` once the order is known to be durable. The order's volume is then no longer asked.

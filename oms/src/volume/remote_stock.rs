@@ -20,8 +20,8 @@
 //! A crash in step 1 may leave a reservation without an order. So the store's volume asks the
 //! order's volume about each unconfirmed reservation, and releases it if the order does not exist
 //! or does not need it. Each attempt to place an order has its own nonce (a random number), and the
-//! release applies only to the reservation that the question was about. So a reservation by which
-//! another attempt has replaced it stays.
+//! release applies only to the reservation that the question was about. So if another attempt has
+//! replaced the reservation since the question, the new reservation stays.
 //!
 //! **Invariants**
 //! - A reservation has one row, and is tracked in one place: by an order of this volume or in
@@ -89,7 +89,7 @@ pub(crate) trait RemoteVolumes: Send + Sync {
     fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>, epoch: Epoch) -> Answer<'a, Option<u32>>;
 
     /// Reserves units in a store of another volume. Returns `false` if the store lacks some of
-    /// them.
+    /// them, or if the order has already taken lent units of this store.
     fn reserve<'a>(
         &'a self,
         order: &'a OrderId,
@@ -548,8 +548,8 @@ impl VolumeState {
     }
 }
 
-/// Sends settlements to other volumes, and asks them about unconfirmed reservations, until `stop`
-/// becomes `true`.
+/// Sends settlements to other volumes, asks them about unconfirmed reservations, and calls
+/// `forget_followers`, until `stop` becomes `true`.
 pub(crate) async fn settle_always(
     state: Arc<VolumeState>,
     remote: Arc<dyn RemoteVolumes>,

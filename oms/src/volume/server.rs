@@ -414,9 +414,9 @@ impl VolumeServer {
         self.reset_progress();
     }
 
-    /// Activates the slots that a committed migration copied to this volume. Does nothing if the
-    /// new ring adds no slot. Returns `false` if nothing is prepared for the new slots, or if the
-    /// ring also takes slots away.
+    /// Activates the slots that a committed migration copied to this volume. Does nothing and
+    /// returns `true` if the new ring adds no slot. Returns `false` if nothing is prepared for the
+    /// new slots, or if the ring also takes slots away.
     pub(crate) async fn activate_slots(
         &self,
         cluster_state: &ClusterState,

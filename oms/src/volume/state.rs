@@ -185,7 +185,7 @@ pub(crate) struct VolumeState {
     pub(crate) clock: Clock,
     /// The copies of the stock that other nodes keep.
     pub(crate) followers: Followers,
-    /// For each order in progress, the trace of the latest request about the order.
+    /// For orders in progress, the trace of the latest traced request about the order.
     pub(crate) traced_orders: TracedOrders,
     /// The time at which `monotonic_ms` of this volume is 0.
     began: Instant,
@@ -193,7 +193,7 @@ pub(crate) struct VolumeState {
 
 impl VolumeState {
     /// Creates the state from the rows of an open volume. `remote` is the client for the other
-    /// volumes, or `None` if there are no others.
+    /// volumes, or `None` in tests that need no client.
     pub(crate) fn new(
         storage: Arc<Volume>,
         slots: Arc<Slots>,

@@ -84,10 +84,11 @@ fn refusal(mood: Mood, order: &Value) -> Option<Response> {
 #[derive(Default)]
 pub(crate) struct Seen {
     pub announced: HashMap<String, (usize, Value)>,
-    /// Number of calls, content of the first call, and delivery number of each delivered order.
+    /// For each delivered order: number of executed calls, content of the first one, and delivery
+    /// number.
     pub delivered: HashMap<String, (usize, Value, u64)>,
     pub keys: Vec<String>,
-    /// The header `traceparent` of each call, by the idempotency key of the call.
+    /// The header `traceparent` of the last call with each idempotency key, by this key.
     pub traces: HashMap<String, Option<String>>,
     pub calls: usize,
 }

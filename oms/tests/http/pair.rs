@@ -42,7 +42,8 @@ impl Pausable {
                 ready.send(node.address()).unwrap();
                 while let Some(pause) = pauses_received.recv().await {
                     pause.begun.send(()).unwrap();
-                    // Blocks the only thread of the node until the sender is dropped.
+                    // Blocks the only worker thread of the node's runtime until the sender is
+                    // dropped.
                     let _ = pause.end.recv();
                 }
                 node.stop().await.unwrap();

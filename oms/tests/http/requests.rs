@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 
 /// Ids of the orders placed before the first request.
 pub(crate) const PLACED: [&str; 6] = ["17", "shop:1", "a.b~c", "-", "x_y", "shop:2"];
-/// Largest product id of the stock.
+/// Largest product id of the stock before the first request.
 pub(crate) const PRODUCTS: u32 = 5;
-/// Largest store id of the stock.
+/// Largest store id of the stock before the first request.
 pub(crate) const STORES: u32 = 12;
 
 /// A generated request to the API.
@@ -37,8 +37,8 @@ pub(crate) struct Generator {
     document: Value,
     operations: Vec<Operation>,
     count: u64,
-    /// `true` if the body is large. Such a body is compressed, because a rejection may otherwise
-    /// arrive before the client has sent the whole body.
+    /// `true` if the body has several megabytes. Such a body is compressed, because a rejection may
+    /// otherwise arrive before the client has sent the whole body.
     is_large: bool,
 }
 

@@ -15,7 +15,7 @@ const CHILD_WAREHOUSE: &str = "IMT_OMS_TEST_CHILD_WAREHOUSE";
 /// Name of the file in the data folder to which the child writes its process id and address.
 const CHILD_ADDRESS: &str = "child-address";
 
-/// Not a test. Other tests start this function in a child process and kill the process.
+/// Not a test. Another test starts this function in child processes and kills them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "the second process of other tests"]
 async fn child_node() {

@@ -1,8 +1,8 @@
 //! The model: its state, the possible steps, and the properties of every state.
 //!
-//! A step is one atomic action of the protocol: a change of the cluster's state, of one server, of
-//! one copy, or of one call. The checker tries every sequence of steps, up to maximum numbers of
-//! crashes, orders and moves.
+//! A step is one atomic action of the protocol: a change of the cluster's state or its coordinator,
+//! of one node, of one server, of one copy, or of one call. The checker tries every sequence of
+//! steps, up to maximum numbers of crashes, orders and moves.
 
 use std::collections::BTreeSet;
 
@@ -215,8 +215,8 @@ impl World {
         node.is_alive.then_some(node)
     }
 
-    /// Returns `true` if each volume is served under the current ring and has no rows of slots that
-    /// it lost. The coordinator begins a move only in such a state.
+    /// Returns `true` if each volume is served under the current ring, and no volume may have rows
+    /// of slots that it lost (`must_purge`). The coordinator begins a move only in such a state.
     fn is_settled(&self) -> bool {
         (0..NODES as Volume).all(|volume| {
             let node = self.state.serving[volume as usize];

@@ -155,8 +155,8 @@ pub(crate) fn place(problem: &Problem<'_>) -> Placed {
 }
 
 /// Returns the table with `node` as primary of `slot` and the fewest other changes. If `node` has a
-/// copy, it swaps roles with the old primary. Otherwise the old primary fills an empty cell or
-/// replaces a copy, unless zones or a single replica forbid this.
+/// copy, it swaps roles with the old primary. Otherwise the old primary fills an empty cell. If
+/// there is none, the old primary replaces a copy, unless zones or a single replica forbid this.
 pub(crate) fn pin(problem: &Problem<'_>, slot: usize, node: Node) -> Placed {
     let mut rows = problem.rows.to_vec();
     let before = problem.row(slot);

@@ -76,7 +76,8 @@ impl<'p> Zones<'p> {
     }
 
     /// Returns `true` if the zone rule holds, or can still be met, after `leaves` has left `set`,
-    /// the holders of a slot, and `enters` has entered it. [`NONE`] stands for no node.
+    /// the holders of a slot, and `enters` has entered it. [`NONE`] stands for no node. If
+    /// [`Zones::distinct`] returns `true`, only the zone of `enters` is checked.
     pub(super) fn fits(&self, set: &[Node], leaves: Node, enters: Node) -> bool {
         if self.distinct() {
             return enters == NONE || self.zone_fits(set, leaves, self.of[usize::from(enters)]);

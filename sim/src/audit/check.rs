@@ -1,7 +1,7 @@
 //! The comparison of the audit: a pure function from the data of the two sides (order management
 //! and warehouse) and the record of the shop front to the findings.
 //!
-//! The checks cover six subjects:
+//! The checks cover seven subjects:
 //! - stock: a store delivers only units that it has, and both sides have the same number of units;
 //! - customers: the effect of each acknowledged request is kept;
 //! - orders: messages and deliveries fit the order's state, and each event of its history was
@@ -9,7 +9,9 @@
 //! - reservations: each one belongs to an open order, and each open order with a store has one;
 //! - the choice of stores: no order missed a store with a lower number that certainly had its
 //!   units;
-//! - counters: each counter equals the length of the list of its items.
+//! - counters: each counter equals the length of the list of its items;
+//! - the front's log of requests: it agrees with the front's record, the effect of each
+//!   acknowledged request is kept, and no counter of the node is below the log.
 
 use std::collections::{BTreeMap, HashMap};
 

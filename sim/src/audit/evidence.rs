@@ -5,9 +5,9 @@
 //! - The lists of both sides are read completely. The warehouse is read last, so its ledger has
 //!   every delivery that the order management knows.
 //! - The lists of both sides and the warehouse's `/summary` are required. If another route, such as
-//!   `/metrics`, is absent, its data is empty. Then the audit leaves out the checks that need this
-//!   data. Without `/health`, the check of the choice of stores is weaker, and the circuit breaker
-//!   counts as closed.
+//!   `/metrics`, cannot be read, its data is empty. Then the audit leaves out the checks that need
+//!   this data. Without `/health`, the check of the choice of stores is weaker, and the circuit
+//!   breaker counts as closed.
 
 use std::collections::BTreeMap;
 
@@ -58,7 +58,8 @@ pub struct Evidence {
     /// if the response has no counters.
     pub counted_orders: BTreeMap<String, u64>,
     /// Number of requests that the node at the audit's address has answered with 2xx since its
-    /// start, by route; empty if the node has no metrics.
+    /// start, by route; empty if its metrics could not be read, or if the audit does not compare
+    /// them with the log (`AuditConfig::log_is_of_node`).
     pub answered: BTreeMap<String, u64>,
     /// Start of the node at the audit's address, unix milliseconds; 0 if unknown.
     pub node_started_at_ms: u64,

@@ -1,5 +1,5 @@
-//! The result of an audit as a table of 80 columns. Lines with a finding or a command may be
-//! longer.
+//! The result of an audit as a table of 80 columns. Lines with a finding, its explanation or a
+//! command may be longer.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! Request ids that are never used twice with one data folder.
+//! Request ids. Two runs with one data folder never use the same id.
 //!
 //! The file `front.json` has the next free id. A run reserves all its ids before its first request:
 //! it replaces the file durably, under a lock. So neither a later run nor a run at the same time

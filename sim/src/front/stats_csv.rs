@@ -3,7 +3,8 @@
 //!
 //! Invariants:
 //! - `TIMESTAMP_MS` is the intended start of a request, and `DURATION_MS` is measured from the
-//!   intended start. A payment's id is the id of its order plus 900,000,000.
+//!   intended start. The id of a payment is the id of its order plus 900,000,000, and that of a
+//!   cancellation is the id of its order plus 1,800,000,000.
 //! - `DATA/stats.csv` is the log of the latest run. With a run folder, it is a hard link to the log
 //!   in that folder. A later run replaces only the link, and the log in the earlier run folder
 //!   stays.

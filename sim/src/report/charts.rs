@@ -181,7 +181,8 @@ pub(super) fn percentile_line(name: &str, colour: Colour, buckets: &[Bucket]) ->
     Line::new(name, colour, points)
 }
 
-/// Returns a chart with the latencies of all routes by percentile.
+/// Returns a chart of latencies by percentile, with a line for each known route in `histograms`; an
+/// empty text if there is none.
 pub(super) fn distribution(histograms: &[(String, Vec<Bucket>)]) -> Result<String> {
     let colours = [BLUE, ORANGE, GREEN, PINK];
     let mut lines = Vec::new();

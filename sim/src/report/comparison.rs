@@ -141,7 +141,8 @@ impl Pair {
     }
 }
 
-/// Returns the timeline of a run with faults or several phases; an empty text for any other run.
+/// Returns the timeline of a run; an empty text if the timeline shows no change, because it has no
+/// marks and each lane has one span.
 fn course(timeline: &timeline::Timeline, scenario: &str) -> String {
     let is_plain = timeline.marks.is_empty() && timeline.lanes.iter().all(|lane| lane.spans.len() == 1);
     match is_plain {

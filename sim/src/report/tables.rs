@@ -72,7 +72,8 @@ impl Material {
         )
     }
 
-    /// Returns the tiles with the most important numbers; an empty text for a killed run.
+    /// Returns the tiles with the most important numbers; an empty text for a run without a
+    /// summary.
     pub(super) fn tiles(&self) -> String {
         let summary = &self.summary;
         if summary.is_null() {
@@ -158,8 +159,8 @@ impl Material {
         tiles(&shown)
     }
 
-    /// Returns a table with the results of each route, below a sentence about the sending window;
-    /// an empty text for a killed run.
+    /// Returns a table with the results of each route that had requests, below a sentence about all
+    /// requests; an empty text for a run without a summary.
     pub(super) fn results(&self) -> String {
         let summary = &self.summary;
         if summary.is_null() {

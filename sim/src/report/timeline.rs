@@ -1,5 +1,5 @@
 //! The timeline of a run: load phases, faults of the warehouse, times of an open circuit breaker,
-//! and absences of nodes.
+//! and absences and pauses of nodes.
 //!
 //! Invariants:
 //! - A fault without an end event lasts to the end of the run.

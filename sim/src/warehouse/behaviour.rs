@@ -186,7 +186,7 @@ pub enum Profile {
     SlowDrip,
     /// After each accepted snapshot, the previous one is sent again, which is then out of date.
     SnapshotsLate,
-    /// Each snapshot is sent twice.
+    /// Each accepted snapshot is sent once more.
     SnapshotsTwice,
     /// The connection of every second snapshot breaks after the first half of the body.
     SnapshotsTruncated,

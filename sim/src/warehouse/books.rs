@@ -85,8 +85,8 @@ pub(crate) enum Announcement {
 pub(crate) enum Decision {
     /// The order can be delivered. The caller must apply this entry and write it to the ledger.
     Deliver(Entry),
-    /// A delivery under this idempotency key was made before. The values are the delivery's index
-    /// in the books and its sequence number.
+    /// A delivery with this content was made before under this idempotency key. The values are the
+    /// delivery's index in the books and its sequence number.
     Known(usize, u64),
     /// A delivery with other content was made before under this idempotency key.
     Conflict,

@@ -30,7 +30,7 @@ use crate::client::Client;
 const AS_OF: &str = "x-stock-as-of";
 /// Maximum time for one snapshot. Sending the 22 MB of the default stock takes far less.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
-/// Smallest and largest pause before a failed snapshot is sent again. The pause doubles with each
+/// Smallest and largest pause after a failed try to send a snapshot. The pause doubles with each
 /// try, up to the largest pause.
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -93,9 +93,9 @@ struct SnapshotSender<'a> {
 }
 
 impl SnapshotSender<'_> {
-    /// Sends the current stock until the order management accepts or refuses it. Each try takes a
-    /// new snapshot, because the stock changes between the tries. Under the fault `Truncated`,
-    /// every second stock is sent only once, up to its half.
+    /// Sends the current stock until the order management accepts or refuses it, or the ledger has
+    /// failed. Each try takes a new snapshot, because the stock changes between the tries. Under
+    /// the fault `Truncated`, every second stock is sent only once, up to its half.
     async fn send_until_answered(&mut self) {
         let fault = self.shared.behaviour().snapshots;
         self.number += 1;

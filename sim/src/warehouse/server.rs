@@ -63,7 +63,7 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shared: Arc<Sha
     }
 }
 
-/// Serves one connection in a new task.
+/// Serves one connection in a new task, or resets it if the warehouse is unreachable (`is_away`).
 fn open(
     stream: TcpStream,
     builder: &Builder<TokioExecutor>,

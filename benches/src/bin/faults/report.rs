@@ -20,7 +20,7 @@ pub(crate) struct Tally {
     pub(crate) examples: BTreeMap<Verdict, Vec<String>>,
     /// Number of bytes in sectors that are not empty. The flipped bits are drawn from them.
     pub(crate) bytes: u64,
-    /// Number of commits while the power was cut.
+    /// Number of commits during which the power was cut.
     pub(crate) commits: u64,
     /// Number of moments at which the power was cut.
     pub(crate) moments: u64,

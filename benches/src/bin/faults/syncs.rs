@@ -25,7 +25,8 @@ use crate::{Plan, RECORDS};
 
 /// Exclusive maximum of [`Scenario::before`].
 const BEFORE_MAX: u64 = 20;
-/// Minimum number of commits after the failure, if the process does not end.
+/// Minimum number of commits after the failure, if each commit makes a sync, the process does not
+/// end, and a new process can open the database.
 const AFTER: u64 = 20;
 /// The failing sync is one of this number of syncs after the first `before` commits of a scenario.
 /// If an engine makes one sync per commit, the failure is in one of this number of commits.

@@ -12,7 +12,7 @@
 //! | `life` | processor time of the primary for a whole order life, checkpoint included |
 //! | `kills` | time from the kill of a node (or of the coordinator) until its volume is served |
 //! | `pauses` | longest time without an acknowledged order, if a node pauses for 1 s or 4 s |
-//! | `primary` | the primary is killed: time from the promotion of a standby to the next order |
+//! | `primary` | the primary is killed: time from a promotion until each volume accepts an order |
 //! | `cache` | time to the first answer of a node without its cache, and of a follower |
 //!
 //! An order life is four steps: placed, announced, paid, delivered. The nodes are processes of the
@@ -60,8 +60,8 @@ use trio::Trio;
 const SETTLED_WITHIN: Duration = Duration::from_secs(120);
 /// Address of the warehouse in parts without a warehouse: no server listens on this port.
 const NO_WAREHOUSE: &str = "http://127.0.0.1:1";
-/// Time to wait until the log of every volume with new entries has a new checkpoint. Nodes make
-/// such a checkpoint after at most 30 s.
+/// Time to wait until the log of every volume with new entries has a new checkpoint. Nodes begin
+/// such a checkpoint at most 31 s after the one before.
 const CHECKPOINT_WITHIN: Duration = Duration::from_secs(33);
 const PARTS: [&str; 6] = ["rate", "life", "kills", "pauses", "primary", "cache"];
 

@@ -134,8 +134,7 @@ async fn answer(
     } else {
         let order: Result<Order, _> = serde_json::from_slice(&body);
         let Ok(order) = order else {
-            // Requests of a node to the warehouse have other fields than an order. They are
-            // answered without storing the body.
+            // A body that is not an order is answered without storing it.
             return Ok(Response::new(Full::default()));
         };
         if !log.append(body).await {

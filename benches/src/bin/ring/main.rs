@@ -20,7 +20,7 @@ use clap::Parser;
 use candidates::{Candidate, Key};
 
 /// Time after which a measurement is no longer repeated, because some rivals need seconds to build.
-/// The first three repetitions are always made.
+/// The limit does not apply to the first three repetitions.
 const TIME_MAX: Duration = Duration::from_secs(4);
 /// Number of keys for look-ups. The keys (80 KiB) and the largest table of owners of our ring (128
 /// KiB) together fit into a second-level cache of 512 KiB, for any placement of their pages. So the

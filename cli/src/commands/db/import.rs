@@ -1,11 +1,12 @@
 //! `imt db import`: reads records from JSON lines in the format of `imt db export`.
 //!
-//! The message about a wrong line, a failed put or a failed commit tells which records are on disk.
-//! Invariants:
+//! The message about a wrong line, a failed put or a failed commit tells which records are on disk,
+//! as far as this is known. Invariants:
 //!
 //! - All lines of a regular file of `--from` are read and checked before the first record is put.
-//! - Records are put in batches. The lines of a pipe are checked only while the batches are put, so
-//!   without `--clear` an error names the number of records that were put before the failure.
+//! - Records are put in batches. The lines of standard input or of a pipe are checked only while
+//!   the batches are put, so without `--clear` an error names the number of records that were put
+//!   before the failure, or its maximum.
 //! - With `--clear`, records go to new tables, which replace the old ones in one commit at the end.
 //!   An import that fails before this commit leaves the old tables as they were.
 //! - A killed import with `--clear` may leave tables with names that begin with
@@ -156,8 +157,8 @@ fn read(
     lines: impl BufRead,
     mut take: impl FnMut(Line) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
-    // Both variables describe the present export: its number of records, and `true` once its last
-    // line was read.
+    // Both variables describe the present export: the number of its records read so far, and `true`
+    // once its last line was read.
     let (mut records, mut is_whole) = (0, false);
     for (index, line) in lines.lines().enumerate() {
         let number = index as u64 + 1;

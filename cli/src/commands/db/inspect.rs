@@ -119,8 +119,8 @@ fn whole(db: &Db, args: &InspectArgs, output: OutputFormat) -> Result<ExitCode, 
 }
 
 /// Returns a view of the database's folder. The file SUPER has two copies of the database's state.
-/// While one of them looks damaged, the folder is read again, up to three times in all, because a
-/// node may be writing that copy.
+/// While one of them looks damaged, the folder is read again, up to three times in all, because
+/// another process may be writing that copy.
 pub(super) fn settled_folder(path: &Path) -> microdb::Result<inspect::FolderView> {
     const LOOKS: u32 = 3;
     let mut folder = inspect::folder(path)?;
@@ -295,8 +295,9 @@ fn checkpoint_age(path: &Path, generation: u64) -> Option<u64> {
     Some(age.as_secs())
 }
 
-/// Returns the id of the process that has the database open. The file LOCK names a process. Returns
-/// `None` if that process has closed the file, or if its open files cannot be read.
+/// Returns the id of the process that has the database open for writing. The file LOCK names it.
+/// Returns `None` if LOCK cannot be read or names no process, or if the named process does not have
+/// LOCK open, as far as its open files can be read.
 fn user(path: &Path) -> Option<u32> {
     let lock = path.join("LOCK").canonicalize().ok()?;
     let process: u32 = std::fs::read_to_string(&lock).ok()?.trim().parse().ok()?;

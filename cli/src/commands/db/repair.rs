@@ -48,7 +48,8 @@ pub(super) fn salvage(path: &Path, to: &Path, output: OutputFormat) -> Result<Ex
 }
 
 /// Returns the keys of lost records and of records with an old value, as far as they are known. The
-/// keys are written as `imt db get` reads them.
+/// keys are written as `imt db get` reads them, except keys of a typed table that look like plain
+/// text.
 fn lost_keys(manifest: &Manifest) -> String {
     let key = |name: &KeyName| format!("{} {}", name.table, Form::KNOWN.key(&name.table, &name.key));
     let listed = |names: Vec<&KeyName>| {

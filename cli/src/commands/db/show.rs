@@ -84,7 +84,8 @@ impl Form {
         value_type: None,
     };
 
-    /// Parses a key from the command line, in the same form in which `key` shows keys.
+    /// Parses a key from the command line, in the same form in which `key` shows keys. If a flag
+    /// names a type, only keys of this type can be parsed.
     pub(super) fn parse_key(self, table: &str, text: &str) -> Result<Vec<u8>, CliError> {
         if let Some(key_type) = self.key_type {
             if self.is_recorded

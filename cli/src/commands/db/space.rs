@@ -9,8 +9,8 @@ use serde_json::{Value as Json, json};
 use std::path::Path;
 use std::process::ExitCode;
 
-/// Counters that start at zero when a database is opened. `imt db stats` leaves them out, because
-/// it has just opened the database, and they are still zero.
+/// Figures about the work of the process that has the database open. `imt db stats` leaves them
+/// out, because it has just opened the database, and they are still zero or empty.
 const OF_PROCESS: [&str; 13] = [
     "buffered_bytes",
     "commits",

@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - The live bytes of a table come from MicroDb's counters. Its total bytes are the sum of its
-//!   records in the log. The difference is the dead bytes: replaced and deleted records, and
-//!   tombstones.
+//!   records in the log. The difference is the dead bytes: replaced and deleted records,
+//!   tombstones and clear markers.
 //! - A segment that a compaction removes while the report is made is left out. The report gives the
 //!   number of such segments.
 
@@ -63,7 +63,7 @@ struct Report {
     live_bytes: u64,
     dead_bytes: u64,
     /// Bytes of the log outside the records that were read: headers and footers of frames and
-    /// segments, and segments that were left out.
+    /// segments, unreadable bytes, and segments that were left out.
     frame_bytes: u64,
     /// Total size of all files in the database's folder, in bytes.
     folder_bytes: u64,

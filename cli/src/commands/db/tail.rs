@@ -1,7 +1,8 @@
-//! `imt db tail`: prints the change feed, and checks each change against the hash chain.
+//! `imt db tail`: prints the change feed, and checks by the hash chain that each change follows the
+//! one before it.
 //!
 //! A database that is open read-only shows its state at the time of the open. MicroDb does not
-//! notify its process of commits by another process. To follow a database, this command polls the
+//! notify a process of commits by another process. To follow a database, this command polls the
 //! lengths and times of the files. It opens the database again only if they have changed, and once
 //! more after they have stopped changing. Following an idle database is therefore cheap.
 //!
@@ -246,7 +247,8 @@ fn coloured(line: &str) -> String {
 }
 
 /// Returns one operation as JSON. An operation on the catalog is shown as `table` (a table was
-/// created or renamed) or as `drop`.
+/// created with this name or renamed to it) or as `drop` (a table of this name was dropped or
+/// renamed).
 fn operation_json(form: Form, operation: &Operation, names: &mut HashMap<u32, String>) -> Json {
     let id_of = |value: &[u8]| value.first_chunk().map_or(0, |id| u32::from_le_bytes(*id));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();

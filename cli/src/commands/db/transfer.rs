@@ -1,4 +1,4 @@
-//! `imt db export`: writes all records as JSON lines.
+//! `imt db export`: writes the records of all tables, or of the named ones, as JSON lines.
 //!
 //! Format:
 //! - A line is an object with `table`, `key` and `value`. Bytes that are not UTF-8 text are in

@@ -22,7 +22,7 @@ struct Findings {
     bytes: u64,
     slots: u64,
     damage: Vec<String>,
-    /// Damage in files that can be rebuilt from the log, such as a checkpoint.
+    /// Damage in the checkpoint, which can be rebuilt from the log.
     derived: Vec<String>,
     checkpoint_missing: bool,
     /// Reason why the database cannot be opened. `None` if it opens.

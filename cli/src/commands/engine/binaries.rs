@@ -66,8 +66,8 @@ impl Binaries {
             command.args(["--pdeathsig", "INT"]);
         }
         command.arg("--").arg(path);
-        // Another user cannot read root's home folder and perhaps not the working directory, so `/`
-        // replaces both.
+        // Another user cannot read root's home folder and perhaps not the working directory. So `/`
+        // replaces both, even if the program runs as the user of this process.
         command.current_dir("/").env("HOME", "/");
         command
     }

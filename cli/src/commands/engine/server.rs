@@ -149,8 +149,8 @@ impl Server {
         binaries.give(&signal).map_err(failed("give away", &signal))
     }
 
-    /// Makes the server a standby of `primary`. The setting takes effect when the server reads its
-    /// settings again.
+    /// Makes the server a standby of `primary`. The setting takes effect when the server starts or
+    /// reads its settings again.
     pub(super) fn follow(&self, primary: &Server) -> Result<(), CliError> {
         self.append_settings(&format!(
             "primary_conninfo = 'host=127.0.0.1 port={} user={ROLE} password={} application_name={}'\n",

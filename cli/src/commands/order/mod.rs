@@ -1,7 +1,8 @@
 //! `imt order`: lists, shows, pays, cancels and watches orders, and retries dead letters.
 //!
 //! Every command asks the public API of one node, which answers for the orders of all nodes. The
-//! user gives the address of the node, or the engine that lists the nodes.
+//! user gives the address of the node, or the engine that lists the nodes. Without either, the node
+//! at the default address is asked.
 
 mod change;
 mod dead;

@@ -116,7 +116,8 @@ pub(in crate::commands) struct LoadArgs {
     /// Condition that fails the run, for example 'p99(order) > 5ms'; may be repeated
     #[arg(long, value_name = "CONDITION")]
     fail_if: Vec<Threshold>,
-    /// Send each request to the node that owns its order (found by GET /ring), not all to one node
+    /// Send each request to the node that owns its order or the statistics (found by GET /ring),
+    /// not all to one node
     #[arg(long)]
     route: bool,
     #[command(flatten)]
@@ -176,7 +177,8 @@ const DESCRIBED_BY_SCENARIO: [&str; 15] = [
 /// named. `--seed`, `--fail-if` and `--route` also apply to a named scenario.
 #[derive(clap::Args, Clone, Debug)]
 pub(in crate::commands) struct ScenarioArgs {
-    /// Built-in scenario (see `imt sim scenarios`) or file, instead of the flags below
+    /// Built-in scenario (see `imt sim scenarios`) or file, instead of the flags of the load and of
+    /// the customers; only --seed, --fail-if and --route still apply
     #[arg(long, value_name = "NAME|FILE", conflicts_with_all = DESCRIBED_BY_SCENARIO, add = completion::scenarios())]
     scenario: Option<String>,
     #[command(flatten)]

@@ -49,7 +49,8 @@ pub(super) struct DisplayConfig {
     pub(super) stop: watch::Receiver<bool>,
 }
 
-/// A progress display that runs. Dropping it removes the display from the terminal.
+/// A progress display that runs. Dropping it ends the display, and removes a live view or a redrawn
+/// line from the terminal.
 pub(super) enum Display {
     Live(View),
     Line(#[expect(dead_code, reason = "dropping it ends the task")] LineDisplay),

@@ -3,7 +3,7 @@
 //! - A step collects some records before it takes the commit lock. Under the commit lock, the step
 //!   drops the records that are no longer needed. It appends copies of the remaining records and
 //!   points the directory to the copies.
-//! - A damaged record ends the copy with an error, and its segment is kept.
+//! - A damaged record or frame header ends the copy with an error, and its segment is kept.
 //!
 //! Deliberately absent: the choice of segments, which is in `compact`.
 

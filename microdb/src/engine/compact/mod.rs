@@ -5,10 +5,10 @@
 //!   one step under the commit lock. So the log stays correct when it is read from front to back:
 //!   the copied record was still the live record of its key when the copy was appended. Replay
 //!   treats copies like other records, except for copied clear markers (see `recover::replay`).
-//! - The tombstone of a key that is still absent is kept while the log has a segment older than the
-//!   one to which the tombstone was first written. Only an older segment can contain a put that the
-//!   tombstone hides. A copied tombstone carries the id of the segment to which it was first
-//!   written. The same holds for clear markers.
+//! - The tombstone of a key that is still absent is kept while the log has a segment, not yet
+//!   emptied, that is older than the one to which the tombstone was first written. Only such a
+//!   segment can contain a put that the tombstone hides. A copied tombstone carries the id of the
+//!   segment to which it was first written. The same holds for clear markers.
 //! - An emptied segment stays until a state of SUPER without the segment is durable (see
 //!   `checkpoint`). A snapshot taken before can read the segment even after the file was removed.
 //!

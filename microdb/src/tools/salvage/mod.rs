@@ -65,8 +65,9 @@ const COPY_BATCH_BYTES: usize = 1 << 20;
 /// # Errors
 /// - [`Error::NotADatabase`] if the source folder contains no valid part of a database.
 /// - [`Error::Version`] for a newer format.
-/// - [`Error::Invalid`] if the destination is not empty, or is inside or around the source.
-/// - Errors of writing to the destination.
+/// - [`Error::Invalid`] if a path is empty, or if the destination is not empty, or is inside or
+///   around the source.
+/// - [`Error::Io`] if the source folder cannot be opened, and errors of writing to the destination.
 ///
 /// Damage is not an error but part of the manifest.
 pub fn salvage(source: impl AsRef<Path>, destination: impl AsRef<Path>) -> Result<Manifest> {
@@ -79,7 +80,7 @@ impl Options {
     /// durability in the options.
     ///
     /// # Errors
-    /// The errors of [`salvage`](crate::salvage).
+    /// The errors of [`salvage`](crate::salvage), and [`Error::Invalid`] for an invalid option.
     pub fn salvage(self, source: impl AsRef<Path>, destination: impl AsRef<Path>) -> Result<Manifest> {
         let (from, to) = (source.as_ref(), destination.as_ref());
         check_path(to)?;

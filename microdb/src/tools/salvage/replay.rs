@@ -67,7 +67,7 @@ impl<'a> Replay<'a> {
     ) -> Self {
         let usages = checkpoint.iter().flat_map(|loaded| &loaded.block.usages);
         let known_ends = usages.map(|(id, usage)| (*id, usage.end)).collect();
-        // Losses of files that are missing as a whole.
+        // Losses of whole files, which are missing or cannot be read at all.
         let missing = manifest.losses.iter().enumerate().filter_map(|(number, loss)| {
             let id = names::parse_segment(loss.path.file_name()?.to_str()?)?;
             Some((id, 0, u32::MAX, number))
@@ -285,8 +285,8 @@ impl<'a> Replay<'a> {
         self.manifest.sequence = Sequence(self.sequence);
     }
 
-    /// Lists the commits from `first` to `last` as missing: with a loss that may explain it, or
-    /// else as a warning.
+    /// Lists the commits from `first` to `last` as missing: with a loss that may have contained
+    /// them, or else as a warning.
     fn miss(&mut self, first: u64, last: u64) {
         let missing = |loss: &Loss| loss.what.starts_with("the file is missing") && loss.sequences.is_none();
         let loss = self

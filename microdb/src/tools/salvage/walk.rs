@@ -34,7 +34,8 @@ pub(super) struct Piece {
     pub(super) holes: Vec<Hole>,
 }
 
-/// Bytes that are part of no valid frame header and no valid record.
+/// Bytes that are part of no valid frame header and no valid record, or that are missing behind the
+/// end of the segment.
 pub(super) struct Hole {
     pub(super) from: u32,
     pub(super) to: u32,

@@ -48,7 +48,7 @@ pub(super) struct VolumeFigures {
     pub(super) volume: String,
     /// The reason why the volume accepts no orders; `None` while it accepts them.
     pub(super) fault: Option<String>,
-    /// Number of write batches that wait for their commit.
+    /// Number of write batches that wait for their commit, and of permits that are not used yet.
     pub(super) commit_queue: u64,
     /// Progress of a migration of slots to the volume.
     pub(super) copy: CopyProgress,

@@ -5,8 +5,8 @@
 //!   nodes are requested only while a stream is open (for all streams together), when a stream
 //!   begins, and for `GET /console/state`.
 //! - At most `STREAMS_MAX` streams are open. All streams end once the node begins to stop.
-//! - Memory is bounded: `SECONDS_KEPT` seconds, `EVENTS_KEPT` events, and a few messages for each
-//!   stream.
+//! - Memory is bounded: each list has at most `SECONDS_KEPT` seconds or `EVENTS_KEPT` events, and a
+//!   few messages wait for each stream.
 //! - No topology is held across an `await`, because a move of slots waits until topologies in use
 //!   are released.
 //!

@@ -309,7 +309,7 @@ struct Moving {
     /// Estimated number of rows of the whole move.
     about: u64,
     /// The reason why the coordinator cannot take its next step. `None` if there is none, or if
-    /// this node has not been the coordinator.
+    /// this node is not the coordinator.
     trouble: Option<String>,
 }
 

@@ -4,7 +4,7 @@
 //! **Invariants**
 //! - A job stops when the server of its volume stops. The next server continues from the committed
 //!   rows.
-//! - A failed pass is logged and repeated, so an error does not end a job.
+//! - A failed pass is repeated at the next interval, so an error does not end a job.
 //!
 //! Deliberately absent: a common scheduler. Each job has its own interval, for its own reason.
 

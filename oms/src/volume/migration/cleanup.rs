@@ -5,9 +5,11 @@
 //! staged them is undone. No request reads stale rows.
 //!
 //! **Invariants**
-//! - A note (a row of the table `Meta`) says that the volume may have stale rows. The note is
-//!   removed last, so a cleanup that was interrupted by a crash is repeated.
-//! - A volume with such a note accepts no slots, so a stale row cannot become active again.
+//! - A note (the row `CLEANUP` or `ARRIVING` of the table `Meta`) says that the volume may have
+//!   stale rows. The notes are removed last, so a cleanup that was interrupted by a crash is
+//!   repeated.
+//! - A volume with such a note accepts no slots of a further migration, so no stale row becomes
+//!   active.
 //! - After each page, the cleanup pauses for as long as the page took, so that orders are not
 //!   delayed.
 
@@ -26,7 +28,7 @@ use crate::volume::migration::target::blocking;
 
 /// Maximum number of rows read for one page.
 const ROWS_READ_MAX: usize = 20_000;
-/// Maximum number of rows removed by one commit.
+/// Maximum number of rows that one commit removes or rewrites.
 const ROWS_A_COMMIT: usize = 2_000;
 
 /// The origin of the stale rows of a volume.

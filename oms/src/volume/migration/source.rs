@@ -9,14 +9,14 @@
 //!
 //! | field | bytes | meaning |
 //! | --- | --- | --- |
-//! | at end | 1 | 1 if there were no further rows when the page was made |
+//! | at end | 1 | 1 if the source met the end of the feed; 0 in pages of the walk |
 //! | about | 8 | estimated number of rows of the slots; little-endian, as all numbers here |
 //! | count, digest | 8, 16 | of the rows that follow |
 //! | rows | | table (1; plus 128 for a removed row), key length (4), value length (4), key, value |
 //!
 //! **Invariants**
 //! - The digest is the sum of the rows' hashes, so it does not depend on their order.
-//! - Pages are numbered. The last page is kept in memory, so that a lost answer can be repeated.
+//! - Pages are numbered. The newest page is kept in memory, so that a lost answer can be repeated.
 //! - The seal and the note that rows may have to be removed later become durable in one commit.
 
 use std::collections::BTreeMap;
@@ -49,8 +49,9 @@ const PAGE_HEAD_BYTES: usize = 1 + 8 + 8 + 16;
 const ROW_HEAD_BYTES: usize = 9;
 /// Added to the table code of a row in a page if the row was removed.
 const REMOVED: u8 = 128;
-/// Maximum number of rows of a page. The target commits a page of this size within milliseconds, so
-/// orders in the same group commit are hardly delayed.
+/// Number of rows at which a page is complete. A page of the feed has whole commits, so it may have
+/// more rows. The target commits a page of this size within milliseconds, so orders in the same
+/// group commit are hardly delayed.
 const PAGE_ROWS_MAX: usize = 4_000;
 /// Size at which a page of the walk is complete, in bytes.
 const PAGE_BYTES: usize = 1 << 20;

@@ -6,9 +6,11 @@
 //! (`StagedStock`).
 //!
 //! **Invariants**
-//! - Each page is one commit. The commit includes a note with the migration's id and the changes
-//!   that activation will make to the volume's counters.
-//! - No row is active before the batch of `StagedRows` is committed.
+//! - The rows of a page are stored by one commit, with a note that has the migration's id and the
+//!   changes that activation will make to the volume's counters.
+//! - No row is active before the ring gives its slot to this volume. Activation then queues the
+//!   batch of `StagedRows`, and every later step of an order in these slots is committed after that
+//!   batch.
 
 use crate::domain::stock::StockHead;
 use crate::error::{DecodeError, StorageError};
@@ -137,8 +139,9 @@ impl StagedPage {
             }
             Table::Answers => {
                 // The copied row is the stored response to a request with an `Idempotency-Key`.
-                // This volume may have its own row under this key, for one of its own orders. That
-                // row is kept, and the copied row is skipped.
+                // This volume may have its own row under this key, for a request about one of its
+                // own orders or about no order. That row is kept, and the copied row is skipped.
+                // The removal of a row that this volume lacks is skipped, too.
                 let known = state.storage.raw(table, key)?;
                 let home = state.slots.home_of(table, key, known.as_deref());
                 let home = home.map_err(|fault| broken(table, key, fault))?;
@@ -197,7 +200,7 @@ pub(crate) struct StagedRows {
 
 impl StagedRows {
     /// Reads the staged rows of a volume and rearranges the stock in the order of the volume's
-    /// products. No row is active before `batch` is committed.
+    /// products. Activation commits `batch`.
     pub(crate) fn read(storage: &Volume, note: &StagingNote) -> Result<StagedRows, StorageError> {
         let mut batch = WriteBatch::default();
         let mut stock = StagedStock::default();

@@ -2,11 +2,11 @@
 //! them once the ring gives their slots to this volume.
 //!
 //! **Invariants**
-//! - Each page is stored by one commit (`staged_rows`). Once its commit has begun, the page is
+//! - The rows of a page are stored by one commit (`staged_rows`). Once this work has begun, it is
 //!   completed even if the request ends.
 //! - Each page is compared twice by count and digest: as received, and as stored.
-//! - The state in memory is prepared during the copy (`StagedState`). So activation takes
-//!   milliseconds, however many rows were copied.
+//! - The state in memory is prepared during the copy (`StagedState`). So the time of activation
+//!   hardly grows with the number of open orders.
 //! - The staged rows of a migration that is undone are removed by `cleanup`.
 
 use std::collections::{BTreeMap, BTreeSet};

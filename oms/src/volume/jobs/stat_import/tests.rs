@@ -13,7 +13,7 @@ use crate::volume::jobs::retention::{Removed, remove_expired};
 use crate::volume::jobs::stat_import::watched::INCOMPLETE_TIMEOUT;
 use crate::volume::state::VolumeState;
 
-/// The current time of these tests in UTC milliseconds: a moment in 2026.
+/// Time of the clock at the start of these tests, in UTC milliseconds: a moment in 2026.
 const NOW_MS: u64 = 1_780_000_000_000;
 const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
 

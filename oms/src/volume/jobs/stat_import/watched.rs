@@ -4,7 +4,7 @@
 //! **Invariants**
 //! - A file is added only after two scans in a row saw the same stamp.
 //! - A file is incomplete if it is empty, cannot be read, or ends within a line. An incomplete file
-//!   is logged once, and renamed to `NAME.rejected` after `INCOMPLETE_TIMEOUT`.
+//!   is logged once for each stamp, and renamed to `NAME.rejected` after `INCOMPLETE_TIMEOUT`.
 //! - Waiting times are measured by the monotonic clock.
 
 use std::collections::HashMap;
@@ -29,7 +29,7 @@ struct Waiting {
 /// The next step for an entry of the folder.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Read the file and add it.
+    /// Read the file and add it, or delete it if its name is stored.
     Take(Stamp),
     /// Check again at the next scan.
     Wait,
@@ -110,7 +110,7 @@ impl Watched {
         self.0.remove(name);
     }
 
-    /// Removes a file from the waiting ones after it was added to the statistics or renamed.
+    /// Removes a file from the waiting ones after it was deleted or renamed.
     pub(crate) fn done(&mut self, name: &str) {
         self.0.remove(name);
     }
