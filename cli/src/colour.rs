@@ -1,6 +1,6 @@
-//! Colours of results on a terminal.
+//! Colours of results.
 
-use std::io::IsTerminal;
+use crate::output;
 
 const GREEN: &str = "\x1b[1;32m";
 const RED: &str = "\x1b[1;31m";
@@ -12,12 +12,9 @@ const USUAL: &str = "\x1b[0m";
 pub(crate) struct Paint(bool);
 
 impl Paint {
-    /// Chooses colours if standard output is a terminal that shows them. `--plain`, or a variable
-    /// `NO_COLOR` that is not empty, turns colours off.
+    /// Chooses colours for standard output by `--color`. `--plain` turns them off.
     pub(crate) fn of_stdout(is_plain: bool) -> Self {
-        let is_set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-        let is_dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
-        Self(!is_plain && !is_set("NO_COLOR") && !is_dumb && std::io::stdout().is_terminal())
+        Self(!is_plain && output::is_coloured(&std::io::stdout()))
     }
 
     /// Returns `text` with a coloured verdict: the words between the label `verdict` at the

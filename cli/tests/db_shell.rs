@@ -318,3 +318,22 @@ fn salvage_names_the_lost_keys() {
         "{text}"
     );
 }
+
+#[test]
+fn a_difference_of_typed_tables_names_the_key_as_get_reads_it() {
+    let kept = tempdir().unwrap();
+    let paths = ["one", "two"].map(|name| kept.path().join(name));
+    for (path, value) in paths.iter().zip(["a", "b"]) {
+        let db = Options::new().background(false).open(path).unwrap();
+        let names = db.typed_table::<u64, String>("names").unwrap();
+        // The encoding of 49 is the byte of the digit 1.
+        names.put(&49, &value.to_owned()).unwrap();
+        db.close().unwrap();
+    }
+    let [one, two] = paths.each_ref().map(|path| path.to_str().unwrap());
+    let output = run(&["db", "diff", one, two]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    let text = stdout(&output);
+    assert!(text.contains("names 49"), "{text}");
+    assert!(done(&["db", "get", one, "names", "49"]).contains('a'));
+}

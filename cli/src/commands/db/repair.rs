@@ -4,7 +4,7 @@ use super::show::Form;
 use super::{open, verdict};
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
-use microdb::{DifferenceKind, Error, KeyName, Manifest};
+use microdb::{Db, DifferenceKind, Error, KeyName, Manifest};
 use serde_json::json;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -40,7 +40,7 @@ pub(super) fn salvage(path: &Path, to: &Path, output: OutputFormat) -> Result<Ex
                     to.display()
                 )
             };
-            let keys = lost_keys(&manifest);
+            let keys = lost_keys(&manifest, &open::to_look(to)?);
             output::print_text(&format!("{manifest}{keys}\nThe source was not changed. {advice}"))?;
         }
     }
@@ -48,10 +48,12 @@ pub(super) fn salvage(path: &Path, to: &Path, output: OutputFormat) -> Result<Ex
 }
 
 /// Returns the keys of lost records and of records with an old value, as far as they are known. The
-/// keys are written as `imt db get` reads them, except keys of a typed table that look like plain
-/// text.
-fn lost_keys(manifest: &Manifest) -> String {
-    let key = |name: &KeyName| format!("{} {}", name.table, Form::KNOWN.key(&name.table, &name.key));
+/// keys are written as `imt db get` reads them from the copy `db`.
+fn lost_keys(manifest: &Manifest, db: &Db) -> String {
+    let key = |name: &KeyName| {
+        let form = Form::recorded_in(db, &name.table);
+        format!("{} {}", name.table, form.key(&name.table, &name.key))
+    };
     let listed = |names: Vec<&KeyName>| {
         let mut keys: Vec<String> = names.into_iter().map(key).collect();
         keys.sort();
@@ -117,7 +119,12 @@ pub(super) fn diff(
         ControlFlow::Continue(())
     });
     let report = compared.map_err(|error| open::refused(first, error))?;
-    let key = |difference: &microdb::Difference| Form::KNOWN.key(&difference.table, &difference.key);
+    // A table may exist in one of the two databases only.
+    let has_table = |db: &Db, table: &str| db.tables().iter().any(|info| info.name == table);
+    let key = |difference: &microdb::Difference| {
+        let db = [&two, &one][usize::from(has_table(&one, &difference.table))];
+        Form::recorded_in(db, &difference.table).key(&difference.table, &difference.key)
+    };
     if output == OutputFormat::Json {
         let keys: Vec<_> = listed
             .iter()

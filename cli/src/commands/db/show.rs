@@ -62,10 +62,15 @@ impl FormArgs {
 
     /// Returns the format for a table of an open database.
     pub(super) fn form_in(&self, db: &Db, table: &str) -> Form {
-        let mut tables = db.tables().into_iter();
-        let info = tables.find(|info| info.name == table);
-        self.form(info.as_ref().and_then(DataType::of_keys))
+        self.form(recorded(db, table))
     }
+}
+
+/// Returns the type of a table's keys, if the database records it.
+fn recorded(db: &Db, table: &str) -> Option<DataType> {
+    let mut tables = db.tables().into_iter();
+    let info = tables.find(|info| info.name == table);
+    info.as_ref().and_then(DataType::of_keys)
 }
 
 impl Form {
@@ -83,6 +88,17 @@ impl Form {
         is_recorded: false,
         value_type: None,
     };
+
+    /// Returns the format for a table of a database if no flag names one: keys of the recorded type,
+    /// else of a node's table.
+    pub(super) fn recorded_in(db: &Db, table: &str) -> Self {
+        let key_type = recorded(db, table);
+        Self {
+            key_type,
+            is_recorded: key_type.is_some(),
+            ..Self::KNOWN
+        }
+    }
 
     /// Parses a key from the command line, in the same form in which `key` shows keys. If a flag
     /// names a type, only keys of this type can be parsed.

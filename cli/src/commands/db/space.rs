@@ -72,7 +72,7 @@ pub(super) fn compact_dry(path: &Path, output: OutputFormat) -> Result<ExitCode,
         return Ok(ExitCode::SUCCESS);
     }
     let mut rows = vec![
-        ["segment", "bytes", "live", "of them tombstones", ""]
+        ["segment", "bytes", "live", "tombstones", ""]
             .map(str::to_owned)
             .to_vec(),
     ];
