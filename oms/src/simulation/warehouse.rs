@@ -34,6 +34,9 @@ pub(super) const PRODUCTS: u32 = 4;
 /// Longest time until a process uses a changed address of the warehouse. The process may be stopped
 /// for 4 s of this time.
 const FOLLOW_TIME_MAX: Duration = Duration::from_secs(10);
+/// The same time behind an engine. A process learns the address from the cluster's state, and the
+/// engine may be unable to acknowledge reads of the state for several seconds.
+const FOLLOW_TIME_MAX_OF_ENGINE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Announced {
@@ -269,7 +272,12 @@ impl Caller {
         let world = &self.model.world;
         let (known, since) = world.warehouse();
         let called = self.address();
-        if known.is_some_and(|known| known != called) && since.elapsed() > FOLLOW_TIME_MAX {
+        let longest = if world.has_engine() {
+            FOLLOW_TIME_MAX_OF_ENGINE
+        } else {
+            FOLLOW_TIME_MAX
+        };
+        if known.is_some_and(|known| known != called) && since.elapsed() > longest {
             world.violated(format!("{} still calls the warehouse at {called:?}", self.name));
         }
     }
