@@ -26,9 +26,12 @@ use crate::storage::write_batch::Table;
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum time for statements that read, write or remove many rows.
 const BULK_TIMEOUT: Duration = Duration::from_secs(20);
-/// Maximum number of entries that one call of `tail` returns. An entry has some kilobytes, seldom a
-/// few megabytes, so this number bounds the memory of a call.
+/// Maximum number of entries that one call of `tail` returns.
 const TAIL_ENTRIES: i64 = 64;
+/// Maximum size in bytes of the entries that one call of `tail` returns, unless it returns a single
+/// entry. An entry has some kilobytes, but that of a stock has megabytes. `Session::query` fails if
+/// a result is too large, and so would each repetition of the call.
+const TAIL_BYTES: i64 = 8 << 20;
 
 const APPEND_FIRST: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
     SELECT v.volume, $2, v.epoch, $4 FROM imt_volume v WHERE v.volume = $1 AND v.epoch = $3 \
@@ -53,8 +56,11 @@ const CREATE: &str = "INSERT INTO imt_volume (volume, epoch, owner, kept_from) V
     ON CONFLICT (volume) DO NOTHING";
 const RAISE: &str = "UPDATE imt_volume SET epoch = greatest(epoch + 1, $3), owner = $2 \
     WHERE volume = $1 AND epoch < $4 RETURNING epoch";
-const TAIL: &str = "SELECT seq, epoch, body FROM imt_log WHERE volume = $1 AND seq > $2 AND seq <= $3 \
-    ORDER BY seq LIMIT $4";
+const TAIL: &str = "SELECT seq, epoch, body FROM \
+    (SELECT seq, epoch, body, sum(octet_length(body)) OVER (ORDER BY seq) AS bytes FROM \
+    (SELECT seq, epoch, body FROM imt_log WHERE volume = $1 AND seq > $2 AND seq <= $3 \
+    ORDER BY seq LIMIT $4) AS entries) AS sums \
+    WHERE bytes <= $5 OR bytes = octet_length(body) ORDER BY seq";
 const ROWS: &str = "SELECT tab, key, value FROM imt_row WHERE volume = $1";
 const KEEP_FROM: &str = "UPDATE imt_volume SET kept_from = $3 WHERE volume = $1 AND kept_from = $2";
 const PUT_ROWS: &str = "INSERT INTO imt_row (volume, tab, key, value) \
@@ -231,6 +237,7 @@ impl Log for EngineLog {
                 big(after),
                 big(last),
                 Param::Int8(TAIL_ENTRIES),
+                Param::Int8(TAIL_BYTES),
             ];
             let mut entries = Vec::new();
             let rows = self.session.query(TAIL, &params, BULK_TIMEOUT).await?;
