@@ -24,6 +24,9 @@ use crate::storage::write_batch::Table;
 /// Maximum time for a commit and for other short statements. After this time the next host is
 /// tried, because an old primary without standbys never acknowledges a commit.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Size in bytes for which an append gets one second in addition to `COMMIT_TIMEOUT`. The entry of
+/// a stock has up to 60 MB. Without more time, its append could never succeed over a slow network.
+const APPEND_BYTES_PER_SECOND: usize = 4 << 20;
 /// Maximum time for statements that read, write or remove many rows.
 const BULK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum number of entries that one call of `tail` returns.
@@ -141,6 +144,11 @@ fn big(number: u64) -> Param<'static> {
     Param::Int8(i64::try_from(number).unwrap_or(i64::MAX))
 }
 
+/// Returns the maximum time for the append of an entry of this size.
+fn append_timeout(bytes: usize) -> Duration {
+    COMMIT_TIMEOUT + Duration::from_secs(1).mul_f64(bytes as f64 / APPEND_BYTES_PER_SECOND as f64)
+}
+
 impl Log for EngineLog {
     fn append<'a>(&'a mut self, entry: &'a Entry, behind: Option<(u64, u64)>) -> Answer<'a, bool> {
         Box::pin(async move {
@@ -151,18 +159,15 @@ impl Log for EngineLog {
                 Param::Bytes(&entry.body),
             ];
             let session = &mut self.session;
+            let timeout = append_timeout(entry.body.len());
             let appended = match behind {
                 #[cfg(test)]
-                _ if !self.is_fenced => {
-                    session
-                        .execute(APPEND_WITHOUT_FENCE, &first, COMMIT_TIMEOUT)
-                        .await
-                }
-                None => session.execute(APPEND_FIRST, &first, COMMIT_TIMEOUT).await,
+                _ if !self.is_fenced => session.execute(APPEND_WITHOUT_FENCE, &first, timeout).await,
+                None => session.execute(APPEND_FIRST, &first, timeout).await,
                 Some((seq, epoch)) => {
                     let [volume, at, owner, body] = first;
                     let all = [volume, at, owner, body, big(seq), big(epoch)];
-                    session.execute(APPEND, &all, COMMIT_TIMEOUT).await
+                    session.execute(APPEND, &all, timeout).await
                 }
             };
             Ok(appended? == 1)
@@ -336,5 +341,17 @@ impl Log for EngineLog {
                 .await?;
             Ok(())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_append_of_a_large_entry_has_more_time() {
+        let few_kilobytes = append_timeout(8 << 10);
+        assert!(few_kilobytes < COMMIT_TIMEOUT + Duration::from_millis(5));
+        assert_eq!(append_timeout(8 << 20), COMMIT_TIMEOUT + Duration::from_secs(2));
     }
 }
