@@ -136,6 +136,9 @@ impl Options {
 
     /// Creates a missing database if `true`. Default: `true`.
     ///
+    /// The name of a new database is durable on return, unless the process may write but not read
+    /// the folder above it (mode `-wx`). A power cut can then lose the whole new database.
+    ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
     /// # let folder = tempfile::tempdir().unwrap();

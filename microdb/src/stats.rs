@@ -175,7 +175,9 @@ impl Stats {
             })
             .collect();
         let log_bytes = segments.iter().map(|segment| segment.bytes).sum();
-        let live_bytes = segments.iter().map(|segment| segment.live_bytes).sum();
+        // The sum saturates, because a forged checkpoint may contain any numbers.
+        let live = segments.iter().map(|segment| segment.live_bytes);
+        let live_bytes = live.fold(0, u64::saturating_add);
         Stats {
             database: engine.database.to_string(),
             sequence: Sequence(core.published.sequence),
@@ -289,5 +291,30 @@ impl fmt::Display for Stats {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use crate::directory::Location;
+    use crate::engine::lock;
+
+    #[test]
+    fn sums_of_forged_counts_saturate() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = crate::Options::new().segment_bytes_first(4096).background(false);
+        let db = options.segment_bytes_max(4096).open(folder.path()).unwrap();
+        let table = db.table("t").unwrap();
+        for number in 0..10_u32 {
+            table.put(number.to_le_bytes(), [7; 900]).unwrap();
+        }
+        let segments = db.stats().segments;
+        assert!(segments.len() > 1);
+        for segment in segments {
+            let at = Location::new(segment.id, 64);
+            lock(&db.engine.core).usages.add_live(at, 77, usize::MAX);
+        }
+        let stats = db.stats();
+        assert_eq!((stats.live_bytes, stats.dead_bytes), (u64::MAX, 0));
     }
 }

@@ -275,6 +275,59 @@ fn a_lost_record_and_its_stale_value_are_named() {
 }
 
 #[test]
+fn a_lost_file_is_listed_once() {
+    for is_unreadable in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = shop(folder.path());
+        let segment = path.join("log/0000000001.seg");
+        std::fs::remove_file(&segment).unwrap();
+        if is_unreadable {
+            // A link to itself cannot be opened.
+            std::os::unix::fs::symlink(&segment, &segment).unwrap();
+        }
+        let manifest = salvage(&path, folder.path().join("saved")).unwrap();
+        let lost: Vec<_> = manifest.losses.iter().map(|loss| &loss.path).collect();
+        assert_eq!(lost, [&segment], "{manifest}");
+        assert!(manifest.losses[0].sequences.is_some(), "{manifest}");
+    }
+}
+
+#[test]
+fn the_manifest_counts_the_lost_keys_that_it_does_not_list() {
+    const RECORDS: usize = 2_200;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shop");
+    let options = Options::new().segment_bytes_first(1 << 20).background(false);
+    let db = options.open(&path).unwrap();
+    let (table, mut batch) = (db.table("stock").unwrap(), db.batch());
+    for number in 0..RECORDS {
+        batch.put(&table, format!("key {number:04}"), format!("value {number:04}"));
+    }
+    batch.commit().unwrap();
+    drop(table);
+    db.close().unwrap();
+    // Salvage knows the key of a damaged record only if the next record is readable.
+    let segment = path.join("log/0000000001.seg");
+    let mut bytes = std::fs::read(&segment).unwrap();
+    let mut damaged = 0;
+    for at in 0..bytes.len() - 10 {
+        if bytes[at..].starts_with(b"value ") && bytes[at + 9].is_multiple_of(2) {
+            bytes[at] ^= 4;
+            damaged += 1;
+        }
+    }
+    assert_eq!(damaged, RECORDS / 2);
+    std::fs::write(&segment, bytes).unwrap();
+    let manifest = salvage(&path, folder.path().join("saved")).unwrap();
+    let [loss] = &manifest.losses[..] else {
+        panic!("{manifest}");
+    };
+    assert_eq!((loss.keys.len(), loss.keys_left_off), (1_000, 100), "{manifest}");
+    let text = manifest.to_string();
+    assert!(text.contains(" and 1080 more"), "{text}");
+}
+
+#[test]
 fn a_lost_deletion_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = shop(folder.path());

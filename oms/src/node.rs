@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use crate::api::Console;
 use crate::api::cors::{Cors, parse_origin};
 use crate::api::forward::Api;
+use crate::api::host_names::HostNames;
 use crate::api::{routes, server, stat_files};
 use crate::cluster::channel::{Protection, TcpDialer};
 use crate::cluster::engine::EngineCluster;
@@ -114,6 +115,7 @@ impl Node {
             reason: format!("cannot be set up: {error}"),
         })?;
         let scan = (config.data.clone(), config.stat_scan_every);
+        let hosts = host_names(&config);
         let context = NodeContext {
             config,
             wms,
@@ -131,6 +133,7 @@ impl Node {
             cluster: Arc::clone(member.cluster()),
             console: Some(console),
             cors,
+            hosts,
         };
         if engine.is_some() && !scan.1.is_zero() {
             let (folder, every) = scan;
@@ -291,6 +294,16 @@ fn warehouse_url(text: &str) -> Result<WarehouseUrl, NodeError> {
 
 fn asked_warehouse(config: &NodeConfig) -> Result<Option<WarehouseUrl>, NodeError> {
     config.warehouse.as_deref().map(warehouse_url).transpose()
+}
+
+/// Returns the host names by which a browser may reach the node.
+fn host_names(config: &NodeConfig) -> HostNames {
+    let system = rustix::system::uname();
+    let machine = system.nodename().to_str().ok();
+    let origins = config.cors_origins.iter();
+    let allowed = origins.filter_map(|origin| Some(origin.split_once("://")?.1));
+    let own = machine.into_iter().chain(config.advertise.as_deref());
+    HostNames::of(own.chain(allowed))
 }
 
 fn wms_config(config: &NodeConfig, warehouse: &str) -> Result<WmsConfig, NodeError> {

@@ -218,9 +218,13 @@ impl Answer {
         (200..300).contains(&self.status)
     }
 
-    /// Returns the shortened first line of the body, for an error message.
+    /// Returns the shortened first line of the body, for an error message. Of a page for browsers,
+    /// returns a description, because its first line says nothing.
     pub fn excerpt(&self) -> String {
         let text = String::from_utf8_lossy(&self.body);
+        if text.trim_start().starts_with('<') {
+            return "with an HTML or XML page".to_owned();
+        }
         text.lines()
             .next()
             .unwrap_or_default()
@@ -370,14 +374,17 @@ impl Client {
             address: self.endpoint.to_string(),
             problem: failure.to_string(),
         })?;
-        let wrong = |problem| Error::Answer {
+        let wrong = |problem: String| Error::Answer {
             route: format!("GET {}{path}", self.endpoint),
-            problem,
+            problem: format!("{problem}; expected 200 and JSON of {who}, so check the address"),
         };
         if answer.status != 200 {
             return Err(wrong(format!("{} {}", answer.status, answer.excerpt())));
         }
-        serde_json::from_slice(&answer.body).map_err(|e| wrong(e.to_string()))
+        serde_json::from_slice(&answer.body).map_err(|error| {
+            let problem = format!("200 {}: {error}", answer.excerpt());
+            wrong(problem)
+        })
     }
 
     /// Sends `GET path` with the entity tag of an earlier answer, if there is one. Returns the
@@ -491,5 +498,25 @@ mod tests {
         let client = Client::new(address.into(), Duration::from_secs(5));
         let failure = client.get("/health").await.unwrap_err();
         assert_eq!(failure.kind, FailureKind::Refused, "{failure}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_of_another_server_names_the_address_and_the_expected_server() {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.read_u8().await.unwrap();
+            let page = b"HTTP/1.1 501 No\r\ncontent-length: 15\r\n\r\n<!DOCTYPE HTML>";
+            stream.write_all(page).await.unwrap();
+        });
+        let client = Client::new(address.into(), Duration::from_secs(60));
+        let error = client.get_json::<serde_json::Value>("the warehouse", "/ledger");
+        let error = error.await.unwrap_err().to_string();
+        let expected = "501 with an HTML or XML page; expected 200 and JSON of the warehouse";
+        let route = format!("GET http://{address}/ledger: unexpected answer: {expected}");
+        assert!(error.starts_with(&route), "{error}");
     }
 }

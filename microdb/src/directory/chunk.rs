@@ -25,8 +25,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use super::Damage;
 use super::slot::{Location, PREFIX_BITS, Prefix, Rank, Slot, TAG_BITS, Tag};
+use super::{CUT, Damage};
 use crate::raw::buckets::{BUCKET_WORDS, BucketRef, Buckets};
 use crate::raw::map::Map;
 
@@ -197,7 +197,7 @@ impl Chunk {
         match &self.source {
             Some(source) if source.map.is_cut() => Err(Damage {
                 offset: source.offset,
-                field: "length of the file, which was truncated while in use",
+                field: CUT,
                 expected: source.map.len() as u64,
                 found: 0,
             }),

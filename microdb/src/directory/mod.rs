@@ -71,10 +71,13 @@ pub(crate) struct Damage {
     pub(crate) field: &'static str,
     /// The expected value, or the limit for the value. For a stash entry: its prefix.
     pub(crate) expected: u64,
-    /// The value found. For a stash entry: its location. For a page that was missing when it was
-    /// read (see [`Chunk::check_uncut`]): 0.
+    /// The value found. For a stash entry: its location. For a truncated file: 0, because the map
+    /// does not know the length of the file.
     pub(crate) found: u64,
 }
+
+/// The damaged field of a checkpoint that was truncated while it was mapped.
+pub(crate) const CUT: &str = "length of the file, which was truncated while in use";
 
 /// Keys that found no room in their chunk. A key gets there only if many keys have nearly equal
 /// hashes, which is very unlikely with a secret hash seed. A lookup also searches a stash that is

@@ -23,17 +23,18 @@ use crate::seeded::seeded;
 pub(crate) enum Pending {
     /// The group has not written the key. The directory has the record of the key, if there is one.
     Untouched,
-    /// The group has deleted the key, or another key with the same hash, or has cleared the table.
+    /// The group has cleared the table, and has not written the key since.
     Absent,
-    /// The group has put the key, or another key with the same hash, at this location.
+    /// Location of the group's last put or deletion of the key, or of another key with the same
+    /// hash. A reader compares the key of the record.
     At(Location),
 }
 
 /// Writes of a group by key, and the tables that the group clears and drops.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct GroupWrites {
-    /// Locations by table and key hash; `None` stands for absence.
-    keys: HashMap<(u32, u64), Option<Location>>,
+    /// Locations of puts and deletions by table and key hash.
+    keys: HashMap<(u32, u64), Location>,
     cleared: HashSet<u32>,
     dropped: HashSet<u32>,
 }
@@ -51,8 +52,7 @@ impl GroupWrites {
             let table = tables[op.table as usize].id;
             let at = Location::new(place.segment, place.body_at + op.at);
             match op.kind {
-                RecordKind::Put => _ = self.keys.insert((table, op.hash.0), Some(at)),
-                RecordKind::Delete => _ = self.keys.insert((table, op.hash.0), None),
+                RecordKind::Put | RecordKind::Delete => _ = self.keys.insert((table, op.hash.0), at),
                 RecordKind::Clear => {
                     self.keys.retain(|(id, _), _| *id != table);
                     self.cleared.insert(table);
@@ -72,8 +72,7 @@ impl GroupWrites {
     /// far.
     pub(crate) fn key(&self, table: u32, hash: KeyHash) -> Pending {
         match self.keys.get(&(table, hash.0)) {
-            Some(Some(location)) => Pending::At(*location),
-            Some(None) => Pending::Absent,
+            Some(location) => Pending::At(*location),
             None if self.cleared.contains(&table) && !seeded("clear-conflicts-with-nothing") => {
                 Pending::Absent
             }

@@ -47,7 +47,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, RwLock};
 
 pub(crate) use self::read::{Found, is_key_of};
-use crate::directory::{Damage, KeyHash};
+use crate::directory::{CUT, Damage, KeyHash};
 use crate::engine::background::{Background, RunningJobs};
 use crate::engine::catalog::Catalog;
 use crate::engine::compact::Compaction;
@@ -71,7 +71,7 @@ use crate::raw::sync::{AtomicBool, AtomicU64, Condvar, Mutex, OnceLock, Ordering
 pub(crate) use crate::raw::sync::{lock, lock_briefly};
 use crate::raw::tail::Spare;
 use crate::seeded::seeded;
-use crate::storage::StorageFile;
+use crate::storage::{OpenMode, StorageFile};
 
 /// Number of bytes of log since the last checkpoint above which every `close` writes a checkpoint.
 /// Replaying so much log takes about a millisecond of processor time (0.7 ms for 1,900 records and
@@ -203,6 +203,15 @@ impl Engine {
     #[cold]
     pub(crate) fn checkpoint_damage(&self, generation: u64, damage: Damage) -> Error {
         let path = self.paths.checkpoint(generation);
+        if damage.field == CUT {
+            let file = self.options.storage.open(&path, OpenMode::Read);
+            let found = match file.and_then(|file| file.len()) {
+                Ok(len) => format!("{len} bytes"),
+                Err(error) => format!("a file that cannot be read: {error}"),
+            };
+            let expected = format_args!("{} bytes", damage.expected);
+            return Error::corrupt(&path, damage.offset, damage.field, expected, found);
+        }
         let (expected, found) = (
             format_args!("{:#x}", damage.expected),
             format_args!("{:#x}", damage.found),

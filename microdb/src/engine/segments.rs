@@ -11,7 +11,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use crate::directory::Location;
+use crate::directory::{CUT, Location};
 use crate::error::{Error, Result};
 use crate::format::checksum::SegmentMask;
 use crate::format::record::Record;
@@ -266,12 +266,11 @@ impl Segment {
             Err(error) => return unreadable(error),
         };
         if len < u64::from(self.head_bytes) {
-            let field = "length of the file, which was truncated while in use";
             let (expected, found) = (
                 format_args!("{} bytes", self.head_bytes),
                 format_args!("{len} bytes"),
             );
-            return Error::corrupt(&self.path, offset.into(), field, expected, found);
+            return Error::corrupt(&self.path, offset.into(), CUT, expected, found);
         }
         match file.read_at(&mut [0; 512], offset.into()) {
             Err(error) => unreadable(error),

@@ -228,12 +228,12 @@ impl Transaction<'_> {
             Pending::At(location) => {
                 let segment = engine.segments.load(&guard).find(location, engine.paths.root())?;
                 let record = segment.verified(location.offset())?;
-                if !is_key_of(&record, table.core.id, key) {
+                if record.head.table != table.core.id || record.key() != key {
                     // Another key has an equal 64-bit hash. The next run may read the requested key
                     // from the directory.
                     return Err(self.conflict());
                 }
-                Some(Found {
+                is_key_of(&record, table.core.id, key).then_some(Found {
                     location,
                     segment,
                     record,
@@ -556,5 +556,43 @@ impl Db {
         mut body: impl FnMut(&mut Transaction<'_>) -> Result<T, E>,
     ) -> Result<T, E> {
         attempts::run(self, &mut body)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::engine::lock;
+    use crate::format::record::RecordKind;
+
+    /// Returns the writes of a group that deletes `key`. The deletion gets the hash of `hashed`, as
+    /// if both keys had equal hashes.
+    fn deletion(db: &Db, table: &Table, key: &[u8], hashed: &[u8]) -> Arc<GroupWrites> {
+        let mut body = Body::default();
+        let (hash, id) = (db.engine.hash(hashed), table.core.id);
+        body.push(RecordKind::Delete, (0, id), hash, key, b"").unwrap();
+        let tables = [table.core.clone()];
+        let mut core = lock(&db.engine.core);
+        let place = db.engine.append(&mut core, &mut body).unwrap();
+        let mut writes = GroupWrites::default();
+        writes.add(&body, &tables, None, place);
+        db.engine.publish(&mut core, &body, &tables, None, place).unwrap();
+        writes.into()
+    }
+
+    #[test]
+    fn a_deletion_in_a_group_hides_no_other_key_with_an_equal_hash() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = crate::Options::new().background(false);
+        let db = options.open(folder.path()).unwrap();
+        let table = db.table("t").unwrap();
+        table.put("k", "v").unwrap();
+        let collides = deletion(&db, &table, b"other", b"k");
+        let read = Transaction::begin(&db, Some(collides)).get(&table, "k");
+        assert!(matches!(read, Err(Error::Conflict { .. })), "{read:?}");
+        assert_eq!(table.get("k").unwrap().as_deref(), Some(&b"v"[..]));
+        let deletes = deletion(&db, &table, b"k", b"k");
+        let read = Transaction::begin(&db, Some(deletes)).get(&table, "k");
+        assert_eq!(read.unwrap(), None);
     }
 }

@@ -328,7 +328,7 @@ fn responses(route: &Route) -> Value {
 /// Returns all kinds of problems that a route may respond with, sorted, each once.
 fn kinds(route: &Route) -> Vec<Kind> {
     let about = route.about;
-    let mut kinds = vec![Kind::Malformed, Kind::Internal];
+    let mut kinds = vec![Kind::Malformed, Kind::ForeignHost, Kind::Internal];
     match about.scope {
         Scope::Probe => {}
         Scope::Node => kinds.push(Kind::Busy),

@@ -29,6 +29,7 @@ use tokio::time::Instant;
 use crate::api::content::RequestBody;
 use crate::api::cors::{Cors, is_foreign};
 use crate::api::fast_path::{AnswerBody, Entrance};
+use crate::api::host_names::HostNames;
 use crate::api::idempotency::Commanded;
 use crate::api::problem::{Kind, Problem, REPLAYED};
 use crate::api::request::{NodeOperation, Operation, VolumeOperation, routing_key};
@@ -60,19 +61,27 @@ pub(crate) struct Api {
     pub(crate) console: Option<Arc<Console>>,
     /// The CORS rules; `None` if the operator allows no origins.
     pub(crate) cors: Option<Cors>,
+    /// The host names by which a browser may reach this node.
+    pub(crate) hosts: HostNames,
 }
 
 impl Api {
-    /// Answers a request. Refuses a request of a foreign web page, and applies the CORS rules if
-    /// there are any. Neither concerns calls under `/peer/`.
+    /// Answers a request. Refuses a request of a browser if the rules for hosts or origins forbid it,
+    /// and applies the CORS rules if there are any. None of these concern calls under `/peer/`.
     pub(crate) async fn answer(
         &self,
         target: Target,
         request: Request<impl RequestBody>,
     ) -> Response<AnswerBody> {
-        if !matches!(target, Target::Peer) && is_foreign(self.cors.as_ref(), &request) {
-            let reason = "web pages of this origin may not call the API";
-            return refusal(Problem::new(Kind::ForeignOrigin, reason));
+        if !matches!(target, Target::Peer) {
+            if self.hosts.is_foreign(&request) {
+                let reason = "a browser may not reach this node by this host name";
+                return refusal(Problem::new(Kind::ForeignHost, reason));
+            }
+            if is_foreign(self.cors.as_ref(), &request) {
+                let reason = "web pages of this origin may not call the API";
+                return refusal(Problem::new(Kind::ForeignOrigin, reason));
+            }
         }
         match &self.cors {
             Some(cors) if !matches!(target, Target::Peer) => {

@@ -22,6 +22,7 @@ pub(crate) mod forward;
 pub mod fuzzing;
 pub(crate) mod gzip;
 pub(crate) mod health;
+pub(crate) mod host_names;
 pub(crate) mod idempotency;
 pub(crate) mod internal;
 pub(crate) mod node_status;

@@ -26,6 +26,9 @@ pub(crate) struct Slot {
     pub(super) in_flight: bool,
     /// The value of `MessageQueue::answers` at the last failure of this message.
     pub(super) answers_before: u32,
+    /// `true` if the warehouse did not respond to the last try, or if the response is not known,
+    /// such as after a restart. It may then still execute an earlier try.
+    pub(super) unanswered: bool,
     /// Number of migrations to this volume that must be activated before the message is sent. While
     /// it is higher than `MessageQueue::migrations`, the message is parked.
     pub(super) migration: u64,

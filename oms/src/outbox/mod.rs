@@ -434,6 +434,7 @@ fn slot(limits: &OutboxLimits, message: &Message, now: Moment) -> Slot {
         last_error: message.last_error.clone(),
         in_flight: false,
         answers_before: 0,
+        unanswered: true,
         migration: 0,
     }
 }

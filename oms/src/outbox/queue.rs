@@ -13,7 +13,8 @@
 //! - A message becomes a dead letter if it is malformed or has used up its tries. A message that
 //!   has used up its tries is given up only if other messages were answered since it last failed,
 //!   or if the breaker is closed and the last try of this message was answered (its failure is not
-//!   `FailureKind::Unreachable`).
+//!   `FailureKind::Unreachable`). An answer "in progress" gives a message up only if the warehouse
+//!   has answered the try before, too.
 //!
 //! Deliberately absent: rows, tasks and the HTTP client.
 
@@ -348,7 +349,10 @@ impl MessageQueue {
             // this message: the warehouse may be down. So an outage makes no dead letters, however
             // few orders there are.
             FailureKind::Unreachable => is_own,
-            _ => is_own || !is_open,
+            // The warehouse executes an earlier try to which it has not responded, such as one in
+            // an outage. So an outage makes no dead letter of a message that the warehouse accepts.
+            FailureKind::InProgress => !slot.unanswered,
+            FailureKind::Error | FailureKind::Malformed => is_own || !is_open,
         };
         let is_given_up = attempts >= limits.tries_max && may_give_up;
         let is_dead = failure.kind == FailureKind::Malformed || is_given_up;
@@ -365,6 +369,7 @@ impl MessageQueue {
             last_error: Some(failure.reason.as_str().into()),
             in_flight: false,
             answers_before: answers,
+            unanswered: failure.kind == FailureKind::Unreachable,
             migration: slot.migration,
         })
     }

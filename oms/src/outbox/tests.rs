@@ -113,6 +113,34 @@ fn an_outage_makes_no_dead_letter_of_a_single_message() {
 }
 
 #[test]
+fn a_message_in_progress_after_an_outage_is_tried_again() {
+    let mut outbox = outbox(OutboxLimits::default());
+    set(&mut outbox, id(1), Kind::Announce, Message::new(0));
+    let mut now_ms = 0;
+    let mut next = |outbox: &mut Outbox| {
+        loop {
+            match outbox.next(now_ms) {
+                Ok(job) => return (job, now_ms),
+                Err(at_ms) => now_ms = at_ms.unwrap(),
+            }
+        }
+    };
+    for _ in 0..20 {
+        let (job, now_ms) = next(&mut outbox);
+        fail(&mut outbox, &job, now_ms);
+    }
+    let in_progress = Failure::new(FailureKind::InProgress, "409");
+    let states: Vec<MessageState> = (0..2)
+        .map(|_| {
+            let (job, now_ms) = next(&mut outbox);
+            outbox.failed(&job, &in_progress, at(now_ms), 1.0).unwrap().state
+        })
+        .collect();
+    // The second answer shows that an earlier try does not end.
+    assert_eq!(states, [MessageState::Waiting, MessageState::Dead]);
+}
+
+#[test]
 fn an_unreachable_warehouse_costs_few_tries() {
     let limits = OutboxLimits {
         in_flight_max: 10,

@@ -22,11 +22,12 @@ use crate::simulation::engine::{Reply, SimEngine};
 use crate::simulation::engine_server::Statement;
 use crate::simulation::faults::cause_engine_faults;
 use crate::storage::checkpoint::Checkpointer;
-use crate::storage::log::Log;
+use crate::storage::follow::Follower;
 use crate::storage::log::body::BodyWriter;
 use crate::storage::log::cache::{Cache, catch_up};
 use crate::storage::log::takeover::{Takeover, take_over};
 use crate::storage::log::writer::{LogWriter, Logged};
+use crate::storage::log::{Log, Position};
 use crate::storage::volume::Volume;
 use crate::storage::write_batch::{Row, Table, WriteBatch};
 
@@ -323,6 +324,12 @@ fn old_entries_are_trimmed_and_a_new_copy_begins_with_the_rows() {
         let all: BTreeSet<u64> = (1..=21).collect();
         assert_eq!(ids_in(&engine, &cache_at("/new")).await, all);
         assert_eq!(ids_in(&engine, &behind).await, all, "a copy older than the log");
+        let begun = cache_at("/begun");
+        begun.move_to(&Position::default()).unwrap();
+        let mut log = engine.log(VOLUME);
+        let last = log.newest().await.unwrap().seq;
+        catch_up(&begun, &mut log, VOLUME, last, false).await.unwrap();
+        assert_eq!(ids_of(&begun), all, "a copy without an entry");
     });
 }
 
@@ -347,6 +354,33 @@ fn a_copy_of_entries_that_a_restored_engine_does_not_have_is_dropped() {
         }
         let expected: BTreeSet<u64> = std::iter::once(1).chain(10..20).collect();
         assert_eq!(ids_in(&engine, &cache).await, expected);
+    });
+}
+
+/// Waits as long as a follower needs to drop a copy that contradicts the log.
+async fn follow(open: impl Fn() -> Cache + Send + Sync + 'static, engine: &Arc<SimEngine>) -> Cache {
+    let log = Box::new(engine.log(VOLUME));
+    let follower = Follower::start(move || Ok(open()), log, VOLUME);
+    wait_ms(60_000).await;
+    follower.stop().await.unwrap()
+}
+
+#[test]
+fn a_follower_drops_its_copy_if_the_engine_lost_the_whole_log() {
+    simulated(|engine| async move {
+        engine.log(VOLUME).create().await.unwrap();
+        let backup = engine.backup();
+        let mut writer = owner(&engine, "ada", 1).await;
+        for id in 1..=5 {
+            writer.append(body(id)).await.unwrap();
+        }
+        let disk = Disk::new(true);
+        let open = move || cache_on(&disk, "/a");
+        let cache = follow(open.clone(), &engine).await;
+        assert_eq!(ids_of(&cache), (1..5).collect());
+        cache.close().unwrap();
+        engine.restore(backup);
+        assert!(ids_of(&follow(open, &engine).await).is_empty());
     });
 }
 

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 
 use crate::api::forward::Api;
+use crate::api::host_names::HostNames;
 use crate::api::routes::Target;
 use crate::cluster::channel::{
     Dialer, Dialing, Frame, FrameSink, FrameSource, HEADER_BYTES, Link, LinkError, Transfer, open_header,
@@ -175,6 +176,7 @@ pub(super) async fn carry(
                 cluster,
                 console: None,
                 cors: None,
+                hosts: HostNames::default(),
             };
             let response = api.answer(Target::of(&request), request).await.map(Body::new);
             // The caller may no longer wait for the answer.

@@ -45,6 +45,8 @@ pub(crate) struct Walk {
 pub(crate) struct Feed {
     changes: microdb::Changes,
     tables: HashMap<u32, Table>,
+    /// Operations of the last commit that an earlier read left over.
+    left: std::vec::IntoIter<Operation>,
 }
 
 /// The result of one read of a feed: for each row, the last change that the caller wanted, sorted
@@ -79,6 +81,7 @@ impl Volume {
             tables: tables
                 .filter_map(|table| Some((table.id, *known.get(table.name.as_str())?)))
                 .collect(),
+            left: Vec::new().into_iter(),
         })
     }
 
@@ -133,46 +136,61 @@ impl Feed {
         self.changes.extend().map_err(reading("log"))
     }
 
-    /// Reads whole commits until at least `rows_max` different rows that `wants` accepts were
-    /// found, or no commit is left. Also ends once the commits had `16 * rows_max` rows, to bound
-    /// the time of one call.
+    /// Reads changes until `rows_max` different rows that `wants` accepts were found, their keys
+    /// and values have at least `bytes_max` bytes, or no change is left. So the rows have fewer
+    /// than `bytes_max` bytes without the last one. Also ends after `16 * rows_max` changes, to
+    /// bound the time of one call. A commit may be split between two calls.
     pub(crate) fn read(
         &mut self,
         rows_max: usize,
+        bytes_max: usize,
         mut wants: impl FnMut(Table, &[u8], Option<&[u8]>) -> Result<bool, StorageError>,
     ) -> Result<Changed, StorageError> {
         let mut last: BTreeMap<(u8, Vec<u8>), RawRow> = BTreeMap::new();
-        let mut passed = 0;
-        while last.len() < rows_max && passed < rows_max * 16 {
+        let (mut bytes, mut passed) = (0, 0);
+        let mut at_end = false;
+        while last.len() < rows_max && bytes < bytes_max && passed < rows_max * 16 {
+            let Some(operation) = self.next_operation()? else {
+                at_end = true;
+                break;
+            };
+            let (id, key, value) = match operation {
+                Operation::Put { table, key, value } => (table, key, Some(value)),
+                Operation::Delete { table, key } => (table, key, None),
+                // All other operations clear a table. No table of an open volume is cleared,
+                // except for that of staged rows, which do not move with slots.
+                _ => continue,
+            };
+            passed += 1;
+            if let Some(table) = self.tables.get(&id).copied()
+                && wants(table, &key, value.as_deref())?
+            {
+                let row = RawRow { table, key, value };
+                bytes += row.bytes();
+                let replaced = last.insert((table as u8, row.key.clone()), row);
+                bytes -= replaced.map_or(0, |replaced| replaced.bytes());
+            }
+        }
+        Ok(Changed {
+            rows: last.into_values().collect(),
+            at_end,
+        })
+    }
+
+    /// Returns the next operation of the commits, or `None` at the end of the feed.
+    fn next_operation(&mut self) -> Result<Option<Operation>, StorageError> {
+        loop {
+            if let Some(operation) = self.left.next() {
+                return Ok(Some(operation));
+            }
             let Some(change) = self.changes.next() else {
-                return Ok(Changed {
-                    rows: last.into_values().collect(),
-                    at_end: true,
-                });
+                return Ok(None);
             };
             let change = change.map_err(|source| StorageError::Read {
                 table: "log",
                 source: Arc::new(source),
             })?;
-            for operation in change.operations {
-                let (id, key, value) = match operation {
-                    Operation::Put { table, key, value } => (table, key, Some(value)),
-                    Operation::Delete { table, key } => (table, key, None),
-                    // All other operations clear a table, and no table of an open volume is
-                    // cleared.
-                    _ => continue,
-                };
-                passed += 1;
-                if let Some(table) = self.tables.get(&id).copied()
-                    && wants(table, &key, value.as_deref())?
-                {
-                    last.insert((table as u8, key.clone()), RawRow { table, key, value });
-                }
-            }
+            self.left = change.operations.into_iter();
         }
-        Ok(Changed {
-            rows: last.into_values().collect(),
-            at_end: false,
-        })
     }
 }

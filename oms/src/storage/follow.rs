@@ -133,7 +133,7 @@ async fn run(
     mut stopped: watch::Receiver<bool>,
 ) {
     let mut cache = None;
-    let (mut applied, mut differs) = (0, 0);
+    let (mut applied, mut differs) = (None, 0);
     loop {
         let drops = differs >= DIFFERS_MAX;
         let wait = match step(&open, &mut cache, &mut *log, &volume, drops, &mut applied).await {
@@ -178,7 +178,7 @@ async fn step(
     log: &mut dyn Log,
     volume: &str,
     drops: bool,
-    applied: &mut u64,
+    applied: &mut Option<u64>,
 ) -> Result<(), CatchUpError> {
     let cache = match cache {
         Some(cache) => cache,
@@ -188,11 +188,16 @@ async fn step(
             cache.insert(opened.unwrap_or(Err(StorageError::Closed))?)
         }
     };
-    let last = log.newest().await?.seq.saturating_sub(1);
-    // `last` may be below `applied`, for example because the log became shorter. `catch_up` detects
-    // such a loss of entries.
-    if last > 0 && last != *applied {
-        *applied = catch_up(cache, log, volume, last, drops).await?.seq;
+    let newest = log.newest().await?.seq;
+    if newest == 0 && log.head().await?.is_none() {
+        // The volume does not exist yet, or was removed. The cluster's state then stops the task.
+        return Ok(());
+    }
+    let last = newest.saturating_sub(1);
+    // `last` may be below `applied`, for example because the log became shorter or was lost.
+    // `catch_up` detects such a loss of entries.
+    if *applied != Some(last) {
+        *applied = Some(catch_up(cache, log, volume, last, drops).await?.seq);
     }
     Ok(())
 }

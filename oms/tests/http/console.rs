@@ -106,6 +106,33 @@ async fn state(shop: &Shop) -> Value {
 }
 
 #[tokio::test]
+async fn a_browser_reaches_a_node_only_by_a_name_of_the_node() {
+    let world = World::start().await;
+    let shop = &world.shop;
+    let (foreign, browser) = (("host", "evil.example:9090"), ("accept-language", "en"));
+    for (method, path) in [
+        ("GET", "/"),
+        ("GET", "/console/state"),
+        ("GET", "/order/1"),
+        ("POST", "/order/1/cancel"),
+        ("GET", "/health/live"),
+    ] {
+        let reply = shop.send(method, path, &[HTML, foreign, browser], "").await;
+        assert_eq!(reply.status, 403, "{method} {path}");
+        assert_eq!(reply.json()["type"], "urn:imt-order:problem:foreign-host");
+    }
+    // A page of the foreign name has the origin of its request, so it is of no other origin.
+    let origin = ("origin", "http://evil.example:9090");
+    let reply = shop.send("POST", "/order/1/cancel", &[foreign, origin], "").await;
+    assert_eq!(reply.status, 403);
+    let named = ("host", "localhost:9090");
+    for headers in [&[foreign][..], &[browser], &[named, browser]] {
+        let reply = shop.send("GET", "/console/state", headers, "").await;
+        assert_eq!(reply.status, 200, "{headers:?}");
+    }
+}
+
+#[tokio::test]
 async fn only_browsers_get_the_page() {
     let world = World::start().await;
     let shop = &world.shop;

@@ -248,7 +248,8 @@ fn folder_bytes(path: &Path) -> u64 {
         Ok(found) => found.len(),
         Err(_) => 0,
     });
-    bytes.sum()
+    // The sum saturates, because sparse files may have any size.
+    bytes.fold(0, u64::saturating_add)
 }
 
 fn text(report: &Report) -> String {
@@ -279,7 +280,10 @@ fn text(report: &Report) -> String {
             table.keys.to_string(),
             bytes(table.live_bytes),
             bytes(table.dead_bytes),
-            format!("{:.0} %", share(table.live_bytes + table.dead_bytes)),
+            format!(
+                "{:.0} %",
+                share(table.live_bytes.saturating_add(table.dead_bytes))
+            ),
             bytes(table.mean_record_bytes),
         ]);
     }

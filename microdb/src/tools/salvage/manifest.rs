@@ -140,6 +140,8 @@ pub struct Loss {
     /// Keys of the lost records, if known. They are listed as stored, so damage may have changed
     /// the key itself. At most a thousand are listed.
     pub keys: Vec<KeyName>,
+    /// Number of further known keys of the lost records, which are not in `keys`.
+    pub keys_left_off: u64,
     /// Number of records that are certainly lost, or `None` if unknown.
     pub records_lost: Option<u64>,
     /// Number of lost records that were live at the newest readable checkpoint, or `None` if no
@@ -173,6 +175,13 @@ pub struct KeyName {
     pub table: String,
     /// The key, as stored.
     pub key: Vec<u8>,
+}
+
+impl Loss {
+    /// Returns `true` if the whole file is missing or unreadable.
+    pub(super) fn is_of_file(&self) -> bool {
+        self.to == 0
+    }
 }
 
 impl Manifest {
@@ -240,7 +249,8 @@ impl fmt::Display for Loss {
         if !self.tables.is_empty() {
             write!(f, "\n    tables: {}", self.tables.join(", "))?;
         }
-        list(f, "    keys", &self.keys, self.keys.len() as u64)
+        let count = self.keys.len() as u64 + self.keys_left_off;
+        list(f, "    keys", &self.keys, count)
     }
 }
 

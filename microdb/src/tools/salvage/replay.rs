@@ -288,7 +288,7 @@ impl<'a> Replay<'a> {
     /// Lists the commits from `first` to `last` as missing: with a loss that may have contained
     /// them, or else as a warning.
     fn miss(&mut self, first: u64, last: u64) {
-        let missing = |loss: &Loss| loss.what.starts_with("the file is missing") && loss.sequences.is_none();
+        let missing = |loss: &Loss| loss.is_of_file() && loss.sequences.is_none();
         let loss = self
             .open_loss
             .take()
@@ -349,8 +349,13 @@ impl<'a> Replay<'a> {
     /// named.
     fn check_end(&mut self, segments: &[SourceSegment], durable: LogPosition) {
         if let Some(frontier) = self.frontier.filter(|frontier| frontier.sequence > self.sequence) {
+            let path = self.salvage.engine.paths.segment(frontier.position.segment);
             if self.open_loss.is_none() {
-                let path = self.salvage.engine.paths.segment(frontier.position.segment);
+                let losses = &self.manifest.losses;
+                let is_file = |loss: &Loss| loss.is_of_file() && loss.path == path;
+                self.open_loss = losses.iter().position(is_file);
+            }
+            if self.open_loss.is_none() {
                 let end = segments.iter().find(|file| file.segment.id == durable.segment);
                 let from = end.map_or(0, |file| file.end.min(frontier.position.offset));
                 let what = "the log is known to have continued".to_owned();
@@ -378,18 +383,16 @@ impl<'a> Replay<'a> {
             let mut names: Vec<String> = keys.iter().map(|(id, _)| self.salvage.name(*id)).collect();
             names.sort_unstable();
             names.dedup();
-            let keys = keys
-                .into_iter()
-                .filter(|(_, key)| !key.is_empty())
-                .take(KEYS_LISTED_MAX);
-            let keys = keys
+            let mut known = keys.into_iter().filter(|(_, key)| !key.is_empty());
+            let listed = known.by_ref().take(KEYS_LISTED_MAX);
+            let keys = listed
                 .map(|(id, key)| KeyName {
                     table: self.salvage.name(id),
                     key,
                 })
                 .collect();
             let loss = &mut self.manifest.losses[loss];
-            (loss.tables, loss.keys) = (names, keys);
+            (loss.tables, loss.keys, loss.keys_left_off) = (names, keys, known.count() as u64);
         }
     }
 }

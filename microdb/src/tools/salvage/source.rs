@@ -425,6 +425,12 @@ pub(super) fn note_missing(
     }
     missing.sort_unstable();
     missing.dedup();
+    // The losses so far are the unreadable files.
+    let is_listed = |id: u64| {
+        let path = engine.paths.segment(id);
+        manifest.losses.iter().any(|loss| loss.path == path)
+    };
+    missing.retain(|id| !is_listed(*id));
     for id in missing {
         let after = found
             .iter()

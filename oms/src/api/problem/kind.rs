@@ -14,6 +14,7 @@ pub(crate) enum Kind {
     Malformed,
     MalformedLine,
     ForeignOrigin,
+    ForeignHost,
     NodesOnly,
     NotFound,
     Method,
@@ -48,10 +49,11 @@ pub(crate) struct Texts {
 
 impl Kind {
     /// Every kind, sorted by status.
-    pub(crate) const ALL: [Kind; 23] = [
+    pub(crate) const ALL: [Kind; 24] = [
         Kind::Malformed,
         Kind::MalformedLine,
         Kind::ForeignOrigin,
+        Kind::ForeignHost,
         Kind::NodesOnly,
         Kind::NotFound,
         Kind::Method,
@@ -79,7 +81,7 @@ impl Kind {
     pub(crate) fn status(self) -> StatusCode {
         match self {
             Kind::Malformed | Kind::MalformedLine => StatusCode::BAD_REQUEST,
-            Kind::ForeignOrigin | Kind::NodesOnly => StatusCode::FORBIDDEN,
+            Kind::ForeignOrigin | Kind::ForeignHost | Kind::NodesOnly => StatusCode::FORBIDDEN,
             Kind::NotFound => StatusCode::NOT_FOUND,
             Kind::Method => StatusCode::METHOD_NOT_ALLOWED,
             Kind::SlowBody => StatusCode::REQUEST_TIMEOUT,
@@ -138,6 +140,15 @@ impl Kind {
                           the address of the request (`Host`) nor an origin that the operator allows. \
                           Nothing was applied.",
                 next: "The operator can allow the origin of the page with `--cors-origin`.",
+            },
+            Kind::ForeignHost => &Texts {
+                slug: "foreign-host",
+                title: "Not by this host name",
+                meaning: "A browser sent the request to a host name (`Host`) that is not known to be the \
+                          node's. A web page could make its own name lead to the node. Nothing was \
+                          applied.",
+                next: "Use the IP address of the node. The operator can allow a name with \
+                       `--cors-origin`, such as `--cors-origin http://n1.shop.example:9090`.",
             },
             Kind::NodesOnly => &Texts {
                 slug: "nodes-only",

@@ -570,3 +570,36 @@ async fn views_show_the_columns_of_rows() {
     assert_eq!(json_of(sql, "3000000000").await, expected);
     assert_eq!(json_of(sql, "5").await, json!([]));
 }
+
+#[tokio::test]
+#[ignore = "needs an engine"]
+async fn large_entries_are_read_in_parts() {
+    const ENTRIES: u64 = 20;
+    let url = engine().await;
+    let mut reader = log(&url);
+    let taken = take_over(&mut reader, "ada", 1, true).await.unwrap();
+    let Takeover::Owned { epoch, position } = taken else {
+        panic!("{taken:?}");
+    };
+    let mut writer = LogWriter::new(Box::new(log(&url)), "ada", epoch, position);
+    let stock = vec![7; 4 << 20];
+    for store in 0..ENTRIES {
+        let mut body = BodyWriter::with_capacity(stock.len());
+        body.add(&Row {
+            table: Table::Stock,
+            key: &(store as u32).to_be_bytes(),
+            value: Some(&stock),
+        });
+        writer.append(body).await.unwrap();
+    }
+    let (mut at, last) = (0, position.seq + ENTRIES);
+    while at < last {
+        let entries = reader.tail(at, last).await.unwrap();
+        let bytes: usize = entries.iter().map(|entry| entry.body.len()).sum();
+        assert!(entries.len() == 1 || bytes <= 8 << 20, "{bytes}");
+        for entry in entries {
+            assert_eq!(entry.seq, at + 1);
+            at += 1;
+        }
+    }
+}

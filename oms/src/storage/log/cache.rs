@@ -240,8 +240,15 @@ async fn resume(
     let Some(position) = blocking(move || read.position()).await? else {
         return Ok(None);
     };
-    if position.seq == 0 || seeded("engine-chain-not-compared") {
+    if seeded("engine-chain-not-compared") {
         return Ok(Some(position));
+    }
+    if position.seq == 0 {
+        // The copy has no entry to compare. If the log no longer begins with its first entry, the
+        // copy cannot be continued.
+        let head = log.head().await?;
+        let is_trimmed = head.is_some_and(|head| head.kept_from > 1);
+        return Ok(Some(position).filter(|_| !is_trimmed));
     }
     let fault = match log.look(position.seq).await? {
         Some(entry) if entry.epoch == position.epoch && chain_in(&entry.body) == Ok(position.chain) => {

@@ -24,11 +24,17 @@ use crate::storage::write_batch::Table;
 /// Maximum time for a commit and for other short statements. After this time the next host is
 /// tried, because an old primary without standbys never acknowledges a commit.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Size in bytes for which an append gets one second in addition to `COMMIT_TIMEOUT`. The entry of
+/// a stock has up to 60 MB. Without more time, its append could never succeed over a slow network.
+const APPEND_BYTES_PER_SECOND: usize = 4 << 20;
 /// Maximum time for statements that read, write or remove many rows.
 const BULK_TIMEOUT: Duration = Duration::from_secs(20);
-/// Maximum number of entries that one call of `tail` returns. An entry has some kilobytes, seldom a
-/// few megabytes, so this number bounds the memory of a call.
+/// Maximum number of entries that one call of `tail` returns.
 const TAIL_ENTRIES: i64 = 64;
+/// Maximum size in bytes of the entries that one call of `tail` returns, unless it returns a single
+/// entry. An entry has some kilobytes, but that of a stock has megabytes. `Session::query` fails if
+/// a result is too large, and so would each repetition of the call.
+const TAIL_BYTES: i64 = 8 << 20;
 
 const APPEND_FIRST: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
     SELECT v.volume, $2, v.epoch, $4 FROM imt_volume v WHERE v.volume = $1 AND v.epoch = $3 \
@@ -55,8 +61,11 @@ const CREATE: &str = "INSERT INTO imt_volume (volume, epoch, owner, kept_from) V
     ON CONFLICT (volume) DO NOTHING";
 const RAISE: &str = "UPDATE imt_volume SET epoch = greatest(epoch + 1, $3), owner = $2 \
     WHERE volume = $1 AND epoch < $4 RETURNING epoch";
-const TAIL: &str = "SELECT seq, epoch, body FROM imt_log WHERE volume = $1 AND seq > $2 AND seq <= $3 \
-    ORDER BY seq LIMIT $4";
+const TAIL: &str = "SELECT seq, epoch, body FROM \
+    (SELECT seq, epoch, body, sum(octet_length(body)) OVER (ORDER BY seq) AS bytes FROM \
+    (SELECT seq, epoch, body FROM imt_log WHERE volume = $1 AND seq > $2 AND seq <= $3 \
+    ORDER BY seq LIMIT $4) AS entries) AS sums \
+    WHERE bytes <= $5 OR bytes = octet_length(body) ORDER BY seq";
 const ROWS: &str = "SELECT tab, key, value FROM imt_row WHERE volume = $1";
 const KEEP_FROM: &str = "UPDATE imt_volume SET kept_from = $3 WHERE volume = $1 AND kept_from = $2";
 const PUT_ROWS: &str = "INSERT INTO imt_row (volume, tab, key, value) \
@@ -120,6 +129,11 @@ fn big(number: u64) -> Param<'static> {
     Param::Int8(i64::try_from(number).unwrap_or(i64::MAX))
 }
 
+/// Returns the maximum time for the append of an entry of this size.
+fn append_timeout(bytes: usize) -> Duration {
+    COMMIT_TIMEOUT + Duration::from_secs(1).mul_f64(bytes as f64 / APPEND_BYTES_PER_SECOND as f64)
+}
+
 impl Log for EngineLog {
     fn append<'a>(&'a mut self, entry: &'a Entry, behind: Option<(u64, u64)>) -> Answer<'a, bool> {
         Box::pin(async move {
@@ -130,18 +144,15 @@ impl Log for EngineLog {
                 Param::Bytes(&entry.body),
             ];
             let session = &mut self.session;
+            let timeout = append_timeout(entry.body.len());
             let appended = match behind {
                 #[cfg(test)]
-                _ if !self.is_fenced => {
-                    session
-                        .execute(APPEND_WITHOUT_FENCE, &first, COMMIT_TIMEOUT)
-                        .await
-                }
-                None => session.execute(APPEND_FIRST, &first, COMMIT_TIMEOUT).await,
+                _ if !self.is_fenced => session.execute(APPEND_WITHOUT_FENCE, &first, timeout).await,
+                None => session.execute(APPEND_FIRST, &first, timeout).await,
                 Some((seq, epoch)) => {
                     let [volume, at, owner, body] = first;
                     let all = [volume, at, owner, body, big(seq), big(epoch)];
-                    session.execute(APPEND, &all, COMMIT_TIMEOUT).await
+                    session.execute(APPEND, &all, timeout).await
                 }
             };
             Ok(appended? == 1)
@@ -241,6 +252,7 @@ impl Log for EngineLog {
                 big(after),
                 big(last),
                 Param::Int8(TAIL_ENTRIES),
+                Param::Int8(TAIL_BYTES),
             ];
             let mut entries = Vec::new();
             let rows = self.session.query(TAIL, &params, BULK_TIMEOUT).await?;
@@ -339,5 +351,17 @@ impl Log for EngineLog {
                 .await?;
             Ok(())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_append_of_a_large_entry_has_more_time() {
+        let few_kilobytes = append_timeout(8 << 10);
+        assert!(few_kilobytes < COMMIT_TIMEOUT + Duration::from_millis(5));
+        assert_eq!(append_timeout(8 << 20), COMMIT_TIMEOUT + Duration::from_secs(2));
     }
 }

@@ -53,7 +53,8 @@ const REMOVED: u8 = 128;
 /// more rows. The target commits a page of this size within milliseconds, so orders in the same
 /// group commit are hardly delayed.
 const PAGE_ROWS_MAX: usize = 4_000;
-/// Size at which a page of the walk is complete, in bytes.
+/// Size of the keys and values at which a page is complete, in bytes. A page is larger by at most
+/// one row, and far below the limit of an answer between nodes.
 const PAGE_BYTES: usize = 1 << 20;
 /// Maximum number of rows read for one page of the walk, including rows of slots that do not
 /// migrate.
@@ -446,7 +447,7 @@ impl Reading {
             }
             return Ok(page);
         }
-        let mut changed = feed.read(PAGE_ROWS_MAX, goes)?;
+        let mut changed = feed.read(PAGE_ROWS_MAX, PAGE_BYTES, goes)?;
         if seeded("feed-forgotten") {
             changed.rows.clear();
         }
@@ -600,5 +601,49 @@ mod tests {
             page.add(row(Table::Stock, b"key", Some(&value)));
         }
         assert_eq!(Page::decode(&page.encode()).unwrap().rows, page.rows);
+    }
+
+    #[tokio::test]
+    async fn pages_of_the_walk_and_of_the_feed_are_bounded_in_bytes() {
+        const ROW_BYTES: usize = 300_000;
+        const STORES: u32 = 24;
+        let folder = tempfile::tempdir().unwrap();
+        let storage = Volume::open(folder.path()).unwrap();
+        let slots = Slots::everything();
+        let all = slots.ring().slots();
+        let asked = SlotSet::of(&[(0, all - 1)], all);
+        let write = async |filling: u8| {
+            // One commit has all rows, and changes one of them twice.
+            let mut batch = WriteBatch::default();
+            batch.put_raw(Table::Stock, &0_u32.to_be_bytes(), &[0; ROW_BYTES]);
+            for store in 0..STORES {
+                batch.put_raw(Table::Stock, &store.to_be_bytes(), &[filling; ROW_BYTES]);
+            }
+            let ticket = storage.permit().await.unwrap().send(batch);
+            ticket.durable().await.unwrap();
+        };
+        write(1).await;
+        let walk = storage.walk();
+        let mut reading = Reading {
+            feed: storage.feed(walk.sequence()).unwrap(),
+            walk: Some(walk),
+            left_behind: RemoteReservations::default(),
+            is_over: false,
+        };
+        write(2).await;
+        let mut copy = BTreeMap::new();
+        loop {
+            let page = reading.fill(&slots, &asked).unwrap();
+            let bytes: usize = page.rows.iter().map(RawRow::bytes).sum();
+            assert!(bytes < PAGE_BYTES + 4 + ROW_BYTES, "{bytes}");
+            copy.extend(page.rows.into_iter().map(|row| (row.key, row.value)));
+            if page.at_end {
+                break;
+            }
+        }
+        assert_eq!(copy.len(), STORES as usize);
+        for (key, value) in copy {
+            assert!(value.unwrap() == [2; ROW_BYTES], "{key:?}");
+        }
     }
 }
