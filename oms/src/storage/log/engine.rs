@@ -24,7 +24,8 @@ use crate::storage::write_batch::Table;
 /// Maximum time for a commit and for other short statements. After this time the next host is
 /// tried, because an old primary without standbys never acknowledges a commit.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Maximum time for statements that read, write or remove many rows.
+/// Maximum time for statements that read, write or remove many rows. The copy of all rows (`rows`)
+/// may take longer: the limit then applies to the time between two rows.
 const BULK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum number of entries that one call of `tail` returns. An entry has some kilobytes, seldom a
 /// few megabytes, so this number bounds the memory of a call.
