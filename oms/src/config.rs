@@ -30,7 +30,7 @@ pub struct NodeConfig {
     pub data: PathBuf,
     /// The engine that holds the cluster's state and the logs of volumes. Further engines may hold
     /// some of the logs. `None` keeps all in the data folder. With an engine, each node keeps local
-    /// copies of volumes in a data folder that no other node uses.
+    /// copies of volumes in a separate folder inside its data folder.
     pub engine: Option<EngineUrl>,
     /// With an engine: `HOST:PORT` at which the other nodes reach this node. `None` if that is the
     /// address of the API.
@@ -42,9 +42,9 @@ pub struct NodeConfig {
     pub peer_encryption: PeerEncryption,
     /// Address of the API. Port 0 selects any free port.
     pub listen: SocketAddr,
-    /// URL of the warehouse, `http://HOST:PORT`. If other nodes run, it must be the URL that they
-    /// call. `None` selects the URL that the cluster has stored, or [`DEFAULT_WAREHOUSE`] if the
-    /// cluster has stored none.
+    /// URL of the warehouse: `http://HOST:PORT`, followed by the path of its routes if they have
+    /// one. If other nodes run, it must be the URL that they call. `None` selects the URL that the
+    /// cluster has stored, or [`DEFAULT_WAREHOUSE`] if the cluster has stored none.
     pub warehouse: Option<String>,
     /// Timeout of an announcement. The warehouse usually answers within 2 to 4 s.
     pub announce_timeout: Duration,
@@ -69,7 +69,8 @@ pub struct NodeConfig {
     /// Origins from which web pages may call the API, such as `https://shop.example`. The list is
     /// empty by default.
     pub cors_origins: Vec<String>,
-    /// Maximum rows per second copied to this node while slots migrate. `None` is unlimited.
+    /// Maximum rows per second copied from one source volume to a volume of this node while slots
+    /// migrate. Copies from several sources add up. `None` is unlimited.
     pub move_rows_per_second: Option<u64>,
     /// `true` if the node lends units of stores with many orders to other nodes, and borrows units
     /// of such stores for its own orders [default: `true`]. The setting has no effect with an
@@ -108,8 +109,8 @@ impl NodeConfig {
 /// The encryption of connections between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PeerEncryption {
-    /// Connections to and from nodes on other machines are encrypted. An unencrypted connection of
-    /// a node on another machine is refused.
+    /// Connections between nodes are encrypted, except to and from loopback addresses. A node
+    /// refuses an unencrypted connection of another node from any other address.
     BetweenMachines,
     /// Connections between nodes are never encrypted. The operator must keep strangers off the
     /// network between the nodes.

@@ -1,7 +1,7 @@
 //! The errors of a node and of its storage.
 //!
 //! **Invariants**
-//! - `Display` names the failed action and its object, and does not repeat the `source`.
+//! - `Display` names the failed action or the fault, and does not repeat the `source`.
 //! - Each fault that an operator can correct has a separate variant.
 //!
 //! Deliberately absent: HTTP statuses and problem types, which belong to `api::problem`.
@@ -14,11 +14,11 @@ use thiserror::Error;
 
 use crate::postgres::SessionError;
 
-/// The error for a stored row with bytes that this version of the program cannot decode.
+/// The error for bytes of a stored row or log entry that this version of the program cannot decode.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("expected {expected} at byte {offset}")]
 pub struct DecodeError {
-    /// Byte offset in the row's value.
+    /// Byte offset in the decoded bytes.
     pub offset: usize,
     /// The content expected at the offset.
     pub expected: &'static str,
@@ -28,10 +28,10 @@ pub struct DecodeError {
 /// reported to many callers.
 #[derive(Clone, Debug, Error)]
 pub enum StorageError {
-    /// The volume could not be opened.
+    /// The database of a volume could not be opened. With an engine, it is the volume's cache.
     #[error("cannot open the volume {}", folder.display())]
     Open {
-        /// The folder of the volume.
+        /// The folder of the database.
         folder: PathBuf,
         /// The error of microdb.
         source: Arc<microdb::Error>,
@@ -61,22 +61,25 @@ pub enum StorageError {
         #[source]
         fault: DecodeError,
     },
-    /// A write to the volume could not be made durable, or the volume could not be closed.
+    /// A write to the database of a volume could not be committed, or the database could not be
+    /// closed.
     #[error("cannot make a write durable")]
     Commit {
         /// The error of microdb.
         source: Arc<microdb::Error>,
     },
-    /// The operation was refused because the commit queue is full, or because the operation would
-    /// have to wait too long. The caller may try again.
+    /// The operation was refused because the commit queue is full, or because slots cannot be
+    /// sealed yet. The caller may try again.
     #[error("the commit queue is full; retry")]
     Busy,
-    /// A command or write batch was refused: the volume does not own its slots, the slots are
-    /// sealed for a migration, or another process has taken over the volume. Nothing was written.
+    /// A command or write batch was refused, and nothing was written. The volume does not own all
+    /// slots of the command or batch, one of these slots is sealed for a migration, or another
+    /// process has taken over the volume.
     #[error("the volume no longer owns the slots of this write")]
     Stale,
-    /// The engine of the volume does not answer. If a write batch was sent, its rows may or may not
-    /// have been written.
+    /// The engine of the volume does not answer or the result of a commit is unknown, or a commit
+    /// waits for space on the local disk. If a write batch was sent, its rows may or may not have
+    /// been written.
     #[error("the engine of the volume does not answer, so the change may or may not have been made; retry")]
     EngineAway,
     /// An entry of the volume's log in the engine cannot be used.
@@ -88,7 +91,7 @@ pub enum StorageError {
         reason: String,
     },
     /// The operation was refused, or ended without a result, because the volume is being closed or
-    /// is closed.
+    /// is closed, or because the task of the operation ended early.
     #[error("the volume is being closed")]
     Closed,
 }
@@ -154,8 +157,8 @@ pub enum NodeError {
         /// The description that the running node of this name published, if it could be read.
         holder: Option<String>,
     },
-    /// The ring file (`ring.json`) cannot be used, for example because it is missing, damaged or of
-    /// an unknown format.
+    /// The ring file (`ring.json`) cannot be used. For example, it is missing, damaged or of an
+    /// unknown format, or this node may not replace it.
     #[error("the ring in {} cannot be used: {reason}", path.display())]
     Ring {
         /// Path of the ring file.
@@ -206,7 +209,7 @@ pub enum NodeError {
         /// The description that the running node of this name published, if it could be read.
         holder: Option<String>,
     },
-    /// The ring names a volume, and the engine has no log of this volume.
+    /// The engine has no log of a volume that the ring or an operator names.
     #[error(
         "the engine {url} has no log of volume {volume}, and the volume has orders; restore the engine from its newest backup"
     )]
@@ -222,7 +225,7 @@ pub enum NodeError {
         /// The error of the background task.
         source: Arc<NodeError>,
     },
-    /// The node was not admitted: it does not serve its own volume in time. For example, no
+    /// The node was not admitted: it did not serve its own volume in time. For example, no
     /// coordinator has assigned the volume to it.
     #[error("the node {name} was not admitted by the nodes that run on this data folder; see their logs")]
     NotAdmitted {

@@ -1,8 +1,9 @@
 //! A node as a process of this machine: its HTTP server, its data folder, its clock.
 //!
 //! **Invariants**
-//! - The warehouse, the origins, and the node's name, weight and zone are checked before anything
-//!   is written. A start that fails one of these checks leaves the data folder unchanged.
+//! - The form of the warehouse's URL, the origins, and the node's name, weight and zone are checked
+//!   before anything is written. A start that fails one of these checks leaves the data folder
+//!   unchanged.
 //! - A stop hands volumes over before the HTTP server stops. The remaining volumes are closed
 //!   afterwards.
 //!
@@ -166,7 +167,7 @@ impl Node {
 
     /// Returns a function that renders the number of slots of each volume, as this node sees them
     /// at the time of the call, and the progress of a migration that this node coordinates. The
-    /// text is empty while this node serves the only volume.
+    /// text is empty while this node serves the only volume and no migration is under way.
     pub fn overview(&self) -> impl Fn() -> String + Send + use<> {
         let cluster = Arc::clone(self.member.cluster());
         move || {

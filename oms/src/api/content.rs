@@ -6,8 +6,8 @@
 //! gzip layers, is answered with 415.
 //!
 //! **Invariants**
-//! - A body is rejected if no byte arrives for `SILENCE_MAX`, or if its average rate is below
-//!   `BYTES_PER_SECOND_MIN` after `GRACE`.
+//! - A body is rejected if no byte arrives for `SILENCE_MAX`, or if the time spent waiting for it
+//!   exceeds `GRACE` plus one second for each `BYTES_PER_SECOND_MIN` bytes received.
 //! - The route's size limit applies to the body as received and to the total output of each gzip
 //!   layer.
 
@@ -27,10 +27,11 @@ use crate::api::problem::Problem;
 
 /// Longest pause within a body before the request is rejected.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
-/// Time during which a body may arrive at any rate. The minimum average rate applies afterwards.
+/// Time that a body may take in addition to the time that the minimum rate allows for its bytes.
 const GRACE: Duration = Duration::from_secs(20);
-/// Minimum average rate of a body after `GRACE`, in bytes per second. At this rate a typical stock
-/// snapshot of 22 MB takes eleven minutes, and a snapshot of the maximum size takes almost an hour.
+/// Minimum rate of a body in bytes per second: all bytes received, divided by the time spent
+/// waiting for them beyond `GRACE`. At this rate a typical stock snapshot of 22 MB takes eleven
+/// minutes, and a snapshot of the maximum size takes almost an hour.
 const BYTES_PER_SECOND_MIN: u32 = 32 * 1_024;
 /// Maximum number of gzip layers around one body.
 const LAYERS_MAX: usize = 2;
@@ -88,8 +89,8 @@ impl<B: RequestBody> Pieces<B> {
         self.body.is_end_stream()
     }
 
-    /// Returns the longest wait for the next piece: `SILENCE_MAX`, or less if the minimum average
-    /// rate allows only a shorter wait.
+    /// Returns the longest wait for the next piece: `SILENCE_MAX`, or less if `GRACE` and the
+    /// minimum rate allow only a shorter wait.
     fn wait_max(&self) -> Duration {
         let earned = Duration::from_secs(self.bytes as u64) / BYTES_PER_SECOND_MIN;
         let left = (GRACE + earned).saturating_sub(self.waited);

@@ -1,8 +1,8 @@
 //! Requests of browsers for pages of other origins (CORS). By default, such a page can neither read
 //! a response nor change anything.
 //!
-//! The API has no authentication. So a page of an allowed origin can place and cancel orders at any
-//! node that the user's browser can reach.
+//! The API has no authentication. So a page of an allowed origin can place and cancel orders at
+//! each node that allows the origin and that the user's browser can reach.
 //!
 //! **Invariants**
 //! - A request that may change something is refused if its page has neither an allowed origin nor

@@ -2,8 +2,8 @@
 //! pages.
 //!
 //! **Invariants**
-//! - A cluster of one node merges the page of its one volume with the same code. So its responses
-//!   have the same fields in the same order as those of several nodes.
+//! - In a cluster with one volume, the page of that volume passes through the same code. So the
+//!   responses have the same fields in the same order as with several volumes.
 //! - The field `next` of a page is the cursor of the next page. It is set if the volumes returned
 //!   more entries than the page has, or if a volume has unread orders. Otherwise it is null.
 //!
@@ -188,7 +188,8 @@ pub(super) struct ReservationPage {
 /// A page of orders.
 #[derive(Serialize, ToSchema)]
 pub(super) struct OrderPage {
-    /// The orders, sorted by time of arrival.
+    /// The orders of all volumes, merged by time of arrival. Orders that moved from another volume
+    /// may come later.
     #[schema(value_type = Vec<Current<'static>>)]
     orders: Vec<Box<RawValue>>,
     /// The cursor of the next page; null if there is no next page.
@@ -317,7 +318,7 @@ struct Source {
 }
 
 /// Merges pages of orders by time of arrival. Orders of one volume keep their relative order. If
-/// further or unread orders exist, the result has a cursor after the last returned order.
+/// further or unread orders exist, the result has the cursor of the next page.
 fn merge_orders(pages: Vec<(NodeName, Position, OrdersPage)>, limit: usize) -> Merged<Cursor> {
     let mut sources: Vec<Source> = pages
         .into_iter()

@@ -5,7 +5,7 @@
 //! number of nodes. While this node serves the only volume and no slots move, the operation reads
 //! the body as it arrives. Otherwise a body is read completely first. So the call can be repeated
 //! within `ROUTING_TIMEOUT` while another process takes over the volume or a slot moves. A stock
-//! upload is split by `stock_fan_out`.
+//! upload is split by `stock_fan_out` in this case, with a separate timeout.
 //!
 //! **Invariants**
 //! - Commands and reads for another node are sent over the channel, built from the parsed
@@ -224,9 +224,9 @@ async fn answer_among(
     Ok(long(response))
 }
 
-/// Executes a request once if this node serves its volume. Returns `None` if another node serves
-/// the volume, or if the slot or the volume moves. In these cases the caller routes the request
-/// with `ClusterHandle::perform`.
+/// Executes a request once if this node serves its volume. Returns `None` if this node does not
+/// serve the volume now, or if the slot or the volume moves. In these cases the caller routes the
+/// request with `ClusterHandle::perform`.
 ///
 /// Requests of clients that send each request to its owner end here. So this function neither boxes
 /// the response nor waits for changes of the topology.
@@ -364,8 +364,8 @@ impl Errand for VolumeErrand {
 }
 
 /// Classifies a response as the result of an attempt. Status 421 means that the slot or its volume
-/// moved. The epoch of the refusal is the epoch in the response's headers. Without such a header it
-/// is `epoch`, the epoch of the ring by which the call was routed.
+/// moved. The epoch of the refusal is the epoch in the response's headers, or `epoch` without such
+/// a header.
 fn attempt(response: Response<Body>, epoch: u64) -> Attempt<Response<Body>> {
     if response.status() == StatusCode::MISDIRECTED_REQUEST {
         let epoch = epoch_of(response.headers()).unwrap_or(epoch);
@@ -375,8 +375,9 @@ fn attempt(response: Response<Body>, epoch: u64) -> Attempt<Response<Body>> {
 }
 
 /// Sends a call to a volume, on this node or another node. Repeats it while the volume moves or
-/// does not answer, until the deadline `until`. Fails earlier if the volume is missing or no longer
-/// in the ring, or if its node answers neither calls nor pings.
+/// does not answer, until the deadline `until`. Fails earlier if the volume is no longer in the
+/// ring, if this node must serve it but it is missing, or if its node answers neither calls nor
+/// pings.
 pub(crate) async fn call_volume(
     cluster: &Arc<ClusterHandle>,
     volume: impl Fn(&Topology) -> Option<NodeName>,

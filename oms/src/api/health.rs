@@ -52,7 +52,8 @@ pub(crate) struct VolumeHealth {
     transactors: usize,
     transactor_panics: u64,
     up_since_ms: u64,
-    /// `true` if a commit failed. The volume then accepts no more writes.
+    /// `true` if the local database failed in the last commit, or rejects rows now because the disk
+    /// is full.
     has_failed: bool,
 }
 
@@ -121,9 +122,10 @@ impl VolumeHealth {
 #[serde(rename_all = "lowercase")]
 #[schema(as = ClusterStatus)]
 enum Status {
-    /// Every volume takes writes.
+    /// Every volume answers, and the local database of each volume works.
     Ok,
-    /// A volume takes no writes, is missing or does not answer.
+    /// A volume is missing or does not answer, or its local database failed in the last commit or
+    /// rejects rows because the disk is full.
     Degraded,
 }
 

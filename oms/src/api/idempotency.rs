@@ -2,8 +2,9 @@
 //! response to the first request.
 //!
 //! Orders and payments are idempotent without the header, by their id and content. A client that
-//! sends a key gets the stored status and body again, for at least a day. If the key is used again
-//! for another request, the response is 409.
+//! sends a key gets the stored status and body again, for at least a day. While a volume stores a
+//! response, it answers another request with the same key with 409. Other volumes do not know the
+//! key.
 //!
 //! **Invariants**
 //! - Only final responses of commands are stored: successes and conflicts (409). After any other

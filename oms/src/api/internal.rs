@@ -48,7 +48,7 @@ use crate::volume::server::VolumeServer;
 /// Maximum number of characters that an error quotes from a response with an error status.
 const REFUSAL_CHARS_MAX: usize = 300;
 
-/// Progress of the migration of slots to a volume, or to all volumes of a node, in rows.
+/// Progress of the migration of slots to a volume, or the sum over several volumes, in rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CopyProgress {
     /// Number of rows copied so far.
@@ -366,7 +366,8 @@ async fn export(
 
 /// Sends a question to a volume, on this node or another node. Repeats it while the volume moves or
 /// does not answer, until the deadline `until`. Fails earlier if the volume responds with an error
-/// status, is missing or no longer in the ring, or if its node answers neither calls nor pings.
+/// status other than 421 or is no longer in the ring, if this node must serve it but it is missing,
+/// or if its node answers neither calls nor pings.
 pub(crate) async fn ask_volume<Q: VolumeQuestion>(
     cluster: &Arc<ClusterHandle>,
     volume: impl Fn(&Topology) -> Option<NodeName>,

@@ -7,8 +7,8 @@
 //! **Invariants**
 //! - A body that cannot be parsed or has an invalid value gets a 400 that names the field or states
 //!   the fault of the body.
-//! - Values that are not whole numbers are rejected, and values that a JSON reader with `f64`
-//!   numbers would round.
+//! - A number is rejected if it is not whole, or if a JSON reader with `f64` numbers would round
+//!   it.
 //!
 //! Schema validation by a library is absent, because parsing is on the hot path of orders.
 
@@ -253,7 +253,8 @@ fn not_an_object() -> Problem {
     Problem::body("the body must be a JSON object")
 }
 
-/// Returns a problem that names the invalid field of a rejected body.
+/// Returns the problem of a rejected body. It names the invalid field, or states why the body is
+/// not a JSON object.
 fn diagnose<'a, T: Deserialize<'a>>(text: &'a str) -> Problem {
     let mut json = serde_json::Deserializer::from_str(text);
     let error = match serde_path_to_error::deserialize::<_, T>(&mut json) {

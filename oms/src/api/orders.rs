@@ -36,7 +36,7 @@ pub(super) struct Accepted<'a> {
     id: &'a OrderId,
     /// The products, as they were ordered.
     products: &'a [Line],
-    /// The store in which the units are reserved.
+    /// The store in which the units were reserved.
     #[schema(required = true, nullable = false, example = 5)]
     store_id: Option<u32>,
     /// `reserved` for an order, `paid` for a payment.
@@ -58,7 +58,7 @@ pub(super) struct Current<'a> {
     id: &'a OrderId,
     /// The products, as they were ordered.
     products: &'a [Line],
-    /// The store in which the units are reserved; null if no store has all products.
+    /// The store in which the units were reserved; null if no store had all products.
     #[schema(required = true, example = 5)]
     store_id: Option<u32>,
     /// The state of the order.
@@ -267,7 +267,7 @@ pub(crate) struct OrderEntry {
     pub(crate) order: Box<RawValue>,
 }
 
-/// A page of orders of one volume in order of arrival.
+/// A page of orders of one volume, in the sequence in which they came to the volume.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct OrdersPage {
     pub(crate) entries: Vec<OrderEntry>,

@@ -1,9 +1,10 @@
 //! Handles the requests that other nodes send on the channel.
 //!
 //! A frame of the channel carries one or more requests. All reservations of a frame at one volume
-//! are made in one pass over the stock and in one write batch. Confirmations of reservations and
-//! recalls of lent units are applied at once and get no reply. Every other request runs in a
-//! separate task. Group commit lets these tasks share a sync, as it does for client requests.
+//! are made in one pass over the stock and in one write batch. If this node serves the volume,
+//! confirmations of reservations and recalls of lent units are applied at once and get no reply.
+//! Every other request runs in a separate task. Group commit lets these tasks share a sync, as it
+//! does for client requests.
 //!
 //! **Invariants**
 //! - A request about a volume that this node does not serve gets `Moved` with the epoch of this

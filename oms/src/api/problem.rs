@@ -176,7 +176,7 @@ impl Problem {
     }
 
     /// Returns the problem 421: the data of the request is at another volume or node now, or on its
-    /// way there. The node that received the client's request routes it again.
+    /// way there. The node that received the client's request routes it again or responds 503.
     pub(crate) fn moved() -> Problem {
         let detail = "the order or store is being moved to another node; retry";
         Problem::new(Kind::Moved, detail)

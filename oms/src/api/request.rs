@@ -6,7 +6,8 @@
 //! a request alike.
 //!
 //! **Invariants**
-//! - An operation contains no header of the client. Calls between nodes are built from operations.
+//! - An operation contains no header of the client. Calls between nodes are built from operations
+//!   and, for a command, from its body and idempotency key.
 //! - Requests are checked in a fixed order: path, method, query names, path values, query values.
 
 use std::borrow::Cow;
@@ -86,7 +87,7 @@ pub(crate) enum Command {
 /// A read that merges the responses of all volumes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum List {
-    /// Orders, sorted by time of arrival.
+    /// Orders, merged by time of arrival (`fan_out::merge_orders`).
     Orders(OrdersQuery),
     /// Reservations, sorted by order id.
     Reservations(ListQuery<OrderId>),

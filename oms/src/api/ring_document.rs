@@ -38,7 +38,8 @@ struct Owner<'a> {
 struct RingDocument<'a> {
     #[serde(flatten)]
     ring: &'a Ring,
-    /// The serving node of each volume. A volume that no node serves at the moment is left out.
+    /// The node that is assigned to serve each volume. A volume is left out if no node is assigned,
+    /// or if the address of its node is not known.
     owners: BTreeMap<&'a NodeName, Owner<'a>>,
 }
 

@@ -1,9 +1,10 @@
 //! The HTTP server: accepts connections and recognizes their protocol. Clients use HTTP/1.1 or
-//! HTTP/2 without TLS. Nodes use the channel or HTTP/2, which are encrypted between machines unless
-//! the operator turns the encryption off.
+//! HTTP/2 without TLS. Nodes use the channel or HTTP/2. In a cluster on an engine, both are
+//! encrypted between machines unless the operator turns the encryption off.
 //!
 //! **Invariants**
-//! - The numbers of connections and of requests in progress are bounded.
+//! - The numbers of connections and of HTTP requests in progress are bounded. Only probes are
+//!   answered above the bound of requests.
 //! - A connection is closed if its first bytes or, with HTTP/1.1, its next complete request head do
 //!   not arrive within `HEAD_TIMEOUT`.
 //! - An HTTP connection is closed if its client reads nothing of a response for `WRITE_PAUSE_MAX`.
@@ -110,8 +111,8 @@ impl ConnectionHandler {
         Arc::clone(&self.api.cluster) as Arc<dyn Service>
     }
 
-    /// Returns the error for an unencrypted connection from a node on another machine. Only the
-    /// first such connection is logged.
+    /// Returns the error for an unencrypted connection from a node on another machine. Logs a
+    /// warning for the first such connection only.
     fn refusal(&self) -> LinkError {
         if !self.has_refused.swap(true, Ordering::Relaxed) {
             tracing::warn!(

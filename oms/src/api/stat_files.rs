@@ -1,11 +1,12 @@
-//! Imports statistics files in a cluster on an engine, where each node has a separate data folder.
-//! Every node scans its folder and sends the files to the volume that owns the statistics.
+//! Imports statistics files in a cluster on an engine, where nodes may run on several machines.
+//! Each node scans its statistics folder, unless another process scans that folder, and sends the
+//! files to the volume that owns the statistics.
 //!
 //! **Invariants**
 //! - A file is identified by the id of its folder and its name. So files with one name in the
 //!   folders of two nodes are both counted, and a file that is sent twice is counted once.
-//! - A node deletes a file only after the volume has confirmed that the sums of the file are
-//!   durable.
+//! - A node deletes a file only after the volume has confirmed that the sums of this file, or of an
+//!   earlier file with the same name in this folder, are durable.
 //! - An import that has begun at the volume is finished, even if the sending node no longer waits.
 //!
 //! The module `volume::jobs::stat_import` decides when a file is complete.

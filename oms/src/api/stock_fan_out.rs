@@ -1,15 +1,16 @@
-//! Stock uploads for several volumes: the receiving node reads the body once and splits it by
-//! store. Each volume applies its part.
+//! Stock uploads, except at a node that serves the only volume while no slots move: the receiving
+//! node reads the body once and splits it by store. Each volume applies its part.
 //!
 //! **Invariants**
 //! - Each volume of the ring is asked to accept the upload before the body is read. No part is sent
 //!   before all lines are read.
 //! - Each volume replaces the quantities in memory in one step. After a crash, only some stores may
 //!   have their new quantities (`stock_upload::apply`).
-//! - A failed part is sent again for up to `APPLY_TIMEOUT`, unless it was rejected, its volume is
-//!   missing or its node is silent (answers neither calls nor pings). If the upload fails after a
-//!   part with stores was confirmed, or after a part may have been applied without a confirmation,
-//!   the problem `partly-applied` lists the stores of confirmed parts and all other stores.
+//! - Failed parts are sent again for up to `APPLY_TIMEOUT`. The upload fails earlier if a part is
+//!   rejected, if this node must serve a volume that is missing, or if a node is silent (answers
+//!   neither calls nor pings). If the upload fails after a part with stores was confirmed, or after
+//!   a part may have been applied without a confirmation, the problem `partly-applied` lists the
+//!   stores of confirmed parts and all other stores.
 //! - Each part names all products of the upload, also products without a line for the part's
 //!   stores, because a volume's stock has a cell for each pair of product and store.
 //!
@@ -48,7 +49,7 @@ const APPLY_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest pause before failed parts are sent again. A change of the topology ends the pause early.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 
-/// Handles `PUT /stocks` with several volumes.
+/// Handles `PUT /stocks`, except at a node that serves the only volume while no slots move.
 pub(crate) async fn replace(
     cluster: &Arc<ClusterHandle>,
     headers: &HeaderMap,
@@ -75,7 +76,7 @@ pub(crate) async fn replace(
     fan_out.answer(lines).await
 }
 
-/// Handles `PATCH /stocks` with several volumes.
+/// Handles `PATCH /stocks`, except at a node that serves the only volume while no slots move.
 pub(crate) async fn change(
     cluster: &Arc<ClusterHandle>,
     headers: &HeaderMap,
@@ -286,8 +287,8 @@ impl StockFanOut {
                     failures.reason = Some("some stores are being moved to another node; retry".to_owned());
                 }
                 Ok(Attempt::Done(response)) if response.status().is_server_error() => {
-                    // A volume writes its part store by store, so an internal error may follow
-                    // after some stores. A busy volume has applied nothing.
+                    // A volume may write its part in several batches, so an internal error may
+                    // follow after some stores. A status 503 is treated as nothing applied.
                     failures.is_unknown |= response.status() != StatusCode::SERVICE_UNAVAILABLE;
                     failures.reason = Some(format!("{volume} answered {}", response.status()));
                 }

@@ -235,7 +235,7 @@ pub(super) fn no_lines() -> Problem {
     Problem::body("the body has no lines; to empty a stock, send its lines with quantity 0")
 }
 
-/// Handles `PUT /stocks` in a cluster with only one volume.
+/// Handles `PUT /stocks` at a node that serves the only volume while no slots move.
 pub(super) async fn put(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Json, Problem> {
     content::check_length(headers, STOCK_BYTES_MAX)?;
     check_content_type(headers)?;
@@ -364,8 +364,8 @@ async fn run_to_completion<T: Send + 'static>(
     done.map_err(|error| Problem::internal(error.to_string()))?
 }
 
-/// Handles `PATCH /stocks` in a cluster with only one volume. Each line replaces the quantity on
-/// hand of a product in a store, as of the present moment.
+/// Handles `PATCH /stocks` at a node that serves the only volume while no slots move. Each line
+/// replaces the quantity on hand of a product in a store, as of the present moment.
 pub(super) async fn patch(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Result<Json, Problem> {
     content::check_length(headers, PATCH_BYTES_MAX)?;
     check_content_type(headers)?;

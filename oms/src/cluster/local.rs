@@ -3,7 +3,7 @@
 //! | path | content |
 //! | --- | --- |
 //! | `nodes/NAME.lock` | held by the process that runs the node NAME |
-//! | `nodes/NAME.json` | the description that node NAME published; removed when the node stops |
+//! | `nodes/NAME.json` | the description that node NAME published; removed at an orderly stop |
 //! | `coordinator.lock` | held by the process that may replace the cluster's state |
 //! | `ring.json` | the cluster's state; written to a temporary file, synced, and renamed |
 //! | `secret` | authenticates nodes to each other; only the file's owner can read it |

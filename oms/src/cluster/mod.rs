@@ -8,18 +8,19 @@
 //!    queued. If the slot is sealed or elsewhere, the command is rejected (`OrderError::Moved`) and
 //!    routed again.
 //! 3. The cluster's state, with the ring, is the only authority. Its replacement is the commit
-//!    point of every change, and only the coordinator may replace it.
+//!    point of every change, and only the coordinator may replace it. On an engine, a process
+//!    becomes the coordinator by such a replacement.
 //! 4. If a volume contains rows of a slot that it does not own, these rows are never served.
 //!
-//! **States.** For a volume, a slot is *here*, *sealed* (still here, but accepting no writes during
-//! a move) or *elsewhere*. A move is *begun* while `moving` in the state contains the next ring.
-//! The move is *committed* once the next ring has become the ring, and *undone* if `moving` is
-//! emptied and the ring stays unchanged.
+//! **States.** For a volume, a slot is *here*, *sealed* (still here, but accepting no writes,
+//! during a move or before the volume is closed) or *elsewhere*. A move is *begun* while `moving`
+//! in the state contains the next ring. The move is *committed* once the next ring has become the
+//! ring, and *undone* if `moving` is emptied and the ring stays unchanged.
 //!
 //! **Crash at any step.**
 //! - Before the move is committed, the copied rows belong to slots that the target does not own, so
-//!   no process serves them. Stock rows are staged in the table `arriving`. The next coordinator
-//!   removes `moving`, the source unseals its slots, and the target deletes the copy.
+//!   no process serves them. Stock rows are staged in the table `arriving`. The coordinator, or the
+//!   next one, removes `moving`, the source unseals its slots, and the target deletes the copy.
 //! - After the move is committed, the target activates the copied rows and the source deletes its
 //!   rows. If a process crashes first, the next process that opens its volume does this work. No
 //!   second move begins before all volumes have finished.
@@ -111,11 +112,13 @@ pub(crate) enum Event {
     Leave(NodeName),
     /// An operator sets another warehouse for the cluster.
     Warehouse(WarehouseUrl),
-    /// An operator adds another engine that may store volumes, with this name and URL.
+    /// An operator adds an engine that may store volumes, with this name and URL. The name may be
+    /// known with another URL, which this URL replaces.
     Engine(String, String),
     /// Another process has become the coordinator, so this process no longer is.
     Deposed,
-    /// Another process has taken the name of this node, so this process must end.
+    /// Another process has taken the name of this node, or the row of this node in the engine was
+    /// removed. So this process must end.
     Replaced,
     /// The cluster's state has changed.
     Changed,
@@ -157,7 +160,7 @@ pub(crate) trait Membership: Send + Sync {
 
     /// Stands for election as the coordinator. Sends `Event::Elected` when this process becomes the
     /// coordinator, or at once if it is the coordinator already. On an engine, `Event::Deposed`,
-    /// `Event::Replaced` and `Event::Changed` go to `events` too.
+    /// `Event::Replaced`, `Event::Changed` and `Event::Hello` go to `events` too.
     fn stand(self: Arc<Self>, events: tokio::sync::mpsc::UnboundedSender<Event>);
 
     /// Removes this node's description, because the node will stop. The coordinator then gives the
@@ -220,8 +223,8 @@ pub(crate) trait Volumes: Send + Sync {
     /// `NodeError::is_missing_volume` if an existing volume was expected and is not found.
     fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>>;
 
-    /// Tells the next server of a volume that this process has closed the volume. Must be called
-    /// after the volume was closed.
+    /// On an engine, tells the next server of a volume that this process has closed the volume.
+    /// Must be called after the volume was closed.
     fn release(self: Arc<Self>, _volume: NodeName) -> Soon<'static, ()> {
         Box::pin(std::future::ready(Ok(())))
     }

@@ -7,8 +7,8 @@
 //!
 //! **Silent nodes.** If a call with a timeout of at least 2 s has no answer half a second before
 //! its timeout, the node is pinged. If the ping is not answered in time either, the node is
-//! *silent* until it answers a ping. Its process is paused or hangs, but the cluster still treats
-//! the node as running.
+//! *silent* until it answers a ping. Usually its process is paused or hangs, while the cluster
+//! still treats the node as running.
 //! - For one second after the failed ping, calls to the node fail at once.
 //! - After that second, a call to the node is preceded by another ping. So a silent node delays a
 //!   request by half a second instead of the caller's whole timeout.
@@ -53,8 +53,8 @@ use crate::runtime::trace::{self, Begun, FinishedSpan, SpanKind, SpanOutcome, Tr
 /// Header with the cluster's secret. On unencrypted connections, a node accepts calls under
 /// `/peer/` only with this header.
 pub(crate) const SECRET: HeaderName = HeaderName::from_static("x-imt-secret");
-/// Header with the epoch of a ring. A call that was routed by a ring has the epoch of that ring. A
-/// refusal with status 421 has the epoch of the refusing node's ring.
+/// Header with the epoch of a ring. A `VolumeErrand` contains the epoch of the ring by which its
+/// volume was chosen. A refusal with status 421 contains the epoch of the refusing node's ring.
 pub(crate) const EPOCH: HeaderName = HeaderName::from_static("x-imt-epoch");
 /// Time after a failed ping during which calls to the silent node fail at once.
 const SILENCE_DURATION: Duration = Duration::from_secs(1);

@@ -167,9 +167,9 @@ impl ClusterState {
     /// Assigns the volumes of the ring and of the running nodes (`alive`) to running nodes. The
     /// volume of a leaving node that is no member any more is removed. The first choice is the
     /// volume's own node, then its present server, then its follower, then the node with the fewest
-    /// volumes. The last two choices exclude leaving nodes. If only leaving nodes run, the first by
-    /// name is chosen. A move is undone if one of its volumes gets another server or none, and
-    /// continues otherwise. Returns `None` if nothing changes.
+    /// volumes. The last two choices exclude leaving nodes. If they leave no node, the first
+    /// running node by name is chosen. A move is undone if one of its volumes gets another server
+    /// or none, and continues otherwise. Returns `None` if nothing changes.
     pub(crate) fn with_nodes(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
         let mut next = self.clone();
         // A node that is no longer a member is removed from `leaving` once its process has ended.

@@ -54,8 +54,8 @@ const CLEANUP_QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Timeout of a copy round between a source and a target. It may be this long, because the source
 /// serves the slots during the round.
 const COPY_TIMEOUT: Duration = Duration::from_secs(6 * 3_600);
-/// Timeout of the last copy round, in which the slots are sealed. Commands for orders in these
-/// slots wait during the round.
+/// Timeout of the last copy round, in which the slots are sealed. Commands for orders and stores in
+/// these slots wait during the round.
 const SEALED_COPY_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest duration of a copy round after which the slots are sealed. After a round this short, few
 /// changes are left to copy.
@@ -74,8 +74,8 @@ const SILENT_READS_MAX: u32 = 10;
 /// Number of consecutive progress reads that find a target idle, after which the coordinator treats
 /// the copy request to this target as lost.
 const IDLE_READS_MAX: u32 = 3;
-/// Pause before the next round, after a round failed, or after a migration failed, was interrupted
-/// or could not begin.
+/// Longest pause before the next round, after a round failed, or after a migration failed, was
+/// interrupted or could not begin. An event ends the pause early.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// Pause between two requests that ask a volume if the rows of earlier migrations are removed.
 const CLEANUP_QUESTION_PAUSE: Duration = Duration::from_millis(20);

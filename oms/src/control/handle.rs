@@ -2,9 +2,9 @@
 //!
 //! **Invariants**
 //! - Each try to execute a request uses one topology from its beginning to its end.
-//! - While this node serves the cluster's only volume, requests go directly to its server, which
-//!   consumes their bodies. Such a request keeps its topology until it ends. It cannot be repeated
-//!   at another volume, so `earlier_requests` waits for its end.
+//! - While this node serves the cluster's only volume and no slots move, requests go directly to
+//!   its server, which consumes their bodies. Such a request keeps its topology until it ends. It
+//!   cannot be repeated at another volume, so `earlier_requests` waits for its end.
 //!
 //! Deliberately absent: delivery of a request to its volume (`errand`), and HTTP (`api`).
 
@@ -27,7 +27,8 @@ use crate::runtime::watch;
 use crate::volume::app::SNAPSHOTS_ARRIVING_MAX;
 use crate::volume::migration::target::Imported;
 
-/// Longest time for a request to reach its volume and get an answer.
+/// Longest time for a routed request to reach its volume and get an answer. The parts of a stock
+/// upload have another timeout.
 pub(crate) const ROUTING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for requests of an earlier topology before slots are sealed.
 const EARLIER_REQUESTS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -58,7 +59,7 @@ pub(crate) struct ClusterHandle {
     topology: RwLock<Arc<Topology>>,
     earlier: Mutex<Vec<Weak<Topology>>>,
     changed: Notify,
-    /// Limits the number of concurrent stock uploads while the cluster has several volumes.
+    /// Limits the number of concurrent stock uploads that `api::stock_fan_out` handles.
     pub(crate) snapshot_turns: Semaphore,
     /// Copies of the stock of volumes that other nodes serve.
     pub(crate) stock_copies: StockCopies,

@@ -136,8 +136,9 @@ impl Member {
         if others.iter().all(|node_info| node_info.name == cluster.me) {
             return;
         }
-        // Each volume is still served while its checkpoint is written. Afterwards, closing writes
-        // little and the next node replays little, so the time without service is short.
+        // Each volume is still served while a checkpoint of its database is written. Afterwards,
+        // closing writes little. In a data folder, the next node also replays little. So the time
+        // without service is short.
         for server in cluster.topology().servers.values() {
             if let Err(error) = server.checkpoint().await {
                 tracing::warn!(volume = %server.volume, error = with_causes(&error), "no checkpoint written before the hand-over");

@@ -67,7 +67,7 @@ fn announce(ring: &Ring) {
     tracing::info!(epoch = ring.epoch().0, "ring changed: {}", shares.join(", "));
 }
 
-/// Restarts a volume server after a change of its slots that no migration has prepared.
+/// Restarts a volume server after a change of its slots that it cannot apply while it runs.
 async fn restart(
     context: &NodeContext,
     cluster: &Arc<ClusterHandle>,

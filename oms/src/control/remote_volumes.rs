@@ -27,12 +27,13 @@ use crate::runtime::seeded::seeded;
 use crate::volume::remote_stock::{Answer, RemoteVolumes};
 use crate::volume::state::OrderError;
 
-/// Timeout of a question to another volume. Shorter than `ROUTING_TIMEOUT`, the timeout of the
-/// client's request that created the order, so that the client still gets a response.
+/// Timeout of a question to another volume, except for a borrower's request. Shorter than
+/// `ROUTING_TIMEOUT`, the timeout of the client's request that created the order, so that the
+/// client still gets a response.
 const REMOTE_CALL_TIMEOUT: Duration = Duration::from_millis(4_500);
 
-/// Timeout of a request to a store's owner for a loan of units. It may be short, because the
-/// borrower repeats each request until it is answered.
+/// Timeout of a borrower's request about units of a store (`Question::Allot`). It may be short,
+/// because the borrower repeats each request until it is answered.
 const ALLOT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The client through which one volume reaches all other volumes.

@@ -46,7 +46,7 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 #[derive(Default)]
 pub(crate) struct StockCopies(Mutex<BTreeMap<NodeName, Arc<StockCopy>>>);
 
-/// The result of a search in a copy.
+/// The result of a search in a copy, or in a volume that this process serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Found {
     /// The volume's store with the lowest id that has the units; `None` if no store has them.
@@ -189,7 +189,7 @@ impl Following {
     }
 
     /// Requests changes from the owner once and applies them. If the owner sends its layout
-    /// instead, reads the whole stock. Returns `None` if that failed.
+    /// instead, reads the whole stock. Returns `None` after a request without a usable answer.
     async fn follow_once(&self, cluster: &Arc<ClusterHandle>) -> Option<()> {
         let (known, has_content) = {
             let content = self.copy.content();

@@ -27,7 +27,8 @@ pub(crate) enum VolumeLocation<'a> {
         address: SocketAddr,
     },
     /// The volume cannot be reached: no node is assigned to it, the address of the assigned node is
-    /// unknown, or this node is assigned and has not opened it yet. Contains the assigned node.
+    /// unknown, or this node is assigned and does not have the volume open. Contains the assigned
+    /// node.
     Nowhere(Option<&'a NodeName>),
 }
 
@@ -41,7 +42,8 @@ pub(crate) struct Topology {
     /// The server of the cluster's only volume. `None` if the cluster has several volumes, a
     /// migration is under way, or this node does not serve the volume.
     pub(crate) alone: Option<Arc<VolumeServer>>,
-    /// Address of the server of each volume as a header value, rendered once for all responses.
+    /// Address of the node to which each volume is assigned, as a header value that is rendered
+    /// once for all responses. Volumes without a known address are absent.
     addresses: BTreeMap<NodeName, HeaderValue>,
 }
 
@@ -85,7 +87,8 @@ impl Topology {
         Some((node, node_info.address))
     }
 
-    /// Returns the address of a volume's server as the value of the header `X-Imt-Owner`.
+    /// Returns the address of the node to which a volume is assigned, as the value of the header
+    /// `X-Imt-Owner`. `None` if the address is unknown.
     pub(crate) fn owner_header(&self, volume: &NodeName) -> Option<&HeaderValue> {
         self.addresses.get(volume)
     }
@@ -105,7 +108,7 @@ impl Topology {
         self.ring.members().iter().map(imt_ring::Member::name)
     }
 
-    /// Returns the volumes that are assigned to this node, including those that are not open yet.
+    /// Returns the volumes that are assigned to this node, including those that are not open.
     pub(crate) fn to_serve(&self) -> impl Iterator<Item = &NodeName> {
         let serving = self.state.serving.iter();
         serving

@@ -2,7 +2,8 @@
 //!
 //! **Invariants**
 //! - Usable units are in memory only. A new server of the volume starts with none. Its first
-//!   requests enter the orders of the earlier server and return all other units of that server.
+//!   requests about a store enter the orders of the earlier server and return all other units of
+//!   that server.
 //! - Units become unusable before a request returns them. Granted units become usable only when the
 //!   owner's answer arrives.
 //! - A request is repeated unchanged until the owner answers it or a new incarnation begins.
@@ -41,8 +42,8 @@ pub(crate) const TARGET_FIRST: u32 = if cfg!(test) { 2 } else { 32 };
 const TARGET_MAX: u32 = 1 << 16;
 /// Number of allotments from which on a volume does not begin to borrow from a further hot store.
 const STORES_MAX: usize = 16;
-/// Maximum number of products in one loan. Every request writes the row of the loan, which has 128
-/// KiB with this many products.
+/// Maximum number of products in one loan. Every change of a loan writes its row, which has 128 KiB
+/// with this many products.
 pub(crate) const CELLS_MAX: usize = 16 << 10;
 /// Maximum number of products in the list of wanted units of one request.
 const WANTED_MAX: usize = 4_096;
@@ -54,8 +55,9 @@ const SPENT_LINES_MAX: usize = 64 << 10;
 /// Number of orders to be entered at which a request is sent at once, instead of after
 /// `ENTER_WITHIN_MS`.
 const SPENT_SOON: usize = 256;
-/// Interval of the requests that enter orders at the owner or ask for units, in milliseconds. It is
-/// shorter if many orders are to be entered, and longer if the owner does not answer.
+/// Minimum interval of new requests about one store, in milliseconds. It does not apply while units
+/// of the store are to be returned, if `SPENT_SOON` orders are to be entered, or if a request must
+/// be sent (`must_ask`).
 const ENTER_WITHIN_MS: u64 = 100;
 /// Time without an order that uses a store, after which all borrowed units of the store are
 /// returned, in milliseconds.
@@ -79,7 +81,7 @@ struct Allotment {
     cells: BTreeMap<u32, Cell>,
     /// Recalled units, which the next request returns.
     recalled: BTreeMap<u32, u32>,
-    /// Products of which the next request asks for more units.
+    /// Products of which the next requests that may borrow ask for more units.
     low: BTreeSet<u32>,
     /// Number of orders that took units of this store and are not durable yet.
     queued: usize,
@@ -102,9 +104,9 @@ struct Allotment {
 }
 
 impl Allotment {
-    /// Returns `true` if the next request must clear the loan, but may not be made now. This
-    /// request returns all units except for those of the orders in it. So it must wait for orders
-    /// that took units and are not durable yet.
+    /// Returns `true` if no new request may be made now: the loan is not clear yet, and an order
+    /// that took units is not durable yet. A request that clears the loan returns all units except
+    /// those of the orders in it, so it must wait for this order.
     fn is_blocked(&self) -> bool {
         !self.is_clear && self.queued > 0
     }
@@ -192,10 +194,11 @@ impl Allotments {
     }
 
     /// Records a reservation that was made by a message to the store's owner, while borrowing is
-    /// on. If the store has an allotment, the next request asks for more units. Otherwise the
-    /// reservation is counted: `HOT_AFTER` reservations within `WINDOW_MS` begin an allotment of
-    /// the store, if there are fewer than `STORES_MAX`. At most `STORES_MAX` stores are counted at
-    /// a time. Returns `true` if borrowing is on and the store has an allotment afterwards.
+    /// on. If the store has an allotment, a later request may ask for more units (`note_missing`).
+    /// Otherwise the reservation is counted: `HOT_AFTER` reservations within `WINDOW_MS` begin an
+    /// allotment of the store, if there are fewer than `STORES_MAX` allotments. At most
+    /// `STORES_MAX` stores are counted at a time. Returns `true` if borrowing is on and the store
+    /// has an allotment afterwards.
     pub(crate) fn note_reserved(&mut self, store: u32, lines: &[Line], now_ms: u64) -> bool {
         if !self.is_on {
             return false;
@@ -232,8 +235,9 @@ impl Allotments {
         is_hot
     }
 
-    /// Records that the borrowed units did not suffice for an order, so that the next request asks
-    /// for more.
+    /// Makes a later request ask for more units of the products of which too few units are usable
+    /// for an order. Skips products with a pause and products beyond `CELLS_MAX`. While nothing may
+    /// be borrowed, records only the time of use.
     fn note_missing(&mut self, store: u32, lines: &[Line], now_ms: u64) {
         let is_paused = self.is_paused(now_ms);
         let Some(allotment) = self.stores.get_mut(&store) else {
@@ -356,8 +360,10 @@ impl Allotments {
         self.suspended_until_ms = self.suspended_until_ms.max(until_ms);
     }
 
-    /// Makes units unusable that their owner has recalled. The next request returns them. A recall
-    /// for a store without an allotment is ignored if there are `2 * STORES_MAX` allotments.
+    /// Makes units unusable that their owner has recalled. The next request returns them. If all
+    /// units of the store are recalled, they are unusable for `PAUSE_MS`, and a new request in this
+    /// time returns them. A recall for a store without an allotment is ignored if there are
+    /// `2 * STORES_MAX` allotments.
     pub(crate) fn recall(&mut self, recall: &Recall, now_ms: u64) {
         let known = self.stores.get(&recall.store);
         if known.is_none() && self.stores.len() >= 2 * STORES_MAX {
@@ -416,10 +422,10 @@ impl Allotments {
         self.durable_incarnation = self.durable_incarnation.max(incarnation);
     }
 
-    /// Begins a new incarnation of this borrower, with the number `known + 1`. `known` is the
-    /// incarnation of this borrower that the owner of a store has recorded. Nothing changes if
-    /// `known` is lower than the present incarnation. Otherwise all usable units become unusable,
-    /// and the next requests return them to their owners.
+    /// Begins a new incarnation of this borrower, with the number `known + 1`, after an owner did
+    /// not accept a request. `known` is at least the incarnation of this borrower that the owner
+    /// has recorded. Nothing changes if `known` is lower than the present incarnation. Otherwise
+    /// all usable units become unusable, and the next requests return them to their owners.
     pub(crate) fn restart_after(&mut self, known: u64) {
         if known < self.incarnation {
             return;

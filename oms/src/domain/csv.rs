@@ -24,7 +24,7 @@ pub struct CsvError {
     pub line: u64,
     /// Column in bytes, counted from one.
     pub column: usize,
-    /// The fault, as a sentence for the client.
+    /// The fault, as text for the client.
     pub reason: String,
 }
 
@@ -100,7 +100,7 @@ impl LineReader {
     }
 
     /// Skips the byte order mark at the beginning of a body, even if the mark arrives in several
-    /// pieces. Returns the text after the mark.
+    /// pieces. Returns the rest of the piece.
     #[cold]
     fn skip_mark<'a>(&mut self, mut piece: &'a [u8]) -> &'a [u8] {
         while let (Mark::Seen(seen), Some((&byte, rest))) = (self.mark, piece.split_first()) {

@@ -77,7 +77,8 @@ pub(crate) struct Loans {
     /// Number of loans with units, or with a change under way. Units that leave a loan count as
     /// lent until the row of the change is durable.
     with_units: usize,
-    /// Lent products of which a store has few free units, until `take_recalled`.
+    /// Products for which `recall` was called since the last call of `take_recalled`: the store has
+    /// fewer than `RECALL_BELOW` of their units free, or fewer than an order needs.
     recalled: Recalled,
 }
 
@@ -125,7 +126,7 @@ impl Loans {
 
     /// Begins the change of a loan by a request, which must be newer than the last request.
     /// `entered` are the units of the orders that the request enters. Granted units count as lent
-    /// at once. Entered and returned units count as lent until `end`. Returns `None` and leaves the
+    /// at once. Units that leave the loan count as lent until `end`. Returns `None` and leaves the
     /// units unchanged if the loan has fewer units than are entered and returned.
     pub(crate) fn begin(
         &mut self,

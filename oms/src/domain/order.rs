@@ -284,7 +284,7 @@ pub enum Command {
     Expire,
 }
 
-/// The reason to refuse a command.
+/// The reason to refuse a command or a repeated request to place an order.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum Refusal {
     /// An order with this id was placed before with other lines.

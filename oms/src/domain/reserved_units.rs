@@ -55,8 +55,8 @@ impl ReservedUnits {
         }
     }
 
-    /// Adds the stores of `others`, for example stores that migrate to this volume. A store that is
-    /// in both gets the units of `others`.
+    /// Adds the stores of `others`, for example stores that migrate to this volume. If a store is
+    /// in both, the units in `others` replace the known ones.
     pub(crate) fn join(&mut self, others: ReservedUnits) {
         self.0.extend(others.0);
     }

@@ -287,7 +287,8 @@ impl Stock {
         sum_into(&mut self.demands, lines);
     }
 
-    /// Reserves units in a store. The caller has checked that the store has the units.
+    /// Reserves units in a store. The caller has checked that the store has the units, or has taken
+    /// them out of a loan.
     pub(crate) fn reserve_units(&mut self, store: u32, lines: &[Line]) {
         self.reserved.add(store, lines);
         for line in lines {
@@ -313,8 +314,9 @@ impl Stock {
     }
 
     /// Records that an order's units left the store. The quantity on hand shrinks unless the
-    /// current snapshot counts the delivery. The units stay reserved until the caller has made the
-    /// delivery durable and calls `release`. Returns the delivery if the caller must store it.
+    /// quantities of the store count the delivery already. The units stay reserved until the caller
+    /// has made the delivery durable and calls `release`. Returns the delivery if the caller must
+    /// store it.
     pub(crate) fn deliver(
         &mut self,
         order: &OrderId,
@@ -454,7 +456,7 @@ impl Stock {
         self.replace(matrix)
     }
 
-    /// Returns the units, by cell, of deliveries that the current snapshot does not count.
+    /// Returns the units, by cell, of deliveries that the quantities of their store do not count.
     pub(crate) fn uncounted(&self) -> HashMap<Cell, u32> {
         let mut left = HashMap::new();
         for delivery in self.uncounted.values() {

@@ -7,8 +7,8 @@
 //! - Available = on hand - deducted. Here, on hand is the quantity of the current snapshot, with
 //!   later changes of single cells (`step`). Deducted units are reserved, or their delivery is not
 //!   counted by that snapshot.
-//! - Deducted units are in separate cells. So a snapshot of the same products and stores replaces
-//!   the quantities on hand in constant time, for any number of open orders.
+//! - Deducted units are in separate cells. So a snapshot with the same layout replaces the
+//!   quantities on hand in constant time, for any number of open orders.
 //!
 //! Deliberately absent: the reservations and deliveries themselves (`stock`).
 

@@ -231,8 +231,8 @@ impl StockSnapshot {
         }
     }
 
-    /// Sets the number of the last delivery that the quantities of all stores without a number of
-    /// their own count. `None` if the upload does not state it.
+    /// Sets the number of the last delivery that is counted by the quantities of every store
+    /// without a number of its own. `None` if the upload states no number.
     pub(crate) fn counts_to(&mut self, sequence: Option<u64>) {
         self.counted_to_default = CountedTo::Delivery(sequence);
     }

@@ -80,7 +80,7 @@ impl CircuitBreaker {
         }
     }
 
-    /// Counts a call that was not answered or was answered with an error.
+    /// Counts a call that failed with `FailureKind::Unreachable` or `FailureKind::Error`.
     pub(super) fn failed(&mut self, limits: &OutboxLimits, failure: &Failure, was_probe: bool, now_ms: u64) {
         // The warehouse may request a wait of any length, so the wait is bounded.
         let asked_ms = failure.retry_after_ms.unwrap_or(0).min(limits.backoff_max_ms);

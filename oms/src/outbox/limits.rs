@@ -1,17 +1,17 @@
-//! Limits of the calls to the warehouse.
+//! Limits of the calls of one volume to the warehouse.
 //!
 //! The limits bound memory (messages), the load of the warehouse (calls in flight, retries), and
 //! the time until a message is given up.
 
-/// Limits of tries, waits and calls in flight.
+/// Limits of the messages, tries, waits and calls in flight of one volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboxLimits {
     /// Number of failed tries after which a message becomes a dead letter. A malformed message
     /// becomes one at once. A message is tried more often if its failures may be those of an outage
     /// (`queue`).
     pub tries_max: u32,
-    /// Maximum wait after the first failed try, in milliseconds. The maximum doubles with each
-    /// further failed try.
+    /// Maximum wait after the first failed try, in milliseconds, unless the warehouse requests a
+    /// longer wait (`Retry-After`). The maximum doubles with each further failed try.
     pub backoff_first_ms: u64,
     /// Maximum wait after any failed try, in milliseconds. This value also limits the wait that the
     /// warehouse requests by `Retry-After`.
@@ -63,7 +63,8 @@ impl Default for OutboxLimits {
 }
 
 impl OutboxLimits {
-    /// Returns the maximum wait after the `attempts`th failed try, in milliseconds.
+    /// Returns the maximum wait after the `attempts`th failed try, in milliseconds, without regard
+    /// to a wait that the warehouse requests.
     pub(crate) fn backoff_ms(&self, attempts: u32) -> u64 {
         let doubled = 1u64 << attempts.saturating_sub(1).min(32);
         self.backoff_first_ms

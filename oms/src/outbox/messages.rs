@@ -50,8 +50,8 @@ impl Default for Messages {
 }
 
 fn part_of(order: &OrderId) -> usize {
-    // This hash needs no secret seed. A client that chooses ids of one part only makes this part
-    // large, and inside a part the map hashes its keys with a random seed.
+    // This hash needs no secret seed. If a client chooses ids that all belong to one part, only
+    // that part becomes large. Inside a part, the map hashes its keys with a random seed.
     xxh3_64(order.as_bytes()) as usize % PARTS
 }
 

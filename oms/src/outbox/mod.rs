@@ -7,13 +7,13 @@
 //! circuit breaker, so that slow announcements do not delay deliveries.
 //!
 //! **Invariants**
-//! - Waits follow the monotonic clock. Rows on disk and lists for operators have the time of day
+//! - Waits follow the monotonic clock. Stored rows and lists for operators have the time of day
 //!   (`runtime::clock`).
 //! - After a failed try, a message waits for a random share of a doubling backoff (full jitter), or
-//!   longer if the warehouse requests it, but at most `OutboxLimits::backoff_max_ms`. The breaker
-//!   and the limits of calls may delay the next try further.
-//! - After its last permitted try, a message is a dead letter. It is not sent until an operator
-//!   retries it.
+//!   longer if the warehouse requests it, but at most `OutboxLimits::backoff_max_ms`. The breaker,
+//!   the retry budget and the limits of calls may delay the next try further.
+//! - A malformed message, or one that is given up after its last permitted try (`queue`), is a dead
+//!   letter. It is not sent until an operator retries it.
 //! - A message that fails repeatedly does not block other messages (`queue`).
 //!
 //! Deliberately absent: tasks (`volume::jobs::dispatcher`), rows (`storage`), and the sequence of
@@ -70,7 +70,9 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum MessageState {
-    /// The message is sent repeatedly until the warehouse gives a final answer.
+    /// The message waits for its first or next try, or a call is in flight. The state ends with a
+    /// final answer of the warehouse, when the order no longer needs the message, or when the
+    /// message becomes a dead letter.
     Waiting,
     /// The message is a dead letter: it is not sent again until an operator retries it.
     Dead,
@@ -123,7 +125,7 @@ pub(crate) enum FailureKind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     pub(crate) kind: FailureKind,
-    /// The warehouse's answer, or the reason why no answer arrived.
+    /// The warehouse's answer, or the reason why there is none.
     pub(crate) reason: String,
     /// The wait requested by the warehouse (`Retry-After`).
     pub(crate) retry_after_ms: Option<u64>,

@@ -7,14 +7,13 @@
 //! - If both classes have a message that may be sent now, the classes take turns, for probes too.
 //! - Failed messages use at most half of the permitted calls in flight, but at least one, and a
 //!   budget of retries. A probe needs no budget while no other probe is in flight.
-//! - The breaker does not count a call that was not answered or got an error, if it is no probe and
-//!   other messages were answered since this message last failed. Such a message is itself at
-//!   fault.
-//! - A message becomes a dead letter if it is malformed or has used up its tries. A message that
-//!   has used up its tries is given up only if other messages were answered since it last failed,
-//!   or if the breaker is closed and the last try of this message was answered (its failure is not
-//!   `FailureKind::Unreachable`). An answer "in progress" gives a message up only if the warehouse
-//!   has answered the try before, too.
+//! - If other messages were answered since a message last failed, the message itself is at fault
+//!   for its next failure. The breaker counts this failure only if the call is a probe.
+//! - A message becomes a dead letter if it is malformed or given up. A message that has used up its
+//!   tries is given up if other messages were answered since it last failed. Such a message is also
+//!   given up if the breaker is closed and the last try of the message was answered (the failure is
+//!   not `FailureKind::Unreachable`). An answer "in progress" gives a message up
+//!   only if the warehouse has answered the try before, too.
 //!
 //! Deliberately absent: rows, tasks and the HTTP client.
 
@@ -193,8 +192,9 @@ impl MessageQueue {
         self.slow_start.has_room(self.in_flight, limits.in_flight_max)
     }
 
-    /// Returns `true` if the number of calls in flight permits a call for a message that failed
-    /// before.
+    /// Returns `true` if another call may be made for a message that failed before. Such calls may
+    /// be half of the permitted calls in flight, but at least one. Calls for fresh messages are not
+    /// counted here (see `has_room`).
     fn has_room_again(&self, limits: &OutboxLimits) -> bool {
         self.again_in_flight < (self.slow_start.room(limits.in_flight_max) / 2).max(1)
     }

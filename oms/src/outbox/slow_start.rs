@@ -38,7 +38,7 @@ impl SlowStart {
         self.0 = (self.0 + GROWTH).min(in_flight_max.max(FIRST));
     }
 
-    /// Resets the bound, because the warehouse is considered unreachable.
+    /// Resets the bound, because the breaker is open.
     pub(super) fn reset(&mut self) {
         *self = SlowStart::default();
     }

@@ -34,7 +34,7 @@ fn fail(outbox: &mut Outbox, job: &Job, now_ms: u64) -> Message {
     outbox.failed(job, &unreachable(), at(now_ms), 1.0).unwrap()
 }
 
-/// Reports an answer of the warehouse that its handling of the message failed.
+/// Reports that the warehouse answered a call with status 500.
 fn refuse(outbox: &mut Outbox, job: &Job, now_ms: u64) -> Message {
     let error = Failure::new(FailureKind::Error, "500");
     outbox.failed(job, &error, at(now_ms), 1.0).unwrap()
@@ -164,7 +164,7 @@ fn an_unreachable_warehouse_costs_few_tries() {
     assert!(tries < 60, "{tries} tries in a minute");
     assert!(outbox.is_warehouse_away());
     assert_eq!(outbox.dead(), 0);
-    // After the outage, the first answer closes the breaker for all messages.
+    // After the outage, the first answer closes the breaker for all messages of this kind.
     let probe = outbox.next(now_ms).unwrap();
     assert!(probe.probe);
     assert_eq!(outbox.next(now_ms), Err(None), "one probe at a time");

@@ -4,7 +4,7 @@
 //! **Invariants**
 //! - A file to which users other than its owner have access is refused.
 //! - A backslash escapes the next character. Each of the first four fields matches every value if
-//!   it consists only of `*`.
+//!   it is a single `*` without a backslash.
 //!
 //! libpq's default path in the home folder is not used. The file must be named by `passfile=` or
 //! `PGPASSFILE`.

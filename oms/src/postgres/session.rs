@@ -7,9 +7,9 @@
 //! - A session connects only to a server that accepts writes, except for sessions of
 //!   `Session::to_any`. After a fault of the connection or the server during a call, the next
 //!   attempt to connect begins with the next host of the URL.
-//! - The timeout of a call covers connecting, sending and the answer. For `stream`, it covers the
-//!   wait for each row. Such a timeout is necessary, because PostgreSQL's timeouts do not end a
-//!   wait for standbys.
+//! - The timeout of a call covers connecting, sending and the answer. For `stream`, it covers
+//!   connecting, and then each wait for a row. Such a timeout is necessary, because PostgreSQL's
+//!   timeouts do not end a wait for standbys.
 //! - Statements are unnamed and typed, so they also work through a connection pooler in transaction
 //!   mode.
 //! - A success after a warning is an unknown result, because PostgreSQL reports a cancelled wait
@@ -406,8 +406,8 @@ impl Session {
     }
 
     /// Executes a read-only statement, and passes each row to `each` as it arrives. Returns the
-    /// number of rows. `timeout` limits the time to connect, and the time between two rows. The
-    /// engine's `statement_timeout` is switched off.
+    /// number of rows. `timeout` limits the time to connect, and then each wait for a row or for
+    /// the end. The engine's `statement_timeout` is switched off.
     pub(crate) async fn stream(
         &mut self,
         sql: &str,
@@ -482,8 +482,7 @@ impl Session {
             }
             Ok(Ok(_)) => {
                 let last = open.warnings.last.lock();
-                // The next connection uses the same host, because this host responds and accepts
-                // writes.
+                // The next connection uses the same host, because this host responds.
                 return Err(SessionError::Unknown {
                     reason: format!("{host} warned: {last}"),
                 });

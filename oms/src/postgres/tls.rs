@@ -1,9 +1,9 @@
 //! Encryption of connections to an engine, by rustls.
 //!
 //! **Invariants**
-//! - If the URL names a file of root certificates, one of them must have signed the server's
-//!   certificate, directly or through intermediate certificates. The certificate must also contain
-//!   the name of the host.
+//! - If the URL names a file of root certificates, and encryption is not off, one of these
+//!   certificates must have signed the server's certificate, directly or through intermediate
+//!   certificates. The server's certificate must also contain the name of the host.
 //! - Without such a file, the server's certificate is not checked, as with libpq's
 //!   `sslmode=require`. If the server supports SCRAM with channel binding, the password exchange is
 //!   bound to the TLS connection.

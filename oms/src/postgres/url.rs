@@ -58,7 +58,7 @@ pub(crate) enum Encryption {
     },
 }
 
-/// One host of an engine, with its credentials and encryption.
+/// One host of an engine, with the password and the encryption of connections to it.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Host {
     /// A host name, an IP address, or the folder of a Unix socket.

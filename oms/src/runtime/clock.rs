@@ -3,7 +3,8 @@
 //! **Invariants**
 //! - Rows and responses show wall clock times. The wall clock can step at any moment, and it
 //!   differs between machines. So no wait and no time limit of a running process depends on the
-//!   wall clock, except for the retention of rows, which watches for steps (`StepWatch`).
+//!   wall clock, with two exceptions. The retention of rows watches for steps (`StepWatch`), and
+//!   the console waits until the next full second, so for a second at most.
 //! - Waits follow the monotonic clock.
 //! - A wall clock time from a row becomes a monotonic time once, when the row is loaded. The
 //!   monotonic time is never further in the future than the longest time for which such a row may

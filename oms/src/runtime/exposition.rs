@@ -1,7 +1,7 @@
 //! The metrics of one scrape by Prometheus, and their text in its exposition format (0.0.4).
 //!
-//! Values are read from the node's own counters at each scrape. `prometheus-client` only renders
-//! the values, so counting a request acquires no lock of that library.
+//! Values are read at each scrape, most of them from the node's own counters. `prometheus-client`
+//! only renders the values, so counting a request acquires no lock of that library.
 
 use std::fmt;
 

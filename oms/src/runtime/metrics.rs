@@ -48,7 +48,7 @@ pub(crate) struct RouteCounts {
 }
 
 /// The counters of a node's requests, of its channel to other nodes, and of the volumes that it
-/// serves.
+/// serves or has served.
 pub(crate) struct Metrics {
     /// The name and the counters of each route. The last route is `OTHER_ROUTE`.
     routes: Vec<(&'static str, Route)>,
@@ -87,19 +87,20 @@ pub(crate) struct VolumeCounters {
     pub(crate) stock_snapshots: AtomicU64,
     /// Number of statistics files added.
     pub(crate) stat_files: AtomicU64,
-    /// Number of statistics files set aside because they could not be added.
+    /// Number of statistics files renamed to `NAME.rejected`: files that can never be added, and
+    /// files that were changed after they were added.
     pub(crate) stat_files_set_aside: AtomicU64,
-    /// Number of statistics files that the last complete scan found and did not process (a gauge).
-    /// Without an engine, 0 while the volume does not have the statistics.
+    /// Number of statistics files that the last complete scan left to wait: new, being written, or
+    /// incomplete (a gauge). Without an engine, 0 while the volume does not have the statistics.
     pub(crate) stat_files_waiting: AtomicU64,
-    /// End of the last complete scan for statistics files in UTC milliseconds (a gauge). 0 before
-    /// that of the first one, and without an engine also while the volume does not have the
+    /// End of the last complete scan for statistics files in UTC milliseconds (a gauge). 0 until
+    /// the first scan is complete, and without an engine also while the volume does not have the
     /// statistics.
     pub(crate) stat_scan_ended_ms: AtomicU64,
 }
 
 /// Number of intervals between the samples for the recent rate. With one sample per second the rate
-/// covers ten seconds.
+/// covers ten to eleven seconds.
 const SAMPLES: usize = 10;
 
 /// Samples of the number of answered requests, oldest first: time and count.

@@ -205,8 +205,9 @@ impl Process {
         (self.on_death)();
     }
 
-    /// Returns `true` if a task may be polled. Counts the poll. If no polls are left, kills the
-    /// process and returns `false`.
+    /// Returns `true` if a task may be polled. A stopped process keeps `waker` for `resume`. If a
+    /// kill is set for a running process, counts the poll, or kills the process if no polls are
+    /// left.
     fn may_poll(&self, waker: &Waker) -> bool {
         let dies = {
             let mut inside = self.inside();

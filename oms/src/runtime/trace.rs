@@ -132,7 +132,8 @@ pub enum SpanOutcome {
     Status(u16),
     /// The request was answered on the channel between nodes. The span has no HTTP status.
     Answered,
-    /// No answer to the request arrived, or the warehouse answered with another failure.
+    /// No answer to the request arrived, or the warehouse answered with neither a success nor a
+    /// final refusal.
     Unanswered,
 }
 

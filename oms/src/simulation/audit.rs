@@ -17,8 +17,9 @@ use crate::simulation::invariants;
 use crate::simulation::warehouse::{PRODUCTS, STORES, WarehouseModel};
 use crate::simulation::world::World;
 
-/// Maximum number of checks. Faults that the last check finds are violations. Many checks are
-/// needed: a reservation without an order is rechecked at growing intervals of up to ten minutes.
+/// Maximum number of checks of an audit, and of passes of `cure`. Faults that the last check finds
+/// are violations. Many checks are needed: a reservation without an order is rechecked at growing
+/// intervals of up to ten minutes.
 const CHECKS_MAX: u32 = 120;
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -60,7 +61,8 @@ pub(super) async fn healthy_orders_are_delivered(
     }
 }
 
-/// Ends the warehouse's errors. If there were such errors, retries the dead letters as an operator
+/// Ends the errors with which the warehouse answers every message about some orders
+/// (`WarehouseModel::cure`). If this run has such errors, retries the dead letters as an operator
 /// would.
 pub(super) async fn cure(world: &Arc<World>, warehouse: &WarehouseModel) {
     if !warehouse.cure() {

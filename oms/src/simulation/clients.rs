@@ -9,6 +9,7 @@
 //! - A request is recorded before it is sent. A response that shows the outcome is recorded once
 //!   the client has received it.
 //! - No client repeats a request. A client that gets no response continues with its next operation.
+//!   The reads at the end are repeated, each as another operation.
 //! - Clients send at most `steps_per_order()` operations of an order, which bounds the time of the
 //!   check.
 

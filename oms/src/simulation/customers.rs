@@ -106,8 +106,8 @@ pub(super) async fn exchange(
     }
 }
 
-/// Repeats a request until a node gives a final answer. Returns `None` if all tries fail, or if the
-/// answer is a violation.
+/// Repeats a request until a node gives a final answer (success or 409). Returns `None` if all
+/// tries fail, or if the answer is a violation.
 pub(super) async fn send_until_answered(
     world: &Arc<World>,
     path: &str,

@@ -1,4 +1,4 @@
-//! The simulated disk: files in memory, which the real database engine uses.
+//! The simulated disk: files in memory, below the real microdb.
 //!
 //! **Invariants**
 //! - Written bytes outlive the process that wrote them, like bytes in a page cache.

@@ -10,8 +10,8 @@
 //! **Invariants**
 //! - A commit is acknowledged once a standby has it. A standby that is promoted has every
 //!   acknowledged commit.
-//! - A commit that waits for a standby is invisible. A statement that writes the same row waits for
-//!   this commit.
+//! - A commit that waits for a standby is invisible, except for the rows of a checkpoint and for
+//!   removals (`engine_server`). A statement that writes the same row waits for this commit.
 //! - A statement continues at the server, even if its client has given up.
 //!
 //! | part | content |
@@ -64,7 +64,7 @@ pub(super) enum Reply {
 
 pub(super) struct Inside {
     pub(super) servers: Vec<Server>,
-    /// Index of the server that was promoted last. It has every acknowledged commit.
+    /// Index of the server that became a primary last. It has every acknowledged commit.
     present: usize,
     is_failing_over: bool,
     /// Number of lost messages per thousand.
@@ -79,8 +79,8 @@ pub(super) struct Inside {
 /// The simulated engine.
 pub(crate) struct SimEngine {
     inside: Mutex<Inside>,
-    /// Wakes waiting statements in the order in which they began to wait. A watch channel would
-    /// wake the statements in random order.
+    /// Wakes waiting statements in the order in which they began to wait. A watch channel of tokio
+    /// would wake the statements in random order.
     changed: Notify,
     dice: Dice,
 }
@@ -351,8 +351,8 @@ impl SimEngine {
     }
 
     /// Executes a statement at a server, about the volume or node with this name. Returns `None` if
-    /// the statement gets no answer, because the server accepts no writes or its process has ended
-    /// or restarted.
+    /// the statement gets no answer, because the server accepts no writes, or has ended, restarted
+    /// or been reset.
     pub(super) async fn write(
         self: &Arc<Self>,
         at: usize,

@@ -2,7 +2,9 @@
 //! a statement.
 //!
 //! **Invariants**
-//! - A change that waits for a standby is invisible to reads. Its row is locked for other writes.
+//! - A change that waits for a standby is invisible to reads, and its row is locked for other
+//!   writes. Exceptions: the rows of a checkpoint, and the removals of `Trim` and `Remove`, are
+//!   visible at once. `Trim` and `Remove` lock nothing.
 //! - A statement on the cluster's tables finds its row as it was when the statement began. Before
 //!   the write, it checks its conditions again on the newest version of the row, as PostgreSQL
 //!   does.
@@ -166,7 +168,8 @@ pub(super) struct Server {
     pub(super) start: u64,
     pub(super) changes: Vec<Arc<Change>>,
     pub(super) data: Data,
-    /// Indexes of changes of this server that wait for a standby. These changes are invisible.
+    /// Indexes of changes of this server that wait for a standby. Most of these changes are
+    /// invisible (see the invariants of this module).
     pub(super) waiting: BTreeSet<usize>,
     /// Indexes of changes that waited for a standby until the wait was cancelled.
     pub(super) cancelled: BTreeSet<usize>,

@@ -121,7 +121,8 @@ impl Tables {
         is_locked(&self.cluster, waiting)
     }
 
-    /// Returns the rows of all nodes, as a look reads them.
+    /// Returns the result of a look: the version of the state, the coordinator, and the beats and
+    /// cards of all nodes. It is empty before the first state.
     pub(super) fn look(&self, waiting: &BTreeSet<usize>) -> Look {
         let mut look = Look::default();
         let Some(cluster) = self.cluster(waiting) else {

@@ -232,8 +232,8 @@ fn a_commit_in_flight_is_refused_or_known_to_the_takeover() {
         engine.stall_next(Duration::from_millis(700));
         let appending = append(former, 2);
         wait_ms(50).await;
-        // The statement of the former owner checked the epoch before the takeover, and writes its
-        // row after the takeover.
+        // The statement of the former owner checked the epoch before the takeover, and tries to
+        // write its row after the takeover.
         let present = owner(&engine, "bob", 2).await;
         let known = ids_in(&engine, &cache_at("/a")).await;
         let in_time = appending.await.unwrap().1.is_ok();

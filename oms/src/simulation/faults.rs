@@ -300,8 +300,8 @@ pub(super) async fn heal(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, st
         world.elect();
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
-    // A volume with a failed commit may write nothing until it is opened again. So its process is
-    // killed, and its node is started again.
+    // After a failed commit, a volume can be unable to write until it is opened again. So its
+    // process is killed, and its node is started again.
     let failed: Vec<_> = {
         let inside = world.inside();
         let clusters = inside

@@ -33,7 +33,8 @@ const TAKEOVERS: u64 = 2;
 const ENDED_WITHIN: Duration = Duration::from_secs(10);
 /// Maximum number of orders placed in one round, during a takeover or a migration.
 const ORDERS_MAX: i64 = 16;
-/// Time in which orders are placed after a kill, in milliseconds. A takeover takes about as long.
+/// Time in which orders are placed after a kill, in milliseconds. Without an engine, a takeover
+/// takes about as long.
 const KILL_MS: u64 = 40;
 /// Time in which orders are placed while slots migrate, in milliseconds.
 const MOVE_MS: u64 = 400;

@@ -37,7 +37,7 @@ const NAMED_MAX: usize = 5;
 /// The messages of a volume: order id and name of the message kind.
 type Messages = BTreeSet<(OrderId, &'static str)>;
 
-/// Checks every volume that is served at this moment and has no failed commit.
+/// Checks every volume that is served at this moment, except for volumes with a failed last commit.
 pub(super) fn check_now(world: &Arc<World>) {
     for server in servers(world) {
         faults(&server, false)

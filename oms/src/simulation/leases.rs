@@ -40,7 +40,7 @@ pub(super) fn check_takeover(world: &World, volume: &str, id: usize) {
     }
 }
 
-/// Returns the numbers of all processes with the volumes of which they may answer reads.
+/// Returns each volume of which a process may answer reads, with the number of this process.
 fn leased(world: &World) -> Vec<(usize, String)> {
     let clusters: Vec<_> = {
         let inside = world.inside();

@@ -1,8 +1,8 @@
 //! Watches the loans of units between volumes during a simulation.
 //!
 //! **Violation**: a volume holds more units of a store than the store's owner has lent to it. A
-//! volume holds its usable and recalled units, and the units of its orders for which the owner has
-//! no reservation yet.
+//! volume holds its usable and recalled units, and the units of its orders that no request of its
+//! present server has named to the owner and for which the owner has no reservation.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

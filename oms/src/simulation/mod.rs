@@ -325,7 +325,7 @@ fn no_volume_changes_its_node_for_a_fault_of_the_engine() {
 type Run = fn(u64, bool) -> Outcome;
 
 /// Runs the seeds that the environment variables select, or else the first `count` seeds and those
-/// in `further`. Returns a summary. `None` if the environment selects a single seed.
+/// in `further`. Returns a summary. `None` if `IMT_SIM_SEED` selects the seed.
 fn run_seeds(run: Run, count: u64, further: &[u64]) -> Option<Summary> {
     if let Some(seed) = number("IMT_SIM_SEED") {
         let outcome = run(seed, true);

@@ -34,8 +34,8 @@ pub(super) const PRODUCTS: u32 = 4;
 /// Longest time until a process uses a changed address of the warehouse. The process may be stopped
 /// for 4 s of this time.
 const FOLLOW_TIME_MAX: Duration = Duration::from_secs(10);
-/// The same time behind an engine. A process learns the address from the cluster's state, and the
-/// engine may be unable to acknowledge reads of the state for several seconds.
+/// `FOLLOW_TIME_MAX` of runs behind an engine. A process learns the address from the cluster's
+/// state, and the engine may be unable to acknowledge reads of the state for several seconds.
 const FOLLOW_TIME_MAX_OF_ENGINE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -244,8 +244,7 @@ impl WarehouseModel {
     }
 }
 
-/// Returns the number of the customer, which is part of the order's id, or 0 if the id has no
-/// number.
+/// Returns the number of the customer in an order id such as `o17`, or 0 for an id of another form.
 fn number_of(order: &str) -> u64 {
     order.trim_start_matches('o').parse().unwrap_or(0)
 }

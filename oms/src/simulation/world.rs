@@ -215,7 +215,7 @@ impl World {
         self.set_state(row.state, &row.coordinator);
     }
 
-    /// Records a new state of the cluster, which the process `writer` has written.
+    /// Records a new state of the cluster, which the node `writer` has written.
     fn set_state(&self, next: Arc<ClusterState>, writer: &str) {
         {
             let mut inside = self.inside();
@@ -464,7 +464,7 @@ impl Node {
             .segment_bytes_max(256 * 1_024)
     }
 
-    /// Ends the process after it has left the cluster.
+    /// Ends the membership of the process, if the process is still a member, and then the process.
     pub(super) fn exit(&self) {
         self.world.end_membership(self.id);
         self.process().kill();

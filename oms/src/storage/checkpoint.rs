@@ -100,7 +100,7 @@ impl Checkpointer {
                 return Ok(0);
             };
             self.kept_from = head.kept_from;
-            // The first entry has the number 1. `kept_from` may be 0 for a new volume.
+            // The first entry has the number 1, and `kept_from` is 1 for a new volume.
             let mut at = head.kept_from.saturating_sub(1);
             let mut words = Words::default();
             while at < acknowledged && words.bytes < WORDS_BYTES_MAX {
@@ -118,7 +118,8 @@ impl Checkpointer {
                     at = entry.seq;
                 }
                 if entries.is_empty() {
-                    // Another process has made a checkpoint and removed these entries.
+                    // Another process has made a checkpoint and removed these entries, or an old
+                    // primary without these entries has answered.
                     break;
                 }
             }

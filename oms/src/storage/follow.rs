@@ -2,9 +2,10 @@
 //! volume's log to the copy. A takeover then only has to read the last entries.
 //!
 //! **Invariants**
-//! - A follower applies an entry only after it sees a later entry, because a fail-over of the
-//!   engine may lose the newest entry in the log. If the engine still loses an applied entry, the
-//!   next comparison of the copy with the log detects the loss.
+//! - A follower applies an entry only after it sees a later entry, or if a checkpoint contains the
+//!   entry. A fail-over of the engine may lose a newest entry that no checkpoint contains. If the
+//!   engine still loses an applied entry, the next comparison of the copy with the log detects the
+//!   loss.
 //! - A follower that is stopped returns its open copy, so that a takeover can use this copy.
 //!
 //! Deliberately absent: the choice of the volumes to follow, which the cluster's state makes.

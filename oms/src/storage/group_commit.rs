@@ -1,4 +1,5 @@
-//! Group commit: one thread per volume makes waiting batches durable, many of them with one sync.
+//! Group commit: one thread per volume makes waiting batches durable, many of them with one sync,
+//! or with one entry of the volume's log in an engine.
 //!
 //! A commit costs as much processor time as several orders: two thread switches and a sync. So the
 //! first batch does not wake the thread at once. `Bell` wakes it after the tasks that are ready to
@@ -52,7 +53,7 @@ pub(crate) struct Committed {
     pub(crate) rejected: Vec<usize>,
     /// Batches that remove a reservation that cannot be read. Nothing of these batches was written.
     pub(crate) failed: Vec<(usize, StorageError)>,
-    /// Batches that removed a reservation that did not exist.
+    /// Batches that were to remove a reservation that did not exist. Their other rows were written.
     pub(crate) without_reservation: Vec<usize>,
 }
 

@@ -77,7 +77,7 @@ pub fn key_as_text(table: &str, key: &[u8]) -> Option<String> {
 }
 
 /// Returns the key from the text that [`key_as_text`] returned for it. `None` for another text, or
-/// for a table with keys for which `key_as_text` returns `None`.
+/// for a table other than `stock`, `stats`, `arrivals` and `loans`.
 pub fn key_from_text(table: &str, text: &str) -> Option<Vec<u8>> {
     match table {
         "stock" | "stats" => Some(text.parse::<u32>().ok()?.to_be_bytes().to_vec()),

@@ -1,9 +1,9 @@
 //! The tables of a volume's database, and the commit of a group of batches to these tables.
 //!
 //! A commit has three steps: collect the rows of the group, make them durable in a log, and publish
-//! them in the database. Without an engine, microdb's own log makes the rows durable while they are
-//! published. Behind an engine, the volume's log makes them durable first, and the database is then
-//! written without a sync.
+//! them in the database. Without an engine, one commit of microdb does the last two steps: it syncs
+//! microdb's own log and then publishes the rows. Behind an engine, the volume's log makes the rows
+//! durable first, and the database is then written without a sync.
 //!
 //! **Invariants**
 //! - Readers see a row only after it is durable.

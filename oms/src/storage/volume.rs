@@ -23,8 +23,8 @@
 //!
 //! **Invariants**
 //! - Apart from the cleanup after a migration, a reservation is removed by a step of its order in
-//!   this volume, by the settlement of its order in another volume, or after the order's volume
-//!   answered that no order needs the units.
+//!   this volume, by the settlement of its order, or after the order's volume answered that no
+//!   order needs the units.
 //! - A message exists while its order needs the warehouse to receive it, also as a dead letter. A
 //!   settlement exists until the volume of the store has confirmed it.
 //! - Pages of arrivals list the orders of the volume by the time at which they came to this volume.
@@ -70,7 +70,8 @@ pub(crate) struct Loaded {
     pub(crate) settlements: Vec<(OrderId, Settlement)>,
     /// Units of the volume's stores lent to other volumes.
     pub(crate) loans: BTreeMap<(u32, NodeName), Loan>,
-    /// Units that orders took from allotments, and that the owners of the stores may not know of.
+    /// Units that orders took from allotments. The owners of the stores may not have entered these
+    /// orders yet.
     pub(crate) spent: Vec<Reservation>,
     /// The last incarnation of the volume as a borrower: a number that grows with each server of
     /// the volume that borrows units.
@@ -160,8 +161,8 @@ impl Volume {
         self.log_status.as_ref().is_some_and(|status| status.has_ended())
     }
 
-    /// Returns an error while a commit waits for an engine that does not answer, or for space on
-    /// the local disk.
+    /// Returns an error while a commit waits for an engine that does not answer or refuses
+    /// statements, or, with an engine, for space on the local disk.
     pub(crate) fn check_engine(&self) -> Result<(), StorageError> {
         match &self.log_status {
             Some(status) if status.is_away() => Err(StorageError::EngineAway),
@@ -257,8 +258,9 @@ impl Volume {
         Ok(names.into_iter().flatten().collect())
     }
 
-    /// Returns the mark: of all names of statistics files that the retention job has removed, the
-    /// name with the latest time in it (`stat_import::name`). `None` if no name was removed yet.
+    /// Returns the mark (`stat_import::name`): of the plausible names of statistics files that the
+    /// retention job has removed, the one with the latest time in it. Earlier releases may have
+    /// stored an implausible name. `None` if no mark is stored.
     pub(crate) fn stat_files_forgotten(&self) -> Result<Option<String>, StorageError> {
         let row = self.volume.table(Table::Meta).get(STATS_FORGOTTEN);
         let row = row.map_err(reading("meta"))?;
@@ -313,8 +315,8 @@ impl Volume {
         Ok(all)
     }
 
-    /// Returns the units that orders of this volume took from allotments, and that the stores'
-    /// volumes may not know of. Unordered.
+    /// Returns the units that orders of this volume took from allotments, unordered. The stores'
+    /// volumes may not have entered these orders yet.
     pub(crate) fn spent(&self) -> Result<Vec<Reservation>, StorageError> {
         self.scan(Table::Spent, |key, value| {
             let (order, _) = codec::decode_order_store_key(key)?;

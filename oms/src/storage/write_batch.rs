@@ -179,7 +179,7 @@ struct Rare {
 }
 
 impl WriteBatch {
-    /// Creates an empty batch with enough capacity for the rows of a new order.
+    /// Creates an empty batch with enough capacity for the rows of a new order with few lines.
     pub(crate) fn of_order() -> WriteBatch {
         WriteBatch {
             rows: Vec::with_capacity(4),
@@ -202,7 +202,8 @@ impl WriteBatch {
         self.bytes.len()
     }
 
-    /// Returns the ids for the page of arrivals (a row in `arrivals`) that this commit writes.
+    /// Returns the ids that this batch adds to the page of arrivals (a row in `arrivals`) of its
+    /// commit.
     pub(crate) fn arrived(&self) -> impl Iterator<Item = &OrderId> {
         let migrated_in = self.rare.iter().flat_map(|rare| &rare.migrated_in);
         self.arrived.iter().chain(migrated_in)

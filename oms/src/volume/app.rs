@@ -73,8 +73,7 @@ impl App {
         self.transactors.state()
     }
 
-    /// Locks out stock uploads: no snapshot and no change of the stock is applied while the guard
-    /// exists.
+    /// Locks out stock uploads: no uploaded snapshot or change is applied while the guard exists.
     pub(crate) async fn lock_stock_uploads(&self) -> tokio::sync::MutexGuard<'_, ()> {
         self.applying.lock().await
     }

@@ -122,8 +122,8 @@ async fn ask_owner(state: &VolumeState, remote: &dyn RemoteVolumes, store: u32) 
     let (now_ms, is_here) = (state.now().monotonic_ms, state.slots.has_store(store));
     let request = state.allotments().request(store, now_ms, is_here);
     let Some(request) = request else {
-        // No request may be sent yet: the incarnation is not durable, or orders that took units of
-        // this store are still being committed.
+        // No request can be sent now, for example because the incarnation is not durable, or
+        // because orders that took units of this store are still being committed.
         tokio::time::sleep(LOOK_EVERY).await;
         return;
     };

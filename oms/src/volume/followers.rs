@@ -44,7 +44,7 @@ const ANSWER_AFTER: Duration = Duration::from_millis(100);
 /// as many answers as it accepts orders. The value is a sixth of `COPY_AGE_MAX`, so no copy becomes
 /// too old between two answers.
 const ANSWER_SPACING: Duration = Duration::from_millis(50);
-/// Time without a request after which the owner forgets a copy.
+/// Time without a request after which the owner may forget a copy.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(5);
 /// Maximum number of quantities in one answer to `ReadStock`: 256 KiB with four bytes for each.
 const QUANTITIES_AT_A_TIME: usize = 64 << 10;

@@ -46,8 +46,8 @@ const RECALL_EVERY_MS: u64 = 200;
 /// volume that uses borrowed units sends requests many times a second. If there are none, the
 /// volume server that borrowed the units has ended or is unreachable.
 const FORGOTTEN_AFTER_MS: u64 = 5_000;
-/// Divisor of the free units of a product. With one request each, all other volumes together may
-/// borrow an eighth of them.
+/// Divisor of the free units of a product beyond `RECALL_BELOW`. With one request each, all other
+/// volumes together borrow at most an eighth of these units.
 const SHARE: i64 = if cfg!(test) { 2 } else { 8 };
 
 /// Longest wait for the return of lent units that exceed the quantities of a new stock. A borrower
@@ -305,9 +305,10 @@ impl VolumeState {
         ended.await.unwrap_or(Err(OrderError::Interrupted))
     }
 
-    /// Recalls the lent units of products with few free units, and loans without a request for
-    /// `FORGOTTEN_AFTER_MS`. Returns `true` if units are lent or a volume with a loan has left the
-    /// cluster, and the loans of volumes that have left.
+    /// Recalls the lent units of the products that `take_recalled` returns, and loans without a
+    /// request for `FORGOTTEN_AFTER_MS`. Repeats recalls that are not answered. Returns `true` if
+    /// units are lent or a volume with a loan has left the cluster, and the loans of volumes that
+    /// have left.
     fn look_at_loans(&self, remote: &dyn RemoteVolumes) -> (bool, Vec<(u32, NodeName)>) {
         let now_ms = self.now().monotonic_ms;
         let ring = self.slots.ring();

@@ -33,7 +33,7 @@ impl RemoteReservation {
         RemoteReservation::new(&reservation.lines, reservation.nonce.unwrap_or(0))
     }
 
-    /// Creates a reservation. The order's volume is first asked about it after `ASK_AFTER`.
+    /// Creates an unconfirmed reservation. The first question about it is due after `ASK_AFTER`.
     pub(crate) fn new(lines: &[Line], nonce: u64) -> RemoteReservation {
         RemoteReservation {
             lines: lines.into(),

@@ -13,9 +13,9 @@
 //! Every step may be repeated. A repeated reservation has the same order, store and units as the
 //! earlier one, and replaces it. A settlement of a reservation that does not exist changes nothing.
 //!
-//! A request may arrive late: after the request of a later attempt with other units, which may be
-//! durable by then. So a request for other units than the reserved ones is refused until the order's
-//! volume has said that the order does not need the reservation.
+//! A request may arrive late: after the request of a later attempt with other units. The order of
+//! that attempt may be durable by then. So a request for other units than the reserved ones is
+//! refused until the order's volume has said that the order does not need the reservation.
 //!
 //! A crash in step 1 may leave a reservation without an order. So the store's volume asks the
 //! order's volume about each unconfirmed reservation, and releases it if the order does not exist
@@ -63,8 +63,8 @@ pub(crate) const PLACE_TRIES: u32 = 16;
 pub(crate) const STOCK_CHANGES: &str = "the stock changes faster than a store can be found for the order";
 /// Error message for a reservation while other units are reserved for the same order.
 const OTHER_UNITS: &str = "other units are still reserved for an earlier attempt to place the order; retry";
-/// Age of a reservation at which the order's volume is first asked about it. Most reservations are
-/// confirmed earlier and need no question.
+/// Usual time after which the order's volume is first asked about a reservation. Most reservations
+/// are confirmed earlier and need no question.
 pub(super) const ASK_AFTER: Duration = Duration::from_secs(2);
 /// Longest time between two questions about a reservation. The time doubles with each question.
 pub(super) const ASK_AFTER_MAX: Duration = Duration::from_secs(600);
@@ -424,8 +424,8 @@ impl VolumeState {
         self.end_reservation(order, settlement, None).await
     }
 
-    /// Ends a reservation by a settlement. If `only` is given, only the reservation about which that
-    /// question was asked ends. A reservation that was made again since the question stays.
+    /// Ends a reservation by a settlement. If `only` is given, only the reservation about which
+    /// that question was asked ends. A reservation that was made again since the question stays.
     async fn end_reservation(
         self: &Arc<Self>,
         order: &OrderId,

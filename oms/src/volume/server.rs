@@ -6,8 +6,8 @@
 //! - A server first prepares for a migration (`incoming` or a seal), and then checks that the
 //!   migration is still under way. Both steps are finished even if the request is dropped. So no
 //!   preparation for an ended migration remains.
-//! - If a ring changes slots for which the server has not prepared, the server stops, and a new
-//!   server is started from the volume.
+//! - If a ring changes slots for which the server has not prepared, or both adds and removes slots,
+//!   the server stops, and a new server is started from the volume.
 //!
 //! Deliberately absent: the choice of the volumes to serve, which the reconciler applies.
 
@@ -84,7 +84,7 @@ pub(crate) struct VolumeServer {
     pub(crate) app: Arc<App>,
     /// The copies of slots to other volumes.
     pub(crate) exports: Exports,
-    /// The copy of slots to this volume, if a migration is under way.
+    /// The copy of slots to this volume. `None` if no migration brings slots to this volume.
     pub(crate) incoming: tokio::sync::Mutex<Option<Incoming>>,
     /// Progress of the copy in `incoming`, readable without its lock.
     pub(crate) progress: Mutex<Progress>,
@@ -538,15 +538,15 @@ impl VolumeServer {
         }
         let working = std::mem::take(&mut *self.working());
         for task in working {
-            // Writes that the job has queued are still committed. Further writes would be rejected
-            // anyway.
+            // Writes that the job has queued are still committed. Further steps of orders would be
+            // rejected anyway, because all slots are sealed.
             task.abort();
             let _ = task.await;
         }
         let cleaning = self.cleaning().take();
         if let Some(task) = cleaning {
-            // The cleanup runs on blocking threads and uses the current slots, so it must end
-            // before the slots change.
+            // The cleanup removes rows by the slots of this server, so it must end before the next
+            // server of the volume, which may have other slots, starts.
             let _ = task.await;
         }
         // If the engine does not answer, this function does not wait for queued writes, because the

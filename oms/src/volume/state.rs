@@ -64,8 +64,8 @@ pub(crate) enum OrderError {
     /// answers unexpectedly. At the owner of a store: a borrower uses more units than were lent.
     #[error("{0}")]
     Away(String),
-    /// The request cannot be executed now, for example because a queue is full. The caller may
-    /// retry later.
+    /// The request cannot be executed now, for example because a queue is full, or the engine does
+    /// not answer, so the change may or may not have been made. The caller may retry later.
     #[error("{0}")]
     Busy(&'static str),
     /// Reading or writing the volume failed.
@@ -173,12 +173,13 @@ pub(crate) struct VolumeState {
     lends: AtomicBool,
     /// Notified when a loan was made or changed, or when lent units may have to be recalled.
     pub(crate) lender_called: Notify,
-    /// Notified when a request for borrowed units may have to be sent to a store's owner.
+    /// Notified when a borrower's request (`AllotRequest`) may have to be sent to a store's owner.
     pub(crate) borrower_called: Notify,
     /// Notified when the owners of stores have written reservations for orders with borrowed units,
     /// and the rows of these orders in `spent` are removed.
     pub(crate) orders_entered: Notify,
-    /// Notified when a settlement may have to be sent.
+    /// Notified when a settlement may have to be sent, or a question about a remote reservation is
+    /// due at once.
     pub(crate) settler_called: Notify,
     /// Notified when a message to the warehouse may be due.
     pub(crate) message_due: Notify,

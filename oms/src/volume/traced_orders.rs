@@ -1,5 +1,5 @@
 //! The traces of orders in progress. With them, a call to the warehouse belongs to the trace of the
-//! request that caused it.
+//! latest traced request about its order, usually the request that caused the call.
 //!
 //! **Invariants**
 //! - At most `ORDERS_MAX` orders are kept. A newer order displaces the oldest one.

@@ -1,9 +1,9 @@
 //! Transactors (actors): each serializes all commands of one order.
 //!
 //! The first request for an idle order runs in the task of its sender. So the usual order needs no
-//! task of its own, and no memory after its answer. Further requests that arrive during that time
-//! wait in the order's mailbox. A new task then executes them one by one and ends when the mailbox
-//! is empty.
+//! task of its own, and no memory after the request is answered. Further requests that arrive
+//! during that time wait in the order's mailbox. A new task then executes them one by one and ends
+//! when the mailbox is empty.
 //!
 //! **Invariants**
 //! - An order has at most one transactor. A mailbox is filled and removed under the same lock, so
@@ -60,7 +60,7 @@ pub(crate) enum Ask {
     Command(Command),
     /// Record the failed attempts of a message to the warehouse.
     Note(Kind, Message),
-    /// Put a dead letter (a message that is no longer sent) back into the outbox.
+    /// Make a dead letter (a message that is no longer sent) a waiting message again.
     Retry(Kind),
     /// Remove a message that the order does not need.
     Drop(Kind),
@@ -227,8 +227,8 @@ enum Entered {
     Busy(oneshot::Receiver<Result<Outcome, OrderError>>),
 }
 
-/// The right to work on an order. If a `Turn` is dropped with an unfinished step or waiting
-/// requests, a task is spawned that completes the work.
+/// The right to work on an order. If a `Turn` is dropped with queued rows (`Work::pending`) or
+/// waiting requests, a task is spawned that completes the work.
 struct Turn(Option<Work>);
 
 impl Turn {

@@ -10,7 +10,8 @@
 //!   log. Events about the warehouse, dead letters and faults of a volume come from the node that
 //!   serves the volume.
 //! - A node publishes a description (`NodeInfo`), and removes it when it stops. So an absent node
-//!   without a description has stopped, and an absent node with a description has died.
+//!   with a description is logged as died. An absent node without a description is logged as
+//!   stopped, or as left if it is no member of the ring.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -24,8 +25,9 @@ use crate::control::topology::Topology;
 /// several events for each node.
 const EVENTS_KEPT: usize = 256;
 
-/// A copy of the parts of a topology from which events are computed. While a [`Topology`] is held,
-/// moves of slots wait for its release. So this copy is kept between two observations instead.
+/// A copy of the parts of a topology from which events are computed. A move of slots from a volume
+/// that was the only one waits until topologies from that time are released (at most two seconds).
+/// So this copy is kept between two observations, and not the [`Topology`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Scene {
     state: ClusterState,
@@ -55,8 +57,9 @@ impl Scene {
         self.state.version == topology.state.version && starts.eq(known)
     }
 
-    /// Returns the nodes that are assigned to serve at least one volume. Every running node is
-    /// assigned its own volume, so these are the running nodes.
+    /// Returns the nodes that are assigned to serve at least one volume. A running node is assigned
+    /// its own volume until it has left the ring. So these are the running nodes except those that
+    /// have left.
     fn nodes(&self) -> BTreeSet<&NodeName> {
         self.state.serving.values().collect()
     }
@@ -87,7 +90,7 @@ pub(super) enum Kind {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Event {
     pub(super) id: u64,
-    /// Time of the event, in UTC milliseconds since 1970.
+    /// Time at which a node observed the event, in UTC milliseconds since 1970.
     pub(super) at_ms: u64,
     pub(super) kind: Kind,
     /// The node that changed. For an event about a volume, the node that serves the volume. `None`

@@ -24,7 +24,8 @@ use crate::volume::server::VolumeServer;
 pub(crate) struct AskFigures {
     /// Random number of the process that sent the previous response; 0 before the first response.
     pub(super) incarnation: u64,
-    /// The newest second in the responses so far, in seconds since 1970.
+    /// The last second in the latest response that contained seconds, in seconds since 1970; 0
+    /// before that response.
     pub(super) second: u64,
     /// The id of the newest event received from the process with this `incarnation`.
     pub(super) event: u64,

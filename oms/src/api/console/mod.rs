@@ -7,8 +7,8 @@
 //! - At most `STREAMS_MAX` streams are open. All streams end once the node begins to stop.
 //! - Memory is bounded: each list has at most `SECONDS_KEPT` seconds or `EVENTS_KEPT` events, and a
 //!   few messages wait for each stream.
-//! - No topology is held across an `await`, because a move of slots waits until topologies in use
-//!   are released.
+//! - No topology is held across an `await`. A move of slots from a volume that was the only one
+//!   waits until topologies from that time are released (at most two seconds).
 //!
 //! Absent: users and sessions. The console uses the listener of the API, so every client of the API
 //! can read it.
@@ -173,8 +173,8 @@ impl Console {
                 continue;
             };
             let now = figures.scene();
-            // For a volume that was just opened, its present faults are logged. Its present dead
-            // letters are not, because they are not new.
+            // For a volume that the previous tick did not see, a present fault or open circuit
+            // breaker is logged. Its present dead letters are not, because they are not new.
             let before = volumes.remove(&volume).unwrap_or_else(|| VolumeScene {
                 dead_letters: now.dead_letters,
                 ..VolumeScene::default()
@@ -240,8 +240,8 @@ impl Console {
         self.signals.send_modify(|_| {});
     }
 
-    /// Returns the names of all nodes that serve a volume, and the addresses of these nodes without
-    /// this node.
+    /// Returns the names of all nodes that are assigned to serve a volume. Also returns the known
+    /// addresses of these nodes, except that of this node.
     fn others(&self) -> (BTreeSet<NodeName>, Vec<(NodeName, SocketAddr)>) {
         let topology = self.cluster.topology();
         let nodes: BTreeSet<NodeName> = topology.state.serving.values().cloned().collect();

@@ -66,7 +66,7 @@ impl RouteSample {
 }
 
 impl Sample {
-    /// Adds the requests that another node answered in the same second.
+    /// Adds the counts of another sample of the same second.
     pub(super) fn add(&mut self, other: &Sample) {
         for theirs in &other.routes {
             match self.routes.iter_mut().find(|ours| ours.route == theirs.route) {
@@ -157,8 +157,9 @@ impl Recorder {
     /// Records the requests since the previous call, as requests of the seconds up to `second`.
     ///
     /// If the previous call was several seconds ago, the requests are distributed evenly over those
-    /// seconds. If the last recorded second is `second` or up to `CLOCK_STEP_MAX` later, the
-    /// requests are recorded in the second after the last recorded one.
+    /// seconds, but over at most the last `SECONDS_KEPT` of them. If the last recorded second is
+    /// `second` or up to `CLOCK_STEP_MAX` later, the requests are recorded in the second after the
+    /// last recorded one.
     pub(super) fn record(&mut self, second: u64, counts: Vec<RouteCounts>) {
         let mut new = Vec::new();
         for counts in counts {

@@ -2,7 +2,8 @@
 //! topology and the figures of all nodes.
 //!
 //! **Invariants**
-//! - A node that does not respond is shown as silent. Its previous figures are not shown.
+//! - A node that is assigned a volume and did not answer the last request for figures is shown as
+//!   silent. Its previous figures are not shown.
 //! - A stream gets the ring when it begins and when the epoch changes. The ring is not in every
 //!   message because its slots are most of the bytes.
 //! - A stream gets each kept second and event once. Only the last `SECONDS_REPEATED` seconds are
@@ -45,7 +46,8 @@ pub(super) struct Overview {
     pub(super) log: Log,
 }
 
-/// The position of a stream: the newest ring epoch, second and event that were sent to the client.
+/// The position of a stream or of a client that polls: the newest ring epoch, second and event that
+/// were sent to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Cursor {
     pub(super) epoch: Option<u64>,
@@ -222,9 +224,11 @@ enum NodeStatus {
     Degraded,
     /// The node did not answer the last request for figures.
     Silent,
-    /// The node was stopped in an orderly way, or has never run.
+    /// No volume is assigned to the node, and it has no description. It was stopped in an orderly
+    /// way, or has never run.
     Stopped,
-    /// The process ended without removing its description, so without an orderly stop.
+    /// No volume is assigned to the node, but its description is present. So it was not stopped in
+    /// an orderly way.
     Died,
 }
 

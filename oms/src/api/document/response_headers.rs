@@ -92,7 +92,8 @@ static HEADERS: [ResponseHeader; 10] = [
     },
 ];
 
-/// Returns `true` if responses with this status are stored under their idempotency key.
+/// Returns `true` if the response of an executed command with this status is stored under its
+/// idempotency key.
 fn is_kept(status: StatusCode) -> bool {
     status.is_success() || status == StatusCode::CONFLICT
 }

@@ -57,11 +57,11 @@ impl Prepared {
 /// Applies a whole snapshot. The snapshot is encoded on a blocking thread, and its parts are
 /// written between the commits of orders. Then the stock in memory is replaced under its lock.
 ///
-/// If the snapshot has exactly the products and stores of the current stock, it is written store by
-/// store. After a crash or a failure between two stores, only some stores have their new
-/// quantities. Each store's row records the last delivery that its quantities count, so no delivery
-/// is subtracted twice. If neither snapshots nor deliveries are numbered, too few units may be sold
-/// until the next snapshot, but never too many.
+/// If the snapshot has exactly the products and stores of the current stock, it is written in parts
+/// with the rows of one or more stores. After a crash or a failure between two parts, only some
+/// stores have their new quantities. Each store's row records the last delivery that its quantities
+/// count, so no delivery is subtracted twice. If neither snapshots nor deliveries are numbered, too
+/// few units may be sold until the next snapshot, but never too many.
 pub(super) async fn apply(
     app: Arc<App>,
     snapshot: StockSnapshot,

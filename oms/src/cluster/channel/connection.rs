@@ -26,13 +26,14 @@ use crate::runtime::metrics::ChannelCounters;
 /// Maximum number of callers that wait for an answer. It equals the default maximum of client
 /// connections of a node.
 const WAITING_MAX: usize = 8_192;
-/// Number of bytes of waiting requests from which further requests are refused.
+/// Number of bytes of unsent requests from which further requests are refused.
 const QUEUE_BYTES_MAX: usize = 16 << 20;
 
 /// The reason why a request gets no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unanswered {
-    /// The request was not sent, because too many requests or bytes are waiting.
+    /// The request was not sent, because too many callers wait for answers, or too many bytes of
+    /// requests are unsent.
     Busy,
     /// The request was not sent, because it is larger than the maximum size of a frame.
     TooLarge,

@@ -28,12 +28,13 @@ const TRACED: u8 = 32;
 /// A request about one volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
-    /// Id of the request, unique on its connection.
+    /// Id of the request, unique on its connection; 0 for a request without an answer.
     pub(crate) id: u64,
     pub(crate) volume: NodeName,
     /// Epoch of the ring by which the request was routed.
     pub(crate) epoch: u64,
-    /// Time in milliseconds that the sender waits for the answer.
+    /// Time in milliseconds that the sender waits for the answer; 0 for a request without an
+    /// answer.
     pub(crate) deadline_ms: u32,
     pub(crate) question: Question,
 }
@@ -200,8 +201,8 @@ pub(crate) enum Reply {
     /// Answer to `FollowStock`: the new position, and the cells that changed since the position in
     /// the request.
     StockChanges(StockPosition, Vec<Cell>),
-    /// Answer to `FollowStock`: the volume server cannot list the changes since the position in the
-    /// request. The copy must read all quantities with `ReadStock`.
+    /// Answer to `FollowStock`: the request has no position, or the volume server cannot list the
+    /// changes since that position. The copy must read all quantities with `ReadStock`.
     StockLayout(StockLayout),
     /// Answer to `ReadStock`: the available quantities of whole rows of the stock matrix from
     /// `first_row` on, row by row, with one quantity per store (no padding). Empty if there is no

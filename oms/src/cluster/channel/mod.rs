@@ -55,11 +55,11 @@ use crate::cluster::channel::frame::{ByteSink, ByteSource};
 use crate::runtime;
 use crate::runtime::metrics::ChannelCounters;
 
-/// Longest time for opening a TCP connection. Half a second suffices, because nodes run on one
-/// machine or in one data center.
+/// Longest time for opening a TCP connection. Half a second is much longer than a round trip
+/// between nodes.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// The reason why a connection ended or was not opened.
+/// The reason why a connection ended or was not opened, or why `Protection::new` failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{0}")]
 pub(crate) struct LinkError(pub(crate) String);

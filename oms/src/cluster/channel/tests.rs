@@ -10,9 +10,10 @@ use crate::cluster::channel::message::{
 };
 use crate::domain::order::OrderId;
 
-/// A test service that counts frames and requests. It answers a read with the order's id. A read of
-/// the order `large` gets an answer that is too large for a frame, and a read of the order
-/// `dropped` is dropped. Requests other than reads and confirmations are stored in `kept`.
+/// A test service that counts frames and requests. It answers a read of an order with the order's
+/// id. A read of the order `large` gets an answer that is too large for a frame, and a read of the
+/// order `dropped` is dropped. Requests other than reads of orders and confirmations are stored in
+/// `kept`.
 #[derive(Default)]
 struct Echo {
     frames: AtomicUsize,

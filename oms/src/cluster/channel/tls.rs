@@ -98,7 +98,7 @@ impl Protection {
         self.encryption == PeerEncryption::BetweenMachines && !address::is_loopback(other)
     }
 
-    /// Encrypts a connection that this node opened, and exchanges proofs with the acceptor.
+    /// Encrypts a connection that this process opened, and exchanges proofs with the acceptor.
     pub(crate) async fn connect<S>(
         &self,
         stream: S,
@@ -345,7 +345,7 @@ mod tests {
         let reason = initiated.map(drop).unwrap_err().to_string();
         assert!(reason.contains("another secret"), "{reason}");
         assert!(accepted.is_err());
-        // Without the relay, ends with this secret succeed.
+        // If the relay only copies bytes, ends with this secret succeed.
         let (initiated, accepted) = shake(["open", "open"], pass).await;
         assert!(initiated.is_ok() && accepted.is_ok());
     }

@@ -84,7 +84,8 @@ impl StateTable {
 
     /// Replaces the state and makes this process the coordinator. Returns `false` without a change
     /// unless the stored version is the one before `next` and the stored coordinator is
-    /// `coordinator`.
+    /// `coordinator`. Returns `false` also if a try with an unknown result did replace the state,
+    /// but another process has replaced the state again since.
     async fn swap(&self, shared: &Shared, next: &ClusterState, coordinator: &str) -> Result<bool, NodeError> {
         let failed = self.failed("replace the cluster's state");
         let until = Instant::now() + REPLACE_TIMEOUT;

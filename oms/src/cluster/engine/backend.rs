@@ -27,11 +27,12 @@ use crate::storage::log::Log;
 use crate::storage::log::cache::Cache;
 use crate::storage::log::engine::EngineLog;
 
-/// Longest time for one statement of a running node on the cluster's tables, such as a beat or a
-/// look. PostgreSQL usually answers within milliseconds. After a timeout the next attempt begins
-/// with another host of the URL.
+/// Longest time for one statement of a task on the cluster's tables, such as a beat or a look.
+/// PostgreSQL usually answers within milliseconds. After a timeout the next attempt begins with the
+/// next host of the URL.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest time for one statement during the start of a node.
+/// Longest time for one statement through `start_tables`, such as one that takes a node's name. The
+/// first look of a node has `STATEMENT_TIMEOUT`.
 const START_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The engines and local copies that a node uses.

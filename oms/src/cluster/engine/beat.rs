@@ -14,7 +14,8 @@
 //! - While the beats of this process are not acknowledged, it declares no silent node gone, because
 //!   commits are probably blocked for all nodes.
 //! - A look that lacks the last acknowledged beat of this process is ignored. Either a former
-//!   primary of the engine has answered it, or another process has taken the name of this node.
+//!   primary of the engine has answered it, or another process has taken the name of this node, or
+//!   another node has removed its row.
 //! - After a new connection, the period without a new beat begins again for every node, because the
 //!   engine may have failed over.
 //!
@@ -34,9 +35,9 @@ pub(super) struct Pace {
     pub(super) gone: Duration,
 }
 
-/// Time after the sending of an acknowledged beat during which a node may answer reads. It is equal
-/// for every pace, because two processes may briefly see different numbers of nodes and so have
-/// different paces.
+/// Longest time after the sending of an acknowledged beat during which a node may answer reads. It
+/// is equal for every pace, because two processes may briefly see different numbers of nodes and so
+/// have different paces.
 pub(super) const LEASE: Duration = Duration::from_millis(900);
 /// Time after which the lease of another process has ended, if no beat has extended the lease in
 /// this time. It is longer than a lease by a quarter, for clocks that do not run at the same rate.
@@ -98,8 +99,8 @@ pub(super) enum Looked {
     /// gone for its silence.
     Late,
     /// The look does not show the last acknowledged beat of this process. Either a former primary
-    /// of the engine has answered it, or another process has taken the name of this node. The rows
-    /// were ignored.
+    /// of the engine has answered it, or another process has taken the name of this node, or
+    /// another node has removed its row. The rows of the look were ignored.
     OldPrimary,
 }
 
@@ -141,14 +142,14 @@ impl Judge {
         }
     }
 
-    /// Records that another process has taken the name of this node. The lease ends at once, and
-    /// later beats do not extend it.
+    /// Records that another process has taken the name of this node, or that the row of this
+    /// process was removed. The lease ends at once, and later beats do not extend it.
     pub(super) fn replace(&mut self) {
         self.is_replaced = true;
         self.acknowledged = None;
     }
 
-    /// Returns `true` if another process has taken the name of this node.
+    /// Returns `true` once `replace` was called.
     pub(super) fn is_replaced(&self) -> bool {
         self.is_replaced
     }

@@ -2,7 +2,8 @@
 //! rebuild`.
 //!
 //! **Invariants**
-//! - The engine is only read, so nodes may run at the same time.
+//! - The engine is only read. Nodes may run during an export. A rebuild needs the local copy of its
+//!   node for itself.
 //! - A copy contains the effects of all entries of the volume's log up to one entry. The result
 //!   names that entry.
 //!
@@ -82,7 +83,7 @@ pub async fn rebuild_volume(
 }
 
 /// Returns the engine that stores a volume. The cluster's state, which is stored in the first
-/// engine, names the engine of each volume.
+/// engine, names the engine of each volume that is stored in a further engine.
 async fn engine_of(first: &EngineUrl, volume: &str) -> Result<EngineUrl, NodeError> {
     let state = state_in(first).await?;
     let place = state.and_then(|state| {

@@ -151,8 +151,9 @@ impl Joining {
         })
     }
 
-    /// Takes the node's name. If another process has the name, waits until it is known whether that
-    /// process still beats.
+    /// Takes the node's name. Fails if the process that has the name beats and has published its
+    /// address. While that address is not published, or the engine does not respond, tries again
+    /// for up to `NAME_TIMEOUT`.
     async fn take_name(&self, tables: &mut dyn ClusterTables, incarnation: i64) -> Result<(), NodeError> {
         let failed = self.failed("take the node's name");
         let until = Instant::now() + NAME_TIMEOUT;

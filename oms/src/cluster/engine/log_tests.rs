@@ -3,7 +3,7 @@
 //! The environment variable `IMT_ENGINE` must be the URL of a PostgreSQL server, with a role that
 //! may create databases. Each test that uses the server creates a separate database.
 //! `IMT_FENCE_ROUNDS` sets the number of rounds of `no_former_owner_commits_and_nothing_is_lost`.
-//! The owner of a volume is the process that took over its log last.
+//! The owner of a volume is the task of a test that took over the volume's log last.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -97,8 +97,8 @@ pub(crate) struct EngineCluster {
     waiting: parking_lot::Mutex<BTreeMap<NodeName, Waiting>>,
     /// The epochs under which this process has opened volumes.
     epochs: parking_lot::Mutex<BTreeMap<NodeName, u64>>,
-    /// Number of attempts to open a volume that failed although no former server had a lease. It
-    /// selects the server that the next attempt tries first.
+    /// Number of attempts to open a volume that failed although no former server of the volume had
+    /// a lease. It selects the host of the engine that the next attempt tries first.
     unopened: AtomicUsize,
 }
 

@@ -6,8 +6,8 @@
 //! - `has_lease` takes no lock, because every read of a volume calls it.
 //! - A beat extends the lease only if it returns the version of the confirmed state. So the state
 //!   was not replaced before the beat was sent, and no other node has demanded a later version.
-//! - Once a confirmed state gives a volume to another node, the volume's lease is lost for good. So
-//!   a node that was paused answers no read of a volume that it lost in between.
+//! - Once a confirmed state gives a volume to another node, the lease of the open volume is lost
+//!   for good. So a node that was paused answers no read of a volume that it lost in between.
 //! - Each event is sent once.
 //!
 //! Statements are in `tables`. The decision which nodes are gone is in `beat`.
@@ -30,7 +30,7 @@ use crate::postgres::{EngineUrl, SessionError};
 use crate::runtime::seeded::seeded;
 
 /// Longest wait for a confirmed state. A fail-over of the engine may take longer. Then the caller
-/// gets an error and repeats the call.
+/// gets an error. The tasks of a running node repeat the call, and the start of a node fails.
 const READ_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A receiver to be notified when a node is gone.
@@ -79,7 +79,7 @@ impl VolumeLease {
 struct Inside {
     judge: Judge,
     look: Look,
-    /// The published description of this node; `None` while the node does not take requests.
+    /// The description that this node publishes; `None` before `announce` and after `retire`.
     card: Option<NodeInfo>,
     /// The watchers, each with the incarnation of the node that it watches.
     watchers: Vec<(Watcher, i64)>,
@@ -95,7 +95,7 @@ struct Inside {
 }
 
 impl Inside {
-    /// Returns the descriptions of the other nodes that run and take requests.
+    /// Returns the descriptions of the other nodes that run and have published one.
     fn others_alive<'a>(&'a self, me: &'a NodeName) -> impl Iterator<Item = &'a NodeInfo> {
         self.look.cards.values().filter(move |card| {
             let beat = self.look.beats.get(card.name.as_str());
@@ -257,7 +257,7 @@ impl Shared {
         self.inside().is_withdrawn
     }
 
-    /// Returns the descriptions of all nodes that run and take requests.
+    /// Returns the descriptions of all nodes that run and have published one.
     pub(super) fn alive(&self) -> Vec<NodeInfo> {
         let inside = self.inside();
         let others = inside.others_alive(&self.name).cloned();
@@ -298,8 +298,9 @@ impl Shared {
         }
     }
 
-    /// Sets the receiver of all events of this process except `Event::Gone`, which is sent to
-    /// watchers. If this process was elected or replaced before the call, sends that event at once.
+    /// Sets the receiver of the events that `replaced`, `looked` and `took` send. `Event::Gone`
+    /// goes to watchers instead. If this process was elected or replaced before the call, sends
+    /// that event at once.
     pub(super) fn stand(&self, events: UnboundedSender<Event>) {
         let mut inside = self.inside();
         if inside.judge.is_replaced() {
@@ -381,7 +382,8 @@ impl Shared {
         self.inside().readers.extend(readers);
     }
 
-    /// Records that another process has taken the name of this node. The lease ends at once.
+    /// Records that another process has taken the name of this node, or that the row of this
+    /// process was removed. The lease ends at once.
     pub(super) fn replaced(&self) {
         self.lease_end_us.store(0, Ordering::Release);
         let mut inside = self.inside();

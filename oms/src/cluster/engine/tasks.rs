@@ -59,8 +59,8 @@ enum Beaten {
     Again,
 }
 
-/// Sends beats until this node leaves the cluster or is replaced. When it leaves, the last beat
-/// tells the other nodes that the process has ended.
+/// Sends beats until this node withdraws (`Membership::withdraw`) or is replaced. After a
+/// withdrawal, the last beat tells the other nodes that the process has ended.
 pub(super) async fn beat(shared: Arc<Shared>, mut tables: Box<dyn ClusterTables>, mut number: i64) {
     let mut troubles = Troubles::default();
     let mut connections = tables.connections();
@@ -154,7 +154,7 @@ async fn beat_once(
     }))
 }
 
-/// Looks at all nodes until this node leaves the cluster.
+/// Looks at all nodes until this node withdraws (`Membership::withdraw`).
 pub(super) async fn look(shared: Arc<Shared>, table: Arc<StateTable>, mut tables: Box<dyn ClusterTables>) {
     let mut troubles = Troubles::default();
     let mut connections = tables.connections();

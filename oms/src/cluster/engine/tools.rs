@@ -87,7 +87,7 @@ pub async fn init_engine(url: &EngineUrl) -> Result<(), NodeError> {
 }
 
 /// Returns the position in the primary's WAL, in bytes, up to which a standby has received the WAL.
-/// Returns 0 for a server that has received none, such as a primary.
+/// Returns 0 for a server that has received none, such as one that has never been a standby.
 ///
 /// # Errors
 /// `NodeError::Engine` if the standby cannot be reached or refuses the statement.
@@ -129,9 +129,11 @@ async fn run_on_standby(url: &EngineUrl, sql: &str) -> Result<(), NodeError> {
 pub enum Verdict {
     /// The check found no fault.
     Good,
-    /// Nodes can run, but the check found a risk that the operator should consider.
+    /// Nodes can start. The check found a risk for acknowledged orders, for commits or for the
+    /// latency, or could not rule one out.
     Warning,
-    /// Nodes would refuse to start or could not commit, or acknowledged orders could be lost.
+    /// Nodes would refuse to start or could not commit, or a setting or a missing fence could lose
+    /// acknowledged orders.
     Bad,
 }
 
@@ -149,8 +151,9 @@ pub struct EngineCheck {
 /// Checks if an engine can store a cluster without losing an acknowledged order.
 ///
 /// # Errors
-/// `NodeError::Engine` if the engine cannot be reached or refuses a statement of a check. A fault
-/// that a check finds is a result, not an error.
+/// `NodeError::Engine` if the engine cannot be reached or refuses a statement. A fault that a check
+/// finds is a result, not an error. Missing tables and a list of standbys that the role may not
+/// read are such faults.
 pub async fn check_engine(url: &EngineUrl) -> Result<Vec<EngineCheck>, NodeError> {
     let failed = failed(url, "run the checks");
     let mut session = Session::new(Arc::new(url.clone()), "check");
@@ -397,7 +400,7 @@ pub struct EngineView {
     pub further: Vec<FurtherEngine>,
 }
 
-/// An engine beside the cluster's first engine, which stores the logs of some volumes.
+/// A further engine: one beside the cluster's first engine. It may store the logs of volumes.
 #[derive(Clone, Debug)]
 pub struct FurtherEngine {
     /// The engine's name in the cluster.

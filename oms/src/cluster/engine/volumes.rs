@@ -39,14 +39,16 @@ use crate::storage::log::{Log, LogError};
 use crate::storage::volume::Volume;
 
 /// Pause after an attempt to open a volume that failed because the former server may still have a
-/// lease. It bounds the number of statements until the lease ends.
+/// lease, or because the owner of the log could not be read. It bounds the number of statements
+/// until the lease ends.
 const LEASE_PAUSE: Duration = Duration::from_millis(10);
-/// Pause after an attempt to open a volume that failed at its engine or its log, or because this
-/// node had no lease. The next attempt would probably fail too if it followed at once.
+/// Pause after an attempt to open a volume that failed because its engine is not usable, its log
+/// could not be taken over, or this node had no lease. The next attempt would probably fail too if
+/// it followed at once.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// Number of failed attempts after which the servers are tried in the same order again. It is a
-/// multiple of the usual numbers of servers, so that each server comes first equally often.
+/// Number of failed attempts after which the hosts of the engine are tried in the same order again.
+/// It is a multiple of the usual numbers of hosts, so that each host comes first equally often.
 const SERVERS_MAX: usize = 12;
 
 /// The parameters of opening a volume.
@@ -54,7 +56,7 @@ struct Opening<'a> {
     volume: &'a str,
     /// The node that opens the volume.
     owner: &'a str,
-    /// The version of the cluster's state since which the node serves the volume.
+    /// The version of the cluster's state in which the volume was assigned to the node.
     since: u64,
     expected: Expected,
     /// The engine's URL, for error messages.
@@ -102,7 +104,7 @@ fn of_this_life(cache: Cache, born: u64) -> Result<Cache, StorageError> {
 pub(super) struct Waiting {
     /// The version of the cluster's state in which the volume was assigned to this node.
     since: u64,
-    /// The time at which this process learned of that version.
+    /// A time at which this process already knew that version.
     learned: Duration,
     log: Box<dyn Log>,
 }
@@ -134,7 +136,7 @@ impl EngineCluster {
                     || self.is_without_lease(&owner, state.version).await
             }
             Ok(_) if seeded("engine-owner-not-confirmed") => true,
-            // An old primary shows an earlier owner.
+            // An old primary may show an earlier owner, so the answer must be confirmed.
             Ok(_) => waiting.log.confirm().await == Ok(true),
             Err(_) => false,
         };
@@ -227,8 +229,8 @@ impl EngineCluster {
     }
 
     /// Creates an access to a log for an attempt to open its volume. After a failed attempt, the
-    /// next one begins with another server: an old primary accepts connections, but acknowledges no
-    /// takeover.
+    /// next one begins with another host of the engine: an old primary accepts connections, but
+    /// acknowledges no takeover.
     fn log(&self, place: &VolumeLog, volume: &str, purpose: &'static str) -> Result<Box<dyn Log>, NodeError> {
         let mut log = self.backend.log(place, volume, purpose)?;
         for _ in 0..self.unopened.load(Ordering::Relaxed) % SERVERS_MAX {
@@ -264,7 +266,7 @@ impl Volumes for EngineCluster {
     fn release(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
         Box::pin(async move {
             if let Err(error) = self.release_log(&volume).await {
-                // The next server waits until the lease of this one has ended.
+                // The next server of the volume waits until the lease of this process has ended.
                 tracing::debug!(%volume, %error, "closed volume not released in the engine");
             }
             Ok(())
@@ -344,8 +346,8 @@ async fn take(
     let Opening { volume, owner, .. } = opening;
     let [mut log, checkpoints] = opening.logs;
     let newest = log.newest().await?;
-    // Most entries are copied before the takeover, while the former owner can still commit. That
-    // shortens the time in which no node serves the volume.
+    // Most entries are copied before the takeover. A former owner that still runs can commit until
+    // the takeover, so this order shortens the time in which no node commits.
     if newest.seq > 1 {
         match catch_up(cache, &mut *log, volume, newest.seq - 1, false).await {
             // An old primary that lacks the newest entries may have returned the log. So the

@@ -1,10 +1,10 @@
 //! Ensures that all nodes of an engine's cluster send messages to the same warehouse.
 //!
 //! **Invariants**
-//! - If no other node runs, the starting node's setting `--warehouse`, if there is one, replaces
-//!   the stored URL.
-//! - If other nodes run, the starting node uses the stored URL. It refuses to start with another
-//!   URL in its setting.
+//! - A starting node decides if it sees no other running node and is the coordinator. Then its
+//!   setting `--warehouse`, if there is one, replaces the stored URL.
+//! - Any other starting node uses the stored URL. It refuses to start with another URL in its
+//!   setting.
 //!
 //! Changes of the URL while nodes run are in `control::coordinator`.
 
@@ -24,10 +24,10 @@ const NAMED_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_PAUSE: Duration = Duration::from_millis(50);
 
 impl EngineCluster {
-    /// Returns the URL of the cluster's warehouse. If no other node runs, the URL is `asked` (the
-    /// setting of this node), or else the stored URL, or else `usual`, and the function stores it.
-    /// If other nodes run, the function waits until a URL is stored, and fails if `asked` is
-    /// another URL.
+    /// Returns the URL of the cluster's warehouse. If this node sees no other running node and is
+    /// the coordinator, the URL is `asked` (the setting of this node), or else the stored URL, or
+    /// else `usual`, and the function stores it. Otherwise the function waits until a URL is
+    /// stored, and fails if `asked` is another URL.
     pub(crate) async fn agree_on_warehouse(
         &self,
         asked: Option<&WarehouseUrl>,
@@ -70,8 +70,8 @@ enum Agreement {
     Unnamed,
 }
 
-/// Determines the warehouse from a state. If `decides` is `true`, because no other node runs, the
-/// setting `asked` replaces the stored URL.
+/// Determines the warehouse from a state. If `decides` is `true`, because this node is the
+/// coordinator and sees no other running node, the setting `asked` replaces the stored URL.
 fn agreement(
     state: &ClusterState,
     decides: bool,

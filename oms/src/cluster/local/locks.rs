@@ -58,7 +58,7 @@ impl FolderLock {
     pub(super) fn take(folder: &Path) -> Result<FolderLock, NodeError> {
         let file = File::open(folder).map_err(failed("open", folder))?;
         // The loop repeats an interrupted call. Other errors are ignored, because some file systems
-        // cannot lock folders. Then only the check of the version protects the state.
+        // cannot lock folders. Then only the checks of `replace_state` protect the state.
         while let Err(error) = file.lock()
             && error.kind() == ErrorKind::Interrupted
         {}

@@ -2,9 +2,10 @@
 //!
 //! **Invariants**
 //! - The URL of the warehouse is part of the cluster's state, and every node uses that URL.
-//! - If no other node runs, the starting node's setting, if there is one, replaces the stored URL.
-//!   If other nodes run, the starting node uses the stored URL, and refuses to start with another
-//!   URL in its setting.
+//! - A starting node decides if it is the coordinator and no other running node has published its
+//!   description. Then its setting, if there is one, replaces the stored URL.
+//! - Any other starting node uses the stored URL, and refuses to start with another URL in its
+//!   setting.
 //!
 //! Changes of the URL while nodes run are in `control::coordinator`.
 
@@ -35,10 +36,10 @@ pub fn check_warehouse(data: &Path, asked: Option<&WarehouseUrl>) -> Result<(), 
 }
 
 impl LocalCluster {
-    /// Returns the URL of the cluster's warehouse. If no other node runs, the URL is `asked` (the
-    /// setting of this node), or else the stored URL, or else `usual`, and the function stores it.
-    /// If other nodes run, the function waits until a URL is stored, and fails if `asked` is
-    /// another URL.
+    /// Returns the URL of the cluster's warehouse. If this node is the coordinator and no other
+    /// running node has published its description, the URL is `asked` (the setting of this node),
+    /// or else the stored URL, or else `usual`, and the function stores it. Otherwise the function
+    /// waits until a URL is stored, and fails if `asked` is another URL.
     pub(crate) fn agree_on_warehouse(
         &self,
         asked: Option<&WarehouseUrl>,

@@ -6,7 +6,7 @@
 //! read again as a whole.
 //!
 //! **Invariants**
-//! - Nothing is recorded while no copy follows the stock.
+//! - Changes are recorded only between `follow` and `unfollow`.
 //! - At most `CHANGES_MAX` changes are kept.
 
 use std::collections::VecDeque;

@@ -10,7 +10,7 @@ use crate::domain::stock::{Cell, Stock};
 
 /// Number of free units of a product in a store below which its lent units are recalled. The return
 /// of lent units takes a few messages. Orders take the remaining free units in the meantime, so
-/// they need not wait.
+/// most orders need not wait.
 pub(crate) const RECALL_BELOW: u32 = if cfg!(test) { 2 } else { 256 };
 
 /// The outcome of a search for the units of an order in one store.
@@ -50,7 +50,8 @@ impl Stock {
         i64::from(available) - i64::from(self.loans.of(store, product))
     }
 
-    /// Recalls the lent units of a product if few of its units are free.
+    /// Recalls the lent units of a product in a store if fewer than `RECALL_BELOW` of its units are
+    /// free.
     pub(super) fn recall_if_scarce(&mut self, store: u32, product: u32) {
         if self.loans.of(store, product) > 0 && self.free(store, product) < i64::from(RECALL_BELOW) {
             self.loans.recall(store, product);
@@ -83,7 +84,8 @@ impl Stock {
         }
     }
 
-    /// Recalls the lent units of all products with few free units.
+    /// Recalls the lent units of each product in each store where fewer than `RECALL_BELOW` of its
+    /// units are free.
     pub(super) fn recall_scarce(&mut self) {
         for store in self.loans.stores() {
             for product in self.loans.products(store) {

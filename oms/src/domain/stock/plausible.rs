@@ -2,8 +2,9 @@
 //! `X-Stock-Sequence` of a delivery.
 //!
 //! A snapshot with a number that is far too high would make every later snapshot stale. A delivery
-//! with such a number would be subtracted from every later snapshot. So numbers above the bound are
-//! not accepted. The bound depends on the highest number of all snapshots and deliveries so far:
+//! with such a number would be subtracted from every later snapshot. So a snapshot with a number
+//! above the bound is rejected, and a delivery is recorded without such a number. The bound depends
+//! on the highest number of all snapshots and deliveries so far:
 //!
 //! | highest number so far | bound |
 //! | --- | --- |

@@ -192,7 +192,8 @@ pub(crate) struct Counters {
     /// Number of the page of arrivals (a row in `arrivals`) that the next commit with new or copied
     /// orders writes.
     pub(crate) next_page: u64,
-    /// First page of arrivals (a row in `arrivals`) that the expiry job has not finished.
+    /// First page of arrivals (a row in `arrivals`) that the expiry job has not recorded as
+    /// finished.
     pub(crate) expired_page: u64,
     /// Number of statistics files added to the statistics.
     pub(crate) stat_files: u64,

@@ -165,7 +165,7 @@ pub(crate) fn decode_delivery(bytes: &[u8]) -> Result<Delivery, DecodeError> {
     })
 }
 
-/// Encodes the facts about the current stock snapshot.
+/// Encodes the facts about the applied stock snapshots.
 pub(crate) fn encode_stock_head(head: &StockHead, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 32);
     row.optional(head.newest_as_of);
@@ -173,7 +173,7 @@ pub(crate) fn encode_stock_head(head: &StockHead, bytes: &mut Vec<u8>) {
     row.number(head.snapshots);
 }
 
-/// Decodes the facts about the current stock snapshot.
+/// Decodes the facts about the applied stock snapshots.
 pub(crate) fn decode_stock_head(bytes: &[u8]) -> Result<StockHead, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let newest_as_of = row.optional("an as-of sequence")?;

@@ -39,7 +39,7 @@ const COPIES_MAX: usize = 3;
 #[derive(Clone)]
 pub(crate) struct Cache(pub(in crate::storage) Arc<VolumeTables>);
 
-/// The reason why a cache was not brought up to date.
+/// The reason why a cache was not brought up to date, or why a checkpoint was not made.
 #[derive(Debug)]
 pub(crate) enum CatchUpError {
     /// A statement failed, the engine has no such volume, or entries were removed from the log
@@ -92,7 +92,7 @@ impl Cache {
         Ok(Cache(Arc::new(VolumeTables::open(options, folder)?)))
     }
 
-    /// Opens or creates the database in `folder` with the usual options. Blocks.
+    /// Opens or creates the database in `folder` with microdb's default options. Blocks.
     pub(crate) fn open_in(folder: &Path) -> Result<Cache, StorageError> {
         Cache::open(microdb::Options::new(), folder)
     }

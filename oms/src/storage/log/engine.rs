@@ -27,7 +27,8 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// Size in bytes for which an append gets one second in addition to `COMMIT_TIMEOUT`. The entry of
 /// a stock has up to 60 MB. Without more time, its append could never succeed over a slow network.
 const APPEND_BYTES_PER_SECOND: usize = 4 << 20;
-/// Maximum time for statements that read, write or remove many rows.
+/// Maximum time for statements that read, write or remove many rows. The copy of all rows (`rows`)
+/// may take longer: the limit then applies to the time between two rows.
 const BULK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum number of entries that one call of `tail` returns.
 const TAIL_ENTRIES: i64 = 64;

@@ -72,8 +72,8 @@ pub(crate) struct Head {
 /// The reason why a statement has no usable result.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub(crate) enum LogError {
-    /// The statement was not sent, was refused, or returned data that cannot be used. A statement
-    /// that was not sent or was refused has no effect.
+    /// The statement was not sent, was refused, or returned data that cannot be used, such as a log
+    /// without expected entries. A statement that was not sent or was refused has no effect.
     #[error("the engine cannot be used: {0}")]
     Away(String),
     /// The statement may have been executed, and its effect may be on the primary only.
@@ -125,7 +125,7 @@ pub(crate) trait Log: Send {
     /// connection of the previous call. Then the answer of that call is not from an old primary.
     fn confirm(&mut self) -> Answer<'_, bool>;
 
-    /// Records that the owner with this epoch answers no request of the volume any more. It has no
+    /// Records that the owner with this epoch answers no request of the volume any more. Has no
     /// effect if the volume has another epoch.
     fn release(&mut self, epoch: u64) -> Answer<'_, ()>;
 
@@ -155,8 +155,8 @@ pub(crate) trait Log: Send {
     /// removed entries.
     fn trim(&mut self, last: u64) -> Answer<'_, u64>;
 
-    /// Makes the next statement use another server of the engine, for example because the current
-    /// one answered with old rows.
+    /// Makes the next statement use the next host of the engine's URL, for example because the
+    /// current one answered with old rows.
     fn next_host(&mut self);
 
     /// Removes the volume from the engine, with its log and rows.

@@ -30,8 +30,8 @@ use crate::storage::log::{Entry, Log, LogError, Position};
 /// because a reconnect is fast and may reach the new primary.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Maximum number of entries that wait for an acknowledgement: an entry with rows, and empty
-/// entries after it. This number is reached only if every answer is lost. Then the writer appends
-/// all of these entries again, beginning with the entry with rows.
+/// entries after it. This number is reached only if none of these entries is acknowledged. Then the
+/// writer appends all of them again, beginning with the entry with rows.
 const UNACKNOWLEDGED_MAX: usize = 16;
 
 /// Number of answers in a row that lack the previous acknowledged entry or show an earlier epoch,
@@ -49,8 +49,8 @@ pub(crate) struct LogStatus {
 }
 
 impl LogStatus {
-    /// Returns `true` while an entry waits for an engine that does not answer, or for space in the
-    /// local database.
+    /// Returns `true` while an entry waits for an engine that does not answer or refuses
+    /// statements, or for space in the local database.
     pub(crate) fn is_away(&self) -> bool {
         self.away.load(Ordering::Acquire)
     }
@@ -187,8 +187,8 @@ enum Found {
     Same,
     /// The volume has another owner or was removed, or another entry has this number.
     Another,
-    /// This server has an earlier epoch of the volume than the writer, so it must be an old
-    /// primary.
+    /// This server has an earlier epoch of the volume than the writer, so it is an old primary, or
+    /// the engine has lost commits.
     OldPrimary,
     /// The previous entry does not exist at this server.
     NothingBefore,

@@ -3,8 +3,8 @@
 //!
 //! **Invariants**
 //! - A crash may repeat a call, but loses no message.
-//! - A message leaves the outbox only after a commit by its order's transactor, or after its order
-//!   has migrated.
+//! - A message leaves the outbox only after a commit by its order's transactor, or if the slot of
+//!   its order is in another volume.
 //! - The number of calls in flight is bounded by the outbox.
 //!
 //! Deliberately absent: the schedule of retries, the circuit breaker and the retry budget, which
@@ -25,8 +25,8 @@ use crate::runtime::watch;
 use crate::volume::state::{OrderError, VolumeState, wants};
 use crate::volume::transactor::{Ask, Transactors};
 
-/// Pause before a message is tried again after a fault of this volume, for example a full disk that
-/// could not store the warehouse's answer.
+/// Pause before a message is tried again if this volume could not read the order or store the
+/// outcome, for example because the disk is full or the order is being migrated.
 const OWN_FAULT_WAIT_MS: u64 = 1_000;
 
 /// Sends due messages until `stop` becomes `true`. Calls in flight are then dropped, and the next
@@ -82,8 +82,9 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
     let state = transactors.state();
     let put_back = |fault: &OrderError| {
         match fault {
-            // The order is migrating or has migrated, or this volume server is closing. The
-            // dispatcher of the server that then has the order sends the message again.
+            // The order is migrating or has migrated, this volume server is closing, or another
+            // commit changes the order's reservation. The dispatcher of the server that then has
+            // the order sends the message again.
             OrderError::Moved => {
                 tracing::debug!(order = %job.order, "warehouse answer dropped: the order is being migrated");
             }
@@ -99,7 +100,7 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
         Err(error) => put_back(&OrderError::Storage(error)),
         Ok(None) => {
             // This cannot happen, because order and message are committed together. The message
-            // becomes a dead letter, because retries would never end.
+            // becomes a dead letter, because no retry would find the order.
             tracing::error!(order = %job.order, "message without an order failed for good");
             let failure = Failure::new(FailureKind::Malformed, "the order does not exist");
             count(state, &*wms, job.kind, |outbox| {
@@ -151,7 +152,7 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
     state.message_due.notify_one();
 }
 
-/// Sends a message as part of the trace of the request that caused it.
+/// Sends a message as part of `trace`, the trace of the latest traced request about the order.
 async fn send_traced(trace: TraceContext, wms: &dyn Warehouse, kind: Kind, order: &Order) -> Answer {
     let span = trace.child();
     let started = SystemTime::now();
@@ -249,8 +250,8 @@ async fn failed(
             "message to the warehouse given up"
         );
     }
-    // If this write fails, only the memory knows of the failed attempt. After a restart, the
-    // message may then have one attempt more than allowed.
+    // If this write fails, only the memory knows of the failed attempt. After a restart, this
+    // attempt is not counted, so the message may get more attempts than allowed.
     if let Err(fault) = transactors.ask(&job.order, Ask::Note(job.kind, message)).await {
         tracing::warn!(order = %job.order, ?fault, "failed attempt not recorded");
     }

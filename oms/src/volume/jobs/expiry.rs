@@ -46,8 +46,9 @@ pub(crate) async fn run(
     let mut expiry = Expiry::new(&transactors, payment_timeout);
     loop {
         match expiry.expire_due(&transactors).await {
-            // The order's slot is being migrated, or this volume server is closing. The next server
-            // with the slot will expire the order.
+            // The order's slot is being migrated, this volume server is closing, or the order
+            // cannot take the step yet. A later pass, here or in the next server with the slot,
+            // will expire the order.
             Ok(()) | Err(OrderError::Moved) => {}
             Err(fault) => tracing::warn!(?fault, page = expiry.page, "pass over unpaid orders failed"),
         }

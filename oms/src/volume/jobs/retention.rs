@@ -4,9 +4,10 @@
 //! **Invariants**
 //! - The age of a file's name is measured from the addition of the file, not from the time in the
 //!   name.
-//! - The removed name with the latest time remains as a mark (`stat_import::name`). A file with a
-//!   time up to that of the mark and without a stored name may have been added before. Such a file
-//!   is renamed and not added, because adding it twice would be worse.
+//! - Of the plausible removed names, the one with the latest time remains as a mark
+//!   (`stat_import::name`). A file with a time up to that of the mark and without a stored name may
+//!   have been added before. Such a file is renamed and not added, because adding it twice would be
+//!   worse.
 //! - A step of the clock while the process runs does not shorten the time for which a response is
 //!   stored.
 

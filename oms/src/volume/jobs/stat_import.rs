@@ -1,4 +1,4 @@
-//! Imports the warehouse's statistics files: each file is added to the statistics exactly once.
+//! Imports the warehouse's statistics files. No file is added to the statistics twice.
 //!
 //! Without an engine, the volume that has the slot of the statistics scans the data folder. With an
 //! engine, each node scans its own folder and sends the files to that volume (`api::stat_files`).
@@ -48,7 +48,7 @@ const SCAN_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) enum Unadded {
     /// The file was not added, because the slot of the statistics is sealed or in another volume,
-    /// or because the volume is closing.
+    /// because the ring changed during the import, or because the volume is closing.
     Elsewhere,
     /// The file was not added, because the volume with the statistics cannot be reached or does not
     /// accept the file now. The text is the reason.

@@ -79,7 +79,7 @@ pub(crate) async fn remove_stale_rows(
     Ok(true)
 }
 
-/// The removals that result from one page of the walk over all rows.
+/// The removed and rewritten rows that result from one page of the walk over all rows.
 struct Page {
     batch: WriteBatch,
     /// `true` if the walk over all rows has ended.

@@ -3,9 +3,9 @@
 //!
 //! The first pages contain the rows of one snapshot of the volume, which a walk reads. The next
 //! pages contain the rows that later commits have changed, which the change feed returns. The slots
-//! are served at the same time. Once few commits are left, the target requests pages with `seal`.
-//! The source then rejects commits to these slots, waits for the queued commits, and sends their
-//! rows.
+//! are served at the same time. At the end of the copy, usually when few commits are left, the
+//! target requests pages with `seal`. The source then rejects commits to these slots, waits for the
+//! queued commits, and sends their rows.
 //!
 //! | field | bytes | meaning |
 //! | --- | --- | --- |
@@ -103,7 +103,8 @@ impl Sum {
     }
 }
 
-/// A page of rows that belong to the migrating slots.
+/// A page of rows for the target: the rows of the migrating slots, and those that any migration
+/// copies (`Home::Copied` and `Home::Unknown`).
 #[derive(Debug, Default)]
 pub(crate) struct Page {
     pub(crate) rows: Vec<RawRow>,

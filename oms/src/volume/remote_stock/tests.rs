@@ -230,8 +230,8 @@ fn question_about(state: &VolumeState, order: &OrderId) -> DueReservation {
     due.into_iter().find(|due| due.order == *order).unwrap()
 }
 
-/// A request of an earlier attempt to place an order arrives after that of a later attempt, which
-/// asks for fewer units and may be durable already.
+/// A request of an earlier attempt to place an order arrives after that of a later attempt. The
+/// later attempt asked for other units, and its order may be durable already.
 #[tokio::test(start_paused = true)]
 async fn a_late_request_for_other_units_replaces_no_reservation() {
     let (_, shared) = rings();
@@ -267,8 +267,8 @@ async fn a_late_request_for_other_units_replaces_no_reservation() {
 }
 
 /// The order's volume answers that no order needs the reservation. A later attempt to place the
-/// order has reserved the same units since the question, and then the request of the earlier attempt
-/// arrived a second time.
+/// order has reserved the same units since the question, and then the request of the earlier
+/// attempt arrived a second time.
 #[tokio::test]
 async fn an_answer_about_an_earlier_attempt_ends_no_later_reservation() {
     let (_, shared) = rings();

@@ -78,7 +78,8 @@ impl VolumeState {
         }))
     }
 
-    /// Begins to put a dead letter (a message that is no longer sent) back into the outbox.
+    /// Begins to make a dead letter (a message that is no longer sent) a waiting message without
+    /// failed attempts. Changes nothing if the message is waiting already.
     pub(crate) fn retry_message(
         &self,
         order: Arc<Order>,

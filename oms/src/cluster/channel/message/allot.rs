@@ -71,7 +71,7 @@ pub(super) fn encode_reply(incarnation: u64, granted: &[Line], to: &mut Encoder<
     to.lines(granted);
 }
 
-/// Reads the answer after its code.
+/// Reads the answer (`Reply::Allotted`) without its code, which was read before.
 pub(super) fn decode_reply(from: &mut Decoder<'_>) -> Result<Reply, WireError> {
     Ok(Reply::Allotted {
         incarnation: from.number("an incarnation")?,
