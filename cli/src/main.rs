@@ -58,8 +58,9 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 3 a check found something,
 4 a threshold was missed, 5 a server does not answer, 130 interrupted.
 
 -h is short, --help has everything. A flag with [env: IMT_X] in its --help can
-be set by that variable, by a context, and as x = VALUE in imt.toml.
-imt config show lists all settings with their sources."
+be set by that variable, and as x = VALUE in imt.toml. A context sets the
+addresses and the data folder. imt config show lists all settings with their
+sources."
 )]
 struct Cli {
     #[command(flatten)]

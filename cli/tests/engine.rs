@@ -341,6 +341,20 @@ fn a_paused_node_loses_its_volume_and_gets_it_back_without_a_lost_order() {
 
 #[test]
 #[ignore = "needs an engine"]
+fn a_node_stops_although_its_engine_is_gone() {
+    let world = World::new();
+    let node = world.start("alpha");
+    world.fill(&[&node]);
+    place(&node.address, "kept-", 10);
+    for server in ["standby2", "standby1", "primary"] {
+        world.engine.kill(server);
+    }
+    let (code, log) = node.terminate();
+    assert_eq!(code, Some(0), "{log:?}");
+}
+
+#[test]
+#[ignore = "needs an engine"]
 fn a_name_is_taken_once_and_a_node_leaves_for_good() {
     let world = World::new();
     let [alpha, beta, gamma] = world.three();

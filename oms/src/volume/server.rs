@@ -13,6 +13,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use imt_ring::{Epoch, NodeName, Ring, Slot};
 use parking_lot::{Mutex, RwLock};
@@ -40,6 +41,10 @@ use crate::volume::remote_stock::{self, RemoteVolumes};
 use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 use crate::volume::{borrowing, lending};
+
+/// Longest time for which the close of a volume waits for queued writes. Only an engine that does
+/// not answer takes that long.
+const CLOSE_WAIT: Duration = Duration::from_secs(5);
 
 /// The reason why a volume cannot take part in a migration now.
 #[derive(Debug, Error)]
@@ -528,6 +533,12 @@ impl VolumeServer {
     /// Stops all work on the volume: seals all slots, ends the jobs, and waits for the queued
     /// writes.
     pub(crate) async fn quiesce(&self) {
+        self.end_jobs().await;
+        self.finish_writes().await;
+    }
+
+    /// Seals all slots and ends the jobs.
+    async fn end_jobs(&self) {
         let state = self.app.state();
         // `stop` is set before the seal, because `unseal` removes seals only while `stop` is not
         // set. So the end of a migration does not remove this seal.
@@ -543,6 +554,11 @@ impl VolumeServer {
             task.abort();
             let _ = task.await;
         }
+    }
+
+    /// Waits for the cleanup and for the queued writes.
+    async fn finish_writes(&self) {
+        let state = self.app.state();
         let cleaning = self.cleaning().take();
         if let Some(task) = cleaning {
             // The cleanup removes rows by the slots of this server, so it must end before the next
@@ -564,9 +580,16 @@ impl VolumeServer {
         }
     }
 
-    /// Quiesces and closes the volume.
+    /// Stops all work on the volume and closes it. Writes that an engine does not acknowledge within
+    /// `CLOSE_WAIT` are abandoned: the rows may or may not be in the log.
     pub(crate) async fn close(&self) -> Result<(), StorageError> {
-        self.quiesce().await;
+        self.end_jobs().await;
+        if tokio::time::timeout(CLOSE_WAIT, self.finish_writes())
+            .await
+            .is_err()
+        {
+            tracing::warn!(volume = %self.volume, "volume is closed while writes wait");
+        }
         let storage = Arc::clone(&self.app.state().storage);
         runtime::blocking(move || storage.close())
             .await

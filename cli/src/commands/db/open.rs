@@ -46,7 +46,7 @@ pub(super) fn failed(path: &Path, state: &str, error: Error) -> CliError {
         Error::Locked { holder, .. } => {
             let holder = holder.map_or_else(String::new, |pid| format!(" (process {pid})"));
             CliError::failed(format!(
-                "the database {place} is in use{holder}; stop that process first, or only look: inspect, verify, get, scan, tail, export, diff, stats and backup work meanwhile"
+                "the database {place} is in use{holder}; stop that process first, or only look: all commands of `imt db` that change nothing work meanwhile, and so does backup"
             ))
         }
         Error::NotADatabase { .. } => CliError::failed(format!(

@@ -79,8 +79,7 @@ pub(super) fn heal(path: &Path, backup: &Path, output: OutputFormat) -> Result<E
         ),
         Error::Invalid { .. } => CliError::because(
             format!(
-                "{} cannot heal {}; nothing was changed. A copy that was made while a node had the database is one of its own, with an id of its own: put it in the place of the \
-                 damaged one (`imt db restore`) instead",
+                "{} cannot heal {}; nothing was changed. A database with another id, such as an imported or a salvaged one, can only take the place of the damaged one (`imt db restore`)",
                 backup.display(),
                 path.display()
             ),

@@ -180,7 +180,10 @@ fn nodes(draft: &mut Draft, before: &Scene, now: &Scene) {
     }
     for node in old.difference(&new) {
         let is_member = now.state.ring.member(node).is_some();
-        let (kind, text) = if now.starts.contains_key(*node) {
+        // A node that leaves for good is asked to stop only after it has lost its volume. Until then
+        // its description remains, as after a death.
+        let has_left = !is_member && before.state.leaving.contains(*node);
+        let (kind, text) = if now.starts.contains_key(*node) && !has_left {
             (Kind::NodeDied, format!("{node} died without stopping."))
         } else if is_member {
             (Kind::NodeStopped, format!("{node} stopped."))
@@ -367,8 +370,10 @@ mod tests {
         let given = leaving.begin_move(&members(&both)).unwrap().unwrap();
         let given = given.commit_move().unwrap();
         let gone = given.with_nodes(&nodes(&["a"])).unwrap();
-        let found = texts(&scene(&given, &both), &scene(&gone, &["a"]));
-        assert_eq!(found, [(Kind::NodeLeft, "b left for good.".to_owned())]);
+        for still_described in [&["a"][..], &both] {
+            let found = texts(&scene(&given, &both), &scene(&gone, still_described));
+            assert_eq!(found, [(Kind::NodeLeft, "b left for good.".to_owned())]);
+        }
         let mut later = scene(&two, &both);
         later.starts.insert(name("b"), 2);
         let found = texts(&scene(&two, &both), &later);

@@ -173,8 +173,8 @@ impl Kind {
             Kind::SlowBody => &Texts {
                 slug: "slow-body",
                 title: "The request is too slow",
-                meaning: "The body stopped arriving for 15 s, or arrives at less than 32 KiB/s. Nothing of \
-                          it was applied.",
+                meaning: "The body stopped arriving for 15 s, or arrived at less than 32 KiB/s after the \
+                          first 20 s. Nothing of it was applied.",
                 next: "Send it again over a better connection.",
             },
             Kind::InsufficientStock => &Texts {
@@ -265,8 +265,9 @@ impl Kind {
             Kind::Busy => &Texts {
                 slug: "busy",
                 title: "Too busy",
-                meaning: "A queue is full, the disk is full, or the node starts or stops. Nothing was \
-                          applied.",
+                meaning: "A queue is full, the disk is full, the node starts or stops, or the engine of \
+                          the volume does not answer. Nothing was applied, unless `detail` says that \
+                          this is unknown.",
                 next: "Repeat the request after `Retry-After` seconds.",
             },
             Kind::NotServedHere => &Texts {
