@@ -77,11 +77,13 @@ struct Outcome {
 }
 
 impl Outcome {
+    /// Returns the result of a run, and makes its nodes unreachable.
     fn of(world: &World, warehouse: &WarehouseModel) -> Outcome {
         let (hash, count, violations, lines) = world.trace();
         let mut counts = world.counts();
         counts.insert("deliveries", warehouse.deliveries() as u64);
         counts.insert("events", count);
+        world.end();
         Outcome {
             hash,
             count,

@@ -255,6 +255,22 @@ impl World {
         (known, inside.warehouse_since.unwrap_or(self.began))
     }
 
+    /// Ends the reachability of all processes. The handle of a process refers to this world, so the
+    /// memory of a run is freed only after this call.
+    pub(super) fn end(&self) {
+        let (handles, standing, watches) = {
+            let inside = &mut *self.inside();
+            let handles: Vec<_> = inside
+                .incarnations
+                .iter_mut()
+                .map(|one| one.cluster.take())
+                .collect();
+            let standing = std::mem::take(&mut inside.standing);
+            (handles, standing, std::mem::take(&mut inside.watches))
+        };
+        drop((handles, standing, watches));
+    }
+
     /// Returns the number and the process of the last incarnation that has this name. The process
     /// may be stopped.
     pub(super) fn running(&self, name: &str) -> Option<(usize, Arc<Process>)> {
