@@ -406,3 +406,27 @@ fn damage_is_healed_from_a_backup() {
     assert_eq!(again.status.code(), Some(0));
     assert!(stdout(&again).contains("none is damaged"), "{}", stdout(&again));
 }
+
+#[test]
+fn more_changes_than_the_log_has_are_the_oldest_that_are_left() {
+    let kept = tempdir().unwrap();
+    let path = kept.path().join("shop");
+    let db = options().open(&path).unwrap();
+    let events = db.table("events").unwrap();
+    for number in 0..100 {
+        events.put("newest", format!("{number:01000}")).unwrap();
+    }
+    db.compact().unwrap();
+    events.put("newest", "after the compaction").unwrap();
+    db.close().unwrap();
+    let path = path.to_str().unwrap();
+    let removed = run(&["db", "tail", path, "--since", "0"]);
+    assert_eq!(removed.status.code(), Some(1), "{}", stdout(&removed));
+    let left = run(&["db", "tail", path, "--last", "1000000"]);
+    assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
+    assert!(
+        stdout(&left).contains("after the compaction"),
+        "{}",
+        stdout(&left)
+    );
+}

@@ -95,10 +95,11 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
         .into_iter()
         .map(|table| (table.id, table.name))
         .collect();
-    // The hash chain has the link 0 before the first commit.
+    // The hash chain has the link 0 before the first commit. Without `--since`, compaction may have
+    // removed the first commits, and reading begins after them.
     let mut place = Place {
         sequence: since,
-        chain: (since == 0).then_some(0),
+        chain: (args.since == Some(0)).then_some(0),
         names,
         key_types: HashMap::new(),
     };
