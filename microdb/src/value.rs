@@ -127,7 +127,7 @@ impl Deref for Value {
                 // A panic is better than returning zeros that were never written.
                 assert!(
                     !any_cut() || !segment.is_cut(),
-                    "{} was truncated by another program while in use",
+                    "a page of {} could not be read: another program truncated the file, or the disk failed",
                     segment.path.display()
                 );
                 bytes

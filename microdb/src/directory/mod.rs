@@ -78,6 +78,9 @@ pub(crate) struct Damage {
 
 /// The damaged field of a checkpoint that was truncated while it was mapped.
 pub(crate) const CUT: &str = "length of the file, which was truncated while in use";
+/// The field in an error for a page that the system could not read, although the file has its
+/// length.
+pub(crate) const UNREAD: &str = "page of the file, which the system could not read";
 
 /// Keys that found no room in their chunk. A key gets there only if many keys have nearly equal
 /// hashes, which is very unlikely with a secret hash seed. A lookup also searches a stash that is

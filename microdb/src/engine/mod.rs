@@ -47,7 +47,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, RwLock};
 
 pub(crate) use self::read::{Found, is_key_of};
-use crate::directory::{CUT, Damage, KeyHash};
+use crate::directory::{CUT, Damage, KeyHash, UNREAD};
 use crate::engine::background::{Background, RunningJobs};
 use crate::engine::catalog::Catalog;
 use crate::engine::compact::Compaction;
@@ -206,6 +206,10 @@ impl Engine {
         if damage.field == CUT {
             let file = self.options.storage.open(&path, OpenMode::Read);
             let found = match file.and_then(|file| file.len()) {
+                Ok(len) if len >= damage.expected => {
+                    let expected = "the bytes that were written";
+                    return Error::corrupt(&path, damage.offset, UNREAD, expected, "nothing");
+                }
                 Ok(len) => format!("{len} bytes"),
                 Err(error) => format!("a file that cannot be read: {error}"),
             };

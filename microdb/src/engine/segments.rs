@@ -11,7 +11,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
-use crate::directory::{CUT, Location};
+use crate::directory::{CUT, Location, UNREAD};
 use crate::error::{Error, Result};
 use crate::format::checksum::SegmentMask;
 use crate::format::record::Record;
@@ -277,7 +277,7 @@ impl Segment {
             Ok(_) => Error::corrupt(
                 &self.path,
                 offset.into(),
-                "page of the file, which the system could not read",
+                UNREAD,
                 "the bytes that were written",
                 "nothing",
             ),
