@@ -14,8 +14,9 @@ pub const KEY_BYTES: usize = 16;
 /// The key of a record.
 pub type Key = [u8; KEY_BYTES];
 
-/// Size of the pool from which all values are cut, in bytes. The pool fits into the second-level
-/// cache of a processor, so reading a value from the pool causes no access to main memory.
+/// Size in bytes of the pool from which all values are cut, without the size of one value. The pool
+/// fits into the second-level cache of a processor, so reading a value from it causes no access to
+/// main memory.
 const POOL_BYTES: usize = 256 << 10;
 
 /// First index of the absent records. No run stores this many records.

@@ -34,7 +34,8 @@ pub struct Plan {
     pub value_bytes: usize,
     /// Number of repetitions.
     pub repeat: u64,
-    /// Minimum time for the measurement of a rate, in seconds.
+    /// Time for which operations are repeated to measure their rate, in seconds. Puts end earlier
+    /// if all records are stored.
     pub seconds: f64,
     /// Folder of the databases, on the disk to be measured.
     pub folder: PathBuf,
@@ -55,7 +56,7 @@ pub struct Results {
     pub records: u64,
     /// Size of a value in bytes.
     pub value_bytes: usize,
-    /// Measured limits of the machine, each with one or more figures per repetition.
+    /// Measured limits of the machine. A limit may have several figures per repetition, or none.
     pub limits: Vec<Limit>,
     /// All figures of all engines and repetitions.
     pub samples: Vec<Sample>,
@@ -75,14 +76,14 @@ pub struct Sample {
     pub measurement: Measurement,
 }
 
-/// A missing figure and its reason.
+/// A workload without figures on an engine, and the reason.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Absence {
     /// Name of the engine.
     pub engine: String,
     /// The workload's name.
     pub workload: String,
-    /// The reason for the missing figure.
+    /// The reason for the missing figures.
     pub reason: String,
 }
 
@@ -122,7 +123,10 @@ impl Results {
     /// figures of the later run replace the existing figures. The limits of the later run, if it
     /// measured limits, replace all existing limits. Machine, command, number of records and size
     /// of a value become those of the later run. Package versions of its engines replace the
-    /// existing ones. A missing figure is no longer listed if its workload now has a figure.
+    /// existing ones.
+    ///
+    /// An existing [`Absence`] is removed if its workload now has a figure on its engine. The
+    /// absences of the later run are added.
     pub fn merge(&mut self, later: Self) {
         let (mut samples, mut limits) = (
             std::mem::take(&mut self.samples),
@@ -174,8 +178,8 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
 ///
 /// # Errors
 /// Returns an error if a folder or a file cannot be written. `results.json` in [`Plan::folder`]
-/// then has the results up to the last workload that ran on all engines, if there was one. A
-/// workload that fails on an engine is recorded in the results and causes no error.
+/// then has the results that were saved last: they are saved after each workload. A workload that
+/// fails on an engine is recorded in the results and causes no error.
 pub fn run(plan: &Plan) -> Outcome<Results> {
     std::fs::create_dir_all(&plan.folder)?;
     let mut results = Results {

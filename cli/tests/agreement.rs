@@ -1,4 +1,4 @@
-//! All outputs of one run must agree. The summary, the log, the report, the node's metrics and
+//! All outputs of one run must agree. The summary, `stats.csv`, the report, the node's metrics and
 //! console, the warehouse and the audit give the same figures.
 
 use crate::support::{Server, free_address, http, imt, run, stderr, stdout, until};

@@ -50,7 +50,8 @@ fn the_console_shows_joins_and_orders_without_a_complaint() {
     until("the console is live", || browser.text("#link-text") == "live");
     assert_eq!(browser.text("#me"), "alpha");
 
-    // Measures and prints the time from the join of a node to its new row in the table of nodes.
+    // Measures and prints the time from the first node's event about the join of the second node to
+    // the new row in the table of nodes.
     browser.value(
         "globalThis.shownAt = new Promise((shown) => new MutationObserver(() => {
              if (document.querySelector('#nodes tr[data-key=beta]')) shown(Date.now());
@@ -135,7 +136,7 @@ fn the_console_shows_joins_and_orders_without_a_complaint() {
     assert_eq!(browser.value("document.images.length"), 0);
 
     // After a node is killed, the page shows the loss, names the other node, and connects again
-    // when the first node is back.
+    // when the killed node is back.
     first.kill();
     until("the loss is shown", || {
         browser.text("#banner").contains("Consoles of other nodes: beta")

@@ -59,7 +59,7 @@ fn rows_of_typed_tables_are_found_by_the_type_of_their_key() {
     assert!(tailed.contains("put    users ann "), "{tailed}");
     let located = done(&["db", "inspect", db, "--key", "users", "bob"]);
     assert!(located.contains("the live record of 'bob'"), "{located}");
-    // A type on the command line goes before the recorded one.
+    // A type on the command line takes precedence over the recorded one.
     let missing = run(&["db", "get", db, "users", "ann", "--key-type", "text"]);
     assert_eq!(missing.status.code(), Some(1));
     assert!(stderr(&missing).contains("--key-type"), "{}", stderr(&missing));

@@ -21,10 +21,10 @@
 //! - `log`: the output contains the log (standard error) as well.
 //! - `write FILE`: the text of the block is written to this file in the session's folder.
 //!
-//! Two things differ from a reader's machine. The loopback ports 9090 and 9091 are replaced by free
-//! ports, and the folders in [`ROOTS`] are placed below the folder of the session. The words
-//! `cargo run --release --` mean the binary under test. The variable `IMT_DOCUMENTS_BINARY` names
-//! another binary.
+//! A session differs from a reader's machine. The loopback ports 9090 and 9091 are replaced by free
+//! ports, and the folders in [`ROOTS`] are placed below the folder of the session. That folder is
+//! also the home folder. The words `cargo run --release --` mean the binary under test. The
+//! variable `IMT_DOCUMENTS_BINARY` names another binary.
 
 use crate::support::markdown::{Block, blocks, inline_code};
 use crate::support::{Server, free_address, run, stderr, until};
@@ -47,7 +47,8 @@ const INTERRUPTED: i32 = 130;
 /// Languages of the code blocks that have commands.
 const SHELL: [&str; 2] = ["sh", "console"];
 
-/// Beginnings of lines that are commands. A code block in another language must have no such line.
+/// Beginnings of lines that are commands. A code block in a language other than those of [`SHELL`]
+/// must have no such line.
 const COMMANDS: [&str; 9] = [
     "$ ", "imt ", "cargo ", "curl ", "apt-get ", "export ", "kill ", "pip ", "cp ",
 ];
@@ -365,7 +366,8 @@ fn without_number(word: &str) -> String {
     found
 }
 
-/// Runs all blocks of a document, and stops its servers at the end.
+/// Runs the blocks of a document that have commands or the option `write`, except those with the
+/// option `not run`. Stops the servers at the end.
 fn follow(document: &str) {
     let mut session = Session::new(document);
     let mut count = 0;

@@ -305,8 +305,7 @@ fn orders_survive_the_end_of_the_primary_and_no_node_is_taken_for_gone() {
             .iter()
             .filter(|line| line.contains("node went down"))
             .collect();
-        // No node may have reported that another node went down before the nodes were stopped at
-        // the end of this test. So such a line is permitted only after the node's own stop began.
+        // A node may report that another node went down only after its own stop has begun.
         let stop = log.iter().position(|line| line.contains("finishing requests"));
         let before = log.iter().position(|line| line.contains("node went down"));
         assert!(before.is_none() || before > stop, "{gone:?}");

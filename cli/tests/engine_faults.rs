@@ -197,7 +197,7 @@ impl Shop {
         });
     }
 
-    /// Returns the epoch of each volume, which grows when a volume gets another server.
+    /// Returns the epoch of each volume, which grows when another process begins to serve it.
     pub fn epochs(&self) -> String {
         self.engine
             .ask("SELECT volume, epoch FROM imt_volume ORDER BY volume")
@@ -270,8 +270,9 @@ impl Shop {
         panic!("the node had no commit to make in {LONG_PAUSES} pauses");
     }
 
-    /// Sends orders to a node before, during and after a pause. Returns the ids of the acknowledged
-    /// ones.
+    /// Pauses a node until another node serves its volume and every volume has committed since.
+    /// Clients send orders to the paused node from before the pause until its end. Returns the ids
+    /// of the acknowledged orders.
     fn load_across(&self, name: &str, attempt: usize) -> Vec<String> {
         let (process, address) = (self.nodes[name].id(), &self.nodes[name].address);
         let is_over = AtomicBool::new(false);

@@ -427,7 +427,7 @@ fn an_old_disk_under_a_reused_name_restores_no_old_state() {
     let stopped = world.nodes(&["stop", "beta"]);
     assert_eq!(stopped.status.code(), Some(0), "{}", stderr(&stopped));
     assert_eq!(beta.ended(), Some(0));
-    // The node alpha serves this volume now. The copy lacks the changes that alpha makes later.
+    // Alpha serves beta's volume now. The copy made here lacks the changes that alpha makes later.
     let (volume, old) = (
         world.data.path().join("volumes/beta"),
         world.data.path().join("old"),

@@ -36,8 +36,8 @@ pub enum Ending {
     /// The end of the run was not requested.
     #[default]
     NotAsked,
-    /// The end of the run was requested. No new request is sent, but requests in flight and the
-    /// audit are completed.
+    /// The end of the run was requested. No new request is sent. If the run has sent requests,
+    /// those in flight and the audit are completed.
     Asked,
 }
 

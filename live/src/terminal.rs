@@ -28,8 +28,8 @@ static PANIC_HOOK: Once = Once::new();
 ///
 /// # Errors
 ///
-/// Returns an error if the terminal refuses one of the two modes, or if its size is unknown. In
-/// that case the terminal is restored.
+/// Returns an error if the terminal refuses one of the two modes, or if its size is unknown. The
+/// terminal is then restored.
 pub fn take() -> io::Result<Terminal<CrosstermBackend<Stdout>>> {
     PANIC_HOOK.call_once(|| {
         let usual = std::panic::take_hook();

@@ -41,7 +41,8 @@ pub struct ViewConfig {
     pub theme: Theme,
     /// Address of the web console, if there is one.
     pub console: Option<String>,
-    /// Function that is called each time the user requests the end of the run.
+    /// Function that is called each time the user presses `q` or Ctrl-C, to end the run, or to
+    /// leave the view after the run.
     pub on_end: Box<dyn Fn() + Send>,
 }
 

@@ -50,7 +50,7 @@ pub(crate) fn count(
     }
     let mut all = words.iter().collect::<microdb::Result<Vec<_>>>()?;
     all.sort_by(|(one, count), (two, other)| (other, one).cmp(&(count, two)));
-    // Reports an error that dropping the database would hide.
+    // `close` reports an error that dropping the database would hide.
     drop(words);
     db.close()?;
     Ok(all)

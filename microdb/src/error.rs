@@ -46,7 +46,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 pub enum Error {
     /// Bytes on disk differ from the bytes that were written.
     Corrupt {
-        /// The damaged file.
+        /// The damaged or missing file, or the folder of the database if a slot of the directory
+        /// points to a segment that does not exist.
         path: PathBuf,
         /// Offset of the damage in the file, in bytes.
         offset: u64,
@@ -134,7 +135,8 @@ pub enum Error {
     /// creating the database. Or the ids of segments or tables are used up, or the ids of the log's
     /// segments span too far.
     Invalid {
-        /// Name of the option or argument, or "log" for segments and "table" for tables.
+        /// Name of the option or argument, "log" for segments, "table" for tables, or "folder of a
+        /// new database" for SUPER.
         what: &'static str,
         /// Reason of the refusal.
         reason: String,

@@ -25,8 +25,9 @@
 //!   error that names the damage.
 //! - One process writes, protected by a file lock. Other processes may open the same folder
 //!   read-only.
-//! - [`heal`] repairs damage from a backup, [`salvage`] copies everything that is still readable.
-//!   [`Db::digest`] and [`diff`] find the differences between two databases.
+//! - [`heal`] replaces damaged bytes by those of a backup, and [`salvage`] copies all readable
+//!   records to a new database. [`Db::digest`] and [`diff`] find the differences between two
+//!   databases.
 //! - When the first file is mapped, a handler for SIGBUS is installed, so that a file truncated by
 //!   another program reads as damage. A SIGBUS raised by an access to other memory keeps its
 //!   effect, such as a call of the handler that was installed before. [`Options::sigbus_handler`]

@@ -117,6 +117,7 @@ impl Options {
     }
 
     /// Durability of commits for which the caller specifies none. Default: [`Durability::Sync`].
+    /// Commits that create, rename, clear or drop tables are always durable.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -134,7 +135,7 @@ impl Options {
         self
     }
 
-    /// Creates a missing database if `true`. Default: `true`.
+    /// Creates a missing database if `true`, unless the open is read-only. Default: `true`.
     ///
     /// The name of a new database is durable on return, unless the process may write but not read
     /// the folder above it (mode `-wx`). A power cut can then lose the whole new database.

@@ -199,8 +199,8 @@ impl std::fmt::Debug for Snapshot {
 
 /// Iterator over the keys and values of a table at one moment, in no particular order.
 ///
-/// After an error the iterator continues with the next record, so that all readable records are
-/// returned.
+/// After an error the iterator continues with the next record. The error for a damaged part of the
+/// directory stands for all records of that part. All other readable records are returned.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {

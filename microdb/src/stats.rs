@@ -65,8 +65,8 @@ pub struct Stats {
     pub syncs: u64,
     /// Number of checkpoints written since opening.
     pub checkpoints: u64,
-    /// Number of segments without live records that were removed since opening. Most were emptied
-    /// by compaction.
+    /// Number of segments removed since opening. A segment is removed once it has no live records,
+    /// for example because compaction has copied them.
     pub segments_removed: u64,
     /// Bytes copied by compaction since opening.
     pub relocated_bytes: u64,

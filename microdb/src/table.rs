@@ -3,7 +3,8 @@
 //! - A get takes no lock, and returns only bytes with a verified checksum.
 //! - A single put encodes its record in a spare buffer of the thread, so the encoding of a small
 //!   record allocates nothing.
-//! - A delete of an absent key writes nothing.
+//! - A delete of an absent key writes nothing, unless another commit deletes the key at the same
+//!   time.
 //!
 //! Deliberately absent: key order. A scan by prefix reads every key.
 
@@ -241,7 +242,7 @@ impl Table {
     /// The errors of [`Table::delete`].
     pub fn delete_with(&self, key: impl AsRef<[u8]>, durability: Durability) -> Result<bool> {
         self.engine.check_writable()?;
-        // A tombstone for an absent key would only take space, so none is written.
+        // A tombstone for an absent key would only take space, so the key is looked up first.
         while self.contains_key(key.as_ref())? {
             let outcome =
                 self.commit_one(RecordKind::Delete, key.as_ref(), &[], durability, Checks::none())?;
@@ -414,8 +415,8 @@ impl Table {
     /// Removes all records without reading them. The removal is always durable on return, even if
     /// the options of the database say [`Durability::Buffered`].
     ///
-    /// Conflicts with every open transaction and compare-and-swap that has read a record of the
-    /// table.
+    /// For open transactions and compare-and-swaps, the removal counts as a change of every record
+    /// of the table.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

@@ -1,8 +1,8 @@
 //! Values returned by reads: short ones are copied, long ones usually shared with their segment.
 //!
 //! - A shared value keeps its segment readable, even after compaction removed the segment.
-//! - After a read has noticed that the file of a shared value was truncated, access to the value's
-//!   bytes panics.
+//! - After a read has noticed that the file of a shared value was truncated, or that the disk
+//!   cannot read a page of it, access to the value's bytes panics.
 //!
 //! Deliberately absent: mutation.
 

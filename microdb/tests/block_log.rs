@@ -140,7 +140,7 @@ impl Drop for Logged {
     }
 }
 
-/// An entry of the block log: one write to the disk.
+/// An entry of the block log: a write, a flush or a discard.
 struct Entry {
     flags: u64,
     /// Offset of the write on the disk. `from` is the offset of its bytes in the block log, and

@@ -17,8 +17,8 @@ use microdb::{Db, Durability, Options};
 /// bound.
 const REPLAYED_BYTES_MAX: u64 = 256 * 1024;
 
-/// Number of bytes that a test writes at a time: twice before the work, and once while the gate
-/// holds the work, or as the durable batch. It is far above `REPLAYED_BYTES_MAX`.
+/// Number of bytes that `prepared` writes twice, and that a test writes while the gate holds the
+/// work, or as the durable batch. It is far above `REPLAYED_BYTES_MAX`.
 const MEANWHILE_BYTES: usize = 1 << 20;
 
 const VALUE_BYTES: usize = 4000;
@@ -93,8 +93,9 @@ fn end(db: Db, ending: Ending) {
     }
 }
 
-/// Closes the database while `work` is stopped before its counted call with the index `at` (from 0)
-/// to the disk, then checks the next open. Returns `false` if the work has no such call.
+/// Stops `work` before its counted call with the index `at` (from 0) to the disk. Starts the close
+/// of the database in a thread, releases the work, and checks the next open. Returns `false` if the
+/// work has no such call.
 fn close_during(work: Work, ending: Ending, at: u64) -> bool {
     let gate = Gate::new(Arc::new(Disk::unrecorded(Image::default())));
     let db = prepared(&gate);

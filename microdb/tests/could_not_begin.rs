@@ -213,8 +213,8 @@ fn the_other_process() {
     };
     for durability in [Durability::Sync, Durability::Buffered] {
         // Each case leaves a different number of free descriptors when the log needs the next
-        // segment. A complete segment releases its descriptor. So with enough free descriptors the
-        // log continues without end.
+        // segment. A complete segment releases its descriptor once it is written and synced. So
+        // with enough free descriptors the log continues without end.
         for spare in SPARE {
             let path = folder.join(format!("{durability:?}-{spare}"));
             let options = || options().durability(durability);
@@ -255,7 +255,7 @@ fn the_other_process() {
     }
 }
 
-/// Number of puts, enough to fill some dozens of segments.
+/// Number of puts after which a case ends, enough to fill about a hundred segments.
 const PUTS_MAX: u32 = 400;
 /// Numbers of free descriptors to test. With 40, no put is refused: at most 16 segments wait to be
 /// written, and 16 wait to be synced.

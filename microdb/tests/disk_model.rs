@@ -9,7 +9,7 @@ use crate::support::image::Image;
 use crate::support::random::Random;
 use microdb::storage::{OpenMode, Storage};
 
-/// Returns many disks that a power cut after the last event of `disk` can leave.
+/// Returns up to 200 disks that a power cut after the last event of `disk` can leave.
 fn disks_at_the_end(disk: &Disk) -> Vec<Image> {
     let record = disk.record();
     let mut cuts = Cuts::new(&record);

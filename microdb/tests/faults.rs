@@ -6,9 +6,10 @@
 //! stops half way. Then these promises are checked:
 //!
 //! - the error names the fault and reports no damage;
-//! - acknowledged commits are present, and the failed commit is not visible;
+//! - reads show the content of the commit that the database reports as its last one. A commit that
+//!   was refused without poisoning the handle is not visible;
 //! - after a failed write or sync, further writes are refused while reads continue;
-//! - a power cut at this time loses nothing that was acknowledged;
+//! - a power cut at this time loses nothing that was acknowledged as durable;
 //! - once the cause is removed, the same handle completes the workload. If the handle is poisoned
 //!   or closed, the handle of the next open completes it.
 //!
@@ -266,7 +267,8 @@ impl Trial {
         Ok(poisoned)
     }
 
-    /// Checks that reads still succeed and show the last successful commit.
+    /// Checks that reads still succeed, and show the content of the commit that the database
+    /// reports as its last one (`Db::sequence`).
     fn check_reads(&self) -> Result<(), String> {
         let db = self.run.db();
         let seen = read(db).map_err(|error| format!("a read: {}", chain(&error)))?;
@@ -372,8 +374,8 @@ fn a_full_disk_refuses_before_it_acknowledges_and_goes_on_once_there_is_room() {
                 Ok(()) => {}
                 Err(Failure::Refused(error)) if error.is_disk_full() => {
                     refusals += 1;
-                    // Space is freed. A poisoned handle, after a partial write, must be reopened.
-                    // Any other handle continues.
+                    // Space is freed. A poisoned handle must be reopened. Any other handle
+                    // continues.
                     disk.set_capacity(disk.image().used_bytes() + 20_000);
                     if matches!(error, Error::Poisoned { .. }) {
                         assert!(run.close().is_err());

@@ -75,8 +75,8 @@ fn compact_keeps_the_space_it_freed_when_it_fails_later() {
     let table = db.table("t").unwrap();
     let last = fill(&disk, &table, KEYS);
     db.sync().unwrap();
-    // A thread takes freed space away as soon as it sees it, like another process that uses the
-    // space up. So the compaction may fail.
+    // A thread repeatedly limits the disk to its used bytes, like another process that uses up the
+    // freed space. So the compaction may fail.
     let taken = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -1,5 +1,5 @@
-//! Tests of seals and healing: a seal finds damage in its segment, and a chunk of a backup repairs
-//! it.
+//! Tests of seals and healing: a seal finds damaged chunks of its segment, and chunks of a backup
+//! replace them.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 

@@ -148,9 +148,10 @@ fn name_of_the_next_segment_that_is_taken_is_passed_over() {
     put(&db, 0..20).unwrap();
     db.close().unwrap();
     let foreign = std::fs::read(other.join("log/0000000003.seg")).unwrap();
-    // Without `with_state`, the database is left as after a kill of its process. Then SUPER does
-    // not name the segment after the foreign files, but a hint has its frontier in that segment.
-    // With `with_state`, the database has a checkpoint and is closed.
+    // Without `with_state`, the database is left as after a kill of its process. Then the states in
+    // SUPER name none of the segments that were begun beside the foreign files, but a hint has its
+    // frontier in the last of these segments. With `with_state`, the database has a checkpoint and
+    // is closed.
     for with_state in [false, true] {
         let path = folder.path().join(format!("db {with_state}"));
         let db = options().open(&path).unwrap();

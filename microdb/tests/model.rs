@@ -47,7 +47,7 @@ fn options(seed: u64) -> Options {
         .buffer_bytes(seed % 3 * 2000)
         .checkpoint_log_bytes(20_000)
         .background(seed.is_multiple_of(2))
-        // For every third seed, the log is larger than the configured memory.
+        // For every third seed, the configured memory is so small that the log soon exceeds it.
         .memory_bytes(Some(if seed.is_multiple_of(3) { 15_000 } else { u64::MAX }))
 }
 

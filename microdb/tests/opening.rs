@@ -436,14 +436,14 @@ fn names_segment(found: microdb::Result<(Db, u32)>, segment: u64) {
 
 #[test]
 fn a_missing_segment_is_damage_if_later_bytes_were_durable_and_else_the_end() {
-    // Nothing was synced, so the log ends before the missing segment, and later segments are
+    // No record was synced, so the log ends before the missing segment, and later segments are
     // removed.
     let (db, count) = found(&unsettled(|_| false), |disk| remove(disk, 4)).unwrap();
     assert_eq!(count, 9, "three segments");
     assert!(!db.recovery().clean);
     drop(db);
-    // Without `lost`, the hints of SUPER show that later bytes were durable. With `lost`, only the
-    // header of a later segment shows this.
+    // Without `lost`, the hints of SUPER show that later bytes were durable. With `lost`, the open
+    // learns this from the header of a later segment.
     for lost in [false, true] {
         let image = unsettled(|number| number == 20);
         let gone = |disk: &Disk, segment| {
@@ -473,7 +473,7 @@ fn damage_below_a_later_frontier_is_not_a_torn_tail() {
         file.read_at(&mut byte, at).unwrap();
         file.write_at(&[byte[0] ^ 1], at).unwrap();
     };
-    // Damages the end of the third record in the third segment, and removes the hints.
+    // Damages the third record in the third segment, and removes the hints.
     let damaged = |disk: &Disk| {
         forget(disk);
         flip(disk, 3, 3000);
@@ -508,7 +508,7 @@ fn damage_below_a_later_frontier_is_not_a_torn_tail() {
         shorten(disk, 96);
     });
     names_segment(told, 3);
-    // Nothing was synced, so all bytes from the damaged frame on are dropped, and their number is
+    // No record was synced, so all bytes from the damaged frame on are dropped, and their number is
     // reported.
     let image = unsettled(|_| false);
     let (db, count) = found(&image, damaged).unwrap();

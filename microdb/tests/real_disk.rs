@@ -151,8 +151,8 @@ fn campaign(kind: &str, cuts: u64) {
             numbers.clear();
         }
         let mut other = Other::start(ENTRY, &told(&numbers), &folder);
-        // If the number is 0, the cut is before any acknowledged commit of this process: while it
-        // starts, or creates or opens the database.
+        // If the number is 0, the power is cut at once. At that time the second process usually is
+        // still starting, or creating or opening the database.
         let mut wanted = random.below(PROMISES_MAX);
         let mut is_cut = false;
         loop {
@@ -238,7 +238,7 @@ fn the_other_process() {
     let refused = |error: &Error| matches!(error, Error::Io { .. } | Error::Poisoned { .. });
     let db = match options().create(promised.is_empty()).open(&folder) {
         Ok(db) => db,
-        // The file system was shut down during the open.
+        // The file system was shut down before or during the open.
         Err(error) if refused(&error) => return,
         Err(error) => return say(&format!("WRONG {}", crate::support::workload::chain(&error))),
     };

@@ -8,8 +8,8 @@
 //!   Or the file is missing, empty, a copy of another file, of another database, or an earlier
 //!   version of itself.
 //! - A value must never be wrong, no record or table may be missing without an error, and no error
-//!   may name a sound file, unless SUPER is an old or a foreign one. The engine must not panic, nor
-//!   allocate memory according to a damaged length.
+//!   may name a file without a part in the damage, unless SUPER is an old or a foreign one. The
+//!   engine must not panic, nor allocate memory according to a damaged length.
 //!
 //! `MICRODB_ROT_SEEDS` sets the number of databases per ending, and `MICRODB_ROT_FIRST_SEED` the
 //! first seed. `MICRODB_ROT_ALL_BITS` flips all bits of all bytes, including padding, instead of a

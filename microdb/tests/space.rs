@@ -1,5 +1,5 @@
-//! Tests of the bounds of memory, descriptors and disk space. The bounds hold at all times, so a
-//! thread samples them during the workload.
+//! Tests of the bounds of memory, descriptors and disk space. The bounds hold at all times, so
+//! during most workloads a thread samples the bounded values.
 //!
 //! Memory and descriptors are counted for the whole process. So each workload that is measured runs
 //! in a separate process: this test binary, with its part selected by the environment.
@@ -70,8 +70,9 @@ impl Before {
         }
     }
 
-    /// Samples all bounds until `done`. `views` is the number of snapshots, each of which may keep
-    /// a separate directory. Returns the number of samples.
+    /// Samples memory, descriptors, disk space and the size of the log, and checks their bounds,
+    /// until `done`. `views` is the number of snapshots, each of which may keep a separate
+    /// directory. Returns the number of samples.
     fn watch(&self, db: &Db, views: &AtomicU64, done: &AtomicBool) -> u64 {
         let mut samples = 0;
         let mut most = (0, 0, 0, 0);
@@ -258,8 +259,8 @@ fn snapshots_of_many_moments_hold_no_memory_of_segments_and_no_descriptors() {
     play("hold snapshots");
 }
 
-/// Workload: values are read from the active segment and kept. These values share the memory of
-/// that segment.
+/// Workload: values are read from the active segment and kept. Each value shares the bytes of the
+/// segment that was active when the value was read.
 fn hold_values(folder: &Path) {
     let before = Before::new();
     let (db, table) = buffered(folder);

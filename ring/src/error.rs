@@ -45,7 +45,7 @@ pub enum Error {
         /// Number of members given.
         members: usize,
     },
-    /// All weights are 0, so no member could own a slot.
+    /// All weights are 0, so the slots without a pin would have no owner.
     NoWeight,
     /// The plan would leave no members, although all slots need an owner.
     NoMembers,
@@ -83,12 +83,12 @@ pub enum Error {
         /// The reason why the plan does not fit.
         reason: &'static str,
     },
-    /// The moves lead to another ring than the plan promises. So the plan was changed after it was
-    /// made.
+    /// The plan's members, moves and pins lead to another ring than the plan promises. So the plan
+    /// was changed after it was made.
     BadPlan {
         /// Digest that the plan states for the next ring.
         promised: Digest,
-        /// Digest of the ring to which the moves lead.
+        /// Digest of the ring to which the plan leads.
         reached: Digest,
     },
     /// The epoch has its largest value, so the ring cannot have a successor.

@@ -144,7 +144,8 @@ pub struct Move {
     pub role: Role,
     /// Node that has the role now, or `None` if the ring is empty or the replica is new.
     pub from: Option<NodeName>,
-    /// Node that gets the role, or `None` if the remaining nodes are too few for this replica.
+    /// Node that gets the role, or `None` if too few nodes with a weight above 0 remain for this
+    /// replica.
     pub to: Option<NodeName>,
     /// `true` if `to` holds no replica of these slots now, so that their data must be copied to it.
     pub transfer: bool,

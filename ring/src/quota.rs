@@ -26,7 +26,7 @@ pub(crate) struct Claim {
     pub lower: u64,
     /// Largest quota that pins and zones permit.
     pub upper: u64,
-    /// Number of slots that the node holds now.
+    /// Number of slots that the node holds at the time of the division.
     pub held: u64,
 }
 

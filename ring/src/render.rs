@@ -24,7 +24,8 @@ pub struct Style {
     /// Intended maximum number of columns in a line. A width below 40 is treated as 40. Names,
     /// numbers and the list of pinned slots are never cut, so a line can be longer.
     pub width: usize,
-    /// `true` to colour bars and letters with ANSI escape codes.
+    /// `true` to colour the bars of nodes and the letters of the hash circle with ANSI escape
+    /// codes.
     pub colour: bool,
 }
 
@@ -282,7 +283,8 @@ fn strip(ring: &Ring, style: Style, width: usize, out: &mut String) {
     );
 }
 
-/// Draws a plan as a table of its moves, with the number of slots that move and the minimum.
+/// Draws a plan as a table of its moves, with the number of copied slot replicas, the minimum of
+/// this number, and the balance after the plan.
 #[must_use]
 pub fn plan(plan: &Plan, style: Style) -> String {
     let width = style.width.max(WIDTH_MIN);

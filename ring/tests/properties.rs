@@ -119,7 +119,8 @@ fn check_ring(ring: &Ring) {
     let _drawn = format!("{ring}");
 }
 
-/// Checks a plan against the next ring: epoch, digest, balance, pinned owners and number of moves.
+/// Checks a plan against the next ring: epoch, digest, balance, pinned owners, and number of copied
+/// slot replicas.
 /// With several replicas, a slot must also keep a holder of its data if any holder stays with a
 /// weight above 0.
 fn check_plan(ring: &Ring, plan: &Plan, next: &Ring) {
@@ -172,7 +173,7 @@ fn check_exact(ring: &Ring, plan: &Plan, next: &Ring) {
     for share in next.shares() {
         let exact = u64::from(next.slots()) * u64::from(share.member.weight());
         let held = u64::from(share.primaries) * total;
-        // A plan that changes only pins does not restore the balance.
+        // With equal members, the plan may be that of an unpin, which does not restore the balance.
         if ring.members() != next.members() {
             assert!(held.abs_diff(exact) < total, "{share:?}");
         }

@@ -157,7 +157,8 @@ pub struct AuditReport {
     pub outbox_waiting: u64,
     /// Number of dead letters in the outbox.
     pub outbox_dead: u64,
-    /// `true` if the circuit breaker of the order management's calls to the warehouse is open.
+    /// `true` if a circuit breaker of the order management's calls to the warehouse is open; each
+    /// volume has one.
     pub warehouse_away: bool,
     /// Number of messages that still wait in the outbox, by kind and reason. A waiting message is a
     /// finding only as [`Finding::WaitsWithoutReason`].
@@ -254,8 +255,9 @@ pub async fn audit(
     })
 }
 
-/// Sends each of the last `repeats` orders with a store twice. Adds a finding unless both answers
-/// have status 200 and the same bytes. Returns the number of orders for which both answers arrived.
+/// Sends each of the last `repeats` orders with a store twice. If both answers arrive, adds a
+/// finding unless they have status 200 and the same bytes. Returns the number of orders for which
+/// both answers arrived.
 async fn repeat(oms: &Client, repeats: usize, orders: &[Order], findings: &mut Vec<Finding>) -> u64 {
     let placed = orders.iter().rev().filter(|order| order.store_id.is_some());
     let mut repeated = 0;

@@ -107,7 +107,7 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Reason for which a call has no answer.
+/// Reason for which a call has no complete answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FailureKind {
     /// The connection was refused.
@@ -115,7 +115,8 @@ pub enum FailureKind {
     /// The connection was closed before the whole answer arrived. The server may have performed the
     /// call.
     Closed,
-    /// The whole answer did not arrive before the deadline. The server may have performed the call.
+    /// The connection was not established in time, or the whole answer did not arrive in time. The
+    /// server may have performed the call.
     TimedOut,
     /// The call failed for another reason.
     Other,
@@ -133,7 +134,7 @@ impl FailureKind {
     }
 }
 
-/// A call without an answer.
+/// A call without a complete answer.
 #[derive(Debug, thiserror::Error)]
 pub struct Failure {
     /// The kind of the failure.

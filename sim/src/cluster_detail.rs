@@ -37,22 +37,24 @@ pub struct SlotRun {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeStatus {
-    /// The node serves all its volumes.
+    /// None of the other statuses applies. If the status comes from `GET /health`: this node or
+    /// another one serves the volume of this node.
     Serving,
     /// The node is not yet a member of the ring.
     Joining,
-    /// The slots of the node are being moved to other nodes.
+    /// The node leaves the cluster permanently, and its slots move to other nodes.
     Leaving,
-    /// A volume of the node is missing or accepts no writes.
+    /// A volume assigned to the node is missing, or a volume that the node serves accepts no
+    /// orders.
     Degraded,
-    /// The process of the node runs, but the node does not answer.
+    /// The node has not answered the last request for figures.
     Silent,
     /// The node was stopped gracefully, or has never run.
     Stopped,
     /// The process of the node ended without a graceful stop.
     Died,
-    /// No node serves the volume of this node. The status comes from `GET /health`, which gives no
-    /// further detail.
+    /// No node serves the volume of this node, or the volume did not answer. The status comes from
+    /// `GET /health`, which gives no further detail.
     #[serde(rename = "not served")]
     NotServed,
     /// A status that this version of the simulator does not know.

@@ -7,8 +7,8 @@
 //!   shows in full. Only a payment or cancellation that waits for the end of its order's request
 //!   gets this end as its intended start.
 //! - A late request is counted, and its latency is still measured from its intended start. A
-//!   request with a lag above `drop_after` is dropped and counted, so that a stalled server does
-//!   not cause an ever longer backlog.
+//!   request with a lag above `drop_after` is dropped and counted, and so are the requests that
+//!   wait for it. So a stalled server does not cause an ever longer backlog.
 //! - A payment or cancellation is sent after the request that places its order has ended. The
 //!   exceptions are payments that are planned before their order, and replays, which send all
 //!   requests at the recorded times.
@@ -48,8 +48,9 @@ pub use record::{OrderRecord, Outcome, RecordedOrder};
 use recorder::Recorder;
 pub use recorder::RouteReport;
 
-/// Largest 99th percentile of the lag of a valid run. Above this limit, the machine of the front
-/// was too busy to start requests in time, and the latencies do not describe the server.
+/// Largest 99th percentile of the lag of a valid run. Above this limit, too many requests started
+/// late, for example because the machine of the front was busy. Then the latencies are not those of
+/// the server.
 pub const LAG_P99_MAX: Duration = Duration::from_millis(5);
 /// Pause between two polls of an order management that is not ready yet.
 const READY_PAUSE: Duration = Duration::from_millis(50);
@@ -65,7 +66,7 @@ pub struct FrontConfig {
     pub warehouse: Endpoint,
     /// Folder of `stats.csv`, and of `front.json` with the next free request id.
     pub data: PathBuf,
-    /// Folder of this run's records; `None` to keep none.
+    /// The run folder of this run; `None` for a run without one.
     pub run_folder: Option<PathBuf>,
     /// Seed of all random choices.
     pub seed: u64,
@@ -74,11 +75,12 @@ pub struct FrontConfig {
     /// Behaviour of the customers.
     pub customers: Customers,
     /// Length of the warm-up at the start of the run. Requests with an intended start in the
-    /// warm-up are left out of the latencies.
+    /// warm-up are left out of the latencies and lags of the whole run.
     pub warm_up: Duration,
-    /// Maximum number of requests in flight. Further requests wait and become late. If the order
-    /// management runs in the same process, each request takes two sockets of the process. With the
-    /// default, they stay below the usual limit of 1,024 open files.
+    /// Maximum number of requests in flight, including payments and cancellations that wait for
+    /// their order. Further requests wait and can become late. If the order management runs in the
+    /// same process, each request takes two sockets of the process. With the default, they stay
+    /// below the usual limit of 1,024 open files.
     pub in_flight_max: usize,
     /// Largest lag of a request. A request with a larger lag is dropped.
     pub drop_after: Duration,
@@ -156,9 +158,10 @@ pub struct FrontReport {
     pub duration: Duration,
     /// Actual length of the sending window; shorter than `duration` if the run was stopped in it.
     pub window: Duration,
-    /// Time from the end of the sending window to the last answer.
+    /// Time from the end of the sending window to the end of the last request; 0 if the last
+    /// request ended in the window.
     pub drain: Duration,
-    /// `true` if the run was stopped before its end.
+    /// `true` if the run was stopped before its last planned request.
     pub stopped_early: bool,
     /// Number of requests started, payments and cancellations included.
     pub requests: u64,
@@ -166,7 +169,8 @@ pub struct FrontReport {
     pub requests_in_window: u64,
     /// Number of requests that started more than 10 ms after their intended start.
     pub late: u64,
-    /// Number of requests that were dropped because their lag exceeded `drop_after`.
+    /// Number of requests that were dropped because their lag, or the lag of the order for which
+    /// they waited, exceeded `drop_after`.
     pub dropped: u64,
     /// Lag of the sent requests without the warm-up: actual start minus intended start.
     pub lag: Latency,
@@ -206,9 +210,9 @@ impl FrontReport {
     }
 }
 
-/// Runs the front to its end, or until `stop` becomes `true`. After a stop, requests in flight are
-/// completed, and payments that are not due yet are never sent. A dropped `stop` sender never stops
-/// the run.
+/// Runs the front to its end, or until `stop` becomes `true`. After a stop, the requests in flight
+/// are completed, including payments and cancellations that wait for their order. The other planned
+/// requests are never sent. A dropped `stop` sender never stops the run.
 ///
 /// # Errors
 /// If a setting cannot be used, a file or folder cannot be read or written, a thread cannot be
@@ -293,8 +297,9 @@ pub async fn run_front(
 }
 
 /// Waits until the order management answers and has the stock of all stores of the warehouse. An
-/// order management without `/health` only has to answer. Returns `false` if the stock of some
-/// stores is still missing after `stock_timeout`.
+/// order management without `/health` only has to answer. If the warehouse does not answer, one
+/// applied stock snapshot is enough. Returns `false` if the stock of some stores is still missing
+/// after `stock_timeout`.
 ///
 /// # Errors
 /// [`Error::Unreachable`] if the order management is not ready within `ready_timeout`.

@@ -6,8 +6,8 @@
 //!   first poll.
 //! - If a server does not answer, its last counts stay published. An order management that does not
 //!   answer is marked as unreachable. A failed poll never ends a run.
-//! - Members that join or leave the ring, changes of the circuit breaker, and an order management
-//!   that stops or resumes answering are recorded as events.
+//! - Members that join or leave the ring, changes of `warehouse_away` (a circuit breaker is open),
+//!   and an order management that stops or resumes answering are recorded as events.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

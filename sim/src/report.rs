@@ -40,7 +40,8 @@ const GREY: chart::Colour = (128, 128, 128);
 /// The data of one run, from which its report is drawn.
 struct Material {
     facts: RunFacts,
-    /// The content of `summary.json`; null if the run was killed or is not over.
+    /// The content of `summary.json`; null if there is no such file, for example because the run
+    /// was killed.
     summary: Value,
     points: Vec<SecondPoint>,
     events: Vec<RunEvent>,

@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | `run.json` | scenario, seed, version; written at the start, so that a killed run has it |
 //! | `series.csv` | a line for each second |
-//! | `stats.csv` | a line for each request, in the format of the original system |
+//! | `stats.csv` | a line for each request, in the format of the original system, if configured |
 //! | `events.csv` | the newest events of the run; written at the end |
 //! | `histograms.csv` | latencies of each route without the warm-up; written at the end |
 //! | `run.log` | log lines written while a live view used the terminal |
@@ -169,7 +169,8 @@ impl RunFolder {
         self.read_json(RUN_JSON)
     }
 
-    /// Reads the summary; `None` if the run has none, because it was killed or is not over.
+    /// Reads the summary; `None` if the run has none, for example because it was killed or is not
+    /// over.
     ///
     /// # Errors
     /// If the file exists and cannot be read or parsed.
@@ -180,8 +181,8 @@ impl RunFolder {
         }
     }
 
-    /// Reads the events. Returns an empty list if there is no file of events, because the run was
-    /// killed or is not over.
+    /// Reads the events. Returns an empty list if there is no file of events, for example because
+    /// the run was killed or is not over.
     ///
     /// # Errors
     /// If the file exists and cannot be read or parsed.
@@ -204,7 +205,7 @@ impl RunFolder {
     }
 
     /// Reads the latencies of each route, in the order of the file. Returns an empty list if there
-    /// is no such file, because the run was killed or is not over.
+    /// is no such file, for example because the run was killed or is not over.
     ///
     /// # Errors
     /// If the file exists and cannot be read or parsed.

@@ -44,7 +44,7 @@ pub const BUILT_IN: [(&str, &str); 8] = [
     ("chaos", include_str!("../../data/scenarios/chaos.toml")),
 ];
 
-/// Maximum number of further nodes of a run, beside the node that the shop front calls.
+/// Maximum number of further nodes of a run, beside the entry node (`FrontConfig::oms`).
 pub const NODES_MAX: u32 = 16;
 
 /// Maximum number of random events of a run. The limit bounds the memory of a long run with a short
@@ -54,7 +54,7 @@ const RANDOM_EVENTS_MAX: usize = 10_000;
 /// A temporary change of the warehouse's behaviour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WarehouseFault {
-    /// Time at which the change begins, since the start of the run.
+    /// Time at which the change begins, since the start of the sending window.
     pub at: Duration,
     /// Length of the change. Afterwards the warehouse returns to its usual behaviour, unless the
     /// next change has begun.
@@ -66,7 +66,7 @@ pub struct WarehouseFault {
 /// Action of a node event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NodeAction {
-    /// Starts a further node, or starts a stopped node again.
+    /// Starts a further node, or starts a stopped node again. Without effect on a node that runs.
     Join,
     /// Stops a node gracefully and starts it again.
     Stop,
@@ -110,7 +110,8 @@ impl FromStr for NodeAction {
 /// A planned action on one node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NodeEvent {
-    /// Time of the action, since the start of the run.
+    /// Planned time of the action, since the start of the sending window. The action begins later
+    /// if the event before is not complete.
     pub at: Duration,
     /// The action to perform.
     pub action: NodeAction,
@@ -199,9 +200,9 @@ pub struct Scenario {
     /// Seed of all random choices; `None` for the default seed.
     pub seed: Option<u64>,
     /// Length of the warm-up at the start of the run. Requests with an intended start in the
-    /// warm-up are left out of the latencies.
+    /// warm-up are left out of the latencies and lags of the whole run.
     pub warm_up: Duration,
-    /// Number of further nodes, beside the node that the shop front calls. Each further node is a
+    /// Number of further nodes, beside the entry node (`FrontConfig::oms`). Each further node is a
     /// separate process.
     pub nodes: u32,
     /// `true` if the shop front sends each request to the node that owns its order or the

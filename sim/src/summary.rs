@@ -2,8 +2,8 @@
 //! except in lines with a path, a command or a finding.
 //!
 //! Invariants:
-//! - Counts include this run only, except for those in the report of the audit. Totals of the data
-//!   folder have a separate field.
+//! - Counts include this run only, except for those in the report of the audit. Totals that include
+//!   earlier runs have a separate field, `data_folder`.
 //! - Rates are averages over the sending window, the time in which orders and statistics requests
 //!   start. The time after the window is reported as the drain.
 //! - A summary has exactly one verdict. A run with a large lag is invalid, unless the audit has
@@ -54,7 +54,7 @@ impl Verdict {
     }
 }
 
-/// Totals of the data folder, including earlier runs.
+/// Totals of the order management and the warehouse, including earlier runs.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct FolderTotals {
     /// Number of orders by state.
@@ -91,11 +91,13 @@ pub struct Summary {
     pub audit_problem: Option<String>,
     /// Seed of all random choices.
     pub seed: u64,
-    /// Length of the sending window, seconds.
+    /// Actual length of the sending window, seconds; shorter than configured if the run was stopped
+    /// in it.
     pub window_s: f64,
-    /// Time from the end of the sending window to the last answer, seconds.
+    /// Time from the end of the sending window to the end of the last request, seconds; 0 if the
+    /// last request ended in the window.
     pub drain_s: f64,
-    /// `true` if the run was stopped before its end.
+    /// `true` if the run was stopped before its last planned request.
     pub stopped_early: bool,
     /// Number of requests sent on all routes, payments and cancellations included.
     pub requests: u64,
@@ -103,8 +105,8 @@ pub struct Summary {
     pub rate: f64,
     /// Number of requests that started more than 10 ms after their intended start.
     pub late: u64,
-    /// Number of requests that were never sent, because their lag exceeded the shop front's limit
-    /// `drop_after`.
+    /// Number of requests that were never sent, because their lag, or the lag of the order for
+    /// which they waited, exceeded the shop front's limit `drop_after`.
     pub dropped: u64,
     /// Lag of the sent requests without the warm-up: actual start minus intended start.
     pub lag: Latency,
@@ -124,7 +126,7 @@ pub struct Summary {
     pub warehouse_is_silent: bool,
     /// Members of the ring at the end of the run.
     pub nodes: Vec<NodeState>,
-    /// Totals of the data folder, including earlier runs.
+    /// Totals of the order management and the warehouse, including earlier runs.
     pub data_folder: FolderTotals,
     /// Report of the audit; `None` if the audit could not be done.
     pub audit: Option<AuditReport>,
@@ -393,7 +395,8 @@ impl Summary {
             Verdict::Unaudited => "one side could not be audited".to_owned(),
         };
         let mut name = self.verdict.name().to_owned();
-        // A missed threshold decides about the exit code of an invalid run, so it is named too.
+        // Unless the run was stopped early, a missed threshold decides about the exit code of an
+        // invalid run. So it is named too.
         if self.verdict == Verdict::Invalid && self.thresholds.iter().any(|result| result.is_missed) {
             name.push_str(" and ");
             name.push_str(Verdict::ThresholdMissed.name());

@@ -6,13 +6,14 @@
 //!
 //! Invariants:
 //! - A view holds the lock only while it copies the state, never while it draws.
-//! - Each second is published once, after it has ended; the last second is published when the run
-//!   ends. A published second never changes.
+//! - Each second is published once, after it has ended; the last second is published when all
+//!   requests have ended. A published second never changes.
 //! - The newest [`SECONDS_MAX`] seconds and [`EVENTS_MAX`] events stay in memory. The run folder
 //!   has all seconds, and the events that are in memory at the end.
 //!
-//! Deliberately absent: percentiles over several seconds. Percentiles of single seconds cannot be
-//! added, so the recorder calculates those of the whole run from its histograms.
+//! This module calculates no percentiles, because percentiles of single seconds cannot be combined
+//! into those of a longer time. The recorder calculates the percentiles of each second and of the
+//! whole run from its histograms.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -81,14 +82,15 @@ impl Route {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Phase {
-    /// The order management does not answer yet, or has no stock yet.
+    /// No request was started yet. The shop front waits for the order management and for the stock
+    /// of all stores.
     #[default]
     Waiting,
     /// The shop front starts requests.
     Sending,
     /// The sending window, in which orders and statistics requests start, is over or was stopped.
-    /// Requests in flight are completed. Unless the run was stopped, the remaining payments and
-    /// cancellations are still sent.
+    /// Requests in flight are completed. Unless the run was stopped, the requests that are planned
+    /// after the window, such as payments, are still sent.
     Draining,
     /// The audit compares the order management with the warehouse and the shop front's record.
     Auditing,
@@ -146,11 +148,12 @@ pub struct RouteSecond {
 }
 
 /// One second of a run. Except in `sent`, a request is counted in the second in which it ended. The
-/// counts are taken at least 0.1 s after the end of the second, so they may include the beginning
-/// of the next second. Only the counts of the last second are taken at the end of the run.
+/// counts are taken at least 0.1 s after the end of the second, or when all requests have ended. So
+/// they may include the beginning of the next second. The fields from `orders` on are those of the
+/// last answered polls of the order management and the warehouse.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecondPoint {
-    /// Seconds since the start of the run, from 0.
+    /// Seconds from the start of the sending window to the start of this second.
     pub second: u64,
     /// Number of requests started in this second.
     pub sent: u64,
@@ -160,23 +163,23 @@ pub struct SecondPoint {
     pub failed: u64,
     /// Number of requests that started more than 10 ms after their intended start.
     pub late: u64,
-    /// Number of requests that were never sent, because their lag exceeded the shop front's limit
-    /// `drop_after`.
+    /// Number of requests that were never sent, because their lag, or the lag of the order for
+    /// which they waited, exceeded the shop front's limit `drop_after`.
     pub dropped: u64,
-    /// Number of requests in flight at the end of the second.
+    /// Number of requests in flight when the counts were taken.
     pub in_flight: u64,
     /// 99th percentile of the lag of the requests that ended, microseconds.
     pub lag_p99_us: u64,
     /// Results of each route, in the order of [`Route::ALL`].
     pub routes: [RouteSecond; Route::COUNT],
-    /// Number of orders of this run by state, at the end of the second.
+    /// Number of orders of this run by state.
     pub orders: BTreeMap<String, u64>,
     /// Number of messages in the outbox that the warehouse has not confirmed, dead letters
     /// included.
     pub outbox: u64,
     /// Number of dead letters in the outbox.
     pub outbox_dead: u64,
-    /// `true` while the circuit breaker of the calls to the warehouse is open.
+    /// `true` while a circuit breaker of the calls to the warehouse is open in at least one volume.
     pub warehouse_away: bool,
     /// Number of orders that the warehouse has accepted for preparation since the start of this
     /// run.
@@ -200,7 +203,8 @@ pub struct NodeState {
     pub is_served: bool,
 }
 
-/// State of the order management at the last poll that it answered.
+/// State of the order management at the last poll that it answered, except for `is_reachable`,
+/// `detail` and `orders_before`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterState {
     /// `true` if the order management answered the last poll.
@@ -217,9 +221,10 @@ pub struct ClusterState {
     /// did not answer the last read.
     #[serde(default)]
     pub detail: ClusterDetail,
-    /// Number of orders by state in the whole data folder, earlier runs included.
+    /// Number of orders by state in the order management, earlier runs included.
     pub orders_total: BTreeMap<String, u64>,
-    /// Number of orders by state before the first request of this run.
+    /// Number of orders by state before the first request of this run; empty if the order
+    /// management did not answer the first poll.
     pub orders_before: BTreeMap<String, u64>,
     /// Number of messages in the outbox that the warehouse has not confirmed, dead letters
     /// included.
@@ -228,11 +233,11 @@ pub struct ClusterState {
     pub outbox_dead: u64,
     /// Number of calls to the warehouse in flight.
     pub outbox_in_flight: u64,
-    /// `true` while the circuit breaker of the calls to the warehouse is open.
+    /// `true` while a circuit breaker of the calls to the warehouse is open in at least one volume.
     pub warehouse_away: bool,
-    /// Number of stock snapshots that were applied since the data folder was created.
+    /// Number of stock snapshots that the order management has applied, earlier runs included.
     pub stock_snapshots: u64,
-    /// Number of statistics files that were applied since the data folder was created.
+    /// Number of statistics files that the order management has applied, earlier runs included.
     pub stat_files: u64,
 }
 
@@ -273,9 +278,9 @@ pub enum EventKind {
     Recovered,
     /// The behaviour of the warehouse changed.
     Warehouse,
-    /// The circuit breaker opened or closed.
+    /// The first circuit breaker of the calls to the warehouse opened, or the last open one closed.
     Breaker,
-    /// A condition that needs attention, such as an order management that does not answer.
+    /// The order management stopped or resumed answering.
     Warning,
 }
 
@@ -325,7 +330,7 @@ pub struct RunState {
     pub seed: u64,
     /// Start of the sending window, unix milliseconds; 0 before it.
     pub started_at_ms: u64,
-    /// Time since the start of the sending window.
+    /// Time from the start of the sending window to the last publication of the counts.
     pub elapsed: Duration,
     /// Configured length of the sending window, the time in which orders and statistics requests
     /// start.
@@ -338,8 +343,8 @@ pub struct RunState {
     pub failed: u64,
     /// Number of requests that started more than 10 ms after their intended start.
     pub late: u64,
-    /// Number of requests that were never sent, because their lag exceeded the shop front's limit
-    /// `drop_after`.
+    /// Number of requests that were never sent, because their lag, or the lag of the order for
+    /// which they waited, exceeded the shop front's limit `drop_after`.
     pub dropped: u64,
     /// Lag of the sent requests without the warm-up: actual start minus intended start.
     pub lag: Latency,
@@ -356,7 +361,8 @@ pub struct RunState {
     /// `true` if the warehouse has not answered the last poll, so that its counts are older.
     #[serde(default)]
     pub warehouse_is_silent: bool,
-    /// Counts of the warehouse before the first request of this run.
+    /// Counts of the warehouse before the first request of this run; 0 if the warehouse did not
+    /// answer the first poll.
     pub warehouse_before: WarehouseSummary,
     /// Progress of the audit, as a text for people.
     pub audit: String,

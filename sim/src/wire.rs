@@ -1,8 +1,8 @@
 //! Messages on the wire, as the simulators understand them.
 //!
 //! These types are defined here and not imported from the order management, so that a run can
-//! reveal a change of the order management's formats by mistake. Reading is lenient: unknown fields
-//! are ignored, and optional fields may be absent.
+//! reveal an accidental change of the order management's formats. Reading is lenient: unknown
+//! fields are ignored, and optional fields may be absent.
 
 use std::collections::BTreeMap;
 
@@ -204,7 +204,7 @@ impl std::fmt::Display for MessageKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MessageState {
-    /// The message will be sent, or sent again.
+    /// The message waits for its first or next try, or a call is in flight.
     Waiting,
     /// The message is a dead letter: it is not sent again until an operator acts.
     Dead,
@@ -267,9 +267,10 @@ pub struct RingHealth {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WarehouseStatus {
-    /// The circuit breaker is open, so messages wait in the outbox.
+    /// The circuit breaker for announcements or for deliveries is open in at least one volume.
+    /// There, messages of this kind wait in the outbox, except for probes.
     Away,
-    /// Messages are sent. Any unknown word of a later version is also read as `Ok`.
+    /// No circuit breaker is open. Any unknown word of a later version is also read as `Ok`.
     #[default]
     #[serde(other)]
     Ok,
@@ -382,7 +383,8 @@ pub struct WarehouseSummary {
     /// Number of times that units of a product were added to a store.
     #[serde(default)]
     pub restocked: u64,
-    /// Sequence number of the last delivery in the ledger.
+    /// Sequence number of the last delivery in the ledger; before the first delivery, the number
+    /// with which the ledger began.
     pub sequence: u64,
     /// Seed of the stock with which the warehouse's ledger began.
     #[serde(default)]
@@ -482,7 +484,8 @@ pub struct Refusal {
     pub store: u32,
     /// Id of the first product of the order with too few units.
     pub product: u32,
-    /// Number of units of this product that were requested.
+    /// Number of units of this product in the lines of the order, up to the first line with too few
+    /// units in stock.
     pub asked: u32,
     /// Number of units of this product that were in stock.
     pub there: u32,

@@ -61,7 +61,7 @@ pub enum Request {
 /// A request and its intended start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arrival {
-    /// Intended start, since the start of the run.
+    /// Intended start, since the start of the sending window.
     pub at: Duration,
     /// The request to send.
     pub request: Request,
@@ -85,7 +85,7 @@ impl Load {
     }
 
     /// Returns the length of the sending window, the time in which orders and statistics requests
-    /// start.
+    /// start. Only an order after an early payment can start up to 0.1 s later.
     pub fn duration(&self) -> Duration {
         match self {
             Self::Phases(phases) => phases.iter().map(|phase| phase.duration).sum(),

@@ -46,7 +46,7 @@ fn comment_text(line: &str) -> Option<&str> {
 }
 
 /// Returns the prose of a file's comments as one text, with a blank line between two comment
-/// blocks. Lines of code become blank lines.
+/// blocks. Lines inside code fences, and the fences, become blank lines.
 #[must_use]
 pub fn prose_of(source: &str) -> String {
     let mut prose = String::new();

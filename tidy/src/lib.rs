@@ -6,8 +6,8 @@
 //! - [`markdown`] finds links, headings, inline code and names with a prefix in a document.
 //! - [`prose`] counts the words of a text, and finds the paragraphs of a Markdown text.
 //!
-//! The crate only reads files. The limits, and the exceptions for crates that do not meet them yet,
-//! are in `tests/tidy.rs`.
+//! The crate only reads files. The limits, and the exceptions for crates and documents that do not
+//! meet them yet, are in `tests/tidy.rs`.
 
 pub mod comments;
 pub mod imports;

@@ -39,7 +39,7 @@ pub fn links(markdown: &str) -> Vec<Link> {
 }
 
 /// Returns the anchors of a document's headings, by the rules of common Git hosts: lower case,
-/// hyphens for spaces, no punctuation.
+/// hyphens for spaces, no punctuation except hyphens and underscores.
 #[must_use]
 pub fn anchors(markdown: &str) -> Vec<String> {
     let headings = prose_lines(markdown).filter_map(|(_, text)| {

@@ -41,7 +41,8 @@ struct Arguments {
     #[arg(long, default_value_t = 3)]
     repeat: u64,
 
-    /// Minimum time for the measurement of a rate, in seconds.
+    /// Time for which operations are repeated to measure their rate, in seconds; puts end earlier
+    /// if all records are stored.
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
 

@@ -162,7 +162,7 @@ pub struct Setup {
     pub data_bytes: u64,
 }
 
-/// The reason why an engine cannot do some work. The report shows "-" in place of its figure.
+/// The reason why an engine cannot do some work. The report has no figure for this work.
 #[derive(Debug)]
 pub struct Unsupported(pub &'static str);
 

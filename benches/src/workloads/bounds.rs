@@ -32,7 +32,7 @@ const WRITING_MS_MAX: u64 = 1_000;
 const BATCH_RECORDS: usize = 1_000;
 
 /// Overwrites every record twice in random order without a pause. Measures the peak of the disk
-/// usage during this work, and the usage one second later.
+/// usage until one second after the last sync, and the usage at that time.
 pub(super) fn overwrite(task: &Task) -> Outcome<Vec<Measurement>> {
     let (engine, values) = (task.open(false)?, task.values());
     let order = whole::shuffled(task.records);

@@ -27,7 +27,8 @@ const ROW_BYTES: (usize, usize) = (8, 4);
 #[derive(Clone, Copy, Debug, Deserialize, Eq, Ord, PartialEq, PartialOrd, Serialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Workload {
-    /// Store all records in batches of 1,000 in an empty database, with one sync at the end.
+    /// Store all records in batches of at most 1,000 in an empty database, with one sync at the
+    /// end.
     Load,
     /// Single buffered puts into an empty database, one thread.
     #[value(name = "put-1")]
@@ -63,8 +64,8 @@ pub enum Workload {
     YcsbB,
     /// Open a cleanly closed database and read one record.
     Open,
-    /// Open after kill -9 of a process that overwrote 200,000 records and synced half of them, and
-    /// read one record.
+    /// Open after kill -9 of a process that made up to 200,000 overwrites and synced the first half
+    /// of them, and read one record.
     OpenKilled,
     /// Disk usage after load, after overwriting everything twice, and after compaction.
     Disk,
@@ -147,7 +148,8 @@ pub struct Task {
     pub records: u64,
     /// Size of a value in bytes.
     pub value_bytes: usize,
-    /// Minimum time for the measurement of a rate, in seconds.
+    /// Time for which operations are repeated to measure their rate, in seconds. Puts end earlier
+    /// if all records are stored.
     pub seconds: f64,
     /// Number of the repetition, which is part of the seed of the random choices. So a repetition
     /// does not draw the records that an earlier repetition left in the caches.

@@ -1,4 +1,5 @@
-//! Workloads that measure a rate: threads repeat an operation for a minimum time.
+//! Workloads that measure a rate: threads repeat an operation for a given time. Puts end earlier if
+//! all records are stored.
 //!
 //! **Invariants**
 //! - Every value that is read is compared byte for byte with the expected value.

@@ -26,8 +26,8 @@ const STALLED_AFTER: Duration = Duration::from_secs(10);
 pub(crate) struct AuditArgs {
     #[command(flatten)]
     node: NodeAddress,
-    /// Address of the warehouse [default: the one that the nodes of the engine or of the data
-    /// folder call, else http://127.0.0.1:9091]
+    /// Address of the warehouse [default: that of the engine's nodes, or that of the data folder's
+    /// nodes if the audited node is one of them, else http://127.0.0.1:9091]
     #[arg(long, env = "IMT_WAREHOUSE", value_name = "URL")]
     warehouse: Option<WarehouseUrl>,
     /// Data folder of the nodes

@@ -31,7 +31,7 @@ pub(crate) struct ChaosArgs {
     /// Engine of the nodes, in place of the data folder
     #[arg(long, env = "IMT_ENGINE", value_name = "URL")]
     engine: Option<EngineUrl>,
-    /// Number of nodes with events, besides the node that the shop calls
+    /// Number of nodes with events, besides one node without events
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=16))]
     nodes: u32,
     /// Time between two events, at least 50ms

@@ -1,5 +1,5 @@
 //! `imt config`: shows each setting with the value that commands use if no flag sets it, and the
-//! source of that value.
+//! source of that value. Commands that ignore contexts do not use a value of the context.
 
 use std::process::ExitCode;
 

@@ -61,7 +61,7 @@ and a second Ctrl-C at once. While it is stopped, another node of the data
 folder serves its volume. A node that is started again under its name takes
 its volume back.")]
     Start(Box<StartArgs>),
-    /// List the nodes of a data folder.
+    /// List the nodes of a data folder or of an engine.
     #[command(after_help = "\
 Examples:
   imt node list
@@ -145,7 +145,7 @@ pub(crate) struct StartArgs {
     listen: Option<SocketAddr>,
     /// Address of the warehouse: http://HOST:PORT, followed by the path of its routes if they have
     /// one. All nodes of a cluster call the same warehouse [default: that of the running nodes,
-    /// else the address stored in the data folder, else http://127.0.0.1:9091]
+    /// else the address stored in the data folder or the engine, else http://127.0.0.1:9091]
     #[arg(long, env = "IMT_WAREHOUSE", value_name = "URL")]
     warehouse: Option<WarehouseUrl>,
     /// Weight of the node; its share of the orders is its weight divided by the sum of all weights
@@ -595,7 +595,8 @@ async fn check_leaving(cluster: &Cluster, name: &NodeName) -> Result<(), CliErro
     Ok(())
 }
 
-/// Returns the status reports of all nodes that answer.
+/// Returns the status reports of all nodes that answer. Returns none if the state or the secret of
+/// the cluster cannot be read.
 async fn reports(cluster: &Cluster) -> Vec<NodeReport> {
     let mut found = Vec::new();
     let Ok(look) = cluster.look().await else {

@@ -108,7 +108,7 @@ fn csv_line(row: &[String], is_heading: bool) -> String {
 }
 
 /// Aligns rows in columns. The first row is the heading. Columns of numbers are aligned to the
-/// right. On a terminal, long cells are cut so that a row fits its width, if possible.
+/// right. On a terminal, long cells are cut so that a row fits the terminal's width, if possible.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
     laid_out(rows, terminal::width(), true)
 }

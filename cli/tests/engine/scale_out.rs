@@ -242,8 +242,8 @@ fn statistics_files_of_all_folders_count_once_also_after_their_volume_moved() {
     stat_file(&folders[1], &name, 40);
     until("the file is deleted", || is_gone(1));
     assert_eq!(units(&beta.address), 42);
-    // Alpha still has a copy of beta's earlier volume. The log must not report this copy as lost
-    // orders.
+    // Alpha still has a copy of beta's earlier volume. Alpha must not log that orders of this copy
+    // may be lost.
     until("each has its share", || {
         [&alpha, &beta].iter().all(|node| members(&node.address) == 2)
     });

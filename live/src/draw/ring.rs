@@ -160,7 +160,7 @@ impl RingView {
         names.max().unwrap_or(0).clamp(NAME_MIN, NAME_MAX)
     }
 
-    /// Returns the name of the node that serves a volume, or `None` if no node serves it.
+    /// Returns the name of the node that serves a volume, or `None` if no such node is known.
     fn server_of(&self, volume: &str) -> Option<&str> {
         let mut nodes = self.nodes.iter();
         let server = nodes.find(|node| node.serves.iter().any(|served| served == volume))?;
@@ -214,8 +214,8 @@ impl NodeRow {
     }
 
     /// Returns the text of the column `serves`. For a serving node, this is its own volume and the
-    /// others that it serves. For any other node, this is its status and the node that serves its
-    /// volume, if there is one.
+    /// others that it serves. For any other node, this is its status and the other node that serves
+    /// its volume, if one is known.
     fn note(&self, ring: &RingView, width: usize) -> String {
         if !self.is_serving() {
             let server = ring.server_of(&self.name).filter(|server| *server != self.name);

@@ -111,8 +111,8 @@ fn facts(run: &RunState, theme: Theme) -> Vec<Fact> {
         plain("restocked", format!("{} quantities", number(known.restocked))),
     ];
     match run.lag.p99_us > LAG_P99_MAX.as_micros() as u64 {
-        // If the load generator is late, the measured latencies are not those of the server. So the
-        // fact about the lag is shown first.
+        // If the load generator is late, the measured latencies are not those of the node. So the
+        // fact about the lag precedes those about the warehouse and the outbox.
         true => facts.insert(0, schedule(run, theme)),
         false => facts.push(schedule(run, theme)),
     }

@@ -1,7 +1,8 @@
 //! The database handle: one method for each operation on a whole database.
 //!
 //! - The methods delegate to `engine`, `recover` and `tools`, which do the work.
-//! - The drop of the last handle closes the database.
+//! - The drop of the last handle closes the database. Tables, batches, snapshots, iterators and
+//!   change feeds hold a handle too.
 //!
 //! Deliberately absent: access to records, which is in `table`, `batch`, `transaction` and
 //! `snapshot`.
@@ -28,7 +29,8 @@ use crate::typed::codec::Codec;
 pub use self::operations::diff;
 
 /// An open database in one folder. Cheap to clone and usable from any thread. Dropping the last
-/// handle closes the database.
+/// handle closes the database. Tables, batches, snapshots, iterators and change feeds are handles
+/// too.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -64,8 +66,9 @@ impl Db {
     /// # Errors
     /// - [`Error::Locked`](crate::Error::Locked) if another process or handle has the database open
     ///   for writing.
-    /// - [`Error::Corrupt`](crate::Error::Corrupt) if bytes before the durable frontier are
-    ///   damaged. No file except LOCK is changed in that case.
+    /// - [`Error::Corrupt`](crate::Error::Corrupt) if the open finds damaged bytes before the
+    ///   durable frontier. No file except LOCK is changed in that case. Most records that the
+    ///   checkpoint covers are not verified by the open, but when they are read.
     /// - [`Error::Version`](crate::Error::Version) for a newer format.
     /// - [`Error::Invalid`](crate::Error::Invalid) for the empty path.
     /// - [`Error::Io`](crate::Error::Io) for errors of the operating system.
@@ -455,8 +458,8 @@ impl Db {
 }
 
 impl Options {
-    /// Opens the database in the folder `path`. Creates it there if it does not exist and
-    /// [`Options::create`] permits.
+    /// Opens the database in the folder `path`. Creates it there if it does not exist, unless
+    /// [`Options::create`] or [`Options::read_only`] forbids that.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

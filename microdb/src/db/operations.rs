@@ -189,9 +189,10 @@ impl Db {
     ///
     /// The first call reads, verifies and hashes every record. A later call reads and verifies
     /// every record of the tables that were written since the previous call. Of these, it hashes
-    /// only the records with the same [`crate::digest_prefix`] as a key written since. If
-    /// compaction has removed the commits since, or if they have about as many records as the
-    /// database has keys, everything is hashed again.
+    /// only the records with the same [`crate::digest_prefix`] as a key written since. Everything
+    /// is hashed again if the previous call failed, if compaction has removed the commits since, or
+    /// if they have more records than the database has keys and more than
+    /// [`crate::DIGEST_PREFIXES`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

@@ -8,9 +8,9 @@ use super::{Directory, ImageTable, KeyHash, Location, View};
 use crate::raw::epoch::pin;
 use crate::raw::map::Map;
 
-/// Number of hashes for which buckets are prefetched into the processor's cache before the first
-/// look-up. A processor has ten to sixteen line-fill buffers, and 32 prefetches keep all of them in
-/// use.
+/// Number of hashes for which buckets are prefetched into the processor's cache before the first of
+/// them is inserted or looked up. A processor has ten to sixteen line-fill buffers, and 32
+/// prefetches keep all of them in use.
 const WINDOW: usize = 32;
 
 /// A directory for benchmarks. Numbers stand for locations.

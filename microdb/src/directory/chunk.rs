@@ -49,7 +49,8 @@ const DISTANCE: [usize; BUCKET_WORDS] = [0, 819, 2_458, 4_915, 8_192, 12_288, 17
 #[repr(C, align(64))]
 pub(super) struct Chunk {
     buckets: Buckets,
-    /// `true` if the next access must verify the checksum in `source`.
+    /// `true` if the next call of `verify` must check the checksum in `source` and the number of
+    /// keys.
     unverified: AtomicBool,
     depth: u8,
     /// Number of extra bytes per slot: 0, 1 or 2. They hold the bits of a prefix that neither the

@@ -23,9 +23,9 @@ use crate::raw::epoch::{ArcCell, Guard};
 
 /// Number of buckets of each half after a split, by the top four bits (n) of its hashes: 512 x
 /// 2^(n/32). Such a chunk usually grows only once more, by a factor of 1.41, before it splits. So a
-/// chunk of this kind has at most 63 KiB, which are rebuilt or copied in tens of microseconds. Each
-/// half begins with about 2,600 keys or more, so the memory of its header and root entry is
-/// negligible.
+/// chunk of this kind has at most 63 KiB of buckets, which are rebuilt or copied in tens of
+/// microseconds. Each half begins with about 2,600 keys or more, so the memory of its header and
+/// root entry is negligible.
 const SPLIT_SIZES: [usize; 16] = [
     512, 523, 535, 546, 558, 571, 583, 596, 609, 622, 636, 650, 664, 679, 693, 709,
 ];
@@ -35,12 +35,14 @@ const SPLIT_SIZES: [usize; 16] = [
 const BUCKETS_MAX: usize = 1 << 16;
 /// Maximum depth of a chunk. It permits 16 million chunks, which can hold about 64 billion keys.
 const DEPTH_MAX: u8 = 24;
-/// Minimum average number of keys per entry of the root, a sixtieth of the usual number. The root
-/// is the array of pointers to the chunks, indexed by the top bits of a hash. Without this limit,
-/// many hashes with equal top bits would double the size of the root again and again.
+/// The root doubles only if it then has at least this number of keys per entry on average, a
+/// sixtieth of the usual number. The root is the array of pointers to the chunks, indexed by the
+/// top bits of a hash. Without this limit, many hashes with equal top bits would double the size of
+/// the root again and again.
 const KEYS_A_ROOT_ENTRY: u64 = 64;
 
-/// Returns a size larger by about the square root of two.
+/// Returns the next larger number of buckets: about `buckets` times the square root of two, and at
+/// least one more than `buckets`.
 fn next_size(buckets: usize) -> usize {
     (buckets + 1).max(buckets * 181 / 128)
 }
@@ -55,9 +57,10 @@ fn split_size(path: u32, depth: u8) -> usize {
 }
 
 impl Directory {
-    /// Replaces a chunk without room for a key by a larger chunk or by two chunks. Returns `false`
-    /// if the chunk has its maximum size, or if less than half of its slots are used. In the latter
-    /// case many keys have nearly equal prefixes, and more room would not help.
+    /// Replaces a chunk that is full or has no room for a key by a larger chunk or by two chunks.
+    /// Returns `false` if the chunk has `BUCKETS_MAX` buckets and cannot split, or if less than
+    /// half of its slots are used. In the latter case many keys have nearly equal prefixes, and
+    /// more room would not help.
     pub(super) fn grow(&self, guard: &Guard, chunk: &Chunk) -> bool {
         if chunk.keys() * 2 < chunk.slots() {
             return false;
@@ -116,8 +119,8 @@ impl Directory {
         guard.flush();
     }
 
-    /// Returns the filled chunk, or a larger chunk if keys found no room. Keys that find no room
-    /// even then are added to the stash.
+    /// Returns the filled chunk, or a larger chunk if keys found no room. If a larger chunk would
+    /// not help or would exceed `BUCKETS_MAX`, these keys are added to the stash.
     fn finished(&self, guard: &Guard, filler: Filler) -> Arc<Chunk> {
         let (mut chunk, mut left) = filler.finish();
         // If keys find no room although three quarters of the slots are free, their prefixes are

@@ -71,12 +71,13 @@ pub(crate) struct Damage {
     pub(crate) field: &'static str,
     /// The expected value, or the limit for the value. For a stash entry: its prefix.
     pub(crate) expected: u64,
-    /// The value found. For a stash entry: its location. For a truncated file: 0, because the map
-    /// does not know the length of the file.
+    /// The value found. For a stash entry: its location. For a missing page ([`CUT`]): 0, because
+    /// the map does not know the present length of the file.
     pub(crate) found: u64,
 }
 
-/// The damaged field of a checkpoint that was truncated while it was mapped.
+/// The damaged field of a mapped file with a missing page: the file was truncated while in use, or
+/// the disk failed to read the page.
 pub(crate) const CUT: &str = "length of the file, which was truncated while in use";
 /// The field in an error for a page that the system could not read, although the file has its
 /// length.

@@ -2,10 +2,11 @@
 //! commits to the operating system.
 //!
 //! - Jobs run on the thread pool shared by all databases, and only if there is work.
-//! - A job returns its error to no caller. A failed write or sync poisons the database, so the next
-//!   commit fails with [`Error::Poisoned`](crate::error::Error::Poisoned). A failed checkpoint or
-//!   compaction (full disk, damaged record) loses no data. A later job tries it again, without the
-//!   damaged segment.
+//! - A job returns its error to no caller. A failed write or sync of the log or of SUPER poisons
+//!   the database, so the next commit fails with
+//!   [`Error::Poisoned`](crate::error::Error::Poisoned). A checkpoint, seal or compaction that
+//!   fails for another reason (full disk, damaged record) loses no data. A later job tries it
+//!   again, without the damaged segment.
 //!
 //! Deliberately absent: threads of a single database.
 
@@ -143,8 +144,9 @@ impl Engine {
         }
     }
 
-    /// Schedules a compaction to continue after `wait`, because the rate limit has paused it. Seals
-    /// and checkpoints may be scheduled before that time.
+    /// Schedules a compaction to continue after `wait`, or after [`COMPACTION_WAIT_MAX`] if that is
+    /// shorter, because the rate limit has paused it. Seals and checkpoints may be scheduled before
+    /// that time.
     fn schedule_compaction(&self, wait: Duration) {
         let flag: fn(&Background) -> &AtomicBool = |background| &background.compaction_scheduled;
         let delay = wait.min(COMPACTION_WAIT_MAX);

@@ -7,7 +7,7 @@
 //!    points to records that a power cut removes.
 //! 3. The file is written under a temporary name, synced and renamed, and its name is made durable.
 //! 4. SUPER names the new checkpoint. Durable commits wait for this step and for step 2.
-//! 5. The previous checkpoint and the segments emptied by compaction are removed.
+//! 5. The previous checkpoint and the emptied segments (see `compact`) are removed.
 //!
 //! After each step, SUPER names a complete checkpoint or none. It lists all durable segments of the
 //! log, except those begun since its state was written. An open finds these by their headers.
@@ -46,7 +46,7 @@ use crate::storage::{OpenMode, StorageFile};
 /// State of the log and of the directories at one moment, to be written to a checkpoint.
 struct Moment {
     at: Frontier,
-    /// Size of the log up to `at`.
+    /// Value of `Core::published_size` at this moment.
     size: LogSize,
     next_segment: u64,
     next_table: u32,

@@ -287,7 +287,8 @@ impl Engine {
     }
 
     /// Makes an appended frame visible. Snapshots, iterators and transactions see all of its
-    /// records or none. Returns the number of replaced or removed records.
+    /// records or none. Returns the number of replaced or removed records. After an error, the
+    /// database is poisoned, and some of the records may be visible.
     pub(crate) fn publish(
         &self,
         core: &mut Core,

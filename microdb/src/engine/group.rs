@@ -25,7 +25,8 @@
 //!   limit, and never blocks them for good. A run that lost its turn can commit only like a run
 //!   without a turn, with checks: as an ordinary member of a later group or, if it is buffered and
 //!   no group is in flight, at once.
-//! - A group has at most as many turns as members.
+//! - A group has at most as many turns as members. The thread that ends the last turn syncs and
+//!   publishes in place of the leader.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -455,7 +456,7 @@ impl Engine {
     }
 
     /// Waits until no group is in flight. Returns with the commit lock held. All frames of the log
-    /// are then published, except those of a group with a failed sync.
+    /// are then published, unless a failed sync or publication has poisoned the database.
     pub(crate) fn lock_quiet(&self) -> MutexGuard<'_, Core> {
         let mut core = lock_briefly(&self.core);
         while core.in_flight {

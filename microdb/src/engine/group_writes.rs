@@ -3,7 +3,7 @@
 //! - Later commits of the group are checked against these writes.
 //! - A transaction that runs again inside the group (that has its *turn*, see `group`) looks for a
 //!   key in these writes first, then in the visible state.
-//! - Clearing or dropping a table is treated as a write of each of its keys.
+//! - Clearing or dropping a table is treated as a write of every key, also of absent keys.
 //!
 //! Deliberately absent: values, which are read from the log.
 

@@ -189,8 +189,9 @@ const DIGIT_BITS: u32 = 11;
 /// Number of locations below which a comparison sort is as fast as the radix sort.
 const RADIX_RECORDS: usize = 4096;
 
-/// Returns the locations in log order, to the granularity of a cache line. Radix sort, least
-/// significant digit first (Knuth, volume 3, 5.2.5, algorithm R).
+/// Returns the locations in log order, to the granularity of a cache line. If the low 16 bits of
+/// the segment ids wrap, the segments behind the wrap come first. Radix sort, least significant
+/// digit first (Knuth, volume 3, 5.2.5, algorithm R).
 fn in_log_order(mut locations: Vec<Location>) -> Vec<Location> {
     let bits = || locations.iter().map(|location| location.to_bits());
     let (Some(least), Some(most)) = (bits().min(), bits().max()) else {

@@ -1,6 +1,6 @@
 //! State shared by all handles of one open database.
 //!
-//! Order in which a thread takes the locks:
+//! Order in which a thread takes the locks once the database is open:
 //!
 //! 1. `digests` (computing digests), `compacting`, `checkpointing`, `sealed` (sealing), `ddl`
 //!    (creating, renaming, clearing and dropping tables).

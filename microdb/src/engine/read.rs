@@ -59,14 +59,15 @@ impl Found<'_> {
         Value::new(self.segment.bytes_at(offset), len, self.segment, offset)
     }
 
-    /// Returns a copy, because values must not share the map of a truncated file.
+    /// Returns a copy, because values must not share the map of a file with missing pages.
     #[cold]
     fn copied(&self, at: usize, len: usize) -> Value {
         Value::copied(self.record.bytes.get(at..at + len).unwrap_or_default())
     }
 
-    /// Checks that the bytes taken from the record were not in pages that a truncation of the file
-    /// has removed. Called after taking the bytes, since the file may be truncated at any moment.
+    /// Checks that the bytes taken from the record were not in a missing page: the file was
+    /// truncated, or the disk failed to read the page. Called after taking the bytes, since the
+    /// file may be truncated at any moment.
     ///
     /// # Errors
     /// [`Error::Corrupt`] or [`Error::Io`] if the record no longer has a correct checksum.

@@ -14,7 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use crate::directory::Location;
 use crate::format::usage::{Live, SegmentUsage};
 
-/// Live and dead bytes of all segments, by segment id.
+/// Usage of all segments, by segment id.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SegmentUsages {
     first: u64,

@@ -331,8 +331,8 @@ impl Segment {
 /// All segments of a moment, by the low 16 bits of their ids.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SegmentTable {
-    /// Id of the first entry of `segments`. An entry is `None` if compaction has removed its
-    /// segment, or if no segment has its id.
+    /// Id of the first entry of `segments`. An entry is `None` if its segment was removed, or if no
+    /// segment has its id.
     first: u64,
     segments: Vec<Option<Arc<Segment>>>,
 }

@@ -16,13 +16,14 @@
 //! - With the default options, `hard` is at most twice the live bytes plus three segments. A fourth
 //!   segment is room for frames that other threads append at the same time.
 //! - Compaction never waits for space.
-//! - A commit waits before it takes any lock and before it joins a group. Commits of the catalog do
-//!   not wait, because they hold a lock that a checkpoint needs. The commit of a transaction in its
-//!   turn does not wait, because its group waits for it. Without the option `background`, no commit
-//!   waits or is slowed.
+//! - A commit waits before it takes any lock and before it joins a group. Commits that change the
+//!   catalog or clear a table do not wait, because they hold a lock that a checkpoint needs. The
+//!   commit of a transaction in its turn does not wait, because its group waits for it. Without the
+//!   option `background`, no commit waits or is slowed.
 //! - A commit stops waiting after [`WAIT_MAX`], or later if a compaction on its own thread ends
 //!   later. It does not wait while a backup or a requested compaction holds the segments. Nor does
-//!   it wait if the last attempt to free space freed nothing, until another segment was appended.
+//!   it wait if the last attempt to free space freed nothing, until as many bytes as one segment
+//!   were appended.
 //! - A snapshot, an iterator, a feed or a value may still hold removed segments. Their disk space
 //!   is not part of the size, since readers must not stop writers.
 

@@ -42,7 +42,8 @@ pub(crate) const SEGMENT_ID_LIMIT: u64 = 1 << (64 - OFFSET_BITS);
 
 /// Exclusive upper bound of the counters in a file of the database: generations, numbers of hints
 /// and sequences. A database that a running process opened can increment each of them for longer
-/// than hardware lasts, so no increment overflows. A higher counter is refused as damage.
+/// than hardware lasts, so no increment overflows. A counter that is not below the bound is refused
+/// as damage.
 pub(crate) const COUNTER_LIMIT: u64 = 1 << 62;
 
 /// Maximum size of a key, in bytes. The limit is low because look-ups compare keys, and keys are

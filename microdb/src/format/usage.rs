@@ -1,6 +1,6 @@
 //! Usage of one segment: its live records by table, and the bytes of its tombstones.
 //!
-//! - Byte counts are hints for compaction. They are sums of record lengths, and a damaged record
+//! - Byte counts are estimates for compaction. They sum record lengths, and a damaged record
 //!   may have stated a wrong length. So additions of live bytes saturate instead of overflowing.
 //!
 //! Deliberately absent: the counts of all segments, which are in `engine::segment_usage`.
@@ -36,8 +36,8 @@ pub(crate) struct SegmentUsage {
     /// Bytes of tombstones and clear markers. Compaction counts them as dead only in the oldest
     /// segment.
     pub(crate) tombstones: u64,
-    /// `true` once compaction has copied all live records or found none, so that a later checkpoint
-    /// may remove the segment. Not saved in a checkpoint.
+    /// `true` once compaction has copied all records that are still needed or found none, so that a
+    /// later checkpoint may remove the segment. Not saved in a checkpoint.
     pub(crate) dying: bool,
     /// `true` if `dying` was set because of byte counts alone, which a damaged record can falsify.
     /// Not saved in a checkpoint.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0            published            filled              capacity
-//! |-- readers --|-- the writer only --|-- never written --|
+//! |-- readers --|-- the writer only --|-- not yet written --|
 //! ```
 //!
 //! A committed record is read from this memory until its bytes can be read from the file. The

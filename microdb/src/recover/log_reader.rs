@@ -169,8 +169,9 @@ pub(crate) fn scan_segments(engine: &Engine, state: &State, frontier: Frontier) 
 }
 
 impl Scan {
-    /// Adds the file of segment `id` to the log, or to a list of other files. `known` is `true` if
-    /// the state in SUPER names the segment, `false` for a segment that was begun later.
+    /// Adds the file with the name of segment `id` to the log or to a list of other files. Ignores
+    /// a foreign folder. `known` is `true` if the state in SUPER names the segment. Otherwise `id`
+    /// is not below `State::next_segment`.
     fn add(&mut self, engine: &Engine, id: u64, path: PathBuf, known: bool) -> Result<()> {
         let mode = if engine.options.read_only {
             OpenMode::Read

@@ -6,7 +6,8 @@
 //! - The bytes behind the last complete frame are rot if the log was provably durable beyond that
 //!   frame. The proof is a durable frontier stated in SUPER (by the state or a hint), or by a later
 //!   segment header or a valid frame header behind that frame. Then the open fails with
-//!   `Error::Corrupt` and changes neither SUPER nor the log.
+//!   `Error::Corrupt` and changes neither SUPER nor the log. It fails too if the disk cannot read
+//!   bytes of the segment with the last complete frame.
 //! - Otherwise these bytes are the torn tail of commits that were never acknowledged as durable. An
 //!   open for writing cuts the tail off and reports it. The log continues in a new segment, so that
 //!   no later open can take bytes of the tail for frames.

@@ -5,7 +5,7 @@
 //!   copied. In a replay of the whole log, such a marker clears only records in segments older than
 //!   the segment to which it was first written. Behind a checkpoint it clears nothing.
 //! - The bytes behind the last complete frame are rot if a durable frontier behind that frame is
-//!   known, and a torn tail otherwise.
+//!   known. Otherwise they are a torn tail, unless the disk cannot read them.
 //!
 //! Deliberately absent: writes to the disk.
 

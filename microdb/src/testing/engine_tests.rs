@@ -232,7 +232,7 @@ fn ids_of_segments_may_be_large_and_not_too_far_apart() {
 }
 
 /// A get of a short value copies a fixed number of bytes, so it may read beyond the value. A read
-/// from a mapped page beyond the end of the file would end the process by the signal SIGBUS.
+/// from a mapped page beyond the end of the file would raise the signal SIGBUS.
 #[test]
 fn a_tail_cut_off_by_an_open_is_not_mapped() {
     let folder = tempfile::tempdir().unwrap();

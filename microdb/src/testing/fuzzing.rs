@@ -1,12 +1,12 @@
-//! Entry points for the fuzzers of `fuzz/`: each passes arbitrary bytes to one parser of the
-//! format.
+//! Entry points for the fuzzers of `fuzz/`: targets, which pass arbitrary bytes to the parsers of
+//! the format, and helpers of tests.
 //!
 //! - Compiled only with the feature `fuzzing`, and not part of the interface.
 //! - A parser may refuse bytes. It must not panic or allocate without bound. Most targets also
 //!   compare accepted bytes, or the values decoded from them, with a new encoding.
-//! - Hardly any random bytes have a valid checksum. So most parsers get their bytes twice:
-//!   unchanged, and with corrected checksums ([`repair_super`], [`repair_segment`]), as a forger
-//!   would write them.
+//! - Hardly any random bytes have a valid checksum. So most targets parse their bytes unchanged,
+//!   and again with corrected checksums, as a forger would write them. [`repair_super`],
+//!   [`repair_segment`] and [`repair_checkpoint`] correct the checksums of whole files.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ const DATABASE: DatabaseId = DatabaseId([7; 16]);
 /// Offset in the segment that is assumed for a frame or record without a segment.
 const OFFSET: u32 = 4096;
 
-/// Parses a state block and a hint of SUPER.
+/// Parses `bytes` as a state block of SUPER, and as a hint.
 pub fn super_block(bytes: &[u8]) {
     let check = |bytes: &[u8]| {
         if let Ok(state) = State::decode(bytes) {
@@ -107,7 +107,7 @@ pub fn frame_header(bytes: &[u8]) {
     check(&repaired);
 }
 
-/// Parses a record, and a variable-length number.
+/// Parses `bytes` as a record, and as a variable-length number.
 pub fn record(bytes: &[u8]) {
     let mask = SegmentMask::new(DATABASE, 1);
     if let Some(record) = Record::parse(bytes) {

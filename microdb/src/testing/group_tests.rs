@@ -1,8 +1,8 @@
 //! Tests of commits in one group: conflicts with clears and drops, turns, and lost turns.
 //!
-//! A transaction that fails its checks runs again in a *turn*: inside its group, before the sync,
-//! while nothing else is committed. A run that takes too long loses its turn, and another thread
-//! continues the group.
+//! A transaction that fails its checks may run again in a *turn*: inside its group, before the
+//! sync, while nothing else is committed. A run that takes too long loses its turn, and another
+//! thread continues the group.
 //!
 //! A test holds the writer lock of the log, so that the group of a first commit waits. During this
 //! wait, the test starts the other commits one by one, and they join the next group.

@@ -115,13 +115,14 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes the names of all files of a backup except SUPER durable.
+    /// Makes durable the names in the folders `log` and `directory` of a backup, and the name of
+    /// the backup's folder. `write_backup_super` syncs the names in the backup's folder itself.
     fn sync_names(storage: &dyn Storage, to: &Paths) -> Result<()> {
         for folder in [to.log(), to.directory()] {
             let synced = storage.sync_folder(&folder);
             synced.map_err(Error::io("cannot sync", &folder))?;
         }
-        // The folder and its ancestors may be new, so their names are synced too.
+        // The backup's folder and its ancestors may be new, so their names are synced too.
         if seeded("backup-unsynced-name") {
             return Ok(());
         }
@@ -302,8 +303,8 @@ fn copy_segment(storage: &dyn Storage, segment: &Arc<Segment>, len: u32, to: &Pa
         let end = len.min(at.saturating_add(COPY_BYTES as u32));
         segment.keep_reading(at, end);
         let bytes = segment.bytes_at(at).get(..(end - at) as usize);
-        // If the file was truncated while mapped, the missing bytes read as zeros and must not be
-        // copied.
+        // If the file was truncated while mapped, or the disk cannot read a page of it, the missing
+        // bytes read as zeros and must not be copied.
         let Some(bytes) = bytes.filter(|_| !segment.is_cut()) else {
             let (expected, found) = (format_args!("{len} bytes"), "fewer");
             return Err(Error::corrupt(

@@ -49,8 +49,8 @@ pub struct Change {
 }
 
 /// One change of a key or of a whole table. Table 0 is the catalog, with a record for each table.
-/// Its key is the name of the table. Its value is the table's id (4 bytes, little-endian), for
-/// typed tables followed by a text about the keys.
+/// The key of this record is the name of the table. Its value is the table's id (4 bytes,
+/// little-endian). If the table was created as a typed table, a text about the keys may follow.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -164,8 +164,8 @@ pub struct Changes {
     after: u64,
     /// Sequence of the last commit that is in `left` or was returned.
     known: u64,
-    /// Keeps the database open. Declared last: the drop of the last handle frees all memory of the
-    /// database, so it must follow the drop of the segments.
+    /// Keeps the database open until it is closed explicitly. Declared last: the drop of the last
+    /// handle frees all memory of the database, so it must follow the drop of the segments.
     engine: Arc<Handle>,
 }
 

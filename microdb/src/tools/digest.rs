@@ -1,5 +1,5 @@
-//! Digests of the live records: one per table and key prefix, so that two different databases can
-//! locate their differences.
+//! Digests of the live records: one per table and key prefix, so that the differences of two
+//! databases can be located.
 //!
 //! - A *leaf* is BLAKE3 over key and value of one live record. The top 12 bits of an unkeyed hash
 //!   (XXH3) divide the keys of a table into 4,096 prefixes, equally in every database. The digest
@@ -227,9 +227,9 @@ impl Handle {
         Ok((digest, names.into_iter().map(|(_, id)| id).collect(), snapshot))
     }
 
-    /// Returns the prefixes written after `sequence`, by table. Returns `None` if one of these
-    /// commits cannot be read (compaction may have removed it), or if they are so many that
-    /// digesting everything is as fast.
+    /// Returns the prefixes written after `sequence`, by table. Returns `None` if a commit after
+    /// `sequence` cannot be read (compaction may have removed it), or if these commits have so many
+    /// records that digesting everything is as fast.
     fn written_since(
         self: &Arc<Self>,
         sequence: Sequence,

@@ -4,8 +4,9 @@
 //! - If the database has a seal of the segment, this seal decides: a chunk is written only if its
 //!   bytes are exactly those that were sealed.
 //! - A segment without a seal (the active segment, or a segment that lost its seal) is judged by
-//!   its frames. Damaged chunks are taken from the backup if afterwards all frames are complete and
-//!   the chain links them to each other.
+//!   its frames. Damaged chunks are taken from the backup if afterwards all frames that the backup
+//!   has are complete, and the chain links them to further frames of the segment, or to the end
+//!   that the next segment or SUPER states.
 //! - If a write does not complete, for example because of a crash, the chunk is still damaged. The
 //!   next call of [`heal`] replaces it.
 //! - The database must be closed. Its lock is held while segments are read and written.
@@ -96,8 +97,9 @@ pub struct HealReport {
     pub chunks_healed: u64,
     /// All damaged chunks, healed or not.
     pub damaged: Vec<ChunkReport>,
-    /// Segments that were neither checked nor changed: they have no seal, and their frames are
-    /// complete or the backup cannot help. [`crate::Db::verify`] checks them.
+    /// Segments that were not changed and are not counted in `segments_checked`: they have no seal,
+    /// and their frames show no damage or the backup cannot help. [`crate::Db::verify`] checks
+    /// them.
     pub unsealed: Vec<PathBuf>,
 }
 
@@ -315,9 +317,9 @@ impl Healing<'_> {
 
     /// Returns the seal with which the chunks of segment `id` are compared. Without a stored seal,
     /// returns a computed seal and the indices of the damaged chunks, which the frames have shown.
-    /// Without a stored seal and without a file, returns a seal of the backup's copy. Returns
-    /// `None` if no damage is found, or if neither the frames nor the backup prove the original
-    /// bytes.
+    /// Without a stored seal and without a file, returns a seal of the backup's copy. Without a
+    /// stored seal, returns `None` if no damage is found, or if neither the frames nor the backup
+    /// prove the original bytes.
     fn reference(&self, id: u64, file: Option<&dyn StorageFile>) -> Option<(Seal, Option<BTreeSet<usize>>)> {
         if let Some(seal) = self.seal(self.paths, id) {
             return Some((seal, None));

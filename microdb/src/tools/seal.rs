@@ -24,8 +24,9 @@ use crate::storage::{OpenMode, Storage, read_exact};
 
 impl Engine {
     /// Seals the complete, durable segments that have no valid seal. Segments known to have no live
-    /// record, and segments that could not be mapped yet, are skipped. Stops early if the database
-    /// is closed. A damaged segment is not sealed, and `verify` reports the damage.
+    /// record, and segments that are not mapped yet, are skipped. Does nothing if the database is
+    /// read-only, and stops early if it is closed. A damaged segment is not sealed, and `verify`
+    /// reports the damage.
     pub(crate) fn seal_segments(&self) -> Result<()> {
         if self.options.read_only {
             return Ok(());

@@ -64,8 +64,8 @@ pub struct VerifyReport {
     /// doubt.
     pub damage: Vec<String>,
     /// Descriptions of the damage of the checkpoint. No record is lost, because the checkpoint is
-    /// derived from the log. It may be deleted while the database is closed. The next open then
-    /// replays the whole log.
+    /// derived from the log. The checkpoint may be deleted while the database is closed. The next
+    /// open then replays the whole log.
     pub derived_damage: Vec<String>,
     /// `true` if the file of the checkpoint was deleted. This is no damage, because an open replays
     /// the log instead. A read-only database that was opened from a checkpoint reports `false`,

@@ -6,7 +6,8 @@
 //!   [`crate::engine::group`]). A transaction with a short body and [`Durability::Sync`] gets a
 //!   turn at its first conflict, any other transaction after eight runs. The last permitted run
 //!   gets no further turn.
-//! - If the body panics in a turn, the panic is resumed after the group has ended.
+//! - If the body panics in a turn, the group continues. The panic is resumed once the group has
+//!   ended or the turn was lost.
 //!
 //! Deliberately absent: reads and writes of a run, which are in `transaction`.
 
@@ -180,8 +181,8 @@ impl<'a, T, E: From<Error>> Attempts<'a, '_, T, E> {
         let turn = request.turn;
         let mut turned: Option<std::thread::Result<Result<Run<'a, T, E>>>> = None;
         let mut runner = |group| -> Ran {
-            // A panic must not end the group. After the group has ended, the thread that runs the
-            // transaction resumes the panic.
+            // A panic must not end the group. Once the group has ended or the turn was lost, the
+            // thread that runs the transaction resumes the panic.
             let run = catch_unwind(AssertUnwindSafe(|| self.run(Some(group))));
             let (run, encoded) = match run {
                 Ok(Ok(mut run)) => match run.writes() {

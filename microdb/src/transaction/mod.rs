@@ -6,8 +6,8 @@
 //!   earlier reads are checked before the later read is returned. After too many checks the run
 //!   continues in a snapshot. A transaction without writes therefore needs no check at its end.
 //! - A run with an outdated read gets [`Error::Conflict`] from its next read of another key, or at
-//!   its commit. A run of [`Db::transaction`] is then repeated, even if the body ignores that
-//!   error.
+//!   its commit if it has writes. A run of [`Db::transaction`] is then repeated, even if the body
+//!   ignores that error.
 //! - A transaction with conflicts gets a turn in the commit group (see [`crate::engine::group`]),
 //!   in which no other commit can interfere. A short body with [`Durability::Sync`] gets its turn
 //!   at the first conflict.
@@ -294,8 +294,8 @@ impl Transaction<'_> {
         Error::Conflict { tries: 1 }
     }
 
-    /// Adds a put of `value` to the writes of the transaction. A key or value that is too large is
-    /// refused only by the commit.
+    /// Adds a put of `value` to the writes of the transaction. A key or value that exceeds its own
+    /// limit, but not the size of a batch, is refused only by the commit.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -420,8 +420,9 @@ impl std::fmt::Debug for Transaction<'_> {
 
 impl Transaction<'_> {
     /// Commits a transaction that was begun with [`Db::begin`], with the durability of the
-    /// database's options. Returns the sequence of the commit. Returns the sequence of the
-    /// database's last commit if the transaction has no writes.
+    /// database's options. Returns the sequence of the commit. A transaction without writes needs
+    /// no check, because its reads belong to one moment, and gets the sequence of the database's
+    /// last commit.
     ///
     /// # Errors
     /// - [`Error::Conflict`] if another commit changed a key that the transaction has read. A
@@ -462,10 +463,10 @@ impl Db {
     /// Begins a transaction that the caller commits. Its reads and writes are strictly
     /// serializable, like those of [`Db::transaction`].
     ///
-    /// No key is locked and no run is repeated: [`Transaction::commit`] fails with
-    /// [`Error::Conflict`] if another commit changed a key that was read. Under contention
-    /// [`Db::transaction`] is the better choice, because it repeats the body, if necessary while no
-    /// other commit is made.
+    /// No key is locked and no run is repeated: if the transaction has writes,
+    /// [`Transaction::commit`] fails with [`Error::Conflict`] if another commit changed a key that
+    /// was read. Under contention [`Db::transaction`] is the better choice, because it repeats the
+    /// body, if necessary while no other commit is made.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

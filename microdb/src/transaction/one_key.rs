@@ -22,7 +22,7 @@ impl Table {
     /// Replaces the value of `key` by the result of `change`, which is called with the current
     /// value. As argument or result, `None` stands for an absent key. Returns the new value.
     ///
-    /// The function may run several times if other writers change the key.
+    /// The function may run several times, for example if other writers change the key.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -101,7 +101,7 @@ where
     /// Replaces the value of `key` by the result of `change`, which is called with the current
     /// value. As argument or result, `None` stands for an absent key. Returns the new value.
     ///
-    /// The function may run several times if other writers change the key.
+    /// The function may run several times, for example if other writers change the key.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

@@ -61,9 +61,9 @@ use crate::value::Value;
 ///
 /// # Changing types
 ///
-/// The database does not check the types of a table when it is opened. If a table is opened with
-/// other types, a read of bytes that do not fit returns [`Error::Decode`]. **Bytes that fit are
-/// read as another value**: a `u32` of 6 is read as an `i32` of 3. The rule for [`Bincode`] is:
+/// The types of a table are not checked when the table is opened. If a table is opened with other
+/// types, a read of bytes that do not fit returns [`Error::Decode`]. **Bytes that fit are read as
+/// another value**: a `u32` of 6 is read as an `i32` of 3. The rule for [`Bincode`] is:
 ///
 /// - Allowed: new variants at the end of an enum; new names of types, fields and variants; a wider
 ///   integer of the same sign (`u16` to `u64`, `i16` to `i64`). `u8` and `i8` cannot be widened,

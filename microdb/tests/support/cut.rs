@@ -243,8 +243,8 @@ fn draw(event: &Event, random: &mut Random) -> Fate {
     }
 }
 
-/// Applies `event` to `image`, as far as `fate` keeps it. `place` is the index of the event among
-/// the pending events, and their number.
+/// Applies `event` to `image`, as far as `fate` keeps it. Only the fate `Moment` uses `place`, the
+/// index of the event among the pending events and their number.
 fn apply(image: &mut Image, event: &Event, fate: Fate, place: (u64, u64)) {
     match event {
         Event::Write { file, offset, bytes } => write(image, *file, *offset, bytes, fate, place),

@@ -7,7 +7,7 @@
 //!   its locks are released. The writes of the process stay visible, and unsynced writes stay
 //!   unsynced.
 //! - A [`Fault`] makes one or more calls fail, a [`Lie`] makes syncs do nothing, and `capacity`
-//!   limits the total size of the files.
+//!   limits the total size to which writes and reservations can extend the files.
 //! - Listings change their order from call to call, because the trait promises no order.
 //!
 //! Deliberately absent: durability, which only the module `cut` computes.
@@ -308,7 +308,8 @@ impl Disk {
         self.guard().hit
     }
 
-    /// Limits the total size of all files to `bytes` from now on.
+    /// Refuses writes and reservations that would extend all files together beyond `bytes`, from
+    /// now on.
     pub(crate) fn set_capacity(&self, bytes: u64) {
         self.guard().capacity = bytes;
     }

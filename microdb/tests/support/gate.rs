@@ -74,8 +74,8 @@ impl Gate {
     }
 
     /// Arms the gate for this thread and runs `work`, which stops before its counted call with the
-    /// index `at` (from 0). Returns the number of its counted calls, up to the stop if it was
-    /// stopped.
+    /// index `at` (from 0). Returns the number of the counted calls of `work`. If `work` was
+    /// stopped, the call at the stop is the last one that is counted.
     pub(crate) fn run_held_at(&self, at: u64, work: impl FnOnce()) -> u64 {
         *self.state() = State {
             armed: Some((std::thread::current().id(), at)),

@@ -231,7 +231,7 @@ impl Image {
         found
     }
 
-    /// Returns the total size of all named files in bytes.
+    /// Returns the total size of all named files in bytes. A file with two names counts twice.
     pub(crate) fn used_bytes(&self) -> u64 {
         self.files().iter().map(|(_, node)| self.file(*node).len()).sum()
     }
@@ -243,7 +243,8 @@ impl Image {
             .collect()
     }
 
-    /// Returns `true` if both images have files at the same paths with the same bytes.
+    /// Returns `true` if both images have files at the same paths with the same bytes. An absent
+    /// page counts as different from a page of zeros.
     pub(crate) fn same_as(&self, other: &Self) -> bool {
         let (ours, theirs) = (self.files(), other.files());
         ours.len() == theirs.len()

@@ -85,9 +85,9 @@ fn changed(data: &[u8]) -> Option<(Image, bool)> {
     Some((image, forged))
 }
 
-/// Opens a database that was changed according to `data`. Every read must be right or an error,
-/// unless the database is a forgery. A forgery may give any answer, but never a panic, a hang or a
-/// huge allocation.
+/// Opens a database that was changed according to `data`. The open and every read must be right or
+/// report damage, unless the database is a forgery. The open of a forgery may return any error, and
+/// its reads any content or damage, but never a panic, a hang or a huge allocation.
 pub(crate) fn db_open(data: &[u8]) {
     let Some((image, forged)) = changed(data) else {
         return;

@@ -256,8 +256,8 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Opens the database on `disk` after a crash. The database must be in one of the states
-    /// `allowed`. The error describes the violation.
+    /// Opens the database on `disk`, which may be new or left by a crash. The database must be in
+    /// one of the states `allowed`. The error describes the violation.
     pub(crate) fn open(disk: Disk, shape: Shape, allowed: &[Point]) -> Result<Self, String> {
         Self::try_open(disk, shape, allowed).map_err(|failure| format!("open: {failure}"))
     }

@@ -121,7 +121,8 @@ async fn a_browser_reaches_a_node_only_by_a_name_of_the_node() {
         assert_eq!(reply.status, 403, "{method} {path}");
         assert_eq!(reply.json()["type"], "urn:imt-order:problem:foreign-host");
     }
-    // A page of the foreign name has the origin of its request, so it is of no other origin.
+    // A page loaded under the foreign name has the same origin as the requested address. So a check
+    // of the header `Origin` alone would permit its request.
     let origin = ("origin", "http://evil.example:9090");
     let reply = shop.send("POST", "/order/1/cancel", &[foreign, origin], "").await;
     assert_eq!(reply.status, 403);

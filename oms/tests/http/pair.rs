@@ -467,8 +467,9 @@ async fn the_last_units_of_a_store_are_sold_once_through_either_node() {
     let asking = (0..150).map(|number| {
         let shop = pair.shops()[number % 2];
         async move {
-            // With so many orders for the same units, a search may find its store taken again and
-            // again. Then the node is busy, and the customer repeats the order.
+            // With so many orders for the same units, the search for a store may lose the units to
+            // other orders again and again. Then the node answers 503, and the test repeats the
+            // order.
             loop {
                 let reply = shop.order(&format!("last-{number}"), &[(1, 1)]).await;
                 if reply.status != 503 {

@@ -1,6 +1,6 @@
-//! Tests of refunds: each payment for an order that is not delivered, and each further payment of a
-//! paid order, is listed and counted. Of the warehouse's answers, only a final refusal ends an
-//! order without a delivery.
+//! Tests of refunds: each payment for an order that ends without a delivery, and each further
+//! payment of a paid order, is listed and counted. Of the warehouse's answers, only a final refusal
+//! ends an order without a delivery.
 
 use serde_json::json;
 

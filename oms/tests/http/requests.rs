@@ -227,7 +227,8 @@ impl Generator {
         }
     }
 
-    /// Encodes a value for a path or query. Sometimes more characters are encoded than necessary.
+    /// Encodes a value for a path or query. Sometimes more characters are encoded than necessary,
+    /// or the invalid `%ff` is appended.
     fn encode(&mut self, value: &str, in_path: bool) -> String {
         let all = self.one_in(4);
         let mut text = String::new();

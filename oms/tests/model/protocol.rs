@@ -151,8 +151,9 @@ pub(crate) struct Call {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct World {
     state: ClusterState,
-    /// The node that is the coordinator. `awaited` is the id of a move while the coordinator waits
-    /// for the copy of the move's slot.
+    /// The node that is the coordinator. `awaited` is the id of the move that this coordinator has
+    /// begun, until the move is committed or undone. `is_copied` is `true` once the move's slot is
+    /// copied.
     coordinator: Option<Node>,
     awaited: Option<u8>,
     is_copied: bool,

@@ -10,9 +10,9 @@
 //! other two. When a node leaves, the others then become primaries of its slots in about equal
 //! parts.
 //!
-//! A zone that needs a replica of every slot that is still to be filled is taken before all others,
-//! because otherwise it could not meet its quota. So filling an empty ring always meets every
-//! quota.
+//! A large zone (with a quota above half of all slots) that needs a replica of every slot that is
+//! still to be filled is taken before all others, because otherwise the zone could not meet its
+//! quota. So filling an empty ring always meets every quota.
 //!
 //! Filling a new ring of 65,536 slots and three replicas takes a node from these queues 196,608
 //! times. So entries are changed in place, and a relative need is computed once per change.
@@ -133,7 +133,7 @@ pub(super) struct Demand<'z> {
 impl<'z> Demand<'z> {
     /// Builds the queues.
     ///
-    /// `need` is the number of slots that each node lacks, `quota` the number that each should
+    /// `need` is the number of slots that each node is to get, `quota` the number that each should
     /// hold. `slots` is the number of slots of the ring.
     pub(super) fn new(zones: &'z Zones<'z>, need: Vec<u64>, quota: &[u64], slots: usize) -> Demand<'z> {
         let left = need.iter().sum();

@@ -10,8 +10,8 @@
 //! 3. Nodes above their quota give slots to nodes below it, so that a ring stays balanced after
 //!    many changes ([`replicas`]).
 //! 4. A primary is chosen among the holders of each slot, if possible one that has the data
-//!    already. Then nodes exchange primaries along shortest chains, so that each has its share
-//!    ([`primaries`]).
+//!    already. Then nodes exchange primaries along shortest chains, so that each has its share as
+//!    far as pins and the placed data permit ([`primaries`]).
 //!
 //! All arithmetic is in whole numbers and all orders are fixed. So equal input gives an equal
 //! assignment in every process.
@@ -43,13 +43,15 @@ pub(crate) struct Problem<'u> {
     /// `true` for each node that is not a member of the ring yet.
     pub(crate) joins: Vec<bool>,
     /// `true` for each node that is new or has gained weight. Only such a node may become the
-    /// primary of a slot that the plan itself copies to it, unless the slot loses all its holders.
+    /// primary of a slot that the plan itself copies to it, unless a pin asks for this node or the
+    /// slot loses all its holders.
     pub(crate) grows: Vec<bool>,
     /// Zone of each node, counted from 0. A node without a zone has a zone of its own.
     pub(crate) zones: Vec<usize>,
     /// Present holders of each slot: a row of `replication` cells per slot, the primary first.
     pub(crate) rows: &'u [Node],
-    /// `true` for each slot with a pinned owner.
+    /// `true` for each slot with a pinned owner. All `false` in the plan of a pin, which does not
+    /// use this field.
     pub(crate) pinned: Vec<bool>,
 }
 

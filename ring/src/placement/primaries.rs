@@ -1,7 +1,8 @@
 //! The choice of the primary among the replicas of each slot.
 //!
-//! A primary keeps its role if possible. In a slot without a primary, the holder of the data with
-//! the largest need gets the role, or a new holder if no node has the data.
+//! A primary keeps its role if possible. In a slot without a primary, the role goes to a node of
+//! the slot's new set: the one with the largest need among those that have the data already, or
+//! among all if none has.
 //!
 //! Then some nodes may have more primaries than the ceiling of their share, or fewer than its
 //! floor. Roles pass from node to node along shortest chains: `a` gives one slot to `b`, which
@@ -22,7 +23,8 @@ pub(super) struct Primaries<'p> {
     sets: &'p [Node],
     /// Primary of each slot.
     primary: Vec<Node>,
-    /// Present number of primaries of each node, and floor and ceiling of its exact share.
+    /// Number of primaries that each node has so far in this plan, and floor and ceiling of its
+    /// exact share.
     count: Vec<u64>,
     floor: Vec<u64>,
     ceiling: Vec<u64>,
@@ -40,8 +42,8 @@ enum Round {
     ToBelow,
 }
 
-/// Chooses a primary for each slot among the nodes of its set. `before` has the present primary of
-/// each slot, and [`NONE`] for a slot that has lost its primary.
+/// Chooses a primary for each slot among the nodes of its set. `before` has the primary that each
+/// slot has so far in this plan, and [`NONE`] for a slot that has lost its primary.
 pub(super) fn choose(problem: &Problem<'_>, sets: &[Node], before: Vec<Node>, shares: &[Share]) -> Vec<Node> {
     let nodes = problem.weights.len();
     let mut primaries = Primaries {

@@ -107,7 +107,7 @@ impl<'p> Zones<'p> {
     }
 
     /// Returns the number of replicas that each node should hold, primaries and copies together.
-    /// `held` is the number that each node holds now.
+    /// `held` is the number that each node has kept so far in this plan.
     pub(super) fn quotas(&self, problem: &Problem<'_>, held: &[u64]) -> Vec<u64> {
         let slots = problem.slots as u64;
         let most = (self.depth - self.needed + 1) as u64;

@@ -6,8 +6,8 @@
 //!   every delivery that the order management knows.
 //! - The lists of both sides and the warehouse's `/summary` are required. If another route, such as
 //!   `/metrics`, cannot be read, its data is empty. Then the audit leaves out the checks that need
-//!   this data. Without `/health`, the check of the choice of stores is weaker, and the circuit
-//!   breaker counts as closed.
+//!   this data. Without `/health`, the check of the choice of stores is weaker, and all circuit
+//!   breakers count as closed.
 
 use std::collections::BTreeMap;
 
@@ -72,8 +72,8 @@ pub struct Evidence {
     /// The warehouse's counters, and the seed and the size of the stock with which its ledger
     /// began.
     pub warehouse: WarehouseSummary,
-    /// `true` if the order management's circuit breaker is open. Then a message that waits in the
-    /// outbox is no fault.
+    /// `true` if a circuit breaker of the order management is open; each volume has one. Then a
+    /// message that waits in the outbox is no fault.
     pub warehouse_away: bool,
 }
 

@@ -7,7 +7,8 @@ use serde::Serialize;
 
 use crate::wire::{MessageKind, OrderState};
 
-/// A contradiction between the order management, the warehouse and the front's record.
+/// A contradiction in the data that the audit compares: the data of the order management and the
+/// warehouse, and the front's record and log.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(tag = "finding", rename_all = "snake_case")]
 #[non_exhaustive]
@@ -111,8 +112,8 @@ pub enum Finding {
         /// State of the order.
         state: OrderState,
     },
-    /// A message of a paid order waits in the outbox without a recorded error, although the circuit
-    /// breaker is closed.
+    /// A message of a paid order without a delivery waits in the outbox without a recorded error,
+    /// although no circuit breaker of the order management is known to be open.
     WaitsWithoutReason {
         /// Id of the order.
         order: String,
@@ -177,7 +178,7 @@ pub enum Finding {
         /// Number of the store with the reservation.
         store: u32,
     },
-    /// An open order has no reservation.
+    /// An open order with a store has no reservation.
     ReservationMissing {
         /// Id of the order.
         order: String,
@@ -211,7 +212,7 @@ pub enum Finding {
         order: String,
         /// Name of the event.
         event: String,
-        /// State of the order before the event.
+        /// State of the order before the event; `Unknown` for the first event.
         state: OrderState,
     },
     /// The state of an order differs from the state after the last event of its history.

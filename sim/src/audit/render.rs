@@ -22,8 +22,9 @@ impl AuditReport {
         }
     }
 
-    /// Returns commands for the next steps of a user, each with its purpose. They show more about
-    /// the audit. If there is nothing more to show, the only command starts a harder run.
+    /// Returns commands for the next steps of a user, each with its purpose: about findings of
+    /// orders, dead letters, and a warehouse that is away. If there are none of these, the only
+    /// command starts a harder run.
     pub fn next_steps(&self) -> Vec<(String, &'static str)> {
         let mut steps = Vec::new();
         if let Some(order) = self.findings.iter().find_map(super::Finding::order) {

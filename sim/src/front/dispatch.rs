@@ -75,7 +75,7 @@ struct Task {
     _permit: OwnedSemaphorePermit,
 }
 
-/// An order with payments or cancellations that have not started yet.
+/// An order with payments or cancellations that are not received from the pacer yet.
 struct Awaited {
     progress: watch::Receiver<OrderProgress>,
     follow_ups: u8,
@@ -216,7 +216,8 @@ impl PhaseEvents {
     }
 }
 
-/// Sends one request, or drops it if it is too late. Hands the result over to the recorder.
+/// Sends one request, or drops it if it is too late or its order was dropped. Hands the result over
+/// to the recorder.
 async fn perform(shop: Arc<Shop>, task: Task) {
     let Task {
         arrival,
@@ -328,8 +329,8 @@ fn outcome_of(answer: Result<Answer, Failure>, request: Request) -> Ended {
 }
 
 /// Returns the name of a problem (RFC 9457): the last part of its type URI. Returns `None` if the
-/// body is no problem, or if the name is too long or has other characters than letters, digits, `-`
-/// and `_`.
+/// body is no problem, or if the name is empty, is too long or has other characters than letters,
+/// digits, `-` and `_`.
 fn problem_name(body: &[u8]) -> Option<Box<str>> {
     let problem: Problem = serde_json::from_slice(body).ok()?;
     let name = problem.kind.rsplit([':', '/', '#']).next()?;

@@ -41,7 +41,7 @@ pub struct RoutingCounts {
     /// owner.
     pub direct: u64,
     /// Number of requests with an answer from the first called node that named another node as the
-    /// owner: the owner had changed, and the called node forwarded the request.
+    /// owner, for example because the owner had changed.
     pub forwarded: u64,
     /// Number of requests that were sent once more, to another node, because the first connection
     /// was refused or closed.
@@ -190,8 +190,8 @@ impl Owners {
     }
 
     /// Compares the owner in the header of an answer with the called node, and counts the request
-    /// as direct or forwarded. If the two differ, the routes have changed, so a task reads them
-    /// again from the new owner.
+    /// as direct or forwarded. If the two differ, a task reads the routes again from the named
+    /// owner.
     fn note_owner(self: &Arc<Self>, called: &Client, answer: &Answer, generation: u64) {
         let Some(owner) = answer.owner().filter(|owner| owner != called.endpoint()) else {
             self.counters.direct.fetch_add(1, Ordering::Relaxed);

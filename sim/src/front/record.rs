@@ -97,8 +97,8 @@ impl RecordedOrder {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OrderRecord {
     orders: Vec<RecordedOrder>,
-    /// `true` if the order management had the stock of all stores before the first order. Otherwise
-    /// the audit cannot know which store was the first with an order's units.
+    /// `false` if the record is marked as begun before the order management had the stock of all
+    /// stores. Then the audit cannot know which store was the first with an order's units.
     judges_stores: bool,
 }
 
@@ -123,7 +123,8 @@ impl OrderRecord {
         }
     }
 
-    /// Returns `true` if the order management had the stock of all stores before the first order.
+    /// Returns `false` if the record is marked as begun before the order management had the stock
+    /// of all stores.
     pub fn judges_stores(&self) -> bool {
         self.judges_stores
     }

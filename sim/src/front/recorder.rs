@@ -31,8 +31,8 @@ use crate::{Error, Result, series};
 const BATCH: Duration = Duration::from_millis(20);
 /// Minimum time between two publications of the counts in the telemetry.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
-/// Delay between the end of a second and the publication of its counts. In this time, the last
-/// samples of the second arrive.
+/// Minimum time from the end of a second to the publication of its counts, except at the end of the
+/// run. In this time, the last samples of the second arrive.
 const SECOND_SLACK: Duration = Duration::from_millis(100);
 
 /// The request to which a sample belongs.
@@ -59,7 +59,7 @@ impl Target {
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
     pub(super) target: Target,
-    /// Intended start of the request, since the start of the run.
+    /// Intended start of the request, since the start of the sending window.
     pub(super) at: Duration,
     /// Intended start of the request, unix milliseconds.
     pub(super) at_ms: u64,

@@ -26,7 +26,8 @@ pub(super) struct Axis {
 pub(super) enum Scale {
     /// A linear scale that begins at 0.
     Linear,
-    /// A logarithmic scale in powers of ten. A value below 0.001 is drawn at 0.001.
+    /// A logarithmic scale that begins at 0.001 or more. A smaller value, such as 0, is drawn at
+    /// the lower end of the axis.
     Logarithmic,
 }
 

@@ -72,7 +72,7 @@ impl Line {
 /// Quantity on the horizontal axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Across {
-    /// Seconds since the first request.
+    /// Seconds since the start of the sending window.
     Seconds,
     /// Percentiles as the number of nines: 1 is 90 %, 2 is 99 %.
     Percentiles,

@@ -48,8 +48,8 @@ impl Tone {
     }
 }
 
-/// A period with a name in a lane of the timeline. Its times are in seconds since the first
-/// request.
+/// A period with a name in a lane of the timeline. Its times are in seconds since the start of the
+/// sending window.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Span {
     pub(super) from_s: f64,
@@ -77,7 +77,8 @@ pub(super) struct Mark {
 /// The timeline of a run.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Timeline {
-    /// End of the timeline in seconds since the first request: the end of the last recorded second.
+    /// End of the timeline in seconds since the start of the sending window: the end of the last
+    /// recorded second.
     pub(super) end_s: f64,
     pub(super) lanes: Vec<Lane>,
     /// Marks for the beginnings of absences and pauses of nodes, of faults of the warehouse and of
@@ -120,8 +121,7 @@ impl Timeline {
             EventKind::Join | EventKind::Resume => (subject, None),
             EventKind::Ring | EventKind::Recovered | EventKind::Warning => return,
         };
-        // An event before the first request has the offset 0. Such an event begins the first span
-        // of its lane and gets no mark.
+        // An event before the sending window has the offset 0 and gets no mark.
         if event.offset_ms > 0
             && event.kind != EventKind::Load
             && let Some((name, tone)) = span.filter(|(_, tone)| *tone != Tone::Usual)

@@ -139,7 +139,8 @@ pub enum SnapshotFault {
     /// Snapshots are sent without a fault.
     #[default]
     None,
-    /// After each accepted snapshot, the previous one is sent again, which is then out of date.
+    /// After each accepted snapshot, the one accepted before is sent again. It is out of date if
+    /// there was a delivery between the two.
     Late,
     /// Each accepted snapshot is sent once more.
     Twice,
@@ -152,7 +153,8 @@ pub enum SnapshotFault {
 pub struct Behaviour {
     /// Name of the behaviour, for events and reports.
     pub name: String,
-    /// `true` if the warehouse is unreachable: connections are reset as soon as they are accepted.
+    /// `true` if the warehouse is unreachable: open connections are reset at once, and new ones as
+    /// soon as they are accepted.
     pub is_away: bool,
     /// Behaviour for announcements.
     pub announce: CallBehaviour,
@@ -184,7 +186,8 @@ pub enum Profile {
     DuplicateAnswer,
     /// One answer in five is sent byte by byte.
     SlowDrip,
-    /// After each accepted snapshot, the previous one is sent again, which is then out of date.
+    /// After each accepted snapshot, the one accepted before is sent again. It is out of date if
+    /// there was a delivery between the two.
     SnapshotsLate,
     /// Each accepted snapshot is sent once more.
     SnapshotsTwice,

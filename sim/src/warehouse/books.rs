@@ -2,8 +2,8 @@
 //!
 //! Every change of the books is an [`Entry`], except for the numbers of attempts and the marks of
 //! confirmed deliveries, which the ledger does not contain. A decision reads the books and returns
-//! an entry. The caller then applies the entry and writes it to the ledger. When a ledger is
-//! opened, the same code applies its entries again.
+//! an entry if the books must change. The caller then applies the entry and writes it to the
+//! ledger. When a ledger is opened, the same code applies its entries again.
 //!
 //! Invariants:
 //! - Units that are not in stock are never delivered, and every refusal is recorded.
@@ -342,8 +342,8 @@ impl Books {
 
     /// Returns an entry that raises some of the quantities from which units were sold. Each of
     /// these quantities is chosen with probability one half, and raised to a random quantity from 1
-    /// to [`QUANTITY_MAX`] unless it is higher already. So stores do not run empty in a long run.
-    /// Returns `None` if no quantity is raised.
+    /// to [`QUANTITY_MAX`] if it is lower. So stores do not run empty in a long run. Returns `None`
+    /// if no quantity is raised.
     pub(crate) fn restock(&self, seed: u64) -> Option<Entry> {
         let mut dice = Dice::numbered(seed, Purpose::Restock, self.restockings);
         let units: Vec<_> = self

@@ -88,14 +88,14 @@ struct SnapshotSender<'a> {
     client: &'a Client,
     number: u64,
     /// The last snapshot that was accepted under the fault [`SnapshotFault::Late`]; `None` before
-    /// the first one. It is sent again after the next one, when it is out of date.
+    /// the first one. It is sent again after the next accepted one.
     earlier: Option<Snapshot>,
 }
 
 impl SnapshotSender<'_> {
     /// Sends the current stock until the order management accepts or refuses it, or the ledger has
     /// failed. Each try takes a new snapshot, because the stock changes between the tries. Under
-    /// the fault `Truncated`, every second stock is sent only once, up to its half.
+    /// the fault `Truncated`, every second call sends one snapshot only once, up to its half.
     async fn send_until_answered(&mut self) {
         let fault = self.shared.behaviour().snapshots;
         self.number += 1;

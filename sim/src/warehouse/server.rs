@@ -1,8 +1,9 @@
 //! The accept loop: serves HTTP/1 and HTTP/2 over plain TCP until the warehouse stops.
 //!
-//! An announcement takes seconds, so an order management under load has thousands of open calls to
-//! this server. A caller with HTTP/2 can open up to `STREAMS_MAX` streams on a connection. An
-//! HTTP/1 connection that does not complete a request head in time is closed.
+//! In the profile `original`, an announcement takes seconds. So an order management under load has
+//! thousands of open calls to this server. A caller with HTTP/2 can open up to `STREAMS_MAX`
+//! streams on a connection. An HTTP/1 connection that does not complete a request head in time is
+//! closed.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - Without a fault, the stream passes all bytes through unchanged.
-//! - A fault applies to one answer. It ends with the flush of this answer.
+//! - Over HTTP/1, a fault applies to one answer. It ends with the flush of this answer.
 //! - A reset is a real TCP reset (RST, through a linger time of zero), like that of a dying server.
 
 use std::io;
@@ -46,7 +46,7 @@ impl Control {
         self.0.fault.store(fault as u8, Ordering::Release);
     }
 
-    /// Requests a reset of the connection. The caller's answer is never sent.
+    /// Requests a reset of the connection. Answers that are not sent yet are never sent.
     pub(super) fn reset(&self) {
         self.0.is_reset.store(true, Ordering::Release);
         self.0.reset.notify_one();

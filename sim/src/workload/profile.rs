@@ -48,8 +48,8 @@ impl LoadPhase {
     }
 
     /// Returns the time at which the integral of the rate reaches `count`, in seconds since the
-    /// beginning of the phase. The phase is treated as if it had no end. Returns `None` if the rate
-    /// falls to 0 before, or is always 0.
+    /// beginning of the phase. The phase is treated as if it had no end. Returns 0 if `count` is 0.
+    /// Otherwise returns `None` if the rate falls to 0 before this time, or is always 0.
     fn reached_s(&self, count: f64) -> Option<f64> {
         if count <= 0.0 {
             return Some(0.0);

@@ -122,7 +122,7 @@ impl Replay {
         self.requests.last().map_or(Duration::ZERO, |(at, _)| *at)
     }
 
-    /// Returns `true` if a payment of this order will be sent.
+    /// Returns `true` if the file has a payment of this order.
     pub(super) fn is_paid(&self, number: u64) -> bool {
         self.paid.get(number as usize).copied().unwrap_or_default()
     }

@@ -1,8 +1,8 @@
 //! Power cuts while durable commits are written.
 //!
-//! An engine stores commits one after the other. Before each sync, after each durable write and
-//! after each acknowledgement, this program makes copies of the folder as a power cut at this
-//! moment may leave it, and opens each of them. All acknowledged commits must be present, and the
+//! An engine stores commits one after the other. Before each sync of files, after each durable
+//! write and after each acknowledgement, this program makes copies of the folder as a power cut at
+//! this moment may leave it, and opens each copy. All acknowledged commits must be present, and the
 //! commit in progress must be present as a whole or not at all. An engine without atomic batches
 //! may store a part of the commit in progress.
 

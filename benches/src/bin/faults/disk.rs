@@ -1,8 +1,8 @@
 //! A model of a disk on which writes are durable only after a sync.
 //!
-//! The files of an engine are ordinary files. [`Disk`] remembers the content of each file that its
-//! last sync made durable, and [`View`] is the content that the process sees. All sectors in which
-//! the two differ are **pending**: a power cut may keep or lose each of them.
+//! The files of an engine are ordinary files. [`Disk`] remembers the content of each file that
+//! syncs and durable writes have made durable, and [`View`] is the content that the process sees.
+//! All sectors in which the two differ are **pending**: a power cut may keep or lose each of them.
 //!
 //! **Simplifications**
 //! - The creation, removal and renaming of a file are durable at once.
@@ -36,7 +36,7 @@ const ZERO: Sector = [0; SECTOR_BYTES as usize];
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub(crate) struct Content {
     pub(crate) len: u64,
-    /// The sectors with another byte than zero, by index. The last sector of the file is padded
+    /// The sectors with at least one nonzero byte, by index. The last sector of the file is padded
     /// with zeros.
     sectors: BTreeMap<u64, Sector>,
 }
@@ -190,8 +190,8 @@ impl View {
             .unwrap_or_default()
     }
 
-    /// Returns the place of each sector with another byte than zero: file, offset of the sector,
-    /// and number of its bytes within the file.
+    /// Returns the place of each sector with at least one nonzero byte: file, offset of the sector,
+    /// and number of the sector's bytes within the file.
     pub(crate) fn used(&self) -> Vec<(PathBuf, u64, u64)> {
         let mut used = Vec::new();
         for (path, (_, content)) in &self.files {
@@ -215,7 +215,8 @@ impl View {
     }
 }
 
-/// The result of a power cut for one file with pending sectors.
+/// The result of a power cut for one file. After `Old` the file has its durable length. After all
+/// other variants except `Cut` it has its new length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fate {
     /// No pending sector was written.

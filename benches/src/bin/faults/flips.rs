@@ -84,7 +84,8 @@ fn judge_view(
     judge(engine, scratch, expected)
 }
 
-/// Runs a task that stores records. Kills its process if the task does not end by itself.
+/// Runs a task that stores records. If the task has `until_killed`, kills its process once the
+/// records are stored.
 pub(crate) fn stored(task: &Task) -> Outcome<()> {
     let mut child = work::command(task)?.stdout(Stdio::piped()).spawn()?;
     let mut line = String::new();

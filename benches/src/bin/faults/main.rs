@@ -97,7 +97,7 @@ enum Output {
     Json,
 }
 
-/// The settings of all tries.
+/// The settings of all tries on one engine.
 struct Plan {
     flips: u64,
     commits: u64,

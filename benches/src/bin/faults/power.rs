@@ -24,7 +24,7 @@ pub(crate) enum Outcomes<T> {
     Reply(T),
     /// The process ended without a reply.
     Ended,
-    /// The process did not reply within the time limit.
+    /// The process made no call and did not reply within the time limit.
     Hung,
 }
 
@@ -45,8 +45,8 @@ pub(crate) struct Power {
 }
 
 /// Called with the disk and the current files: before each sync that succeeds, and after each
-/// durable write, before the model makes it durable. Syncs of folders and of files outside of the
-/// engine's folder are not reported.
+/// durable write, before the model makes it durable. Syncs of folders are not reported, nor are
+/// syncs and durable writes of files that are not (or no longer) in the engine's folder.
 pub(crate) type BeforeSync<'a> = dyn FnMut(&Disk, &View) -> Outcome<()> + 'a;
 
 impl Power {
@@ -87,7 +87,8 @@ impl Power {
     }
 
     /// Lets `count` further syncs and durable writes succeed and the next one fail. Later ones
-    /// succeed again. Syncs of folders and of files outside of the engine's folder are not counted.
+    /// succeed again. Syncs of folders, and of files that are not (or no longer) in the engine's
+    /// folder, are not counted.
     pub(crate) fn fail_after(&mut self, count: u64) {
         self.fail_after = Some(count);
     }
@@ -99,7 +100,7 @@ impl Power {
     }
 
     /// Returns the path of the file of which a sync has failed, or "a durable write". The text is
-    /// empty if the sync of all files has failed.
+    /// empty before a failure, and if the sync of all files has failed.
     pub(crate) fn failed(&self) -> &str {
         &self.failed
     }

@@ -18,7 +18,8 @@ pub(crate) struct Tally {
     /// The verdicts by damaged file. All power cuts have one entry, "power cut".
     pub(crate) files: BTreeMap<String, BTreeMap<Verdict, u64>>,
     pub(crate) examples: BTreeMap<Verdict, Vec<String>>,
-    /// Number of bytes in sectors that are not empty. The flipped bits are drawn from them.
+    /// Number of bytes in sectors with at least one nonzero byte. The flipped bits are drawn from
+    /// these bytes. 0 for power cuts.
     pub(crate) bytes: u64,
     /// Number of commits during which the power was cut.
     pub(crate) commits: u64,

@@ -2,8 +2,9 @@
 //!
 //! After the failure, the kernel treats the pages as clean: a repeated sync succeeds and writes
 //! nothing. So an engine that repeats the sync acknowledges data that the disk does not have. A
-//! scenario ends with a power cut that loses everything pending, and a reading of the rest. If the
-//! engine refuses to open in a new process, the scenario ends without a power cut.
+//! scenario ends with a power cut that loses everything pending, and a reading of the rest. The
+//! scenario ends without a power cut if no sync failed and the process did not end, or if the
+//! engine refuses to open in a new process.
 //!
 //! A process that is started again reads the pages of the failed sync from memory, as if they were
 //! durable. So half of the scenarios kill the process after the failure, and open the database

@@ -189,7 +189,8 @@ impl Traced {
         })
     }
 
-    /// Sends a line to the child. An ended child is noticed by the next event.
+    /// Sends a line to the child. An error is ignored, because the next event reports the end of
+    /// the child.
     pub(crate) fn say(&mut self, line: &str) {
         drop(writeln!(self.input, "{line}"));
     }

@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use crate::work::{self, Expected, Reading, Task};
 
-/// Time limit of an open with all reads. An open takes milliseconds; a child that takes longer is
-/// killed and counts as hanging.
+/// Time limit of an open with all reads, which usually take milliseconds. A child that exceeds the
+/// limit is killed and counts as hanging.
 const TIME_LIMIT: Duration = Duration::from_secs(20);
 /// Interval at which the end of a child is checked.
 const CHECK_EVERY: Duration = Duration::from_micros(200);
@@ -28,13 +28,13 @@ const PANIC_STATUS: i32 = 101;
 pub(crate) enum Verdict {
     /// Every expected record has its value, and no unacknowledged commit is present in part.
     Right,
-    /// The open returned an error.
+    /// The engine returned an error before the first read.
     Refused,
     /// A read returned an error, and all other records are right.
     ReadError,
     /// A record is absent, and the engine says that its open dropped data.
     Told,
-    /// Some but not all records of an unacknowledged commit are present.
+    /// Some but not all records of an unacknowledged commit were read with their value.
     Partial,
     /// A record is absent, and the engine says nothing.
     Absent,

@@ -1,6 +1,6 @@
 //! The work of a child process, and the start of such processes.
 //!
-//! An engine runs only in a child. So a crash of an engine is a result, and ends nothing else.
+//! An engine runs only in a child, so a crash of the engine does not end the parent.
 
 use std::io::{BufRead as _, Write as _};
 use std::ops::Range;
@@ -90,7 +90,7 @@ impl Expected {
 /// The result of reading a database.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub(crate) struct Reading {
-    /// The error of the open. Nothing was read then.
+    /// The error of the open or of the session. If it is set, nothing was read.
     pub(crate) refused: Option<String>,
     /// The engine's own statement that its open dropped data.
     pub(crate) dropped: Option<String>,
@@ -102,7 +102,7 @@ pub(crate) struct Reading {
     pub(crate) absent: u64,
     /// Number of reads that returned an error.
     pub(crate) errors: u64,
-    /// Number of unsure ranges with some but not all of their records.
+    /// Number of unsure ranges of which some but not all records were read with their value.
     pub(crate) partial: u64,
     /// The text of the first error of a read.
     pub(crate) first_error: Option<String>,

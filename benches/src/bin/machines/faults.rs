@@ -26,8 +26,8 @@ enum Victim {
     Other,
 }
 
-/// Starts clients that send orders of `volume` to the node at `entry`. Waits until the first order
-/// is acknowledged.
+/// Starts clients that send orders of `volume` to the node at `entry`. Waits until one of these
+/// orders is acknowledged.
 fn probe(entry: SocketAddr, volume: &str, prefix: &str) -> Outcome<Probe> {
     let owners = routes::read(entry)?;
     let probe = Probe::start(entry, &owners.ring, volume, prefix);

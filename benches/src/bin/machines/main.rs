@@ -12,7 +12,7 @@
 //! | `life` | processor time of the primary for a whole order life, checkpoint included |
 //! | `kills` | time from the kill of a node (or of the coordinator) until its volume is served |
 //! | `pauses` | longest time without an acknowledged order, if a node pauses for 1 s or 4 s |
-//! | `primary` | the primary is killed: time from a promotion until each volume accepts an order |
+//! | `primary` | times from a kill of the primary to a promotion, then to an order of each volume |
 //! | `cache` | time to the first answer of a node without its cache, and of a follower |
 //!
 //! An order life is four steps: placed, announced, paid, delivered. The nodes are processes of the
@@ -80,7 +80,8 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_values = PARTS)]
     only: Vec<String>,
 
-    /// Duration of each load of the parts `rate` and `life`, in seconds.
+    /// Duration of the measured loads of the part `rate` and of the orders of the part `life`, in
+    /// seconds.
     #[arg(long, default_value_t = 10.0)]
     seconds: f64,
 

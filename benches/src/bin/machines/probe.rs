@@ -13,16 +13,16 @@ use imt_ring::Ring;
 
 use crate::load::order_body;
 
-/// Number of clients of a probe. While one client waits for a response of a killed node, another
-/// client can receive the first response of the node that has taken over the volume.
+/// Number of clients of a probe. While the order of one client waits for a killed node, another
+/// client can receive the first response after another node has taken over the volume.
 const CLIENTS: usize = 4;
-/// Pause of a client after each response.
+/// Pause of a client after each request, successful or not.
 const PAUSE: Duration = Duration::from_millis(5);
 /// Maximum wait of a client for the next bytes of a response.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Sends a request on a new connection. Returns status and body, or `None` if the connection fails
-/// or the response has no complete head.
+/// Sends a request on a new connection. Returns status and body, or `None` if the connection fails,
+/// a wait for bytes exceeds [`PATIENCE`], or the head of the response cannot be read.
 pub(crate) fn send(address: SocketAddr, method: &str, path: &str, body: &str) -> Option<(u16, String)> {
     let mut stream = TcpStream::connect(address).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).ok()?;

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::processor;
 
-/// Maximum wait for each line of the log, while the promotion of a standby is awaited.
+/// Maximum wait for each line of [`Trio::log`], while the promotion of a standby is awaited.
 const PROMOTED_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Deserialize)]

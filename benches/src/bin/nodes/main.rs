@@ -66,7 +66,7 @@ struct Arguments {
     #[arg(long, default_value_t = 0.25)]
     share: f64,
 
-    /// Duration of each load in seconds.
+    /// Duration of each measured load in seconds.
     #[arg(long, default_value_t = 8.0)]
     seconds: f64,
 
@@ -91,7 +91,7 @@ struct Arguments {
     #[arg(long)]
     mix: bool,
 
-    /// Send each request to the node that owns its order according to GET /ring.
+    /// Send each request to the node that owns its order or the statistics according to GET /ring.
     #[arg(long)]
     route: bool,
 

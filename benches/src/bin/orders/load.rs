@@ -38,8 +38,8 @@ pub(crate) enum Ask {
     /// Each request reads the statistics of a product.
     Statistics,
     /// The requests in turn place a new order, pay an earlier order, read that earlier order, and
-    /// read the statistics of a product. Until [`MIX_AHEAD`] orders are sent, statistics are read
-    /// instead of an earlier order, and nothing is paid. Order ids begin with this text.
+    /// read the statistics of a product. Until [`MIX_AHEAD`] orders are sent, a read of statistics
+    /// replaces each payment and each read of an order. Order ids begin with this text.
     Mix(String),
     /// Each request pays one order. The ids of the orders are this text and a number below this
     /// count.
@@ -115,13 +115,13 @@ pub(crate) struct Load {
 #[derive(Debug)]
 pub(crate) struct Answers {
     pub(crate) ok: u64,
-    /// Number of responses with another status than 200, and of clients that ended because their
-    /// connection failed.
+    /// Number of responses with another status than 200, and of clients that ended because a
+    /// connection failed or a response could not be read.
     pub(crate) other: u64,
     pub(crate) seconds: f64,
     latencies: Histogram<u64>,
     /// Longest latency in microseconds for each window of `WINDOW_MS`. A request belongs to the
-    /// window of its intended start.
+    /// window of its start, or in an open loop of its intended start.
     worst_us: Vec<u32>,
 }
 
@@ -187,7 +187,7 @@ impl Stop {
 struct Shared {
     load: Load,
     stop: Stop,
-    /// Time at which all connections were open. Unset until that time.
+    /// Time at which all clients had tried to connect. Unset until that time.
     begun: OnceLock<Instant>,
     connected: Barrier,
     next: AtomicU64,
@@ -285,8 +285,8 @@ async fn connect(load: &Load) -> std::io::Result<Vec<TcpStream>> {
 }
 
 /// Runs one client with one request in flight. Returns for each request the status, the latency in
-/// microseconds, and the intended start in milliseconds after the start of the load. A failed
-/// connection adds zeros and ends the client.
+/// microseconds, and the start (in an open loop, the intended start) in milliseconds after the
+/// start of the load. A failed connection or an unreadable response adds zeros and ends the client.
 async fn run_client(shared: Arc<Shared>) -> Vec<(u16, u32, u32)> {
     let mut seen = Vec::with_capacity(1 << 14);
     let connected = connect(&shared.load).await;

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! Each server runs in a child process. The load generator runs in this process, on the same
-//! processors. All rows of a table are measured within a few minutes, so compare rows of one table
-//! and not rows of different days.
+//! processors. All rows of a table are measured in one run, so compare rows of one table and not
+//! rows of different days.
 
 mod child;
 #[allow(

@@ -263,7 +263,7 @@ pub(crate) fn stock(arguments: &Arguments) -> Outcome<()> {
 }
 
 /// Measures the memory of the node for each open order. The orders are placed and never paid, so
-/// all of them remain open.
+/// all of them are open, if the measurement ends before the payment timeout (15 minutes).
 pub(crate) fn memory(arguments: &Arguments) -> Outcome<()> {
     let shop = Shop::open(arguments, "memory")?;
     let before = shop.node.memory_bytes();

@@ -56,7 +56,7 @@ pub(crate) fn print_plans(markdown: bool, repeat: usize) {
 /// most this many times the mean of all nodes.
 const COPIES_GOAL: f64 = 1.12;
 
-/// The worst values of all steps of a history.
+/// The worst values of all steps of several histories. The last four fields are sums of all steps.
 #[derive(Default)]
 struct Worst {
     primaries: f64,

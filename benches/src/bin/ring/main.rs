@@ -6,8 +6,8 @@
 //!     cargo run --profile dist -p imt-benches --bin ring --features ring-rivals
 //!
 //! A look-up time is the tenth percentile of short measurements within a second. Other times are
-//! medians. Memory is the growth of the resident set of a new process that builds many copies of a
-//! structure.
+//! medians. Memory is the growth of the resident set per copy, in a new process that builds many
+//! copies of a structure.
 
 mod candidates;
 mod history;

@@ -189,7 +189,7 @@ fn verify(db: &Db, label: &str) -> Result<(), Unsound> {
 }
 
 /// Refuses two folders that are the same folder, or of which one is inside the other. Otherwise the
-/// files of the copy would be among those of the original.
+/// files of one database would be in the folder of the other.
 fn check_apart(source: &Path, to: &Path) -> Result<(), CliError> {
     for (inner, outer) in [(to, source), (source, to)] {
         let is_within = OsStorage.is_within(inner, outer);

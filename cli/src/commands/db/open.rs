@@ -13,7 +13,7 @@ pub(super) fn is_of_node(db: &Db) -> bool {
     NODE_TABLES.iter().all(|name| db.get_table(name).is_some())
 }
 
-/// Opens a database read-only. Returns an error to print.
+/// Opens a database read-only. Turns an error of MicroDb into an error to print.
 pub(super) fn to_look(path: &Path) -> Result<Db, CliError> {
     try_to_look(path).map_err(|error| refused(path, error))
 }
@@ -37,8 +37,8 @@ pub(super) fn refused(path: &Path, error: Error) -> CliError {
 }
 
 /// Returns the error to print for an error of MicroDb, with a remedy if one is known. `state` is a
-/// sentence about the data on disk. The message lacks it if the database is in use, does not exist
-/// or has a newer version, because then it was not opened.
+/// sentence about the data on disk. The message lacks this sentence if the database is in use, does
+/// not exist or has a newer version, because the database was not opened then.
 pub(super) fn failed(path: &Path, state: &str, error: Error) -> CliError {
     let place = path.display();
     let full = error.is_disk_full();

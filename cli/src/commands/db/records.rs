@@ -129,8 +129,8 @@ pub(super) fn delete(place: &Place, key: &str, output: OutputFormat) -> Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-/// Returns a sentence about the data on disk after a failed write. The sentence is `refused`. If
-/// the write poisoned the database, the sentence says that the state of the data is unknown.
+/// Returns a sentence about the data on disk after a failed write: `refused`, or a sentence that
+/// the state of the data is unknown if the write poisoned the database.
 pub(super) fn outcome<'a>(refused: &'a str, error: &Error) -> &'a str {
     match error {
         Error::Poisoned { .. } => {

@@ -1,10 +1,12 @@
 //! Formats keys, values, bars and histograms for people, and parses keys and values.
 //!
-//! Without flags, values of tables with the names of a node's tables are decoded. Other values, and
-//! values that cannot be decoded, are shown as text if they are UTF-8 without control characters
-//! and do not begin with `0x`. Otherwise they are shown as hexadecimal digits after the mark `0x`.
-//! The same rules apply to keys. A key of a typed table is decoded by its recorded type, if that is
-//! a string or a number.
+//! Without flags, values of tables with the names of a node's tables are decoded, unless the table
+//! has a recorded key type that is a string or a number. Other values, and values that cannot be
+//! decoded, are shown as text if they are UTF-8 without control characters and do not begin with
+//! `0x`. Otherwise they are shown as hexadecimal digits after the mark `0x`.
+//!
+//! The same rules apply to keys, but a key of a typed table is decoded by its recorded type, if
+//! that type is a string or a number.
 
 use super::key_types::DataType;
 use crate::error::CliError;
@@ -66,7 +68,8 @@ impl FormArgs {
     }
 }
 
-/// Returns the type of a table's keys, if the database records it.
+/// Returns the type of a table's keys that the database records. Returns `None` if the table does
+/// not exist, or [`DataType::of_keys`] returns `None`.
 fn recorded(db: &Db, table: &str) -> Option<DataType> {
     let mut tables = db.tables().into_iter();
     let info = tables.find(|info| info.name == table);
@@ -89,8 +92,8 @@ impl Form {
         value_type: None,
     };
 
-    /// Returns the format for a table of a database if no flag names one: keys of the recorded type,
-    /// else of a node's table.
+    /// Returns the format for a table of a database without flags. Keys have the recorded type, or
+    /// else the form of a node's table.
     pub(super) fn recorded_in(db: &Db, table: &str) -> Self {
         let key_type = recorded(db, table);
         Self {
@@ -100,8 +103,8 @@ impl Form {
         }
     }
 
-    /// Parses a key from the command line, in the same form in which `key` shows keys. If a flag
-    /// names a type, only keys of this type can be parsed.
+    /// Parses a key from the command line, in the same form in which [`Form::key`] shows keys. If a
+    /// flag names a type, only keys of this type can be parsed.
     pub(super) fn parse_key(self, table: &str, text: &str) -> Result<Vec<u8>, CliError> {
         if let Some(key_type) = self.key_type {
             if self.is_recorded
@@ -217,7 +220,7 @@ pub(super) fn dated(value: Json) -> Json {
 }
 
 /// Returns a decoded row as lines of a name and a value. Each list of objects follows as a table. A
-/// value that is no object is returned in one line.
+/// value that is no object is returned as `word` formats it.
 pub(super) fn row_lines(row: &Json) -> String {
     let Json::Object(fields) = row else {
         return word(row);
@@ -269,8 +272,8 @@ fn indented(text: &str) -> String {
     text.lines().map(|line| format!("  {line}\n")).collect()
 }
 
-/// Returns a value in one line. The elements of a list are separated by commas, unless the list has
-/// lists or objects. Such a list and an object are shown as JSON.
+/// Returns a value as text. The elements of a list are separated by commas, unless the list has
+/// lists or objects. Such a list and an object are shown as JSON in one line.
 fn word(value: &Json) -> String {
     match value {
         Json::Null => "-".to_owned(),

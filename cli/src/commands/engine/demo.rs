@@ -289,7 +289,8 @@ fn synchronous(standbys: &[String]) -> String {
     format!("synchronous_standby_names = 'ANY 1 ({})'\n", standbys.join(", "))
 }
 
-/// Fails if the user who runs the servers cannot enter the folder.
+/// Fails if the servers run as another user, and this user cannot enter the folder or not everybody
+/// may enter the folders above it.
 fn check_reach(binaries: &Binaries, path: &Path) -> Result<(), CliError> {
     let Some(user) = binaries.user() else {
         return Ok(());

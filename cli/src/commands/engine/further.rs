@@ -41,8 +41,9 @@ async fn view(first: &EngineUrl) -> Result<EngineView, CliError> {
     viewed.map_err(|error| CliError::because(format!("the engines of {first} are not known"), error))
 }
 
-/// Asks the coordinator to add an engine, and waits until the cluster's state has the engine. Does
-/// not ask if the state has the engine already.
+/// Asks the coordinator, by a request to all running nodes, to add an engine. Waits until the
+/// cluster's state has the engine. Sends no request if the state already has an engine with this
+/// name and URL.
 pub(super) async fn add(
     name: &NodeName,
     url: &EngineUrl,

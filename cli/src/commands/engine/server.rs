@@ -198,7 +198,7 @@ impl Server {
 
     /// Returns the id of the server's process, or `None` if the server does not run.
     pub(super) fn process(&mut self) -> Option<u32> {
-        // An ended process stays in `child` until `has_ended` has reported its end.
+        // An ended process stays in `child`, so that `has_ended` can report its end later.
         let child = self.child.as_mut()?;
         let is_running = matches!(child.try_wait(), Ok(None));
         is_running.then(|| child.id())

@@ -26,8 +26,8 @@ pub(super) async fn others_run(engine: Option<&EngineUrl>, data: &Path) -> Resul
 }
 
 /// Waits until another node of the cluster runs. The caller has found the port of `FIRST_LISTEN`
-/// taken. Returns `false` if no node runs within [`FIRST_NODE_WAIT`]. The port then belongs to a
-/// program that is no node of this cluster.
+/// taken. Returns `false` if no node runs within [`FIRST_NODE_WAIT`]. The caller then assumes that
+/// a program outside of this cluster uses the port.
 pub(super) async fn another_has_begun(config: &NodeConfig) -> Result<bool, CliError> {
     let until = Instant::now() + FIRST_NODE_WAIT;
     while !others_run(config.engine.as_ref(), &config.data).await? {

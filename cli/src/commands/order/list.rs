@@ -101,7 +101,7 @@ pub(super) async fn run(args: &ListArgs, output: OutputFormat) -> Result<(), Cli
 /// Orders in the form in which the API returned them.
 struct Listed {
     orders: Vec<Value>,
-    /// `true` if further orders match after these.
+    /// `true` if further orders match, or if the nodes have not read all orders after these.
     has_more: bool,
 }
 

@@ -187,9 +187,9 @@ pub(super) fn percent_encode(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Checks that the audit of `imt-sim` knows each state of `imt-oms`, and takes the states with
-    /// a reservation for open. The state `received` is not compared. The test is in this crate,
-    /// because `imt-sim` does not depend on `imt-oms`.
+    /// Checks that the audit of `imt-sim` knows the name of each state of `imt-oms`, and takes
+    /// exactly the states with a reservation for open. For `received`, only the name is checked.
+    /// The test is in this crate, because `imt-sim` does not depend on `imt-oms`.
     #[test]
     fn the_audit_knows_every_state_of_an_order() {
         for state in imt_oms::order::State::ALL {

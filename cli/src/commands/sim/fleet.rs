@@ -95,8 +95,8 @@ impl Drop for FleetNode {
     }
 }
 
-/// Statistics of the node events other than joins: the action of each, and the time until every
-/// volume answered again.
+/// Statistics of the node events other than joins: the action of each, and the time from its start
+/// (for a pause, from its end) until every volume answered again.
 #[derive(Default)]
 pub(super) struct Tally {
     events: Vec<(NodeAction, Duration)>,
@@ -180,9 +180,9 @@ impl Fleet {
         Ok(())
     }
 
-    /// Applies the events one after another, each at its time after the start of the load, or once
-    /// the event before is complete. Returns after the last event. If `is_over` becomes `true`,
-    /// begins no further event.
+    /// Applies the events one after another, each at its time after the start of the load, but not
+    /// before the previous event is complete. Returns after the last event. If `is_over` becomes
+    /// `true`, begins no further event.
     pub(super) async fn suffer(
         mut self,
         events: Vec<NodeEvent>,

@@ -253,7 +253,8 @@ fn stop_on_signal(mut signals: StopSignals) -> watch::Receiver<bool> {
         );
         stop.send_replace(true);
         signals.exit_on_next();
-        // This task keeps the sender alive. Receivers would take a closed channel for a signal.
+        // This task keeps the sender alive. `Session::stay` would take a closed channel for a
+        // signal.
         std::future::pending::<()>().await;
     });
     stopping

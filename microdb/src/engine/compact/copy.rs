@@ -66,23 +66,23 @@ impl Place {
 
 /// Outcome of [`Engine::empty_from`].
 pub(super) enum Turn {
-    /// All live records were copied, or the segment no longer exists.
+    /// All records that are still needed were copied, or the segment no longer exists.
     Emptied,
     /// The rate limit is reached. The next copy is permitted after this time.
     Wait(Duration),
 }
 
 impl Engine {
-    /// Copies all live records of a segment without a pause. Marks the segment as dying, so that
-    /// the next checkpoint removes it.
+    /// Copies all records of a segment that are still needed, without a pause. Marks the segment as
+    /// dying, so that the next checkpoint removes it.
     pub(super) fn empty_segment(&self, id: u64, report: &mut CompactReport) -> Result<()> {
         let mut place = Place::START;
         self.empty_from(id, &mut place, None, report).map(|_| ())
     }
 
-    /// Copies the live records of a segment from `place` on. Once all are copied, marks the segment
-    /// as dying, so that the next checkpoint removes it. Leaves `place` at the first record that
-    /// was not copied.
+    /// Copies the records of a segment from `place` on that are still needed. Once all are copied,
+    /// marks the segment as dying, so that the next checkpoint removes it. Moves `place` behind
+    /// each completed step.
     pub(super) fn empty_from(
         &self,
         id: u64,

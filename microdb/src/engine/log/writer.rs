@@ -52,9 +52,10 @@ const UNMAPPED_BYTES_MAX: u64 = 64 << 20;
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
     /// Segments that are not yet written, synced and mapped to their end, in log order. The first
-    /// call of `write_log` after a segment was begun adds its entry.
+    /// call of `write_log` after a segment was begun adds its entry. The open adds the entry of the
+    /// segment in which the log continues.
     pub(crate) pending: VecDeque<Pending>,
-    /// `true` if a segment file was created since the last sync of the folder `log/`.
+    /// `true` if `write_log` found a new segment file since the last sync of the folder `log/`.
     pub(crate) folder_dirty: bool,
     pub(crate) hint_counter: u64,
     pub(crate) frontier: Frontier,
@@ -143,8 +144,9 @@ impl Engine {
         } else {
             Some(lock(&self.writer))
         };
-        // The commit of the caller is already published, so it does not return the error of the
-        // write. The error poisons the database, and the next commit fails.
+        // The caller's frames are already published, or their sync has failed. So the caller does
+        // not return the error of this write. The error poisons the database, and the next commit
+        // fails.
         if let Some(mut writer) = writer {
             let _ = self.write_log(&mut writer);
             drop(writer);
@@ -179,8 +181,7 @@ impl Engine {
             writer.pending_for(segment, file);
         }
         if writer.pending.iter().any(|pending| pending.cut) {
-            // The entry in `pending` of a complete segment is dropped if compaction has removed the
-            // segment.
+            // The entry in `pending` of a complete segment is dropped if the segment was removed.
             let guard = pin();
             let known = self.segments.load(&guard);
             let is_there = |pending: &Pending| known.by_id(pending.segment.id).is_some();

@@ -117,8 +117,9 @@ impl StorageLock for OsLock {
     }
 }
 
-/// Locks the file `name` in `base`, after locking the folder `held`. If folder or file is locked
-/// already, returns `Ok(Err(holder))` with the process id of the holder, if known.
+/// Locks the file `name` in `base`, after locking the folder `held`, if there is one. If another
+/// opener has locked the folder or the file, returns `Ok(Err(holder))` with the process id of the
+/// holder, if known.
 pub(super) fn lock_file(
     held: Option<&Arc<HeldFolder>>,
     base: Base,

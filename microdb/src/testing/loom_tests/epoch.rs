@@ -74,7 +74,8 @@ fn loom_a_pinned_reader_keeps_what_it_reached_while_the_writer_retires_it() {
         (0..3).for_each(|_| pin().flush());
         assert!(dropped.load(Ordering::Relaxed) <= 2, "freed twice");
     });
-    // Without this check, the model would pass even if no value is ever freed during a read.
+    // Without this check, the model would pass even if no value were ever freed before the thread
+    // of the reader is joined.
     assert!(
         freed_early.load(Ordering::Relaxed) > 0,
         "nothing was freed beside the reader"
@@ -82,9 +83,9 @@ fn loom_a_pinned_reader_keeps_what_it_reached_while_the_writer_retires_it() {
 }
 
 /// Notices a pointer that is loaded with relaxed ordering. The memory fences of two pins order
-/// everything behind the later pin, so the fault only shows if the reader pins before the writer
-/// and loads after it. This order needs two preemptions, which the larger model above cannot
-/// afford.
+/// everything behind the later pin. So the fault only shows if the reader pins before the writer
+/// pins, and loads the pointer after the writer has replaced it. This order needs two preemptions,
+/// which the larger model above cannot afford.
 #[test]
 fn loom_a_pointer_is_published_after_its_value() {
     check(2, || {

@@ -353,9 +353,10 @@ struct Compare<'a, F> {
 }
 
 impl<F: FnMut(&Difference) -> ControlFlow<()>> Compare<'_, F> {
-    /// Looks up each record of the first database with one of the prefixes in the second, and
-    /// reports differences. Then looks up the keys of the second database in the first, and reports
-    /// missing keys. Ends early if `found` stops the comparison.
+    /// Compares the records of the table that have one of the prefixes. Looks up those of the first
+    /// database in the second database, and reports differences. Then looks up those of the second
+    /// database in the first database, and reports missing keys. Ends early if `found` stops the
+    /// comparison.
     fn run(&mut self, first: (&Snapshot, Option<u32>), second: (&Snapshot, Option<u32>)) -> Result<()> {
         let prefixes = self.prefixes.clone();
         if let (snapshot, Some(id)) = first {

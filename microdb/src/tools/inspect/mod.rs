@@ -3,7 +3,8 @@
 //!
 //! - Works on a database that cannot be opened.
 //! - Takes no lock and changes nothing.
-//! - Bytes without a valid frame are listed as gaps, with the reason.
+//! - Bytes that belong to no frame with a valid header are listed as gaps, with the reason. Zeros
+//!   at the end of a segment are no gap.
 //!
 //! Deliberately absent: the directory. So live and dead records are not distinguished;
 //! [`crate::Table::location`] finds the live record of a key.
@@ -182,8 +183,9 @@ pub struct SegmentView {
     pub header_damage: Option<String>,
     /// All frames that were found, in the order of the file.
     pub frames: Vec<FrameView>,
-    /// Bytes between the frames, and bytes behind the last frame unless all are zero. In the last
-    /// segment of the log, the latter may be a commit cut off by a crash.
+    /// Bytes before and between the frames, and bytes behind the last frame unless all are zero. In
+    /// the last segment of the log, the bytes behind the last frame may be a commit cut off by a
+    /// crash.
     pub gaps: Vec<Gap>,
 }
 

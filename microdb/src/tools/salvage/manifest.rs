@@ -51,7 +51,7 @@ pub struct Manifest {
     pub segments: u64,
     /// Number of complete frames in the segments that were read.
     pub frames: u64,
-    /// Sequence of the last commit that was read, at least in part.
+    /// Highest sequence stated by a header of a frame or segment that was read.
     pub sequence: Sequence,
     /// Sequence of the last durable commit according to SUPER, or `None` if SUPER does not state
     /// one.
@@ -99,7 +99,7 @@ pub struct SalvagedTable {
     pub records: u64,
     /// Total size of the keys and values of the records written to the table, in bytes.
     pub bytes: u64,
-    /// `true` if the name of the table was found, `false` if it was invented.
+    /// `true` if the new table has the name that was found, `false` if its name was invented.
     pub name_known: bool,
 }
 
@@ -147,7 +147,7 @@ pub struct Loss {
     /// Number of lost records that were live at the newest readable checkpoint, or `None` if no
     /// checkpoint is readable or the loss is behind the checkpoint.
     pub live_records_lost: Option<u64>,
-    /// Number of readable records in the damaged commits.
+    /// Number of readable records in the damaged frames.
     pub records_recovered: u64,
 }
 

@@ -1,4 +1,5 @@
-//! Salvage: copies everything readable of a damaged database into a new one, and lists the losses.
+//! Salvage: copies all readable live records of a damaged database to a new one, and lists the
+//! losses.
 //!
 //! - The log is read in order. Each frame header and each record is verified by its own checksum.
 //!   Reading continues behind damage with the next valid frame or record.

@@ -3,8 +3,8 @@
 //! - Sequence numbers of commits show which commits are missing between two that were read.
 //! - The checkpoint shows which records should be live at its position in the log, and which should
 //!   not.
-//! - Incomplete bytes behind the last position known to have been durable are a torn tail, as in an
-//!   open. They are omitted and are no loss.
+//! - The first incomplete frame behind the last position known to have been durable begins a torn
+//!   tail, as in an open. The tail is omitted and is no loss.
 //!
 //! Deliberately absent: the search for frames, which is in `walk`.
 
@@ -94,8 +94,8 @@ impl<'a> Replay<'a> {
             let mut core = lock(&self.salvage.engine.core);
             core.usages.open(file.segment.id, SegmentUsage::default());
         }
-        // Highest position up to which the log is known to have been durable. Incomplete bytes
-        // behind this position are a torn tail.
+        // Highest position up to which the log is known to have been durable. The first incomplete
+        // frame at or behind this position begins a torn tail.
         let claimed = segments
             .iter()
             .map(|file| highest_frontier(&file.segment, SEGMENT_HEADER_BYTES));
@@ -345,8 +345,8 @@ impl<'a> Replay<'a> {
         Ok(())
     }
 
-    /// Checks that the log reaches its known end. Adds a warning if the keys of a loss cannot be
-    /// named.
+    /// Checks that the log reaches its known end. Adds a warning if a loss was not compared with a
+    /// checkpoint.
     fn check_end(&mut self, segments: &[SourceSegment], durable: LogPosition) {
         if let Some(frontier) = self.frontier.filter(|frontier| frontier.sequence > self.sequence) {
             let path = self.salvage.engine.paths.segment(frontier.position.segment);

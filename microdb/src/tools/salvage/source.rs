@@ -403,8 +403,9 @@ pub(super) fn chain(error: &Error) -> String {
     text
 }
 
-/// Lists missing segments as losses: segments that are not in `found`, although SUPER names them,
-/// or SUPER is older and the header of the next segment names them.
+/// Lists missing segments as losses. A segment is missing if `found` does not have it, although the
+/// state in SUPER names it, or the segment is newer than that state and the header of the next
+/// segment names it.
 pub(super) fn note_missing(
     engine: &Engine,
     source: &Source,
