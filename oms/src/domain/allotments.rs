@@ -9,8 +9,8 @@
 //! - A durable order that took units stays in `spent` until the owner has entered it, and its row
 //!   in this volume's table `spent` is removed. Until then no settlement of the order is sent to
 //!   the owner.
-//! - A volume begins to borrow from a hot store only while it has fewer than `STORES_MAX`
-//!   allotments. It borrows at most `CELLS_MAX` products of each store.
+//! - A volume borrows from at most `STORES_MAX` stores, and at most `CELLS_MAX` products of each. It
+//!   may have further allotments, which only enter orders and return units.
 //!
 //! To *enter* an order, the owner takes its units out of the loan and writes a usual reservation.
 //!
@@ -39,7 +39,7 @@ const WINDOW_MS: u64 = if cfg!(test) { 4_000 } else { 1_000 };
 pub(crate) const TARGET_FIRST: u32 = if cfg!(test) { 2 } else { 32 };
 /// Maximum number of units of a product that one request asks for.
 const TARGET_MAX: u32 = 1 << 16;
-/// Number of allotments from which on a volume does not begin to borrow from a further hot store.
+/// Maximum number of stores from which a volume borrows.
 const STORES_MAX: usize = 16;
 /// Maximum number of products in one loan. Every request writes the row of the loan, which has 128
 /// KiB with this many products.
@@ -97,6 +97,9 @@ struct Allotment {
     is_clear: bool,
     /// `true` if the next request that may borrow asks for some units of every product.
     asks_all: bool,
+    /// `true` if units of this store are borrowed, because it was hot. `false` for an allotment of
+    /// an order of an earlier server, or of a recall.
+    is_borrowed: bool,
     used_ms: u64,
     asked_ms: u64,
 }
@@ -191,15 +194,15 @@ impl Allotments {
         self.is_on = is_on;
     }
 
-    /// Counts a reservation that was made by a message to the store's owner. `HOT_AFTER` such
-    /// reservations within `WINDOW_MS` begin an allotment of the store, if there are fewer than
-    /// `STORES_MAX`. At most `STORES_MAX` stores are counted at a time. Returns `true` if borrowing
-    /// is on and the store has an allotment.
+    /// Counts a reservation that was made by a message to the store's owner. After `HOT_AFTER` such
+    /// reservations within `WINDOW_MS` units of the store are borrowed, if those of fewer than
+    /// `STORES_MAX` stores are. At most `STORES_MAX` stores are counted at a time. Returns `true`
+    /// if borrowing is on and units of the store are borrowed.
     pub(crate) fn note_reserved(&mut self, store: u32, lines: &[Line], now_ms: u64) -> bool {
         if !self.is_on {
             return false;
         }
-        if self.stores.contains_key(&store) {
+        if self.stores.get(&store).is_some_and(|known| known.is_borrowed) {
             self.note_missing(store, lines, now_ms);
             return true;
         }
@@ -218,10 +221,11 @@ impl Allotments {
             };
         }
         demand.count += 1;
-        let is_hot = demand.count >= HOT_AFTER && self.stores.len() < STORES_MAX;
+        let is_hot = demand.count >= HOT_AFTER && self.borrowed_stores() < STORES_MAX;
         if is_hot {
             self.demand.remove(&store);
             let allotment = self.stores.entry(store).or_default();
+            allotment.is_borrowed = true;
             allotment.used_ms = now_ms;
             // Each order names few of the store's products, so it would take long until every
             // product was missing once. The first request asks for some units of all products.
@@ -229,6 +233,11 @@ impl Allotments {
             self.note_missing(store, lines, now_ms);
         }
         is_hot
+    }
+
+    fn borrowed_stores(&self) -> usize {
+        let borrowed = self.stores.values().filter(|allotment| allotment.is_borrowed);
+        borrowed.count()
     }
 
     /// Records that the borrowed units did not suffice for an order, so that the next request asks
