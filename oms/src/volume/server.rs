@@ -304,14 +304,17 @@ impl VolumeServer {
         *incoming = Some(Incoming::new(id));
         self.reset_progress();
         // The check must come after `incoming` is set. If the migration ended before, the
-        // reconciler did not see this `incoming`, so it is removed here.
-        if is_under_way(authority, id).await? {
-            self.is_clean.store(false, Ordering::Release);
-            target::pause_expiry(&self.app.state().storage);
-            return Ok(());
+        // reconciler did not see this `incoming`, so it is removed here. It is removed after an
+        // error too: otherwise the next call would return at once, although `is_clean` is true and
+        // expiry is not paused.
+        let under_way = is_under_way(authority, id).await;
+        if !matches!(under_way, Ok(true)) {
+            *incoming = None;
+            return under_way.and(Err(MigrationError::Over));
         }
-        *incoming = None;
-        Err(MigrationError::Over)
+        self.is_clean.store(false, Ordering::Release);
+        target::pause_expiry(&self.app.state().storage);
+        Ok(())
     }
 
     /// Seals slots that migrate to another volume. The work is finished even if the caller is
