@@ -61,7 +61,7 @@ and a second Ctrl-C at once. While it is stopped, another node of the data
 folder serves its volume. A node that is started again under its name takes
 its volume back.")]
     Start(Box<StartArgs>),
-    /// List the nodes of a data folder.
+    /// List the nodes of a data folder or of an engine.
     #[command(after_help = "\
 Examples:
   imt node list

@@ -176,7 +176,8 @@ const DESCRIBED_BY_SCENARIO: [&str; 15] = [
 /// named. `--seed`, `--fail-if` and `--route` also apply to a named scenario.
 #[derive(clap::Args, Clone, Debug)]
 pub(in crate::commands) struct ScenarioArgs {
-    /// Built-in scenario (see `imt sim scenarios`) or file, instead of the flags below
+    /// Built-in scenario (see `imt sim scenarios`) or file, instead of the flags below except for
+    /// --seed, --fail-if and --route, which apply to a scenario too
     #[arg(long, value_name = "NAME|FILE", conflicts_with_all = DESCRIBED_BY_SCENARIO, add = completion::scenarios())]
     scenario: Option<String>,
     #[command(flatten)]
