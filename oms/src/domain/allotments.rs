@@ -9,8 +9,8 @@
 //! - A durable order that took units stays in `spent` until the owner has entered it, and its row
 //!   in this volume's table `spent` is removed. Until then no settlement of the order is sent to
 //!   the owner.
-//! - A volume borrows from at most `STORES_MAX` stores, and at most `CELLS_MAX` products of each. It
-//!   may have further allotments, which only enter orders and return units.
+//! - A volume borrows from at most `STORES_MAX` stores, and at most `CELLS_MAX` products of each.
+//!   It may have further allotments, which only enter orders and return units.
 //!
 //! To *enter* an order, the owner takes its units out of the loan and writes a usual reservation.
 //!

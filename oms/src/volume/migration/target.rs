@@ -165,8 +165,8 @@ impl Incoming {
         self.sources.values().fold(Imported::default(), add)
     }
 
-    /// Returns the earliest time at which all rows copied so far may have arrived. The sources share
-    /// the rate. `None` before the copy has begun.
+    /// Returns the earliest time at which all rows copied so far may have arrived. The sources
+    /// share the rate. `None` before the copy has begun.
     fn due(&self, rows_per_second: u64) -> Option<Instant> {
         let seconds = self.copied().rows as f64 / rows_per_second.max(1) as f64;
         self.begun.map(|begun| begun + Duration::from_secs_f64(seconds))
