@@ -216,9 +216,7 @@ impl Batch {
             return Ok(index as u32);
         }
         if !Arc::ptr_eq(&self.engine, &table.engine) {
-            return Err(Error::ForeignTable {
-                name: table.core.name(),
-            });
+            return Err(Error::ForeignTable { name: table.name() });
         }
         self.tables.push(table.core.clone());
         Ok(self.tables.len() as u32 - 1)

@@ -74,9 +74,9 @@ impl Snapshot {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ForeignTable`], [`Error::Corrupt`] if the record or the directory is damaged, and
-    /// [`Error::Io`] if the disk cannot read the record. For a typed table also [`Error::Encode`]
-    /// and [`Error::Decode`].
+    /// [`Error::ForeignTable`], [`Error::Corrupt`] if the record or the directory is damaged,
+    /// [`Error::Io`] if the disk cannot read the record, and [`Error::Forked`]. For a typed table
+    /// also [`Error::Encode`] and [`Error::Decode`].
     pub fn get<T: AnyTable>(&self, table: &T, key: impl KeyFor<T>) -> Result<Option<T::Value>> {
         self.view(table.raw())?;
         let key = key.key_bytes(table)?;
@@ -110,6 +110,7 @@ impl Snapshot {
     }
 
     fn find_in(&self, table: u32, key: &[u8]) -> Result<Option<Found<'_>>> {
+        self.engine.check_process()?;
         let Some(view) = self.views.get(&table) else {
             return Ok(None);
         };
@@ -152,7 +153,7 @@ impl Snapshot {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ForeignTable`].
+    /// [`Error::ForeignTable`] and [`Error::Forked`].
     pub fn iter<T: AnyTable>(&self, table: &T) -> Result<T::Iter> {
         let raw = table.raw();
         let view = self.view(raw)?;
@@ -163,7 +164,7 @@ impl Snapshot {
     /// Returns the number of keys of the table.
     ///
     /// # Errors
-    /// [`Error::ForeignTable`].
+    /// [`Error::ForeignTable`] and [`Error::Forked`].
     pub fn len<T: AnyTable>(&self, table: &T) -> Result<u64> {
         Ok(self.view(table.raw())?.map_or(0, View::len))
     }
@@ -182,8 +183,9 @@ impl Snapshot {
     }
 
     /// Returns the directory view of a table, or `None` if the table did not exist at the moment of
-    /// the snapshot. Fails for a table of another database.
+    /// the snapshot. Fails for a table of another database, and in a forked child.
     fn view(&self, table: &Table) -> Result<Option<&View>> {
+        self.engine.check_process()?;
         if !Arc::ptr_eq(&self.engine, &table.engine) {
             return Err(Error::ForeignTable { name: table.name() });
         }
@@ -200,7 +202,8 @@ impl std::fmt::Debug for Snapshot {
 /// Iterator over the keys and values of a table at one moment, in no particular order.
 ///
 /// After an error the iterator continues with the next record. The error for a damaged part of the
-/// directory stands for all records of that part. All other readable records are returned.
+/// directory stands for all records of that part. All other readable records are returned. In a
+/// forked child the iterator returns [`Error::Forked`] once and ends.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -222,6 +225,8 @@ pub struct Iter {
     table: u32,
     walk: Walk,
     left: u64,
+    /// `true` once the iterator has returned [`Error::Forked`]. It returns nothing after that.
+    is_refused: bool,
     /// Declared last, so that it is dropped after the other fields, which use memory of the
     /// database. The drop of the last `Handle` frees all of that memory.
     engine: Arc<Handle>,
@@ -236,6 +241,7 @@ impl Iter {
             table,
             walk: Walk::new(view),
             left,
+            is_refused: false,
         }
     }
 
@@ -259,6 +265,9 @@ impl Iter {
     /// `None` at the end.
     #[inline(always)]
     fn next_place(&mut self) -> Option<Result<Location>> {
+        if let Err(forked) = self.engine.check_process() {
+            return self.refuse(forked);
+        }
         let place = self.walk.next(&self.segments)?;
         if place.is_ok() {
             self.left = self.left.saturating_sub(1);
@@ -292,7 +301,7 @@ impl Iter {
     ///
     /// # Errors
     /// [`Error::Corrupt`] if a record or the directory is damaged, [`Error::Io`] if the disk cannot
-    /// read a record, and the errors of `visit`.
+    /// read a record, [`Error::Forked`], and the errors of `visit`.
     pub fn for_each_record<E: From<Error>>(
         &mut self,
         mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), E>,
@@ -303,6 +312,12 @@ impl Iter {
             found.check_uncut()?;
         }
         Ok(())
+    }
+
+    /// Returns the error once, so that a caller that continues after errors reaches the end.
+    #[cold]
+    fn refuse(&mut self, forked: Error) -> Option<Result<Location>> {
+        (!std::mem::replace(&mut self.is_refused, true)).then_some(Err(forked))
     }
 
     /// Returns the error that explains why `location` holds no readable record of this table.
@@ -351,6 +366,10 @@ impl std::fmt::Debug for Iter {
 
 impl Handle {
     pub(crate) fn iter_table(self: &Arc<Self>, table: &TableCore) -> Iter {
+        if self.check_process().is_err() {
+            // The first call of `next` returns the error.
+            return Iter::new(self.clone(), self.segments.load_arc(&pin()), table.id, None);
+        }
         let (segments, view) = {
             // While `core` is locked, no commit and no compaction changes the directory. The thread
             // is pinned after it has the lock, because the pin of a waiting thread would delay the
@@ -367,8 +386,17 @@ impl Handle {
 }
 
 impl Snapshot {
-    /// Takes a snapshot of all tables at this moment. Commits wait while it is taken.
+    /// Takes a snapshot of all tables at this moment. Commits wait while it is taken. In a forked
+    /// child, the snapshot has no table, and its reads fail.
     pub(crate) fn of(engine: &Arc<Handle>) -> Self {
+        if engine.check_process().is_err() {
+            return Snapshot {
+                engine: engine.clone(),
+                segments: engine.segments.load_arc(&pin()),
+                views: Arc::default(),
+                sequence: 0,
+            };
+        }
         // While `core` is locked, no commit and no compaction changes a directory or the catalog.
         let mut core = lock(&engine.core);
         // The thread is pinned after it has the lock, because the pin of a waiting thread would

@@ -15,6 +15,7 @@ use crate::engine::histogram::Histogram;
 use crate::engine::{Engine, lock};
 use crate::format::LogPosition;
 use crate::format::key_codec::KeyCodec;
+use crate::format::super_block::Frontier;
 use crate::sequence::Sequence;
 
 /// The state of a database at one moment, returned by [`Db::stats`](crate::Db::stats).
@@ -147,9 +148,19 @@ pub struct TableInfo {
     pub live_bytes: u64,
 }
 
-impl Stats {
-    /// Returns the statistics of `engine` at this moment.
-    pub(crate) fn of(engine: &Engine) -> Self {
+/// The parts of [`Stats`] that are read with locks held.
+#[derive(Default)]
+struct Measured {
+    keys: u64,
+    directory_bytes: u64,
+    durable: Frontier,
+    sequence: u64,
+    segments: Vec<SegmentStats>,
+    damaged_segments: u64,
+}
+
+impl Measured {
+    fn of(engine: &Engine) -> Self {
         let (keys, directory_bytes) = engine.directory_totals();
         let durable = lock(&engine.writer).frontier;
         let core = lock(&engine.core);
@@ -157,7 +168,7 @@ impl Stats {
             .active
             .as_ref()
             .map(|active| (active.segment.id, active.end()));
-        let segments: Vec<SegmentStats> = core
+        let segments = core
             .usages
             .iter()
             .map(|(id, usage)| {
@@ -174,13 +185,39 @@ impl Stats {
                 }
             })
             .collect();
+        Self {
+            keys,
+            directory_bytes,
+            durable,
+            sequence: core.published.sequence,
+            segments,
+            damaged_segments: lock(&engine.damaged).len() as u64,
+        }
+    }
+}
+
+impl Stats {
+    /// Returns the statistics of `engine` at this moment. In a forked child, the parts that need a
+    /// lock are 0.
+    pub(crate) fn of(engine: &Engine) -> Self {
+        let Measured {
+            keys,
+            directory_bytes,
+            durable,
+            sequence,
+            segments,
+            damaged_segments,
+        } = match engine.check_process() {
+            Ok(()) => Measured::of(engine),
+            Err(_) => Measured::default(),
+        };
         let log_bytes = segments.iter().map(|segment| segment.bytes).sum();
         // The sum saturates, because a forged checkpoint may contain any numbers.
         let live = segments.iter().map(|segment| segment.live_bytes);
         let live_bytes = live.fold(0, u64::saturating_add);
         Stats {
             database: engine.database.to_string(),
-            sequence: Sequence(core.published.sequence),
+            sequence: Sequence(sequence),
             durable_sequence: Sequence(durable.sequence),
             frontier: durable.position,
             keys,
@@ -201,7 +238,7 @@ impl Stats {
             group_commits: engine.counters.group_commits.histogram(),
             sync_ns: engine.counters.sync_ns.histogram(),
             durable_commit_ns: engine.counters.durable_commit_ns.histogram(),
-            damaged_segments: lock(&engine.damaged).len() as u64,
+            damaged_segments,
             segments,
         }
     }

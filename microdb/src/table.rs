@@ -58,10 +58,14 @@ thread_local! {
 const SPARE_BYTES_MAX: usize = 64 * 1024;
 
 impl Table {
-    /// Returns the name of the table.
+    /// Returns the name of the table. In a forked child, the name is empty if another thread of the
+    /// parent was renaming the table at the fork.
     #[must_use]
     pub fn name(&self) -> String {
-        self.core.name()
+        match self.engine.check_process() {
+            Ok(()) => self.core.name(),
+            Err(_) => self.core.name_unless_locked(),
+        }
     }
 
     /// Returns the value of `key`, after verifying the checksum of its record. Returns `None` if
@@ -329,7 +333,7 @@ impl Table {
 
     /// Returns an iterator over all records of this moment, in no particular order. Commits wait
     /// while the iterator is created, but not while it exists. The iterator does not see later
-    /// commits.
+    /// commits. In a forked child it returns only [`Error::Forked`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

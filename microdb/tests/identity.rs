@@ -346,14 +346,60 @@ fn inherit(folder: &Path) {
     let db = options().durability(Durability::Buffered).open(&path).unwrap();
     put(&db, 0..3).unwrap();
     let before = files(&path.join("log"));
-    let mut last = Some(db);
+    let table = db.get_table("t").unwrap();
+    let held = (db.snapshot(), table.iter(), db.changes_since(Sequence::ZERO));
+    let mut last = Some((db, table, held));
     let refused = |done: microdb::Result<()>| matches!(done, Err(Error::Forked));
     let child = fork(|| {
-        // This is the only handle in the child. Dropping it must not close the database of the
-        // parent.
-        let db = last.take().unwrap();
-        let table = db.get_table("t").unwrap();
+        // These are the only handles in the child. Dropping them must not close the database of
+        // the parent.
+        let (db, table, (snapshot, mut records, changes)) = last.take().unwrap();
+        let mut changes = changes.unwrap();
+        let typed: microdb::TypedTable<u32, u32> = microdb::TypedTable::new(table.clone());
+        let reads_of = |snapshot: &microdb::Snapshot| {
+            [
+                snapshot.get(&table, "k").map(drop),
+                snapshot.contains_key(&table, "k").map(drop),
+                snapshot.iter(&table).map(drop),
+                snapshot.len(&table).map(drop),
+            ]
+        };
+        let reads = [reads_of(&snapshot), reads_of(&db.snapshot())]
+            .into_iter()
+            .flatten();
+        let mut begun = db.begin();
+        let once = |mut items: [Option<microdb::Result<()>>; 2]| {
+            items[1].is_none() && items[0].take().is_some_and(refused)
+        };
+        let is_refused_once = once([(); 2].map(|()| records.next().map(|item| item.map(drop))))
+            && once([(); 2].map(|()| changes.next().map(|item| item.map(drop))))
+            && table.iter().map(|item| refused(item.map(drop))).eq([true])
+            && typed.keys().map(|item| refused(item.map(drop))).eq([true]);
+        let stats = db.stats();
+        let has_no_content = db.tables().is_empty()
+            && db.get_table("t").is_none()
+            && db.sequence() == Sequence::ZERO
+            && stats.keys == 0
+            && stats.sequence == Sequence::ZERO
+            && stats.segments.is_empty();
         let calls = [
+            changes.extend(),
+            begun.get(&table, "k").map(drop),
+            begun.put(&table, "k", "v"),
+            begun.delete(&table, "k"),
+            begun.commit().map(drop),
+            db.begin().commit().map(drop),
+            db.transaction(|_| Ok(())),
+            db.batch().commit().map(drop),
+            db.table("t").map(drop),
+            db.typed_table::<u32, u32>("t").map(drop),
+            typed.get(&1).map(drop),
+            typed.update(&1, |value| value).map(drop),
+            table.compare_and_swap("k", None::<&str>, Some("v")).map(drop),
+            table.clear(),
+            table.iter().for_each_record(|_, _| Ok(())),
+            db.wait_idle(),
+            microdb::diff(&db, &db, |_| std::ops::ControlFlow::Continue(())).map(drop),
             table.put("k", "v"),
             table.get("k").map(drop),
             table.delete("k").map(drop),
@@ -370,8 +416,11 @@ fn inherit(folder: &Path) {
             db.transaction(|tx| tx.get(&table, "k").map(drop)),
             db.clone().close(),
         ];
-        drop((db, table));
-        calls.into_iter().all(refused) && matches!(options().open(&path), Err(Error::Locked { .. }))
+        drop((snapshot, records, changes, typed, table, db));
+        is_refused_once
+            && has_no_content
+            && calls.into_iter().chain(reads).all(refused)
+            && matches!(options().open(&path), Err(Error::Locked { .. }))
     });
     assert!(wait(child));
     assert!(
@@ -379,7 +428,8 @@ fn inherit(folder: &Path) {
         "unlocked by the child"
     );
     assert!(files(&path.join("log")) == before && !folder.join("copy").exists());
-    let db = last.take().unwrap();
+    let (db, table, held) = last.take().unwrap();
+    drop((table, held));
     put(&db, 3..20).unwrap();
     // The child inherits the open lock file. After the parent has closed the database, this file
     // must not keep the database locked.

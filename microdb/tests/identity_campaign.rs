@@ -167,10 +167,7 @@ fn fork(sandbox: &Sandbox) {
     let child = microdb::fuzzing::fork(|| {
         if let Some(db) = HANDLE.lock().unwrap().take() {
             let refused = |done: microdb::Result<()>| matches!(done, Err(Error::Forked));
-            let table = db.get_table("t");
-            let tried = table.is_none_or(|table| {
-                refused(table.put("forked", "value")) && refused(table.get("hot").map(drop))
-            });
+            let tried = refused(db.table("t").map(drop)) && refused(db.batch().commit().map(drop));
             let closed = refused(db.checkpoint()) && refused(db.sync()) && refused(db.close());
             if !tried || !closed {
                 return false;

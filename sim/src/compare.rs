@@ -137,10 +137,8 @@ impl Comparison {
 }
 
 fn whole(folder: &RunFolder) -> Result<Value> {
-    folder.summary()?.ok_or_else(|| Error::Malformed {
+    folder.summary()?.ok_or_else(|| Error::NoSummary {
         path: folder.path().to_owned(),
-        line: 0,
-        problem: "the run was killed before its end; there is no summary to compare".to_owned(),
     })
 }
 
@@ -296,5 +294,6 @@ mod tests {
         let killed = RunFolder::create(data.path(), &RunFacts::new("calm", "", 1, "")).unwrap();
         let error = Comparison::of(&killed, &killed).unwrap_err().to_string();
         assert!(error.contains("killed before its end"), "{error}");
+        assert!(!error.contains("line"), "{error}");
     }
 }

@@ -47,15 +47,21 @@ pub enum Error {
         /// The operating system's error.
         source: std::io::Error,
     },
-    /// A file has content that cannot be used, or a run folder has no summary.
+    /// A file has content that cannot be used.
     #[error("{}, line {line}: {problem}", path.display())]
     Malformed {
-        /// The file or the run folder.
+        /// The file.
         path: PathBuf,
-        /// Number of the faulty line, from 1; 0 for a missing summary.
+        /// Number of the faulty line, from 1.
         line: u64,
         /// Description of the fault.
         problem: String,
+    },
+    /// A run folder has no summary.
+    #[error("{}: the run was killed before its end; there is no summary to compare", path.display())]
+    NoSummary {
+        /// The run folder.
+        path: PathBuf,
     },
     /// Another process has locked the file.
     #[error("{} is in use by another process; stop it or choose another data folder", path.display())]

@@ -52,6 +52,13 @@ pub use recorder::RouteReport;
 /// late, for example because the machine of the front was busy. Then the latencies are not those of
 /// the server.
 pub const LAG_P99_MAX: Duration = Duration::from_millis(5);
+/// Maximum of [`FrontConfig::in_flight_max`]: the end of a run acquires all permits at once, and a
+/// call to acquire permits takes a number of 32 bits.
+const IN_FLIGHT_MAX: usize = if Semaphore::MAX_PERMITS < u32::MAX as usize {
+    Semaphore::MAX_PERMITS
+} else {
+    u32::MAX as usize
+};
 /// Pause between two polls of an order management that is not ready yet.
 const READY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -131,8 +138,9 @@ impl FrontConfig {
         if let Some(fault) = self.load.fault().or_else(|| self.customers.fault()) {
             return wrong(fault);
         }
-        if self.in_flight_max == 0 || self.in_flight_max > Semaphore::MAX_PERMITS {
-            return wrong(("in_flight_max", "must be at least 1".to_owned()));
+        if self.in_flight_max == 0 || self.in_flight_max > IN_FLIGHT_MAX {
+            let reason = format!("must be from 1 to {IN_FLIGHT_MAX}");
+            return wrong(("in_flight_max", reason));
         }
         if self.warm_up >= self.load.duration() {
             let reason = "must be shorter than the run, because its requests are not measured";
@@ -388,5 +396,22 @@ mod tests {
         config(30).check().unwrap();
         let error = config(31).check().unwrap_err().to_string();
         assert!(error.contains("stock_timeout: must not exceed"), "{error}");
+    }
+
+    #[test]
+    fn the_number_of_requests_in_flight_is_at_most_what_one_acquisition_can_take() {
+        let config = |in_flight_max| FrontConfig {
+            in_flight_max,
+            ..FrontConfig::default()
+        };
+        config(1).check().unwrap();
+        config(IN_FLIGHT_MAX).check().unwrap();
+        for wrong in [0, IN_FLIGHT_MAX + 1] {
+            let error = config(wrong).check().unwrap_err().to_string();
+            assert!(
+                error.contains("in_flight_max: must be from 1 to 4294967295"),
+                "{error}"
+            );
+        }
     }
 }

@@ -175,3 +175,18 @@ fn the_page_of_two_runs_shows_both_and_marks_what_became_worse() {
         assert!(page.contains(name), "{name}");
     }
 }
+
+#[test]
+fn a_summary_with_more_good_requests_than_requests_has_no_errors() {
+    let data = tempfile::tempdir().unwrap();
+    let folder = folder(data.path());
+    let summary = serde_json::json!({
+        "verdict": "clean", "requests": 3,
+        "routes": [{"name": "order", "route": "POST /order", "requests": 3, "ok": 5}],
+    });
+    folder
+        .write("summary.json", summary.to_string().as_bytes())
+        .unwrap();
+    let page = render(&folder).unwrap();
+    assert!(page.contains("<td>3</td><td>0</td>"), "{page}");
+}

@@ -167,6 +167,29 @@ fn faults_name_their_line_and_field() {
     );
     let random = "[random_events]\nevery = '1s'\nactions = ['kill']\n";
     check(&tail(random), 7, "random_events: needs nodes");
+    let long = "'500000000000years'";
+    for (line, field, text) in [
+        (7, "every", random.replace("'1s'", long)),
+        (7, "late_by", format!("[customers]\nlate_by = {long}\n")),
+        (
+            7,
+            "at",
+            format!("[[fault]]\nat = {long}\nfor = '1s'\nprofile = 'blackout'\n"),
+        ),
+        (
+            7,
+            "snapshot_every",
+            format!("[warehouse]\nsnapshot_every = {long}\n"),
+        ),
+    ] {
+        let problem = format!("{field}: \"500000000000years\" is longer than 30 days");
+        check(&tail(&text), line, &problem);
+    }
+    check(
+        &MINIMAL.replace("\"30s\"", long),
+        4,
+        "duration: \"500000000000years\" is longer than 30 days",
+    );
 }
 
 #[test]

@@ -16,8 +16,21 @@ use imt_tidy::{files_below, workspace_root};
 
 /// Folders of the source tree. A piece of inline code that begins with one of them is a path,
 /// unless it contains a space or `*`.
-const FOLDERS: [&str; 11] = [
-    ".ci/", ".github/", "benches/", "cli/", "docs/", "fuzz/", "microdb/", "oms/", "ring/", "sim/", "tidy/",
+const FOLDERS: [&str; 14] = [
+    ".ci/",
+    ".github/",
+    "benches/",
+    "cli/",
+    "data/",
+    "docs/",
+    "fuzz/",
+    "live/",
+    "microdb/",
+    "oms/",
+    "packaging/",
+    "ring/",
+    "sim/",
+    "tidy/",
 ];
 
 /// Suffixes of the names of a histogram's series.

@@ -15,7 +15,16 @@ const TICKS_PER_SECOND: f64 = 100.0;
 pub struct Watch {
     began: Instant,
     own: Own,
-    all: f64,
+    all: Machine,
+}
+
+/// The kernel's counters for all processors of the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Machine {
+    /// Busy time in seconds, including time that the hypervisor gave to other guests ("steal").
+    busy_seconds: f64,
+    /// Number of processors. A process may be permitted to use only some of them.
+    processors: usize,
 }
 
 /// The kernel's counters for this process, summed over all threads.
@@ -47,7 +56,7 @@ impl Watch {
     #[must_use]
     pub fn start() -> Self {
         Self {
-            all: busy_seconds(),
+            all: Machine::now(),
             own: Own::now(),
             began: Instant::now(),
         }
@@ -65,8 +74,9 @@ impl Watch {
         let seconds = self.seconds();
         let own = Own::now();
         let cpu_seconds = own.cpu_seconds - self.own.cpu_seconds;
-        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
-        let others = (busy_seconds() - self.all - cpu_seconds) / (seconds * processors);
+        let all = Machine::now();
+        let busy_seconds = all.busy_seconds - self.all.busy_seconds;
+        let others = (busy_seconds - cpu_seconds) / (seconds * all.processors.max(1) as f64);
         Spent {
             seconds,
             cpu_seconds,
@@ -101,21 +111,46 @@ impl Own {
     }
 }
 
-/// Returns the busy time of all processors of the machine in seconds, including time that the
-/// hypervisor gave to other guests ("steal").
-fn busy_seconds() -> f64 {
-    let Ok(stat) = std::fs::read_to_string("/proc/stat") else {
-        return 0.0;
-    };
-    let Some(line) = stat.lines().next() else {
-        return 0.0;
-    };
-    let fields: Vec<f64> = line
-        .split_whitespace()
-        .skip(1)
-        .filter_map(|field| field.parse().ok())
-        .collect();
-    // The fields are: user nice system idle iowait irq softirq steal.
-    let busy = [0, 1, 2, 5, 6, 7];
-    busy.iter().filter_map(|at| fields.get(*at)).sum::<f64>() / TICKS_PER_SECOND
+impl Machine {
+    /// Returns the current counters, or zeros if `/proc/stat` cannot be read.
+    fn now() -> Self {
+        let stat = std::fs::read_to_string("/proc/stat");
+        stat.map_or_else(|_| Self::default(), |stat| Self::of(&stat))
+    }
+
+    /// Parses the text of `/proc/stat`. Its first line has the sums over all processors, and the
+    /// next lines have one processor each.
+    fn of(stat: &str) -> Self {
+        let mut lines = stat.lines();
+        let fields: Vec<f64> = lines
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .skip(1)
+            .filter_map(|field| field.parse().ok())
+            .collect();
+        // The fields are: user nice system idle iowait irq softirq steal.
+        let busy = [0, 1, 2, 5, 6, 7];
+        Self {
+            busy_seconds: busy.iter().filter_map(|at| fields.get(*at)).sum::<f64>() / TICKS_PER_SECOND,
+            processors: lines.take_while(|line| line.starts_with("cpu")).count(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_processors_of_the_machine_are_counted() {
+        let stat = "cpu  100 20 30 900 9 4 5 1 7 0\ncpu0 50 10 15 450 4 2 2 1 3 0\n\
+                    cpu1 50 10 15 450 5 2 3 0 4 0\nintr 12 0\nctxt 5\n";
+        let expected = Machine {
+            busy_seconds: 1.6,
+            processors: 2,
+        };
+        assert_eq!(Machine::of(stat), expected);
+        assert_eq!(Machine::of(""), Machine::default());
+    }
 }

@@ -103,6 +103,7 @@ impl Db {
     ///   database is read-only.
     /// - The errors of [`Table::put`].
     pub fn table(&self, name: &str) -> Result<Table> {
+        self.engine.check_process()?;
         let core = match self.engine.table_named(name) {
             Some(core) => core,
             None => self.engine.create_table(name, None)?,
@@ -113,7 +114,7 @@ impl Db {
         })
     }
 
-    /// Returns the table `name` if it exists.
+    /// Returns the table `name` if it exists. Returns `None` in a forked child.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -127,6 +128,7 @@ impl Db {
     /// ```
     #[must_use]
     pub fn get_table(&self, name: &str) -> Option<Table> {
+        self.engine.check_process().ok()?;
         self.engine.table_named(name).map(|core| Table {
             engine: self.engine.clone(),
             core,
@@ -174,6 +176,7 @@ impl Db {
         V: serde::Serialize + serde::de::DeserializeOwned,
         C: Codec,
     {
+        self.engine.check_process()?;
         let core = match self.engine.table_named(name) {
             Some(core) => core,
             None => self
@@ -186,7 +189,7 @@ impl Db {
         }))
     }
 
-    /// Returns all tables, sorted by name.
+    /// Returns all tables, sorted by name. Returns none in a forked child.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -202,6 +205,9 @@ impl Db {
     /// ```
     #[must_use]
     pub fn tables(&self) -> Vec<TableInfo> {
+        if self.engine.check_process().is_err() {
+            return Vec::new();
+        }
         let tables = self.engine.named_tables();
         let live_bytes = lock(&self.engine.core).usages.bytes_by_table();
         let guard = crate::raw::epoch::pin();
@@ -382,7 +388,8 @@ impl Db {
         self.engine.paths.root()
     }
 
-    /// Returns the sequence of the last visible commit.
+    /// Returns the sequence of the last visible commit. Returns [`Sequence::ZERO`] in a forked
+    /// child.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -397,7 +404,10 @@ impl Db {
     /// ```
     #[must_use]
     pub fn sequence(&self) -> Sequence {
-        Sequence(self.engine.sequence())
+        match self.engine.check_process() {
+            Ok(()) => Sequence(self.engine.sequence()),
+            Err(_) => Sequence::ZERO,
+        }
     }
 
     /// Makes all commits durable, and unlocks the folder so that the database can be opened again.

@@ -23,7 +23,8 @@ use crate::tools::verify::{VerifyReport, verify};
 
 impl Db {
     /// Returns a view of all tables at this moment. Commits wait while the view is taken, but not
-    /// while it exists.
+    /// while it exists. In a forked child, all reads of the view fail with
+    /// [`Error::Forked`](crate::Error::Forked).
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -61,7 +62,8 @@ impl Db {
         Batch::new(&self.engine)
     }
 
-    /// Returns statistics of the database at this moment.
+    /// Returns statistics of the database at this moment. In a forked child, the sizes, sequences
+    /// and segments are 0 or empty.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, RwLock};
+use std::sync::{Arc, OnceLock, RwLock, TryLockError};
 
 use crate::directory::Directory;
 use crate::error::{Error, Result};
@@ -52,6 +52,16 @@ impl TableCore {
 
     pub(crate) fn name(&self) -> String {
         ignore_poison(self.name.read()).clone()
+    }
+
+    /// Returns the name, or an empty text if the name is locked. In a forked child, it stays locked
+    /// if another thread of the parent was renaming the table at the fork.
+    pub(crate) fn name_unless_locked(&self) -> String {
+        match self.name.try_read() {
+            Ok(name) => name.clone(),
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner().clone(),
+            Err(TryLockError::WouldBlock) => String::new(),
+        }
     }
 
     pub(crate) fn set_name(&self, name: &str) {

@@ -241,6 +241,10 @@ impl Engine {
             {
                 drop(queue);
                 let ran = runner(writes);
+                // The body may have forked, and this may be the child.
+                if let Err(forked) = self.check_process() {
+                    return Committed::Done(Err(forked), Body::default());
+                }
                 queue = lock(&self.queue);
                 let Some(paused) = queue.paused.take_if(|paused| paused.is_turn_of(&answer)) else {
                     return Committed::TurnLost;

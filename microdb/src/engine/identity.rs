@@ -6,9 +6,13 @@
 //!   each new segment, checkpoint, seal and state of SUPER. If either file was removed or replaced,
 //!   the database is poisoned and acknowledges no further commits. SUPER is locked too, so that a
 //!   second opener that creates a new LOCK is refused.
-//! - In a forked child, gets, writes and maintenance through an inherited handle fail with
-//!   `Error::Forked`. Snapshots and values taken before the fork stay readable. The handle writes,
-//!   removes and unlocks nothing, not even when dropped.
+//! - In a forked child, reads, writes and maintenance through an inherited handle fail with
+//!   `Error::Forked`, also reads of a snapshot, iterator or change feed that was created before the
+//!   fork. Values taken before the fork stay readable. The handle writes, removes and unlocks
+//!   nothing, not even when dropped.
+//! - In a forked child, no call through an inherited handle waits for a lock, because a lock that
+//!   another thread held at the fork stays locked. A call that cannot return an error returns what
+//!   it knows without a lock, or a value without content: no table, no statistics, the sequence 0.
 //! - A file with the name of a segment is removed only if its header has the id of this database,
 //!   or if it is empty or begins with zeros. A file with the name of a checkpoint is kept if it
 //!   belongs to another database. If the name of a new segment is already taken, the engine uses
@@ -190,7 +194,8 @@ fn read_head(storage: &dyn Storage, path: &Path) -> Result<Head> {
 }
 
 impl Engine {
-    /// Fails with [`Error::Forked`] in a forked child of the process that opened the database.
+    /// Fails with [`Error::Forked`] in a forked child of the process that opened the database. Each
+    /// public method calls this before it takes a lock of the database.
     #[inline]
     pub(crate) fn check_process(&self) -> Result<()> {
         if self.birth.is_here() || seeded("fork-unnoticed") {
@@ -225,5 +230,68 @@ impl Engine {
     /// Returns the locks, which are `None` unless the database is open for writing.
     pub(crate) fn locks(&self) -> MutexGuard<'_, Option<Locks>> {
         ignore_poison(self.lock.lock())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use crate::engine::lock;
+    use crate::raw::fork::{fork, wait};
+    use crate::raw::sync::ignore_poison;
+    use crate::{Options, Sequence, diff};
+
+    #[test]
+    fn no_call_in_a_forked_child_waits_for_a_lock_that_was_held_at_the_fork() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = Options::new()
+            .background(false)
+            .open(folder.path().join("db"))
+            .unwrap();
+        let table = db.table("t").unwrap();
+        table.put("k", "v").unwrap();
+        let (snapshot, mut records) = (db.snapshot(), table.iter());
+        let mut changes = db.changes_since(Sequence::ZERO).unwrap();
+        let engine = &db.engine;
+        // The guards stay locked in the child, like those of another thread of its parent.
+        let guards = (lock(&engine.ddl), lock(&engine.writer), lock(&engine.core));
+        let more = (lock(&engine.queue), lock(&engine.damaged), lock(&engine.digests));
+        let names = (
+            ignore_poison(engine.catalog.write()),
+            ignore_poison(table.core.name.write()),
+        );
+        let child = fork(|| {
+            let mut transaction = db.begin();
+            let refused = [
+                db.table("t").map(drop),
+                db.sync(),
+                db.checkpoint(),
+                db.verify().map(drop),
+                db.digest().map(drop),
+                diff(&db, &db, |_| ControlFlow::Continue(())).map(drop),
+                db.changes_since(Sequence::ZERO).map(drop),
+                db.batch().commit().map(drop),
+                db.transaction(|_| Ok(())),
+                transaction.get(&table, "k").map(drop),
+                transaction.commit().map(drop),
+                table.put("k", "w"),
+                table.clear(),
+                table.iter().for_each_record(|_, _| Ok(())),
+                records.for_each_record(|_, _| Ok(())),
+                snapshot.get(&table, "k").map(drop),
+                db.snapshot().len(&table).map(drop),
+                changes.extend(),
+                db.clone().close(),
+            ];
+            let is_empty = table.name().is_empty()
+                && db.tables().is_empty()
+                && db.get_table("t").is_none()
+                && db.sequence() == Sequence::ZERO
+                && db.stats().segments.is_empty();
+            is_empty && refused.iter().all(Result::is_err)
+        });
+        drop((guards, more, names));
+        assert!(wait(child));
     }
 }

@@ -138,7 +138,7 @@ impl Operation {
 
 /// Iterator over changes, returned by [`Db::changes_since`](crate::Db::changes_since). Ends after
 /// damage, or at the last commit that was visible at its creation or last
-/// [extension](Changes::extend).
+/// [extension](Changes::extend). In a forked child it returns [`Error::Forked`] once and ends.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -279,8 +279,9 @@ impl Changes {
     /// # Errors
     /// [`Error::FeedGone`] if compaction has removed commits made since the creation or the last
     /// extension; [`Error::Corrupt`] or [`Error::Io`] if the header of a segment is damaged or
-    /// unreadable.
+    /// unreadable; [`Error::Forked`].
     pub fn extend(&mut self) -> Result<()> {
+        self.engine.check_process()?;
         let (mut fresh, known) = segments_since(&self.engine, self.known)?;
         let is_first = |file: &SegmentFile, fresh: &Segments| {
             fresh.front().is_some_and(|(first, _)| first.id() == file.id())
@@ -347,10 +348,13 @@ impl Iterator for Changes {
     type Item = Result<Change>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let read = self.read().transpose();
+        let read = match self.engine.check_process() {
+            Err(forked) if !self.left.is_empty() => Some(Err(forked)),
+            _ => self.read().transpose(),
+        };
         if let Some(Err(_)) = read {
             // The position of the next change after damage is unknown, so the iterator ends. An
-            // extension reads from the last returned change on and finds the same damage again.
+            // extension reads from the last returned change on and finds the same error again.
             self.left.clear();
             (self.at, self.stopped, self.known) = (None, None, self.after);
         }

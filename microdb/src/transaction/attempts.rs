@@ -46,6 +46,7 @@ pub(super) fn run<T, E: From<Error>>(
     body: &mut dyn FnMut(&mut Transaction<'_>) -> Result<T, E>,
 ) -> Result<T, E> {
     nesting::check_outside(&db.engine)?;
+    db.engine.check_process()?;
     let options = &db.engine.options;
     let mut attempts = Attempts {
         db,
@@ -113,6 +114,10 @@ impl<'a, T, E: From<Error>> Attempts<'a, '_, T, E> {
 
     fn commit(&mut self, run: Run<'a, T, E>, tries: u32) -> Attempt<'a, T, E> {
         let engine = &self.db.engine;
+        // The body may have forked, and this may be the child.
+        if let Err(forked) = engine.check_process() {
+            return Attempt::Done(Err(forked.into()));
+        }
         let Run {
             transaction,
             result,

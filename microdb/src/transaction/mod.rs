@@ -141,6 +141,7 @@ impl Transaction<'_> {
     }
 
     fn get_bytes(&mut self, table: &Table, key: Vec<u8>) -> Result<Option<Value>> {
+        self.db.engine.check_process()?;
         self.own(table)?;
         if self.outdated {
             return Err(self.conflict());
@@ -312,8 +313,8 @@ impl Transaction<'_> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ForeignTable`], and [`Error::TooLarge`] if the writes exceed the size of a batch.
-    /// For a typed table also [`Error::Encode`].
+    /// [`Error::ForeignTable`], [`Error::Forked`], and [`Error::TooLarge`] if the writes exceed the
+    /// size of a batch. For a typed table also [`Error::Encode`].
     pub fn put<T: AnyTable>(
         &mut self,
         table: &T,
@@ -343,13 +344,14 @@ impl Transaction<'_> {
     /// ```
     ///
     /// # Errors
-    /// [`Error::ForeignTable`], and [`Error::TooLarge`] if the writes exceed the size of a batch.
-    /// For a typed table also [`Error::Encode`].
+    /// [`Error::ForeignTable`], [`Error::Forked`], and [`Error::TooLarge`] if the writes exceed the
+    /// size of a batch. For a typed table also [`Error::Encode`].
     pub fn delete<T: AnyTable>(&mut self, table: &T, key: impl KeyFor<T>) -> Result<()> {
         self.write(table.raw(), &key.key_bytes(table)?, None)
     }
 
     fn write(&mut self, table: &Table, key: &[u8], value: Option<Vec<u8>>) -> Result<()> {
+        self.db.engine.check_process()?;
         self.own(table)?;
         let bytes = |value: &Option<Vec<u8>>| key.len() + value.as_ref().map_or(0, Vec::len);
         let name = (table.core.id, key.to_vec());
@@ -439,6 +441,7 @@ impl Transaction<'_> {
     /// # Errors
     /// The errors of [`Transaction::commit`].
     pub fn commit_with(mut self, durability: Durability) -> Result<Sequence> {
+        self.db.engine.check_process()?;
         if self.outdated {
             return Err(self.conflict());
         }

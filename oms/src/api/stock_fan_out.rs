@@ -8,9 +8,10 @@
 //!   have their new quantities (`stock_upload::apply`).
 //! - Failed parts are sent again for up to `APPLY_TIMEOUT`. The upload fails earlier if a part is
 //!   rejected, if this node must serve a volume that is missing, or if a node is silent (answers
-//!   neither calls nor pings). If the upload fails after a part with stores was confirmed, or after
-//!   a part may have been applied without a confirmation, the problem `partly-applied` lists the
-//!   stores of confirmed parts and all other stores.
+//!   neither calls nor pings). If the upload fails after a confirmed part may have changed stock, or
+//!   after a part may have been applied without a confirmation, the problem `partly-applied` lists
+//!   the stores of confirmed parts and all other stores. A part of a whole snapshot changes stock
+//!   also without stores: it empties the volume.
 //! - Each part names all products of the upload, also products without a line for the part's
 //!   stores, because a volume's stock has a cell for each pair of product and store.
 //!
@@ -164,6 +165,27 @@ struct Confirmed {
     epoch: u64,
     volumes: BTreeSet<NodeName>,
     stores: BTreeSet<u32>,
+    /// `true` once a part was confirmed that may have changed stock.
+    has_changed: bool,
+}
+
+impl Confirmed {
+    /// Forgets the volumes that confirmed their parts of an earlier ring than that of `epoch`.
+    /// Under another ring each volume owns other stores, and a whole snapshot empties the stores
+    /// that a part omits. So every volume must confirm its part of the new ring. The stores of
+    /// confirmed parts stay recorded.
+    fn follow(&mut self, epoch: u64) {
+        if self.epoch != epoch {
+            self.epoch = epoch;
+            self.volumes.clear();
+        }
+    }
+
+    fn add(&mut self, volume: NodeName, stores: Vec<u32>, is_whole: bool) {
+        self.has_changed |= is_whole || !stores.is_empty();
+        self.volumes.insert(volume);
+        self.stores.extend(stores);
+    }
 }
 
 /// The part of an upload for one volume.
@@ -202,28 +224,21 @@ impl StockFanOut {
     }
 
     /// Sends every volume its part and retries failed parts. If a volume rejects its part, returns
-    /// the rejecting response, unless a part with stores was confirmed or a part may have been
-    /// applied. Then the result is the problem `partly-applied`.
+    /// the rejecting response, unless a confirmed part may have changed stock or another part may
+    /// have been applied. Then the result is the problem `partly-applied`.
     async fn apply(&self) -> Result<Option<Response>, Problem> {
         let mut confirmed = Confirmed::default();
         let mut is_unknown = false;
         loop {
             let changed = self.cluster.topology_changed();
             let topology = self.cluster.topology();
-            let epoch = topology.ring.epoch().0;
-            if confirmed.epoch != epoch {
-                // Under another ring each volume owns other stores, and a whole snapshot empties
-                // the stores that a part omits. So every volume must confirm its part of the new
-                // ring. The stores of confirmed parts stay recorded.
-                confirmed.epoch = epoch;
-                confirmed.volumes.clear();
-            }
+            confirmed.follow(topology.ring.epoch().0);
             let parts = self.parts(&topology, &confirmed).await?;
             let failures = self.send(&topology, parts, &mut confirmed).await;
             is_unknown |= failures.is_unknown;
             drop(topology);
             if let Some(refusal) = failures.refusal {
-                if confirmed.stores.is_empty() && !is_unknown {
+                if !confirmed.has_changed && !is_unknown {
                     return Ok(Some(refusal));
                 }
                 let status = refusal.status();
@@ -233,7 +248,7 @@ impl StockFanOut {
                 return Ok(None);
             };
             if failures.is_silent || Instant::now() >= self.until {
-                if confirmed.stores.is_empty() && !is_unknown {
+                if !confirmed.has_changed && !is_unknown {
                     return Err(Problem::busy(format!("{reason}; nothing was applied")));
                 }
                 let status = StatusCode::SERVICE_UNAVAILABLE;
@@ -280,8 +295,7 @@ impl StockFanOut {
         for (volume, stores, answer) in asked.join_all().await {
             match answer {
                 Ok(Attempt::Done(response)) if response.status().is_success() => {
-                    confirmed.volumes.insert(volume);
-                    confirmed.stores.extend(stores);
+                    confirmed.add(volume, stores, self.is_whole());
                 }
                 Ok(Attempt::Moved { .. }) => {
                     failures.reason = Some("some stores are being moved to another node; retry".to_owned());
@@ -303,9 +317,13 @@ impl StockFanOut {
         failures
     }
 
+    fn is_whole(&self) -> bool {
+        matches!(*self.stock, Stock::Whole(_))
+    }
+
     fn call(&self, topology: &Topology, volume: &NodeName, csv: Bytes) -> VolumeErrand {
         let part = Part {
-            is_whole: matches!(*self.stock, Stock::Whole(_)),
+            is_whole: self.is_whole(),
             epoch: topology.ring.epoch().0,
             as_of: self.as_of,
             arrival: self.arrivals.get(volume).cloned(),
@@ -385,4 +403,28 @@ fn split(stock: &Stock, topology: &Topology, confirmed: &Confirmed) -> Vec<Volum
         csv: csv.into(),
     };
     parts.into_iter().map(part).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_confirmed_part_without_stores_has_changed_stock_if_the_upload_is_whole() {
+        let volume = || NodeName::new("ada").unwrap();
+        let mut confirmed = Confirmed::default();
+        confirmed.follow(1);
+        confirmed.add(volume(), Vec::new(), false);
+        assert!(!confirmed.has_changed, "the part only names products");
+        confirmed.add(volume(), Vec::new(), true);
+        confirmed.follow(2);
+        assert!(
+            confirmed.has_changed,
+            "the part emptied a volume of the earlier ring"
+        );
+        assert!(confirmed.volumes.is_empty() && confirmed.stores.is_empty());
+        let mut confirmed = Confirmed::default();
+        confirmed.add(volume(), vec![7], false);
+        assert!(confirmed.has_changed);
+    }
 }

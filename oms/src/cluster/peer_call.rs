@@ -151,17 +151,22 @@ impl PeerCall {
     /// Parses the path of a call. Returns `None` if there is no such call.
     pub(crate) fn parse(path: &str) -> Option<PeerCall> {
         let rest = path.strip_prefix(PREFIX)?;
-        Some(match rest.split_once('/').unwrap_or((rest, "")) {
-            ("ping", "") => PeerCall::Ping,
-            ("state", "") => PeerCall::State,
-            ("hello", "") => PeerCall::Hello,
-            ("warehouse", "") => PeerCall::Warehouse,
-            ("stop", "") => PeerCall::Stop,
-            ("node", "") => PeerCall::Node,
-            ("console", "") => PeerCall::Console,
-            ("engine", name) => PeerCall::Engine(NodeName::new(name).ok()?),
-            ("leave", node) => PeerCall::Leave(NodeName::new(node).ok()?),
-            ("volume", rest) => {
+        let Some((call, rest)) = rest.split_once('/') else {
+            return Some(match rest {
+                "ping" => PeerCall::Ping,
+                "state" => PeerCall::State,
+                "hello" => PeerCall::Hello,
+                "warehouse" => PeerCall::Warehouse,
+                "stop" => PeerCall::Stop,
+                "node" => PeerCall::Node,
+                "console" => PeerCall::Console,
+                _ => return None,
+            });
+        };
+        Some(match call {
+            "engine" => PeerCall::Engine(NodeName::new(rest).ok()?),
+            "leave" => PeerCall::Leave(NodeName::new(rest).ok()?),
+            "volume" => {
                 let (volume, name) = rest.split_once('/')?;
                 let call = VolumeCall::from_name(name)?;
                 PeerCall::Volume(NodeName::new(volume).ok()?, call)
@@ -226,7 +231,10 @@ mod tests {
         }
         for path in [
             "/peer/",
+            "/peer/ping/",
             "/peer/ping/more",
+            "/peer/stop/",
+            "/peer/leave",
             "/peer/leave/",
             "/peer/volume/ada",
             "/peer/volume/ada/lost",

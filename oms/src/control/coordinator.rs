@@ -86,7 +86,7 @@ struct Coordinator {
     /// after it has removed its description, so that it is notified as soon as the state assigns
     /// its volumes to other nodes.
     watched: BTreeMap<NodeName, NodeInfo>,
-    leaving: Vec<NodeName>,
+    leaving: BTreeSet<NodeName>,
     /// Warehouse that an operator has set and that is not yet in the cluster's state.
     warehouse: Option<WarehouseUrl>,
     /// Name and URL of an engine that an operator has added and that is not yet in the cluster's
@@ -103,7 +103,7 @@ pub(crate) async fn coordinate(
 ) {
     let mut coordinator = Coordinator {
         watched: BTreeMap::new(),
-        leaving: Vec::new(),
+        leaving: BTreeSet::new(),
         warehouse: None,
         engine: None,
         is_elected: false,
@@ -152,7 +152,7 @@ impl Coordinator {
                 }
             }
             // A request to leave goes to all nodes. Only the coordinator acts on the request.
-            Event::Leave(node) if self.is_elected => self.leaving.push(node),
+            Event::Leave(node) if self.is_elected => _ = self.leaving.insert(node),
             Event::Leave(_) => {}
             // Operators' requests about the warehouse and the engine go to all nodes too, and only
             // the coordinator acts on them.
@@ -263,7 +263,7 @@ impl Coordinator {
                 Err(Unleavable::Leaving) => tracing::info!(%node, "node is leaving already"),
                 Err(fault) => tracing::warn!(%node, reason = fault.reason(), "node cannot leave"),
             }
-            self.leaving.pop();
+            self.leaving.pop_last();
             return Ok(true);
         }
         if let Some(undone) = state.undo_move() {
@@ -388,7 +388,7 @@ impl Coordinator {
                 break Err(Unmoved::Interrupted("the coordinator stops".to_owned()));
             };
             let mut interruption = match &event {
-                Event::Leave(node) => Some(format!("node {node} was asked to leave the cluster")),
+                Event::Leave(node) => now.leave_interruption(node),
                 _ => None,
             };
             self.handle_event(event);

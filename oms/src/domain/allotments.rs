@@ -10,8 +10,8 @@
 //! - A durable order that took units stays in `spent` until the owner has entered it, and its row
 //!   in this volume's table `spent` is removed. Until then no settlement of the order is sent to
 //!   the owner.
-//! - A volume begins to borrow from a hot store only while it has fewer than `STORES_MAX`
-//!   allotments. It borrows at most `CELLS_MAX` products of each store.
+//! - A volume borrows from at most `STORES_MAX` stores, and at most `CELLS_MAX` products of each.
+//!   It may have further allotments, which only enter orders and return units.
 //!
 //! To *enter* an order, the owner takes its units out of the loan and writes a usual reservation.
 //!
@@ -40,7 +40,7 @@ const WINDOW_MS: u64 = if cfg!(test) { 4_000 } else { 1_000 };
 pub(crate) const TARGET_FIRST: u32 = if cfg!(test) { 2 } else { 32 };
 /// Maximum number of units of a product that one request asks for.
 const TARGET_MAX: u32 = 1 << 16;
-/// Number of allotments from which on a volume does not begin to borrow from a further hot store.
+/// Maximum number of stores from which a volume borrows.
 const STORES_MAX: usize = 16;
 /// Maximum number of products in one loan. Every change of a loan writes its row, which has 128 KiB
 /// with this many products.
@@ -99,6 +99,9 @@ struct Allotment {
     is_clear: bool,
     /// `true` if the next request that may borrow asks for some units of every product.
     asks_all: bool,
+    /// `true` if units of this store are borrowed, because it was hot. `false` for an allotment of
+    /// an order of an earlier server, or of a recall.
+    is_borrowed: bool,
     used_ms: u64,
     asked_ms: u64,
 }
@@ -193,17 +196,17 @@ impl Allotments {
         self.is_on = is_on;
     }
 
-    /// Records a reservation that was made by a message to the store's owner, while borrowing is
-    /// on. If the store has an allotment, a later request may ask for more units (`note_missing`).
-    /// Otherwise the reservation is counted: `HOT_AFTER` reservations within `WINDOW_MS` begin an
-    /// allotment of the store, if there are fewer than `STORES_MAX` allotments. At most
-    /// `STORES_MAX` stores are counted at a time. Returns `true` if borrowing is on and the store
-    /// has an allotment afterwards.
+    /// Counts a reservation that was made by a message to the store's owner, while borrowing is on.
+    /// `HOT_AFTER` such reservations within `WINDOW_MS` begin to borrow units of the store, if those
+    /// of fewer than `STORES_MAX` stores are borrowed. At most `STORES_MAX` stores are counted at a
+    /// time. If units of the store are borrowed already, a later request may ask for more
+    /// (`note_missing`). Returns `true` if borrowing is on and units of the store are borrowed
+    /// afterwards.
     pub(crate) fn note_reserved(&mut self, store: u32, lines: &[Line], now_ms: u64) -> bool {
         if !self.is_on {
             return false;
         }
-        if self.stores.contains_key(&store) {
+        if self.stores.get(&store).is_some_and(|known| known.is_borrowed) {
             self.note_missing(store, lines, now_ms);
             return true;
         }
@@ -222,10 +225,11 @@ impl Allotments {
             };
         }
         demand.count += 1;
-        let is_hot = demand.count >= HOT_AFTER && self.stores.len() < STORES_MAX;
+        let is_hot = demand.count >= HOT_AFTER && self.borrowed_stores() < STORES_MAX;
         if is_hot {
             self.demand.remove(&store);
             let allotment = self.stores.entry(store).or_default();
+            allotment.is_borrowed = true;
             allotment.used_ms = now_ms;
             // Each order names few of the store's products, so it would take long until every
             // product was missing once. The first request asks for some units of all products.
@@ -233,6 +237,11 @@ impl Allotments {
             self.note_missing(store, lines, now_ms);
         }
         is_hot
+    }
+
+    fn borrowed_stores(&self) -> usize {
+        let borrowed = self.stores.values().filter(|allotment| allotment.is_borrowed);
+        borrowed.count()
     }
 
     /// Makes a later request ask for more units of the products of which too few units are usable

@@ -93,8 +93,8 @@ pub(crate) struct VolumeServer {
     pub(crate) incoming: tokio::sync::Mutex<Option<Incoming>>,
     /// Progress of the copy in `incoming`, readable without its lock.
     pub(crate) progress: Mutex<Progress>,
-    /// Maximum rate of the copy from each source in `incoming`, in rows per second. `None` means
-    /// unlimited.
+    /// Maximum rate of the copy in `incoming`, from all sources together, in rows per second. `None`
+    /// means unlimited.
     pub(crate) move_rows_per_second: Option<u64>,
     /// `true` while the volume owns exactly the slots that the server's ring assigns to it, is not
     /// prepared for a migration (as a target, or as a source with sealed slots), and has neither
@@ -309,14 +309,17 @@ impl VolumeServer {
         *incoming = Some(Incoming::new(id));
         self.reset_progress();
         // The check must come after `incoming` is set. If the migration ended before, the
-        // reconciler did not see this `incoming`, so it is removed here.
-        if is_under_way(authority, id).await? {
-            self.is_clean.store(false, Ordering::Release);
-            target::pause_expiry(&self.app.state().storage);
-            return Ok(());
+        // reconciler did not see this `incoming`, so it is removed here. It is removed after an
+        // error too: otherwise the next call would return at once, although `is_clean` is true and
+        // expiry is not paused.
+        let under_way = is_under_way(authority, id).await;
+        if !matches!(under_way, Ok(true)) {
+            *incoming = None;
+            return under_way.and(Err(MigrationError::Over));
         }
-        *incoming = None;
-        Err(MigrationError::Over)
+        self.is_clean.store(false, Ordering::Release);
+        target::pause_expiry(&self.app.state().storage);
+        Ok(())
     }
 
     /// Seals slots that migrate to another volume. The work is finished even if the caller is

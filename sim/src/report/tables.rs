@@ -28,6 +28,12 @@ fn count(value: &Value) -> u64 {
     value.as_u64().unwrap_or_default()
 }
 
+/// Returns the number of failed requests of a route. A summary that was changed by hand may have
+/// more good requests than requests.
+fn failed(route: &Value) -> u64 {
+    count(&route["requests"]).saturating_sub(count(&route["ok"]))
+}
+
 fn list(value: &Value) -> &[Value] {
     value.as_array().map(Vec::as_slice).unwrap_or_default()
 }
@@ -80,10 +86,7 @@ impl Material {
             return String::new();
         }
         let routes = list(&summary["routes"]);
-        let failed: u64 = routes
-            .iter()
-            .map(|route| count(&route["requests"]) - count(&route["ok"]))
-            .sum();
+        let failed: u64 = routes.iter().map(failed).sum();
         let order = routes.iter().find(|route| route["name"] == Route::Order.name());
         let latency = |name: &str| order.map_or(0, |order| count(&order["latency"][name]));
         let lag_us = count(&summary["lag"]["p99_us"]);
@@ -180,7 +183,7 @@ impl Material {
                  <td>{}</td><td>{}</td><td>{}</td></tr>",
                 escape(route["route"].as_str().unwrap_or_default()),
                 thousands(count(&route["requests"])),
-                thousands(count(&route["requests"]) - count(&route["ok"])),
+                thousands(failed(route)),
                 route["mean_us"].as_f64().unwrap_or_default() / 1_000.0,
                 latency("p50_us"),
                 latency("p90_us"),

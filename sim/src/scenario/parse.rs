@@ -16,6 +16,10 @@ use crate::thresholds::Threshold;
 use crate::warehouse::{Profile, StockShape};
 use crate::workload::{Arrivals, Customers, Habits, Load, LoadPhase, Popularity, Zipf};
 
+/// Maximum length of a time in a scenario, in days: the maximum length of a run. Sums of such times
+/// do not overflow.
+const DAYS_MAX: u64 = 30;
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -126,14 +130,13 @@ impl Reader<'_> {
     }
 
     fn duration(&self, value: &Spanned<String>, field: &str) -> Result<Duration, ScenarioFault> {
-        humantime::parse_duration(value.get_ref()).map_err(|_| {
-            let given = value.get_ref();
-            self.fault(
-                value,
-                field,
-                format!("{given:?} is no duration such as 30s, 1m or 500ms"),
-            )
-        })
+        let given = value.get_ref();
+        let problem = match humantime::parse_duration(given) {
+            Ok(duration) if duration <= Duration::from_secs(DAYS_MAX * 86_400) => return Ok(duration),
+            Ok(_) => format!("{given:?} is longer than {DAYS_MAX} days"),
+            Err(_) => format!("{given:?} is no duration such as 30s, 1m or 500ms"),
+        };
+        Err(self.fault(value, field, problem))
     }
 
     fn named<T: std::str::FromStr<Err = String>>(

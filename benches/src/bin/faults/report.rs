@@ -170,8 +170,33 @@ fn syncs(text: &mut String, title: &str, tallies: &[(String, SyncTally)]) {
             tally.ended,
             tally.readable,
             tally.kept,
-            tally.scenarios - tally.kept
+            tally.cuts - tally.kept
         );
     }
     text.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_scenarios_that_end_with_a_power_cut_can_lose_records() {
+        let tally = SyncTally {
+            scenarios: 5,
+            refusing: 2,
+            cuts: 3,
+            kept: 2,
+            ..SyncTally::default()
+        };
+        let results = Results {
+            syncs: vec![("one".to_owned(), tally)],
+            ..Results::default()
+        };
+        let text = results.markdown();
+        assert!(
+            text.contains("| one | 5 | 0 | 0 | 2 | 0 | 0 | 0 | 2 | 1 |"),
+            "{text}"
+        );
+    }
 }

@@ -63,6 +63,8 @@ pub(crate) struct SyncTally {
     /// Number of scenarios in which the running engine read all acknowledged records after the
     /// failure.
     pub(crate) readable: u64,
+    /// Number of scenarios that ended with a power cut.
+    pub(crate) cuts: u64,
     /// Number of scenarios after which all acknowledged records were present after a power cut.
     pub(crate) kept: u64,
     /// The other verdicts after the power cut.
@@ -188,6 +190,7 @@ fn one(
     let scratch = plan.folder.join("scratch");
     after.write(&scratch)?;
     let (verdict, example) = judge(engine, &scratch, &expected)?;
+    tally.cuts += 1;
     if verdict == Verdict::Right {
         tally.kept += 1;
     } else {

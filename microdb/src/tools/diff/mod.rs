@@ -215,6 +215,8 @@ pub(crate) fn diff(
     second: &Arc<Handle>,
     mut found: impl FnMut(&Difference) -> ControlFlow<()>,
 ) -> Result<DiffReport> {
+    first.check_process()?;
+    second.check_process()?;
     if let Some(report) = by_log(first, second, &mut found)? {
         return Ok(report);
     }

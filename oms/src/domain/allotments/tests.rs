@@ -157,6 +157,9 @@ fn a_new_server_returns_other_units_only_with_the_last_of_the_earlier_orders() {
     let mut allotments = Allotments::new(NodeName::new("b").unwrap(), 6, rows.collect());
     allotments.set_on(true);
     allotments.incarnation_is_durable(7);
+    for _ in 1..HOT_AFTER {
+        allotments.note_reserved(3, &[line(7, 1)], 1_000);
+    }
     for clears in [false, true] {
         allotments.note_reserved(3, &[line(7, 1)], 1_000);
         let request = allotments.request(3, 1_000, false).unwrap();
@@ -199,4 +202,32 @@ fn an_order_that_fails_after_a_restart_makes_no_units_usable() {
     assert_eq!(allotments.usable(), 0, "the next request returns these units");
     let request = allotments.request(1, 1_000, false).unwrap();
     assert!(request.clears && request.spent.is_empty());
+}
+
+#[test]
+fn units_of_a_limited_number_of_stores_are_borrowed_also_after_a_restart_and_recalls() {
+    let stores = 1..=3 * STORES_MAX as u32;
+    let rows = stores.clone().step_by(2).map(|store| Reservation {
+        order: id(&format!("a{store}")),
+        store,
+        lines: [line(7, 2)].into(),
+        nonce: Some(9),
+    });
+    let mut allotments = Allotments::new(NodeName::new("b").unwrap(), 6, rows.collect());
+    allotments.set_on(true);
+    for store in stores.clone() {
+        let recall = Recall {
+            store,
+            products: Vec::new(),
+        };
+        allotments.recall(&recall, 1_000);
+    }
+    let after = 1_000 + PAUSE_MS;
+    let mut borrowed = 0;
+    for store in stores {
+        let mut reserve = || allotments.note_reserved(store, &[line(7, 1)], after);
+        assert!(!reserve(), "store {store} is not hot yet");
+        borrowed += usize::from((1..HOT_AFTER).any(|_| reserve()));
+    }
+    assert_eq!(borrowed, STORES_MAX);
 }

@@ -126,6 +126,8 @@ pub(crate) struct Incoming {
     /// The staged rows of stock, rearranged once the copy is complete.
     pub(crate) staged: Option<StagedRows>,
     sources: BTreeMap<u8, Source>,
+    /// The time at which the copy from the first source began.
+    begun: Option<Instant>,
 }
 
 #[derive(Default)]
@@ -134,7 +136,6 @@ struct Source {
     /// The slots that come from this source.
     slots: SlotSet,
     copied: Imported,
-    begun: Option<Instant>,
 }
 
 impl Incoming {
@@ -150,6 +151,7 @@ impl Incoming {
             state: StagedState::default(),
             staged: None,
             sources: BTreeMap::new(),
+            begun: None,
         }
     }
 
@@ -161,6 +163,13 @@ impl Incoming {
             bytes: sum.bytes + source.copied.bytes,
         };
         self.sources.values().fold(Imported::default(), add)
+    }
+
+    /// Returns the earliest time at which all rows copied so far may have arrived. The sources
+    /// share the rate. `None` before the copy has begun.
+    fn due(&self, rows_per_second: u64) -> Option<Instant> {
+        let seconds = self.copied().rows as f64 / rows_per_second.max(1) as f64;
+        self.begun.map(|begun| begun + Duration::from_secs_f64(seconds))
     }
 }
 
@@ -187,7 +196,8 @@ pub(crate) async fn import(
             store_page(server, request, number, page),
             fetch(peers, server, request, number + 1)
         );
-        keep_pace(server, request.source, copied?).await;
+        copied?;
+        keep_pace(server).await;
         page = next?;
     }
     Err(migration_ended())
@@ -206,8 +216,9 @@ async fn next_page(server: &VolumeServer, request: &ImportRequest) -> Result<u64
                 slots: SlotSet::of(&request.slots, server.ring().slots()),
                 ..Source::default()
             });
-            source.begun.get_or_insert_with(Instant::now);
-            Ok(source.next)
+            let next = source.next;
+            incoming.begun.get_or_insert_with(Instant::now);
+            Ok(next)
         }
         None => Err(migration_ended()),
     }
@@ -248,21 +259,19 @@ async fn fetch(
     Page::decode(&answer.body).map_err(wrong)
 }
 
-/// Waits if the rows of a source arrived faster than the configured maximum rate.
-async fn keep_pace(server: &VolumeServer, source: u8, copied: Imported) {
+/// Waits if the rows of all sources arrived faster than the configured maximum rate.
+async fn keep_pace(server: &VolumeServer) {
     let Some(rows_per_second) = server.move_rows_per_second else {
         return;
     };
-    let begun = {
+    let due = {
         let incoming = server.incoming.lock().await;
-        let source = incoming
+        incoming
             .as_ref()
-            .and_then(|incoming| incoming.sources.get(&source));
-        source.and_then(|source| source.begun)
+            .and_then(|incoming| incoming.due(rows_per_second))
     };
-    if let Some(begun) = begun {
-        let due = Duration::from_secs_f64(copied.rows as f64 / rows_per_second.max(1) as f64);
-        tokio::time::sleep_until(begun + due).await;
+    if let Some(due) = due {
+        tokio::time::sleep_until(due).await;
     }
 }
 
@@ -416,4 +425,29 @@ pub(crate) async fn blocking<T: Send + 'static>(
     // There is no result if `work` panicked. The panic has been logged, and the caller gets the
     // error of a closed volume.
     runtime::blocking(work).await.unwrap_or(Err(StorageError::Closed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_sources_of_a_migration_share_the_rate_of_the_copy() {
+        let mut incoming = Incoming::new(1);
+        assert_eq!(incoming.due(100), None);
+        let begun = Instant::now();
+        incoming.begun = Some(begun);
+        for source in 0..3 {
+            let copied = Imported {
+                rows: 100,
+                ..Imported::default()
+            };
+            let source_state = Source {
+                copied,
+                ..Source::default()
+            };
+            incoming.sources.insert(source, source_state);
+        }
+        assert_eq!(incoming.due(100), Some(begun + Duration::from_secs(3)));
+    }
 }
