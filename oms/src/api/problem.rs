@@ -259,7 +259,7 @@ impl From<MigrationError> for Problem {
 impl From<OrderError> for Problem {
     fn from(fault: OrderError) -> Problem {
         match fault {
-            OrderError::Unknown => Problem::not_found(fault.to_string()),
+            OrderError::Unknown | OrderError::NoMessage => Problem::not_found(fault.to_string()),
             OrderError::Refused(_) => Problem::new(Kind::Refused, fault.to_string()),
             OrderError::Moved => Problem::moved(),
             OrderError::Away(detail) => Problem::busy(detail),

@@ -144,13 +144,7 @@ pub(super) struct Retried<'a> {
 /// Retries a dead letter: the message waits for its next try again. Changes nothing if the message
 /// is waiting already.
 pub(super) async fn retry(app: &App, order: &OrderId, kind: Kind) -> Result<Json, Problem> {
-    app.transactors
-        .ask(order, Ask::Retry(kind))
-        .await
-        .map_err(|fault| match fault {
-            OrderError::Unknown => Problem::not_found("there is no such message"),
-            fault => fault.into(),
-        })?;
+    app.transactors.ask(order, Ask::Retry(kind)).await?;
     Json::of(&Retried {
         order,
         kind,

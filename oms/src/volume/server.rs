@@ -93,8 +93,8 @@ pub(crate) struct VolumeServer {
     pub(crate) incoming: tokio::sync::Mutex<Option<Incoming>>,
     /// Progress of the copy in `incoming`, readable without its lock.
     pub(crate) progress: Mutex<Progress>,
-    /// Maximum rate of the copy in `incoming`, from all sources together, in rows per second. `None`
-    /// means unlimited.
+    /// Maximum rate of the copy in `incoming`, from all sources together, in rows per second.
+    /// `None` means unlimited.
     pub(crate) move_rows_per_second: Option<u64>,
     /// `true` while the volume owns exactly the slots that the server's ring assigns to it, is not
     /// prepared for a migration (as a target, or as a source with sealed slots), and has neither

@@ -50,9 +50,12 @@ use crate::volume::traced_orders::TracedOrders;
 /// The reason why a request about an order failed or a step was not taken.
 #[derive(Clone, Debug, Error)]
 pub(crate) enum OrderError {
-    /// The order does not exist, or it has no message to retry.
+    /// The order does not exist.
     #[error("there is no such order")]
     Unknown,
+    /// The order exists, but it has no message of this kind to retry.
+    #[error("the order has no such message")]
+    NoMessage,
     /// The state of the order forbids the command.
     #[error(transparent)]
     Refused(Refusal),

@@ -313,14 +313,15 @@ async fn a_dead_letter_is_listed_and_can_be_retried() {
         200
     );
     world.shop.until("poison", "announced").await;
-    assert_eq!(
-        world
-            .shop
-            .send("POST", "/outbox/poison/announce/retry", &[], "")
-            .await
-            .status,
-        404
-    );
+    for (order, detail) in [
+        ("poison", "the order has no such message"),
+        ("unknown", "there is no such order"),
+    ] {
+        let path = format!("/outbox/{order}/announce/retry");
+        let reply = world.shop.send("POST", &path, &[], "").await;
+        assert_eq!(reply.status, 404);
+        assert_eq!(reply.json()["detail"], detail);
+    }
 }
 
 #[tokio::test]

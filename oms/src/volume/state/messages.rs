@@ -88,7 +88,7 @@ impl VolumeState {
     ) -> Result<Begun, OrderError> {
         let state = self.outbox().get(&order.id, kind).map(|message| message.state);
         match state {
-            None => return Err(OrderError::Unknown),
+            None => return Err(OrderError::NoMessage),
             Some(MessageState::Waiting) => {
                 return Ok(Begun::Done(Outcome {
                     order,
@@ -99,7 +99,7 @@ impl VolumeState {
         }
         let message = Message::new(self.clock.now_ms());
         match self.note_message(order, kind, &message, permit)? {
-            Begun::Done(_) | Begun::SearchAgain(_) => Err(OrderError::Unknown),
+            Begun::Done(_) | Begun::SearchAgain(_) => Err(OrderError::NoMessage),
             Begun::Pending(mut step) => {
                 step.wanted = Some(Wanted { kind, message });
                 Ok(Begun::Pending(step))
