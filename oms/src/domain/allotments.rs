@@ -196,12 +196,12 @@ impl Allotments {
         self.is_on = is_on;
     }
 
-    /// Counts a reservation that was made by a message to the store's owner, while borrowing is on.
-    /// `HOT_AFTER` such reservations within `WINDOW_MS` begin to borrow units of the store, if those
-    /// of fewer than `STORES_MAX` stores are borrowed. At most `STORES_MAX` stores are counted at a
-    /// time. If units of the store are borrowed already, a later request may ask for more
-    /// (`note_missing`). Returns `true` if borrowing is on and units of the store are borrowed
-    /// afterwards.
+    /// Notes a reservation that was made by a message to the store's owner. Does nothing while
+    /// borrowing is off. If the volume borrows from the store already, a later request may ask for
+    /// more units (`note_missing`). Otherwise the reservation is counted, for at most `STORES_MAX`
+    /// stores at a time. After `HOT_AFTER` reservations within `WINDOW_MS` the volume begins to
+    /// borrow from the store, if it borrows from fewer than `STORES_MAX` stores. Returns `true` if
+    /// the volume borrows from the store then, even if no unit is granted yet.
     pub(crate) fn note_reserved(&mut self, store: u32, lines: &[Line], now_ms: u64) -> bool {
         if !self.is_on {
             return false;

@@ -30,7 +30,7 @@ use crate::ring::Node;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Entry {
     /// Sort key. The upper 64 bits are the relative need at the time when the entry was queued or
-    /// updated. The lower 64 bits order entries of equal need.
+    /// updated. The lower 64 bits order entries of equal relative need.
     key: u128,
     index: usize,
 }
