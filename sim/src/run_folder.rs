@@ -53,7 +53,7 @@ pub struct RunFacts {
     pub repeat: String,
     /// Time at which the run began, before its first request, unix milliseconds.
     pub begun_at_ms: u64,
-    /// Number of logical processors of the machine.
+    /// Number of logical processors that this process may use, or 1 if the number is not known.
     pub processors: usize,
     /// Operating system and architecture.
     pub platform: String,

@@ -139,7 +139,8 @@ impl SimEngine {
         loss > 0 && self.dice.between(0, 999) < loss
     }
 
-    /// Stalls the next write between the check of its conditions and its effect.
+    /// Stalls the next write between the begin of its statement and its effect. A condition that
+    /// the statement checks only at the begin may no longer hold at its effect.
     pub(crate) fn stall_next(&self, wait: Duration) {
         self.inside().stalls_next = Some((None, wait));
     }

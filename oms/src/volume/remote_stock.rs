@@ -117,8 +117,8 @@ pub(crate) trait RemoteVolumes: Send + Sync {
 /// The result of a search for the first store of a new order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Searched {
-    /// The first store of this volume that had the units. The other volumes were asked only for
-    /// stores with lower numbers.
+    /// The first store of this volume that had the units, if any was searched. The other volumes
+    /// were asked only for stores with lower numbers, or for all stores if this is `None`.
     pub(crate) here: Option<u32>,
     /// The units for the order in a store of another volume, if that store is the first one.
     pub(crate) elsewhere: Option<ReservedElsewhere>,

@@ -162,7 +162,7 @@ impl EngineCluster {
 
     async fn release_log(&self, volume: &NodeName) -> Result<(), LogError> {
         let epoch = self.epochs.lock().remove(volume);
-        // A log stays in its engine, so an earlier state is good enough.
+        // A log stays in its engine, so an old state of the cluster also names the right engine.
         let (Some(epoch), Some(place)) = (epoch, self.shared.known_log_of(volume)) else {
             return Ok(());
         };
