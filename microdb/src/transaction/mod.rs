@@ -571,17 +571,17 @@ mod tests {
 
     /// Returns the writes of a group that deletes `key`. The deletion gets the hash of `hashed`, as
     /// if both keys had equal hashes.
-    fn deletion(db: &Db, table: &Table, key: &[u8], hashed: &[u8]) -> Arc<GroupWrites> {
+    fn deletion(db: &Db, table: &Table, key: &[u8], hashed: &[u8]) -> Result<Arc<GroupWrites>> {
         let mut body = Body::default();
         let (hash, id) = (db.engine.hash(hashed), table.core.id);
-        body.push(RecordKind::Delete, (0, id), hash, key, b"").unwrap();
+        body.push(RecordKind::Delete, (0, id), hash, key, b"")?;
         let tables = [table.core.clone()];
         let mut core = lock(&db.engine.core);
-        let place = db.engine.append(&mut core, &mut body).unwrap();
+        let place = db.engine.append(&mut core, &mut body)?;
         let mut writes = GroupWrites::default();
         writes.add(&body, &tables, None, place);
-        db.engine.publish(&mut core, &body, &tables, None, place).unwrap();
-        writes.into()
+        db.engine.publish(&mut core, &body, &tables, None, place)?;
+        Ok(writes.into())
     }
 
     #[test]
@@ -591,11 +591,11 @@ mod tests {
         let db = options.open(folder.path()).unwrap();
         let table = db.table("t").unwrap();
         table.put("k", "v").unwrap();
-        let collides = deletion(&db, &table, b"other", b"k");
+        let collides = deletion(&db, &table, b"other", b"k").unwrap();
         let read = Transaction::begin(&db, Some(collides)).get(&table, "k");
         assert!(matches!(read, Err(Error::Conflict { .. })), "{read:?}");
         assert_eq!(table.get("k").unwrap().as_deref(), Some(&b"v"[..]));
-        let deletes = deletion(&db, &table, b"k", b"k");
+        let deletes = deletion(&db, &table, b"k", b"k").unwrap();
         let read = Transaction::begin(&db, Some(deletes)).get(&table, "k");
         assert_eq!(read.unwrap(), None);
     }
