@@ -66,8 +66,8 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    /// Answers a request. Refuses a request of a browser if the rules for hosts or origins forbid it,
-    /// and applies the CORS rules if there are any. None of these concern calls under `/peer/`.
+    /// Answers a request. Refuses a request of a browser if the rules for hosts or origins forbid
+    /// it, and applies the CORS rules if there are any. None of these concern calls under `/peer/`.
     pub(crate) async fn answer(
         &self,
         target: Target,

@@ -8,10 +8,10 @@
 //!   have their new quantities (`stock_upload::apply`).
 //! - Failed parts are sent again for up to `APPLY_TIMEOUT`. The upload fails earlier if a part is
 //!   rejected, if this node must serve a volume that is missing, or if a node is silent (answers
-//!   neither calls nor pings). If the upload fails after a confirmed part may have changed stock, or
-//!   after a part may have been applied without a confirmation, the problem `partly-applied` lists
-//!   the stores of confirmed parts and all other stores. A part of a whole snapshot changes stock
-//!   also without stores: it empties the volume.
+//!   neither calls nor pings). If the upload fails after a confirmed part may have changed stock,
+//!   or after a part may have been applied without a confirmation, the problem `partly-applied`
+//!   lists the stores of confirmed parts and all other stores. A part of a whole snapshot changes
+//!   stock also without stores: it empties the volume.
 //! - Each part names all products of the upload, also products without a line for the part's
 //!   stores, because a volume's stock has a cell for each pair of product and store.
 //!

@@ -583,8 +583,8 @@ impl VolumeServer {
         }
     }
 
-    /// Stops all work on the volume and closes it. Writes that an engine does not acknowledge within
-    /// `CLOSE_WAIT` are abandoned: the rows may or may not be in the log.
+    /// Stops all work on the volume and closes it. Writes that an engine does not acknowledge
+    /// within `CLOSE_WAIT` are abandoned: the rows may or may not be in the log.
     pub(crate) async fn close(&self) -> Result<(), StorageError> {
         self.end_jobs().await;
         if tokio::time::timeout(CLOSE_WAIT, self.finish_writes())

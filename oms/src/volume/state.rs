@@ -56,8 +56,8 @@ pub(crate) enum OrderError {
     /// The order exists, but it has no message of this kind to retry.
     #[error("the order has no such message")]
     NoMessage,
-    /// The rules of orders refuse the request, because of the order's state, its lines or the number
-    /// of its payments.
+    /// The rules of orders refuse the request, because of the order's state, its lines or the
+    /// number of its payments.
     #[error(transparent)]
     Refused(Refusal),
     /// This volume does not own the order, store or statistics, or does not accept the step now.

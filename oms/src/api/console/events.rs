@@ -180,8 +180,8 @@ fn nodes(draft: &mut Draft, before: &Scene, now: &Scene) {
     }
     for node in old.difference(&new) {
         let is_member = now.state.ring.member(node).is_some();
-        // A node that leaves for good is asked to stop only after it has lost its volume. Until then
-        // its description remains, as after a death.
+        // A node that leaves for good is asked to stop only after it has lost its volume. Until
+        // then its description remains, as after a death.
         let has_left = !is_member && before.state.leaving.contains(*node);
         let (kind, text) = if now.starts.contains_key(*node) && !has_left {
             (Kind::NodeDied, format!("{node} died without stopping."))
