@@ -11,8 +11,8 @@
 //!   fork. Values taken before the fork stay readable. The handle writes, removes and unlocks
 //!   nothing, not even when dropped.
 //! - In a forked child, no call through an inherited handle waits for a lock, because a lock that
-//!   another thread held at the fork stays locked. A call that cannot return an error returns what
-//!   it knows without a lock, or a value without content: no table, no statistics, the sequence 0.
+//!   another thread held at the fork stays locked. A call that cannot return an error returns only
+//!   values that need no lock, or a value without content: no table, no statistics, the sequence 0.
 //! - A file with the name of a segment is removed only if its header has the id of this database,
 //!   or if it is empty or begins with zeros. A file with the name of a checkpoint is kept if it
 //!   belongs to another database. If the name of a new segment is already taken, the engine uses
