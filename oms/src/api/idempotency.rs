@@ -14,6 +14,8 @@
 //!   repeated order or payment even gets an equal response.
 //! - Two requests with one key are never in progress at one volume at the same time.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use axum::response::IntoResponse;
@@ -39,9 +41,25 @@ pub(crate) const KEY_BYTES_MAX: usize = 255;
 
 /// A command of a client with its parsed body. Commands are idempotent: a command that is executed
 /// again has no further effect.
-pub(crate) struct Commanded(OrderCommand);
+pub(crate) struct Commanded {
+    command: OrderCommand,
+    /// `true` once this node has tried to execute the command, here or at another node.
+    was_tried: AtomicBool,
+}
 
 impl Commanded {
+    fn new(command: OrderCommand) -> Commanded {
+        Commanded {
+            command,
+            was_tried: AtomicBool::new(false),
+        }
+    }
+
+    /// Notes a try of the command. Returns `true` if there was an earlier one.
+    fn note_try(&self) -> bool {
+        self.was_tried.swap(true, Ordering::Relaxed) || self.command.is_repeated
+    }
+
     /// Reads and parses the body of a command. With an idempotency key, the body is also read for
     /// commands without content, because the key is bound to the path and the body.
     pub(crate) async fn read(
@@ -69,7 +87,12 @@ impl Commanded {
             Command::Retry(order, kind) => (order, OrderWork::Retry(kind)),
         };
         let keyed = key.zip(path).map(|(key, path)| Keyed { key, path, body });
-        Ok(Commanded(OrderCommand { order, work, keyed }))
+        Ok(Commanded::new(OrderCommand {
+            order,
+            work,
+            is_repeated: false,
+            keyed,
+        }))
     }
 
     /// Returns a command that another node has parsed, after checking its idempotency key again.
@@ -78,23 +101,27 @@ impl Commanded {
             let key = HeaderValue::from_str(&keyed.key);
             check_key(&key.map_err(|_| Problem::field("Idempotency-Key", "is not a header's value"))?)?;
         }
-        Ok(Commanded(command))
+        Ok(Commanded::new(command))
     }
 
     /// Returns the id of the order that the command concerns.
     pub(crate) fn order(&self) -> &OrderId {
-        &self.0.order
+        &self.command.order
     }
 
-    /// Returns the command as a message for the channel to another node.
+    /// Returns the command as a message for the channel to another node, and notes the try.
     pub(crate) fn to_message(&self) -> OrderCommand {
-        self.0.clone()
+        OrderCommand {
+            is_repeated: self.note_try(),
+            ..self.command.clone()
+        }
     }
 
     async fn execute(&self, app: &App) -> Result<Json, Problem> {
-        let order = &self.0.order;
-        match &self.0.work {
-            OrderWork::Place(lines) => orders::place(app, order, lines.clone()).await,
+        let order = &self.command.order;
+        let is_repeated = self.note_try();
+        match &self.command.work {
+            OrderWork::Place(lines) => orders::place(app, order, lines.clone(), is_repeated).await,
             OrderWork::Pay(transaction) => orders::pay(app, order, *transaction).await,
             OrderWork::Cancel => orders::cancel(app, order).await,
             OrderWork::Retry(kind) => reports::retry(app, order, *kind).await,
@@ -105,8 +132,8 @@ impl Commanded {
     /// Besides the problems of the command, returns a problem if a request with this key is in
     /// progress, or if the key was used for another request.
     pub(crate) async fn answer(&self, app: &App) -> Result<Response<AnswerBody>, Problem> {
-        app.state().traced_orders.note(&self.0.order);
-        let Some(Keyed { key, path, body }) = &self.0.keyed else {
+        app.state().traced_orders.note(&self.command.order);
+        let Some(Keyed { key, path, body }) = &self.command.keyed else {
             return Ok(self.execute(app).await?.into_short());
         };
         let mut request = format!("POST {path}\n").into_bytes();
@@ -115,7 +142,7 @@ impl Commanded {
             let detail = "a request with this idempotency key is in progress; retry later for its answer";
             return Err(Problem::new(Kind::KeyInProgress, detail));
         };
-        let order = &self.0.order;
+        let order = &self.command.order;
         let is_here = app.state().slots.has_order(order);
         if let Some(kept) = app.state().storage.kept_answer(key)?.filter(|_| is_here) {
             if kept.request != request {

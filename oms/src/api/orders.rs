@@ -119,8 +119,19 @@ async fn ask(app: &App, id: &OrderId, ask: Ask) -> Result<Outcome, Problem> {
 /// Places an order: reserves its units in the store with the lowest id that has all of them.
 /// Returns the problem 409 if no store has all of them, or if the id is that of an order with other
 /// lines.
-pub(super) async fn place(app: &App, id: &OrderId, lines: Box<[Line]>) -> Result<Json, Problem> {
-    let Outcome { order, repeated } = ask(app, id, Ask::Place(lines)).await?;
+/// `is_repeated` says if an earlier try of the client's request may have reserved the units.
+pub(super) async fn place(
+    app: &App,
+    id: &OrderId,
+    lines: Box<[Line]>,
+    is_repeated: bool,
+) -> Result<Json, Problem> {
+    let place = if is_repeated {
+        Ask::PlaceAgain(lines)
+    } else {
+        Ask::Place(lines)
+    };
+    let Outcome { order, repeated } = ask(app, id, place).await?;
     if order.store.is_none() {
         return Err(insufficient_stock(&order).replayed(repeated));
     }

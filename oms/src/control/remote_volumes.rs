@@ -3,7 +3,7 @@
 //! `volume::remote_stock` lists the questions to other volumes, and says why a question may be
 //! repeated. The search for the store with the lowest id that has an order's units looks in the
 //! volumes of this process and in the copies of `stock_copies`, and asks the volumes without a
-//! usable copy. If neither the volumes of this process nor the usable copies have such a store, a
+//! usable copy. A search for a repeated request uses no copies (`volume::store_search`). If neither the volumes of this process nor the usable copies have such a store, a
 //! search without an upper bound asks all other volumes.
 
 use std::sync::{Arc, Weak};
@@ -26,6 +26,7 @@ use crate::runtime;
 use crate::runtime::seeded::seeded;
 use crate::volume::remote_stock::{Answer, RemoteVolumes};
 use crate::volume::state::OrderError;
+use crate::volume::store_search::Search;
 
 /// Timeout of a question to another volume, except for a borrower's request. Shorter than
 /// `ROUTING_TIMEOUT`, the timeout of the client's request that created the order, so that the
@@ -61,11 +62,11 @@ impl RemoteVolumeClient {
     async fn find_at(
         cluster: Arc<ClusterHandle>,
         volume: NodeName,
-        lines: Box<[Line]>,
+        question: Question,
         until: Instant,
     ) -> Result<Option<u32>, OrderError> {
         let known = |topology: &Topology| topology.known(&volume);
-        match cluster.ask(known, &Question::FindStore(lines), until).await? {
+        match cluster.ask(known, &question, until).await? {
             (Reply::FoundStore(store), _) => Ok(store),
             _ => Err(unexpected_answer()),
         }
@@ -76,12 +77,20 @@ impl RemoteVolumeClient {
     async fn find_by_asking(
         cluster: &Arc<ClusterHandle>,
         volumes: Vec<NodeName>,
-        lines: &[Line],
+        search: Search<'_>,
     ) -> Result<Option<u32>, OrderError> {
         let until = Instant::now() + REMOTE_CALL_TIMEOUT;
         let mut asked = JoinSet::new();
         for volume in volumes {
-            let finding = RemoteVolumeClient::find_at(Arc::clone(cluster), volume, lines.into(), until);
+            let finding = RemoteVolumeClient::find_at(
+                Arc::clone(cluster),
+                volume,
+                Question::FindStore {
+                    order: search.order.clone(),
+                    lines: search.lines.into(),
+                },
+                until,
+            );
             asked.spawn(runtime::within(finding));
         }
         let mut first = None;
@@ -110,8 +119,15 @@ fn earlier(one: Option<u32>, other: Option<u32>) -> Option<u32> {
 }
 
 impl RemoteVolumes for RemoteVolumeClient {
-    fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>, epoch: Epoch) -> Answer<'a, Option<u32>> {
+    fn find<'a>(&'a self, search: Search<'a>) -> Answer<'a, Option<u32>> {
         Box::pin(async move {
+            let Search {
+                order,
+                lines,
+                is_repeated,
+                below,
+                epoch,
+            } = search;
             // No store has an id below 1, so the search cannot find a store below store 1.
             if below == Some(1) {
                 return Ok(None);
@@ -124,7 +140,8 @@ impl RemoteVolumes for RemoteVolumeClient {
             let (mut first, mut not_known) = (None, Vec::new());
             for volume in others() {
                 let found = match topology.servers.get(volume) {
-                    Some(server) => Found::First(server.app.state().find_store(lines, epoch)?),
+                    Some(server) => Found::First(server.app.state().find_store(order, lines, epoch)?),
+                    None if is_repeated => Found::NotKnown,
                     None => StockCopies::first_store(&cluster, volume, epoch.0, &demands),
                 };
                 match found {
@@ -141,7 +158,7 @@ impl RemoteVolumes for RemoteVolumeClient {
             if !not_known.is_empty() {
                 first = earlier(
                     first,
-                    RemoteVolumeClient::find_by_asking(&cluster, not_known, lines).await?,
+                    RemoteVolumeClient::find_by_asking(&cluster, not_known, search).await?,
                 );
                 // A newer topology may have routed some of the questions, so the epoch is checked
                 // again.

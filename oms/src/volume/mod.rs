@@ -23,5 +23,6 @@ pub(crate) mod remote_reservations;
 pub(crate) mod remote_stock;
 pub(crate) mod server;
 pub(crate) mod state;
+pub(crate) mod store_search;
 pub(crate) mod traced_orders;
 pub(crate) mod transactor;

@@ -39,8 +39,8 @@ pub(crate) async fn answer(server: &Arc<VolumeServer>, asked_by: Epoch, question
         Question::Command(_) | Question::Read(_) => {
             Reply::Failed("a client's request must be sent to the API of the volume's node".to_owned())
         }
-        Question::FindStore(lines) => state
-            .find_store(&lines, asked_by)
+        Question::FindStore { order, lines } => state
+            .find_store(&order, &lines, asked_by)
             .map_or_else(Reply::from, Reply::FoundStore),
         Question::Reserve(reserve) => {
             let mut answers = state.reserve_all(vec![reserve]).await;

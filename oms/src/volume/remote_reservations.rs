@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use crate::domain::order::{Line, OrderId};
 use crate::domain::stock::Reservation;
-use crate::volume::remote_stock::{ASK_AFTER, ASK_AFTER_MAX};
+use crate::volume::remote_stock::{ASK_AFTER, ASK_AFTER_MAX, was_lent};
 use crate::volume::state::OrderError;
 
 /// Units of a store of this volume that are reserved for an order of another volume.
@@ -48,6 +48,11 @@ impl RemoteReservation {
     /// Returns the reserved products and quantities.
     pub(crate) fn lines(&self) -> &[Line] {
         &self.lines
+    }
+
+    /// Returns `true` if exactly these units are reserved, and not by an order that took lent units.
+    pub(crate) fn has(&self, lines: &[Line]) -> bool {
+        *self.lines == *lines && !was_lent(self.nonce)
     }
 
     /// Makes the next question about the reservation due, unless the order is known to be durable.
@@ -120,6 +125,27 @@ impl RemoteReservations {
 
     pub(crate) fn get_mut(&mut self, order: &OrderId, store: u32) -> Option<&mut RemoteReservation> {
         self.by_store.get_mut(&store)?.get_mut(order)
+    }
+
+    /// Returns the first store in which an order, which is being placed, has these units already,
+    /// if the store's number is below `below`. An earlier attempt to place the order reserved them.
+    /// Returns an error while a commit changes that reservation.
+    pub(crate) fn first_store_of(
+        &self,
+        order: &OrderId,
+        lines: &[Line],
+        below: Option<u32>,
+    ) -> Result<Option<u32>, OrderError> {
+        let stores = self.by_store.range(..below.unwrap_or(u32::MAX));
+        let reserved = |(store, known): (&u32, &HashMap<OrderId, RemoteReservation>)| {
+            let known = known.get(order).filter(|known| known.has(lines))?;
+            Some((*store, known.is_changing))
+        };
+        match stores.filter_map(reserved).next() {
+            Some((_, true)) => Err(OrderError::Moved),
+            Some((store, false)) => Ok(Some(store)),
+            None => Ok(None),
+        }
     }
 
     /// Records that the order of a reservation is durable, so that the order's volume is not asked

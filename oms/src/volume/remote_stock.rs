@@ -1,11 +1,9 @@
 //! Orders with units in a store of another volume. That volume reserves the units, the order's
 //! volume commits the order, and a settlement ends the reservation later.
 //!
-//! 1. The order's volume searches the stock of all volumes. If the first suitable store is in
-//!    another volume, the order's volume reserves the units there or takes borrowed ones
-//!    (`borrowing`). Then it commits the order. All answers of a search must follow the same ring.
-//!    If the first store of all is in the order's volume and other orders take its units during the
-//!    search, the search is repeated.
+//! 1. The order's volume searches the stock of all volumes (`store_search`). If the first suitable
+//!    store is in another volume, the order's volume reserves the units there or takes borrowed
+//!    ones (`borrowing`). Then it commits the order.
 //! 2. The order's volume confirms the reservation once the order is durable.
 //! 3. When the units are released or delivered, a settlement is committed with the order's change
 //!    and sent to the store's volume until that volume confirms it.
@@ -36,7 +34,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use imt_ring::{Epoch, NodeName};
+use imt_ring::NodeName;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -54,12 +52,8 @@ use crate::volume::remote_reservations::{
     DueReservation, RemoteReservation, RemoteReservations, ReservationKey,
 };
 use crate::volume::state::{OrderError, VolumeState};
+use crate::volume::store_search::Search;
 
-/// Maximum number of searches for the store of an order, if other orders take the units after each
-/// search. `reserve_elsewhere` and the transactor count separately.
-pub(crate) const PLACE_TRIES: u32 = 16;
-/// Error message for an order that found no store in `PLACE_TRIES` searches.
-pub(crate) const STOCK_CHANGES: &str = "the stock changes faster than a store can be found for the order";
 /// Error message for a reservation while other units are reserved for the same order.
 const OTHER_UNITS: &str = "other units are still reserved for an earlier attempt to place the order; retry";
 /// Usual time after which the order's volume is first asked about a reservation. Most reservations
@@ -82,10 +76,11 @@ pub(crate) type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, OrderError
 
 /// Client for the other volumes, in this process or another one.
 pub(crate) trait RemoteVolumes: Send + Sync {
-    /// Returns the first store of all other volumes that has these units, if its number is below
-    /// `below`. Returns the error `Moved` unless all volumes follow the ring of this epoch. If two
-    /// volumes followed different rings, a migrating store could be missing in the answers of both.
-    fn find<'a>(&'a self, lines: &'a [Line], below: Option<u32>, epoch: Epoch) -> Answer<'a, Option<u32>>;
+    /// Returns the first store of all other volumes that has the units of the search, if its number
+    /// is below `search.below`. Returns the error `Moved` unless all volumes follow the ring of
+    /// `search.epoch`. If two volumes followed different rings, a migrating store could be missing
+    /// in the answers of both.
+    fn find<'a>(&'a self, search: Search<'a>) -> Answer<'a, Option<u32>>;
 
     /// Reserves units in a store of another volume. Returns `false` if the store lacks some of
     /// them, or if the order has already taken lent units of this store.
@@ -114,26 +109,6 @@ pub(crate) trait RemoteVolumes: Send + Sync {
     fn keeps<'a>(&'a self, order: &'a OrderId, store: u32) -> Answer<'a, bool>;
 }
 
-/// The result of a search for the first store of a new order.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Searched {
-    /// The first store of this volume that had the units, if any was searched. The other volumes
-    /// were asked only for stores with lower numbers, or for all stores if this is `None`.
-    pub(crate) here: Option<u32>,
-    /// The units for the order in a store of another volume, if that store is the first one.
-    pub(crate) elsewhere: Option<ReservedElsewhere>,
-}
-
-/// Units in a store of another volume for an order that is being placed. They are reserved in that
-/// volume already, or will be taken from units that this volume has borrowed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ReservedElsewhere {
-    pub(crate) store: u32,
-    pub(crate) nonce: u64,
-    /// `true` if the units are to be taken from those that this volume has borrowed.
-    pub(crate) is_lent: bool,
-}
-
 /// A reservation for an order of another volume, with a queued row that may not be durable yet.
 struct Reserving {
     /// Index of the request among the requests of its batch.
@@ -146,7 +121,7 @@ struct Reserving {
 
 /// Returns a nonce for a new reservation. The nonce says if the order takes borrowed units
 /// (`is_lent`) or requests the reservation from the store's volume.
-fn new_nonce(is_lent: bool) -> u64 {
+pub(super) fn new_nonce(is_lent: bool) -> u64 {
     let random = runtime::random_u64();
     if is_lent {
         random | LENT_NONCES
@@ -156,7 +131,7 @@ fn new_nonce(is_lent: bool) -> u64 {
 }
 
 /// Returns `true` if the reservation with this nonce belongs to an order that took lent units.
-fn was_lent(nonce: u64) -> bool {
+pub(super) fn was_lent(nonce: u64) -> bool {
     nonce & LENT_NONCES == LENT_NONCES
 }
 
@@ -173,54 +148,6 @@ pub(crate) fn release(stock: &mut Stock, order: &OrderId, store: u32, lines: &[L
 }
 
 impl VolumeState {
-    /// Searches for the first store for a new order. If this store belongs to another volume,
-    /// reserves the units there, unless borrowed units suffice. Returns no store if the order
-    /// exists already.
-    pub(crate) async fn reserve_elsewhere(
-        &self,
-        remote: &dyn RemoteVolumes,
-        id: &OrderId,
-        lines: &[Line],
-    ) -> Result<Searched, OrderError> {
-        for _ in 0..PLACE_TRIES {
-            self.slots.check_order(id)?;
-            if self.storage.order(id)?.is_some() {
-                return Ok(Searched::default());
-            }
-            let (here, epoch) = self.first_store_and_epoch(lines);
-            let Some(store) = remote.find(lines, here, epoch).await? else {
-                return Ok(Searched {
-                    here,
-                    elsewhere: None,
-                });
-            };
-            let is_lent = self.allotments().suffices(store, lines, self.now().monotonic_ms);
-            let nonce = new_nonce(is_lent);
-            let reserved = ReservedElsewhere {
-                store,
-                nonce,
-                is_lent,
-            };
-            if is_lent {
-                return Ok(Searched {
-                    here,
-                    elsewhere: Some(reserved),
-                });
-            }
-            if remote.reserve(id, nonce, store, lines).await? {
-                let now_ms = self.now().monotonic_ms;
-                if self.allotments().note_reserved(store, lines, now_ms) {
-                    self.borrower_called.notify_one();
-                }
-                return Ok(Searched {
-                    here,
-                    elsewhere: Some(reserved),
-                });
-            }
-        }
-        Err(OrderError::Busy(STOCK_CHANGES))
-    }
-
     /// Reserves units of stores of this volume for orders of other volumes. All requests share one
     /// lock of the stock and one write batch. The answer to each is `Reply::Reserved`,
     /// `Reply::Short` or an error.
@@ -356,27 +283,6 @@ impl VolumeState {
             fence,
             before: remote_reservations.insert(order, *store, now),
         }))
-    }
-
-    /// Returns the first store of this volume that has these units, and the epoch of the ring that
-    /// assigns the stores.
-    fn first_store_and_epoch(&self, lines: &[Line]) -> (Option<u32>, Epoch) {
-        let mut stock = self.stock();
-        (stock.first_store(lines), self.slots.ring().epoch())
-    }
-
-    /// Returns the first store of this volume that has these units, for a search by the ring of
-    /// this epoch. Returns an error if the volume follows another ring or the slot of the store is
-    /// sealed.
-    pub(crate) fn find_store(&self, lines: &[Line], epoch: Epoch) -> Result<Option<u32>, OrderError> {
-        let (store, followed) = self.first_store_and_epoch(lines);
-        if followed != epoch && !seeded("epochs-mixed") {
-            return Err(OrderError::Moved);
-        }
-        if let Some(store) = store {
-            self.slots.check_store(store)?;
-        }
-        Ok(store)
     }
 
     /// Records that the order of the reservation with this nonce is durable.

@@ -43,8 +43,9 @@ use crate::storage::volume::{Loaded, Volume};
 use crate::storage::write_batch::WriteBatch;
 use crate::volume::followers::Followers;
 use crate::volume::remote_reservations::{RemoteReservation, RemoteReservations};
-use crate::volume::remote_stock::{self, RemoteVolumes, ReservedElsewhere};
+use crate::volume::remote_stock::{self, RemoteVolumes};
 pub(crate) use crate::volume::state::messages::wants;
+use crate::volume::store_search::ReservedElsewhere;
 use crate::volume::traced_orders::TracedOrders;
 
 /// The reason why a request about an order failed or a step was not taken.
@@ -325,7 +326,7 @@ impl VolumeState {
         let message = Message::new(now_ms);
         let permit = self.storage.try_permit()?;
         let mut batch = WriteBatch::of_order();
-        let (mut store_fence, mut replaced) = (None, None);
+        let (mut store_fence, mut replaced, mut has_units) = (None, None, false);
         let remote_store = remote.reserved.map(|reserved| reserved.store);
         let lent = remote.reserved.filter(|reserved| reserved.is_lent);
         let (order, ticket) = {
@@ -336,20 +337,24 @@ impl VolumeState {
                 // number than the suitable stores here.
                 return Err(OrderError::Moved);
             }
-            if remote_store.is_none()
+            let here = match remote_store {
+                None => self.first_store_for(&mut stock, id, &lines)?,
+                Some(_) => None,
+            };
+            if let Some(store) = here
                 && self.slots.some_sealed()
-                && let Some(store) = stock.first_store(&lines)
             {
                 self.slots.check_store(store)?;
             }
-            let here = match remote_store {
-                None => stock.first_store(&lines),
-                Some(_) => None,
-            };
             if remote.reserved.is_none() && !remote.covers(here) && !seeded("search-not-repeated") {
                 return Ok(Begun::SearchAgain(lines));
             }
+            if let Some(store) = here {
+                let reserved = self.remote_reservations();
+                has_units = reserved.get(id, store).is_some_and(|known| known.has(&lines));
+            }
             if let Some(store) = here
+                && !has_units
                 && stock.find_free(store, &lines) != Found::Free
             {
                 // The store has enough units only with those that are lent to other volumes. The
@@ -358,9 +363,12 @@ impl VolumeState {
             }
             if let Some(store) = here {
                 // An earlier attempt to place the order at another volume may have reserved units
-                // here. That reservation is replaced.
+                // here. If they are the same units, the order keeps them. Otherwise the reservation
+                // is replaced.
                 replaced = self.remote_reservations().take_over(id, store)?;
-                stock.reserve_units(store, &lines);
+                if !has_units {
+                    stock.reserve_units(store, &lines);
+                }
             }
             let store = remote_store.or(here);
             if let Some(lent) = lent {
@@ -388,7 +396,7 @@ impl VolumeState {
         Ok(Begun::Pending(Pending {
             ticket,
             units: match (order.store, remote_store) {
-                (Some(_), None) => Units::Reserve,
+                (Some(_), None) if !has_units => Units::Reserve,
                 _ => Units::Unchanged,
             },
             is_lent: lent.is_some(),

@@ -30,8 +30,8 @@ use crate::outbox::{Kind, Message};
 use crate::runtime;
 use crate::runtime::metrics::VolumeCounters;
 use crate::storage::group_commit::Permit;
-use crate::volume::remote_stock::{PLACE_TRIES, STOCK_CHANGES, Searched};
 use crate::volume::state::{Begun, OrderError, Outcome, Pending, RemotePlacement, VolumeState};
+use crate::volume::store_search::{PLACE_TRIES, STOCK_CHANGES, Searched};
 
 /// Maximum number of waiting requests of one order. Clients that work correctly never have so many
 /// requests for one order.
@@ -56,6 +56,8 @@ const TROUBLED_MAX: usize = 1_024;
 pub(crate) enum Ask {
     /// Place this order, or repeat the answer of its first placement.
     Place(Box<[Line]>),
+    /// The same, if an earlier try of the client's request may have reserved the units.
+    PlaceAgain(Box<[Line]>),
     /// Execute this command.
     Command(Command),
     /// Record the failed attempts of a message to the warehouse.
@@ -76,7 +78,10 @@ impl Ask {
     fn waits_for_room(&self) -> bool {
         !matches!(
             self,
-            Ask::Place(_) | Ask::Look | Ask::Command(Command::Pay { .. } | Command::Cancel)
+            Ask::Place(_)
+                | Ask::PlaceAgain(_)
+                | Ask::Look
+                | Ask::Command(Command::Pay { .. } | Command::Cancel)
         )
     }
 }
@@ -337,9 +342,11 @@ impl Work {
     }
 
     async fn step(&mut self, mut ask: Ask) -> Result<Outcome, OrderError> {
+        let is_repeated = matches!(ask, Ask::PlaceAgain(_));
         for _ in 0..PLACE_TRIES {
             match self.try_step(ask).await? {
                 Ended::Done(outcome) => return Ok(outcome),
+                Ended::SearchAgain(lines) if is_repeated => ask = Ask::PlaceAgain(lines),
                 Ended::SearchAgain(lines) => ask = Ask::Place(lines),
             }
         }
@@ -356,7 +363,14 @@ impl Work {
         let remote = state.remote();
         let Searched { here, elsewhere } = match (&ask, remote) {
             (Ask::Place(lines), Some(remote)) => {
-                state.reserve_elsewhere(remote.as_ref(), &self.id, lines).await?
+                state
+                    .reserve_elsewhere(remote.as_ref(), &self.id, lines, false)
+                    .await?
+            }
+            (Ask::PlaceAgain(lines), Some(remote)) => {
+                state
+                    .reserve_elsewhere(remote.as_ref(), &self.id, lines, true)
+                    .await?
             }
             _ => Searched::default(),
         };
@@ -428,8 +442,8 @@ fn begin(
         None => state.storage.order(id)?.map(Arc::new),
     };
     match (ask, known) {
-        (Ask::Place(lines), None) => state.place(id, lines, placement),
-        (Ask::Place(lines), Some(order)) => match order.placed_again(&lines) {
+        (Ask::Place(lines) | Ask::PlaceAgain(lines), None) => state.place(id, lines, placement),
+        (Ask::Place(lines) | Ask::PlaceAgain(lines), Some(order)) => match order.placed_again(&lines) {
             Ok(()) => Ok(Begun::Done(Outcome {
                 order,
                 repeated: true,

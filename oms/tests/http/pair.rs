@@ -503,7 +503,7 @@ async fn a_connection_that_cannot_prove_the_secret_is_closed_without_an_answer()
     let mut stream = tokio::net::TcpStream::connect(pair.beta_node.address)
         .await
         .unwrap();
-    stream.write_all(b"IMT-PEER/2\n").await.unwrap();
+    stream.write_all(b"IMT-PEER/3\n").await.unwrap();
     stream.write_all(&[7; 32]).await.unwrap();
     let mut answer = [0; 64];
     stream.read_exact(&mut answer).await.unwrap();

@@ -2,7 +2,7 @@
 //!
 //! | sender | bytes | content |
 //! | --- | ---: | --- |
-//! | initiator | 11 | `IMT-PEER/2` and a line end |
+//! | initiator | 11 | `IMT-PEER/3` and a line end |
 //! | initiator | 32 | its nonce |
 //! | acceptor | 64 | its nonce, its proof |
 //! | initiator | 32 | its proof |
@@ -27,7 +27,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use crate::cluster::channel::LinkError;
 
 /// First bytes of a handshake. No HTTP request begins with them.
-pub(crate) const PREFACE: &[u8; 11] = b"IMT-PEER/2\n";
+pub(crate) const PREFACE: &[u8; 11] = b"IMT-PEER/3\n";
 /// Longest time for the whole handshake, which consists of three messages. On an encrypted
 /// connection it includes the TLS handshake.
 pub(crate) const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -46,8 +46,9 @@ pub(crate) enum Question {
     Command(OrderCommand),
     /// Execute a client's read.
     Read(Read),
-    /// Find the volume's store with the lowest id that has all these units.
-    FindStore(Box<[Line]>),
+    /// Find the volume's store with the lowest id that has all these units. Units that the order
+    /// has reserved already count too.
+    FindStore { order: OrderId, lines: Box<[Line]> },
     /// Reserve units for an order of another volume.
     Reserve(Reserve),
     /// Confirm that the order of a reservation is durable. This request has no answer.
@@ -89,6 +90,8 @@ pub(crate) enum Read {
 pub(crate) struct OrderCommand {
     pub(crate) order: OrderId,
     pub(crate) work: OrderWork,
+    /// `true` if an earlier try of the client's request was refused or had no answer.
+    pub(crate) is_repeated: bool,
     /// The idempotency key of the client's request, with its path and body; `None` without a key.
     pub(crate) keyed: Option<Keyed>,
 }
@@ -282,8 +285,9 @@ impl Question {
                 to.byte(2);
                 read.encode(to);
             }
-            Question::FindStore(lines) => {
+            Question::FindStore { order, lines } => {
                 to.byte(3);
+                to.text(order.as_str());
                 to.lines(lines);
             }
             Question::Reserve(Reserve {
@@ -388,7 +392,10 @@ impl Question {
         Ok(match kind {
             1 => Question::Command(OrderCommand::decode(from)?),
             2 => Question::Read(Read::decode(from)?),
-            3 => Question::FindStore(from.lines()?),
+            3 => Question::FindStore {
+                order: from.order()?,
+                lines: from.lines()?,
+            },
             4 => Question::Reserve(Reserve {
                 order: from.order()?,
                 nonce: from.fixed_u64("a nonce")?,
@@ -452,6 +459,7 @@ impl OrderCommand {
                 to.text(kind.name());
             }
         }
+        to.flag(self.is_repeated);
         to.flag(self.keyed.is_some());
         if let Some(keyed) = &self.keyed {
             to.text(&keyed.key);
@@ -472,6 +480,7 @@ impl OrderCommand {
             },
             _ => return from.fault("a known kind of command"),
         };
+        let is_repeated = from.flag("a flag of a repeated request")?;
         let keyed = match from.flag("a flag of a key")? {
             true => Some(Keyed {
                 key: from.text("an idempotency key")?.to_owned(),
@@ -480,7 +489,12 @@ impl OrderCommand {
             }),
             false => None,
         };
-        Ok(OrderCommand { order, work, keyed })
+        Ok(OrderCommand {
+            order,
+            work,
+            is_repeated,
+            keyed,
+        })
     }
 }
 

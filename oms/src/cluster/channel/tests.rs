@@ -121,6 +121,7 @@ async fn messages_that_fit_no_frame_are_refused_and_the_connection_stays() {
     let large = request(Question::Command(OrderCommand {
         order: OrderId::parse("17").unwrap(),
         work: OrderWork::Cancel,
+        is_repeated: false,
         keyed: Some(keyed),
     }));
     assert_eq!(connection.ask(large).await, Err(Unanswered::TooLarge));

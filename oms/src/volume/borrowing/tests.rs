@@ -1,6 +1,6 @@
 //! Tests of the task that requests units from the owners of stores.
 
-use imt_ring::{Epoch, NodeName};
+use imt_ring::NodeName;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
@@ -11,6 +11,7 @@ use crate::domain::settlement::Settlement;
 use crate::storage::owned_slots::of_store;
 use crate::volume::remote_stock::Answer;
 use crate::volume::remote_stock::tests::{close, name, rings, stocked};
+use crate::volume::store_search::Search;
 
 /// A client for other volumes. The first request for units of the store `panics_for` panics. No
 /// other request for units is answered.
@@ -21,7 +22,7 @@ struct Panicking {
 }
 
 impl RemoteVolumes for Panicking {
-    fn find<'a>(&'a self, _: &'a [Line], _: Option<u32>, _: Epoch) -> Answer<'a, Option<u32>> {
+    fn find<'a>(&'a self, _: Search<'a>) -> Answer<'a, Option<u32>> {
         Box::pin(async { Ok(None) })
     }
 

@@ -3,7 +3,6 @@
 
 use std::task::Poll;
 
-use imt_ring::Epoch;
 use parking_lot::Mutex;
 
 use super::*;
@@ -13,6 +12,7 @@ use crate::volume::remote_stock::Answer;
 use crate::volume::remote_stock::tests::{
     close, level, name, open, orders_where, reserve, rings, stocked, store_where,
 };
+use crate::volume::store_search::Search;
 
 fn borrower() -> NodeName {
     NodeName::new("b").unwrap()
@@ -62,7 +62,7 @@ fn lent(state: &VolumeState, store: u32) -> u32 {
 struct Recalled(Mutex<Vec<Recall>>);
 
 impl RemoteVolumes for Recalled {
-    fn find<'a>(&'a self, _: &'a [Line], _: Option<u32>, _: Epoch) -> Answer<'a, Option<u32>> {
+    fn find<'a>(&'a self, _: Search<'a>) -> Answer<'a, Option<u32>> {
         Box::pin(async { Ok(None) })
     }
 

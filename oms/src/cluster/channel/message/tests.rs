@@ -18,10 +18,11 @@ fn position() -> StockPosition {
 }
 
 fn questions() -> Vec<Question> {
-    let command = |work, keyed| {
+    let command = |work, keyed: Option<Keyed>| {
         Question::Command(OrderCommand {
             order: id("shop:1"),
             work,
+            is_repeated: keyed.is_some(),
             keyed,
         })
     };
@@ -47,7 +48,10 @@ fn questions() -> Vec<Question> {
             TraceContext::of_parts(u128::MAX - 5, 7, 1).unwrap(),
             Box::new(Question::Read(Read::Order(id("17")))),
         ),
-        Question::FindStore([line(7, 1)].into()),
+        Question::FindStore {
+            order: id("a"),
+            lines: [line(7, 1)].into(),
+        },
         Question::Reserve(Reserve {
             order: id("a"),
             nonce: 1 << 63,
