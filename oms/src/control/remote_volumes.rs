@@ -3,8 +3,9 @@
 //! `volume::remote_stock` lists the questions to other volumes, and says why a question may be
 //! repeated. The search for the store with the lowest id that has an order's units looks in the
 //! volumes of this process and in the copies of `stock_copies`, and asks the volumes without a
-//! usable copy. A search for a repeated request uses no copies (`volume::store_search`). If neither the volumes of this process nor the usable copies have such a store, a
-//! search without an upper bound asks all other volumes.
+//! usable copy. If neither the volumes of this process nor the usable copies have such a store, a
+//! search without an upper bound asks all other volumes. A search for a repeated request uses no
+//! copies (`volume::store_search`).
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;

@@ -128,18 +128,20 @@ impl RemoteReservations {
     }
 
     /// Returns the first store in which an order, which is being placed, has these units already,
-    /// if the store's number is below `below`. An earlier attempt to place the order reserved them.
-    /// Returns an error while a commit changes that reservation.
+    /// if the store's number is below `below` and `is_backed` returns `true` for it. An earlier
+    /// attempt to place the order reserved them. Returns an error while a commit changes that
+    /// reservation.
     pub(crate) fn first_store_of(
         &self,
         order: &OrderId,
         lines: &[Line],
         below: Option<u32>,
+        is_backed: impl Fn(u32) -> bool,
     ) -> Result<Option<u32>, OrderError> {
         let stores = self.by_store.range(..below.unwrap_or(u32::MAX));
         let reserved = |(store, known): (&u32, &HashMap<OrderId, RemoteReservation>)| {
             let known = known.get(order).filter(|known| known.has(lines))?;
-            Some((*store, known.is_changing))
+            is_backed(*store).then_some((*store, known.is_changing))
         };
         match stores.filter_map(reserved).next() {
             Some((_, true)) => Err(OrderError::Moved),

@@ -351,7 +351,8 @@ impl VolumeState {
             }
             if let Some(store) = here {
                 let reserved = self.remote_reservations();
-                has_units = reserved.get(id, store).is_some_and(|known| known.has(&lines));
+                has_units = reserved.get(id, store).is_some_and(|known| known.has(&lines))
+                    && stock.has_reserved(store, &lines);
             }
             if let Some(store) = here
                 && !has_units

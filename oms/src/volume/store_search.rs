@@ -1,10 +1,11 @@
 //! The search for the store of a new order: the store with the lowest number, over all volumes,
 //! that has all units of the order.
 //!
-//! An order's own units count as available to it. An earlier attempt to place the order may have
-//! reserved them: for example, the order's slot migrated before the order was committed. Only the
-//! owner of a store knows such a reservation, and copies of its stock do not show it. So two kinds
-//! of searches ask the owners: those of repeated requests, and those that would reject the order.
+//! The owner of a store counts an order's own units as available to it, if it is asked. An earlier
+//! attempt to place the order with the same lines may have reserved them: for example, the order's
+//! slot migrated before the order was committed. Copies of the stock show such units as reserved.
+//! So two kinds of searches ask all owners: those of requests that a node routes again, and those
+//! that would reject the order. A client that sends its request again may get a later store.
 //!
 //! **Invariants**
 //! - All answers of a search follow the same ring.
@@ -32,7 +33,7 @@ pub(crate) const STOCK_CHANGES: &str = "the stock changes faster than a store ca
 pub(crate) struct Search<'a> {
     pub(crate) order: &'a OrderId,
     pub(crate) lines: &'a [Line],
-    /// `true` if an earlier try of the client's request may have reserved the units.
+    /// `true` if an earlier try of the same request of the client may have reserved the units.
     pub(crate) is_repeated: bool,
     /// Only stores with lower numbers are searched. `None` for all stores.
     pub(crate) below: Option<u32>,
@@ -119,7 +120,8 @@ impl VolumeState {
     }
 
     /// Returns the first store of this volume that has an order's units. A store with a reservation
-    /// of these units by an earlier attempt to place the order has them.
+    /// of these units by an earlier attempt to place the order has them, unless a newer stock lacks
+    /// them.
     pub(super) fn first_store_for(
         &self,
         stock: &mut Stock,
@@ -130,7 +132,9 @@ impl VolumeState {
         if seeded("own-units-not-counted") {
             return Ok(free);
         }
-        let reserved = self.remote_reservations().first_store_of(order, lines, free)?;
+        let reservations = self.remote_reservations();
+        let reserved =
+            reservations.first_store_of(order, lines, free, |store| stock.has_reserved(store, lines))?;
         Ok(reserved.or(free))
     }
 
