@@ -8,7 +8,8 @@
 //!   description uses `Content::Object`.
 //! - Problems that many routes share (such as unknown query parameters, internal faults and
 //!   overload) are added here (`kinds`).
-//! - Headers of responses are described in `response_headers`, and examples of bodies in `examples`.
+//! - Headers of responses are described in `response_headers`, and examples of bodies in
+//!   `examples`.
 //!
 //! The texts of the descriptions are in `operations`.
 

@@ -109,8 +109,8 @@ impl Problem {
         Problem::new(Kind::NotFound, detail)
     }
 
-    /// Returns the problem 404 of a path that the API does not have. Names the API document, because
-    /// a client that is not a browser gets no page at `/` that leads to it.
+    /// Returns the problem 404 of a path that the API does not have. Names the API document,
+    /// because a client that is not a browser gets no page at `/` that leads to it.
     pub(crate) fn no_such_path() -> Problem {
         Problem::not_found("there is no such path; GET /openapi.json describes all paths")
     }

@@ -25,10 +25,10 @@ use crate::outbox::schedule::Schedule;
 use crate::outbox::slow_start::SlowStart;
 use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState, OutboxLimits};
 
-/// Number of failures in a row from which the calls count as failing, if one of them is a retry. With
-/// few orders, the retries of one message reach this number within seconds, and the number that
-/// opens the breaker after minutes. A healthy warehouse that fails single calls answers other calls
-/// before a retry, so at a high rate three failures in a row are no trouble yet.
+/// Number of failures in a row from which the calls count as failing, if one of them is a retry.
+/// With few orders, the retries of one message reach this number within seconds, and the number
+/// that opens the breaker after minutes. A healthy warehouse that fails single calls answers other
+/// calls before a retry, so at a high rate three failures in a row are no trouble yet.
 const FAILING_FROM: u32 = 3;
 
 /// The class of a message: fresh or failed. Each class has a schedule of its own.

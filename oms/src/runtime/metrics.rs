@@ -186,14 +186,14 @@ impl Metrics {
         self.recent.lock()
     }
 
-    /// Records the number of requests of clients at the time `at` after the node's start. The caller does this
-    /// once per second.
+    /// Records the number of requests of clients at the time `at` after the node's start. The
+    /// caller does this once per second.
     pub(crate) fn sample(&self, at: Duration) {
         self.recent().sample(at, self.requests());
     }
 
-    /// Returns the average number of requests of clients per second since the oldest kept sample, or since the
-    /// node's start if there is no sample.
+    /// Returns the average number of requests of clients per second since the oldest kept sample,
+    /// or since the node's start if there is no sample.
     pub(crate) fn requests_per_second(&self, at: Duration) -> f64 {
         self.recent().rate(at, self.requests())
     }

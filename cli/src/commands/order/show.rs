@@ -9,8 +9,8 @@ use serde_json::Value;
 
 pub(super) async fn order(api: &Api, id: &str, output: OutputFormat) -> Result<(), CliError> {
     let mut order = api.get(&path(id)).await?;
-    // Only orders in these states have messages. A node reads its whole outbox for the answer, so it
-    // is not asked for other orders.
+    // Only orders in these states have messages. A node reads its whole outbox for the answer, so
+    // it is not asked for other orders.
     let has_messages = matches!(order["state"].as_str(), Some("reserved" | "paid" | "delivering"));
     let messages = if has_messages {
         messages(api, id).await
