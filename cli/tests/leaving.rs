@@ -95,6 +95,25 @@ fn a_leave_that_times_out_gives_the_reason_and_can_be_repeated() {
 }
 
 #[test]
+fn the_coordinators_log_distinguishes_a_stop_from_a_leave() {
+    let data = tempdir().unwrap();
+    let alpha = start(&data, "alpha", "1");
+    let beta = start(&data, "beta", "1");
+    until("beta has its share", || {
+        members(&alpha) == 2 && members(&beta) == 2
+    });
+    let stopped = run(&["node", "stop", "beta", "--data", folder(&data)]);
+    assert_eq!(stopped.status.code(), Some(0), "{}", stderr(&stopped));
+    until("the stop is logged", || alpha.said("node stopped node=beta"));
+    assert_eq!(members(&alpha), 2, "a stopped node is still a member");
+    let beta = start(&data, "beta", "1");
+    until("beta is back", || members(&beta) == 2);
+    let left = leave(&data, "beta", "2min");
+    assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
+    until("the leave is logged", || alpha.said("node left node=beta"));
+}
+
+#[test]
 fn a_killed_node_is_not_listed_after_it_has_left() {
     let data = tempdir().unwrap();
     let alpha = start(&data, "alpha", "1");

@@ -7,16 +7,18 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Output, Stdio};
 use tempfile::{TempDir, tempdir};
 
-/// A node with stock. There is no warehouse.
+/// A node with stock. There is no warehouse at the address that the node calls.
 struct Shop {
     node: Server,
+    warehouse: String,
     _data: TempDir,
 }
 
 impl Shop {
     fn start() -> Self {
         let data = tempdir().unwrap();
-        let warehouse = format!("http://{}", free_address());
+        let warehouse = free_address();
+        let warehouse_url = format!("http://{warehouse}");
         let folder = data.path().to_str().unwrap();
         let node = Server::start(&[
             "node",
@@ -28,13 +30,17 @@ impl Shop {
             "-l",
             "127.0.0.1:0",
             "--warehouse",
-            &warehouse,
+            &warehouse_url,
         ]);
         let csv = [("Content-Type", "text/csv")];
         let stocks = include_bytes!("../../data/samples/stocks.csv");
         let answer = http(&node.address, "PUT", "/stocks", &csv, stocks);
         assert_eq!(answer.status, 200, "{}", answer.body);
-        Self { node, _data: data }
+        Self {
+            node,
+            warehouse,
+            _data: data,
+        }
     }
 
     fn place(&self, id: &str) {
@@ -66,6 +72,11 @@ impl Shop {
 
     fn json(&self, args: &[&str]) -> Value {
         serde_json::from_str(&self.done(&[args, &["-o", "json"]].concat())).unwrap()
+    }
+
+    fn warehouse_in_health(&self) -> String {
+        let health = http(&self.node.address, "GET", "/health", &[], b"").json();
+        health["warehouse"].as_str().unwrap().to_owned()
     }
 
     fn spawn(&self, args: &[&str]) -> Child {
@@ -159,6 +170,62 @@ fn an_order_is_listed_shown_paid_cancelled_and_its_history_told() {
 }
 
 #[test]
+fn a_single_order_without_a_warehouse_is_reported_by_log_health_and_show() {
+    let shop = Shop::start();
+    shop.place("w2");
+    until("the calls to the warehouse fail", || {
+        shop.warehouse_in_health() == "failing"
+    });
+    // The neighbours by id have messages too, which `show` must leave out.
+    for id in ["w1", "w20", "w3"] {
+        shop.place(id);
+    }
+    let shown = shop.done(&["show", "w2"]);
+    let lines: Vec<&str> = shown.lines().filter(|line| line.starts_with("message")).collect();
+    assert_eq!(lines.len(), 1, "{shown}");
+    for part in [
+        "'announce' waits for the warehouse, ",
+        " failed tries, last error: ",
+    ] {
+        assert!(lines[0].contains(part), "{part}: {shown}");
+    }
+    let order = shop.json(&["show", "w2"]);
+    assert_eq!(order["messages"].as_array().unwrap().len(), 1, "{order}");
+    assert_eq!(order["messages"][0]["order"], "w2", "{order}");
+    assert!(order["messages"][0]["attempts"].as_u64() >= Some(3), "{order}");
+    let answer = http(&shop.node.address, "GET", "/order/w2", &[], b"").json();
+    assert_eq!(answer["messages"], Value::Null, "the API answers the order alone");
+
+    let warehouse = std::net::TcpListener::bind(&shop.warehouse).unwrap();
+    std::thread::spawn(move || {
+        for stream in warehouse.incoming() {
+            let mut stream = stream.unwrap();
+            // One read receives the head of the small request. The end of the connection after the
+            // answer lets the node connect again for its next call.
+            let _ = stream.read(&mut [0; 4_096]);
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        }
+    });
+    until("the warehouse answers", || shop.warehouse_in_health() == "ok");
+    until("the order is announced", || {
+        shop.json(&["show", "w2"])["state"] == "announced"
+    });
+    let shown = shop.done(&["show", "w2"]);
+    assert!(!shown.contains("message"), "{shown}");
+    let (_, log) = shop.node.terminate();
+    let said = |text: &str| log.iter().filter(|line| line.contains(text)).collect::<Vec<_>>();
+    let warned = said("calls to the warehouse fail");
+    assert_eq!(warned.len(), 1, "{log:?}");
+    let warehouse = format!("warehouse=\"http://{}\"", shop.warehouse);
+    for part in ["WARN", "tries=3", "error=", &warehouse] {
+        assert!(warned[0].contains(part), "{part}: {}", warned[0]);
+    }
+    let answered = said("the warehouse answers again");
+    assert_eq!(answered.len(), 1, "{log:?}");
+    assert!(answered[0].contains("INFO"), "{}", answered[0]);
+}
+
+#[test]
 fn an_order_is_watched_until_it_has_ended() {
     let shop = Shop::start();
     shop.place("k1");
@@ -229,7 +296,7 @@ fn a_watched_order_outlives_a_restart_of_its_node() {
     let mut remarks = BufReader::new(watch.stderr.take().unwrap())
         .lines()
         .map(Result::unwrap);
-    let Shop { node, _data } = shop;
+    let Shop { node, _data, .. } = shop;
     let address = node.address.clone();
     node.kill();
     assert!(remarks.next().unwrap().contains("asking again"));

@@ -1,6 +1,8 @@
 //! Prints a picture of the live view as SVG. The input is a moment of a run that the key `s` saved.
 //!
 //! `cargo run -p imt-live --example live_picture -- [COLUMNS ROWS [light]] < view-1.json`
+//!
+//! The input of `docs/images/live.svg` is `docs/images/live.json`.
 
 use std::io::Read;
 

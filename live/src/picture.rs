@@ -117,6 +117,18 @@ mod tests {
     }
 
     #[test]
+    fn the_picture_of_the_documents_is_drawn_from_its_recording() {
+        let recording = include_str!("../../docs/images/live.json");
+        let recording: Recording = serde_json::from_str(recording).unwrap();
+        let drawn = svg_of(&recording.into(), Size::new(120, 40), Paper::Dark).unwrap();
+        // docs/live-view.md has the command that draws the picture again.
+        assert!(
+            drawn == include_str!("../../docs/images/live.svg"),
+            "docs/images/live.svg is not the picture of docs/images/live.json"
+        );
+    }
+
+    #[test]
     fn a_folder_that_is_missing_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let error = save(&folder.path().join("none"), &State::default(), Size::new(80, 24));

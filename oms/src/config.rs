@@ -69,8 +69,8 @@ pub struct NodeConfig {
     /// Origins from which web pages may call the API, such as `https://shop.example`. The list is
     /// empty by default.
     pub cors_origins: Vec<String>,
-    /// Maximum rows per second copied from one source volume to a volume of this node while slots
-    /// migrate. Copies from several sources add up. `None` is unlimited.
+    /// Maximum rows per second copied to each volume of this node while slots migrate, from all
+    /// source volumes together. `None` is unlimited.
     pub move_rows_per_second: Option<u64>,
     /// `true` if the node lends units of stores with many orders to other nodes, and borrows units
     /// of such stores for its own orders [default: `true`]. The setting has no effect with an

@@ -8,10 +8,12 @@
 //!   description uses `Content::Object`.
 //! - Problems that many routes share (such as unknown query parameters, internal faults and
 //!   overload) are added here (`kinds`).
-//! - Headers of responses are described in `response_headers`.
+//! - Headers of responses are described in `response_headers`, and examples of bodies in
+//!   `examples`.
 //!
 //! The texts of the descriptions are in `operations`.
 
+mod examples;
 mod operations;
 mod response_headers;
 mod schemas;
@@ -189,7 +191,11 @@ fn document() -> Value {
         let mut all = Vec::new();
         (of.nested)(&mut all);
         all.push(((of.name)().into_owned(), (of.schema)()));
-        schemas.extend(all.into_iter().map(|(name, schema)| (name, value(&schema))));
+        for (name, schema) in all {
+            let mut schema = value(&schema);
+            schema["examples"] = examples::of(&name).into();
+            schemas.insert(name, schema);
+        }
     };
     for of in [
         TypeOf::of::<Report>(),
@@ -282,7 +288,10 @@ impl Parameter {
 impl Content {
     fn document(self) -> Value {
         match self {
-            Content::Json(of) => json!({"application/json": {"schema": of.reference()}}),
+            Content::Json(of) => {
+                let example = examples::of(&(of.name)()).into_iter().next();
+                json!({"application/json": {"schema": of.reference(), "example": example}})
+            }
             Content::Object => json!({"application/json": {"schema": {"type": "object"}}}),
             Content::Text(media_type) => json!({media_type: {"schema": {"type": "string"}}}),
             Content::Csv => json!({"text/csv": {

@@ -110,7 +110,7 @@ impl Api {
             }
             Target::Route(at) => self.answer_route(at, &head.uri, &head.headers, body).await,
             Target::Page if self.console.is_some() => Console::page(&head.headers),
-            Target::Page => refusal(Problem::not_found("there is no such path")),
+            Target::Page => refusal(Problem::no_such_path()),
             Target::Unknown(problem) => refusal(problem),
         };
         let answer = gzip::pack(answer, &head.headers).await;
@@ -145,7 +145,7 @@ impl Api {
     /// Executes an operation that needs no volume, on the node that received the request.
     async fn answer_here(&self, operation: NodeOperation, headers: &HeaderMap) -> Response<AnswerBody> {
         let cluster = &self.cluster;
-        let no_console = || refusal(Problem::not_found("there is no such path"));
+        let no_console = || refusal(Problem::no_such_path());
         let answer = match (operation, &self.console) {
             (NodeOperation::Ring, _) => ring_document::answer(&cluster.topology(), headers),
             (NodeOperation::Live, _) => node_status::live(),

@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 
 use crate::control::topology::Topology;
 use crate::domain::order::State as OrderState;
+use crate::outbox::CallHealth;
 use crate::volume::app::App;
 
 /// The ring as shown in the health report.
@@ -46,6 +47,10 @@ pub(crate) struct VolumeHealth {
     pub(super) outbox_dead: usize,
     outbox_in_flight: usize,
     pub(super) warehouse_away: bool,
+    /// `true` if calls to the warehouse fail and no circuit breaker is open. Absent in the answers
+    /// of nodes of an earlier version.
+    #[serde(default)]
+    pub(super) warehouse_failing: bool,
     stock_snapshots: u64,
     stat_files: u64,
     stores: usize,
@@ -66,13 +71,13 @@ impl VolumeHealth {
             let stock = state.stock();
             (stock.head().snapshots, stock.stores().len())
         };
-        let (outbox, outbox_dead, outbox_in_flight, warehouse_away) = {
+        let (outbox, outbox_dead, outbox_in_flight, warehouse) = {
             let outbox = state.outbox();
             (
                 outbox.len(),
                 outbox.dead(),
                 outbox.in_flight(),
-                outbox.is_warehouse_away(),
+                outbox.warehouse_health(),
             )
         };
         VolumeHealth {
@@ -84,7 +89,8 @@ impl VolumeHealth {
             outbox,
             outbox_dead,
             outbox_in_flight,
-            warehouse_away,
+            warehouse_away: warehouse == CallHealth::Away,
+            warehouse_failing: warehouse == CallHealth::Failing,
             stock_snapshots,
             stat_files: counters.stat_files,
             stores,
@@ -107,6 +113,7 @@ impl VolumeHealth {
         self.outbox_dead += other.outbox_dead;
         self.outbox_in_flight += other.outbox_in_flight;
         self.warehouse_away |= other.warehouse_away;
+        self.warehouse_failing |= other.warehouse_failing;
         self.stock_snapshots = self.stock_snapshots.max(other.stock_snapshots);
         self.stat_files += other.stat_files;
         self.stores += other.stores;
@@ -133,8 +140,11 @@ enum Status {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 enum WarehouseStatus {
-    /// Messages are sent to the warehouse.
+    /// The calls to the warehouse are answered, or no call was made yet.
     Ok,
+    /// At least three calls of one kind failed in a row, a retry among them, and none was answered
+    /// since. The calls are tried again.
+    Failing,
     /// The circuit breaker to the warehouse is open.
     Away,
 }
@@ -158,7 +168,9 @@ pub(crate) struct Health {
     outbox_dead: usize,
     /// Number of calls to the warehouse in flight.
     outbox_in_flight: usize,
-    /// `ok`, or `away` while the circuit breaker to the warehouse is open.
+    /// `ok`, `failing` from the third failed call in a row (if one of them is a retry) until a call
+    /// is answered, or `away` while the circuit breaker to the warehouse is open. The worst state
+    /// of all volumes.
     warehouse: WarehouseStatus,
     /// Number of stock snapshots applied.
     stock_snapshots: u64,
@@ -209,10 +221,10 @@ impl Health {
             outbox: whole.outbox,
             outbox_dead: whole.outbox_dead,
             outbox_in_flight: whole.outbox_in_flight,
-            warehouse: if whole.warehouse_away {
-                WarehouseStatus::Away
-            } else {
-                WarehouseStatus::Ok
+            warehouse: match (whole.warehouse_away, whole.warehouse_failing) {
+                (true, _) => WarehouseStatus::Away,
+                (false, true) => WarehouseStatus::Failing,
+                (false, false) => WarehouseStatus::Ok,
             },
             stock_snapshots: whole.stock_snapshots,
             stat_files: whole.stat_files,

@@ -83,10 +83,10 @@ pub struct NodeReport {
     pub volumes: BTreeMap<String, usize>,
     /// Number of orders in the volumes that the node serves.
     pub orders: u64,
-    /// Number of HTTP requests that the node answered since its start, calls of other nodes
-    /// included.
+    /// Number of requests of clients that the node answered since its start. Health checks, calls
+    /// of other nodes and the rest of the route `other` of the metrics are not counted.
     pub requests: u64,
-    /// Average number of requests per second over the last ten seconds.
+    /// Average number of these requests per second over the last ten seconds.
     pub requests_per_second: f64,
     /// Number of slots of every volume in the ring, by name.
     pub slots: BTreeMap<String, usize>,

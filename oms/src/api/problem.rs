@@ -109,6 +109,12 @@ impl Problem {
         Problem::new(Kind::NotFound, detail)
     }
 
+    /// Returns the problem 404 of a path that the API does not have. Names the API document,
+    /// because a client that is not a browser gets no page at `/` that leads to it.
+    pub(crate) fn no_such_path() -> Problem {
+        Problem::not_found("there is no such path; GET /openapi.json describes all paths")
+    }
+
     /// Returns the problem 405: the path exists only for other methods, which the header `Allow`
     /// lists.
     pub(crate) fn method(allowed: &[&Method]) -> Problem {
@@ -366,7 +372,7 @@ mod tests {
         let problem = Problem::moved().for_client();
         assert_eq!((problem.0.kind, problem.0.status), (Kind::NotServedHere, 503));
         assert_eq!(problem.detail(), Problem::moved().detail());
-        let other = Problem::not_found("there is no such path");
+        let other = Problem::no_such_path();
         assert_eq!(other.clone().for_client(), other);
     }
 }

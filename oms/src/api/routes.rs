@@ -387,7 +387,7 @@ pub(crate) fn parse(at: usize, uri: &Uri) -> Result<Operation, Problem> {
 /// Returns the index of the route that matches a method and a path. Fails with the problem 404, or
 /// 405 if the path has only other methods. The path must not be percent-decoded yet.
 fn find(method: &Method, path: &str) -> Result<usize, Problem> {
-    let no_such_path = || Problem::not_found("there is no such path");
+    let no_such_path = Problem::no_such_path;
     let path = path.strip_prefix('/').ok_or_else(no_such_path)?;
     let method = if *method == Method::HEAD {
         &Method::GET
@@ -488,6 +488,15 @@ mod tests {
             assert_eq!(found, (Some(status), field), "{method} {path}");
         }
         assert!(parsed(&Method::HEAD, "/orders?").is_ok());
+    }
+
+    #[test]
+    fn an_unknown_path_names_the_api_document() {
+        for path in ["/", "/docs", "//order/17", "/order/17/"] {
+            let problem = parsed(&Method::GET, path).unwrap_err();
+            assert!(problem.detail().contains("GET /openapi.json"), "{path}");
+        }
+        assert!(parsed(&Method::GET, "/openapi.json").is_ok());
     }
 
     #[test]

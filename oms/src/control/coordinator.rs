@@ -147,15 +147,15 @@ impl Coordinator {
                 let node_infos = self.cluster.membership.node_infos().unwrap_or_default();
                 if node_infos.iter().any(|node_info| node_info.name == node) {
                     tracing::warn!(%node, "node went down");
+                } else if self.cluster.topology().ring.member(&node).is_some() {
+                    tracing::info!(%node, "node stopped");
                 } else {
                     tracing::info!(%node, "node left");
                 }
             }
-            // A request to leave goes to all nodes. Only the coordinator acts on the request.
+            // Operators' requests go to all nodes. Only the coordinator acts on them.
             Event::Leave(node) if self.is_elected => _ = self.leaving.insert(node),
             Event::Leave(_) => {}
-            // Operators' requests about the warehouse and the engine go to all nodes too, and only
-            // the coordinator acts on them.
             Event::Warehouse(warehouse) => self.warehouse = Some(warehouse).filter(|_| self.is_elected),
             Event::Engine(name, url) => self.engine = Some((name, url)).filter(|_| self.is_elected),
             Event::Hello => {}

@@ -128,6 +128,15 @@ impl CircuitBreaker {
         matches!(self, CircuitBreaker::Open { out: 1, .. })
     }
 
+    /// Returns the number of failures in a row, as far as the breaker counts them: an open breaker
+    /// counts no further ones.
+    pub(super) fn failures(&self, limits: &OutboxLimits) -> u32 {
+        match self {
+            CircuitBreaker::Closed { failures } => *failures,
+            CircuitBreaker::Open { .. } => limits.breaker_failures,
+        }
+    }
+
     /// Returns `true` while only probes are sent.
     pub(super) fn is_open(&self) -> bool {
         matches!(self, CircuitBreaker::Open { .. })

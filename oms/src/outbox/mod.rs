@@ -121,6 +121,17 @@ pub(crate) enum FailureKind {
     Malformed,
 }
 
+/// The condition of the calls of one kind. The worse condition is the greater one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum CallHealth {
+    /// The warehouse answers, or no call was made yet.
+    Answered,
+    /// At least three calls in a row failed, a retry among them. Calls are still made (`queue`).
+    Failing,
+    /// The circuit breaker is open: only probes are sent.
+    Away,
+}
+
 /// A failed call to the warehouse.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
@@ -363,19 +374,31 @@ impl Outbox {
         self.queues.iter().map(|queue| queue.in_flight).sum()
     }
 
-    /// Returns `true` if the breaker of this kind is open.
-    pub(crate) fn is_open(&self, kind: Kind) -> bool {
-        self.queues[kind as usize].breaker.is_open()
+    /// Returns the condition of the calls of this kind.
+    pub(crate) fn call_health(&self, kind: Kind) -> CallHealth {
+        let queue = &self.queues[kind as usize];
+        match (queue.breaker.is_open(), queue.is_failing) {
+            (true, _) => CallHealth::Away,
+            (false, true) => CallHealth::Failing,
+            (false, false) => CallHealth::Answered,
+        }
     }
 
-    /// Returns the number of failures in a row that opens a breaker.
-    pub(crate) fn breaker_failures(&self) -> u32 {
-        self.limits.breaker_failures
+    /// Returns the worse condition of the two kinds.
+    pub(crate) fn warehouse_health(&self) -> CallHealth {
+        let [announce, deliver] = Kind::ALL.map(|kind| self.call_health(kind));
+        announce.max(deliver)
+    }
+
+    /// Returns the number of failures in a row of this kind, but at most the number that opens the
+    /// breaker.
+    pub(crate) fn failures(&self, kind: Kind) -> u32 {
+        self.queues[kind as usize].breaker.failures(&self.limits)
     }
 
     /// Returns `true` if the breaker of either kind is open.
     pub(crate) fn is_warehouse_away(&self) -> bool {
-        self.queues.iter().any(|queue| queue.breaker.is_open())
+        self.warehouse_health() == CallHealth::Away
     }
 
     /// Returns the orders with a waiting message that would never be sent, because the message is

@@ -25,6 +25,12 @@ use crate::outbox::schedule::Schedule;
 use crate::outbox::slow_start::SlowStart;
 use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState, OutboxLimits};
 
+/// Number of failures in a row from which the calls count as failing, if one of them is a retry.
+/// With few orders, the retries of one message reach this number within seconds, and the number
+/// that opens the breaker after minutes. A healthy warehouse that fails single calls answers other
+/// calls before a retry, so at a high rate three failures in a row are no trouble yet.
+const FAILING_FROM: u32 = 3;
+
 /// The class of a message: fresh or failed. Each class has a schedule of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum RetryClass {
@@ -84,6 +90,8 @@ pub(super) struct MessageQueue {
     /// While the breaker is open, the reason of the last failure that `count_failure` counted.
     /// `None` while the breaker is closed.
     pub(super) cause: Option<Box<str>>,
+    /// `true` from the failure that `count_failure` recognizes as trouble until the next answer.
+    pub(super) is_failing: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -313,6 +321,7 @@ impl MessageQueue {
     pub(super) fn answered(&mut self, limits: &OutboxLimits) {
         self.breaker = CircuitBreaker::default();
         self.cause = None;
+        self.is_failing = false;
         self.slow_start.answered(limits.in_flight_max);
         self.answers = self.answers.wrapping_add(1);
     }
@@ -376,6 +385,7 @@ impl MessageQueue {
 
     fn count_failure(&mut self, job: &Job, failure: &Failure, limits: &OutboxLimits, now_ms: u64) {
         self.breaker.failed(limits, failure, job.probe, now_ms);
+        self.is_failing |= job.again && self.breaker.failures(limits) >= FAILING_FROM;
         if !self.breaker.is_open() {
             return;
         }

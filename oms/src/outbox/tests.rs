@@ -141,6 +141,53 @@ fn a_message_in_progress_after_an_outage_is_tried_again() {
 }
 
 #[test]
+fn the_calls_of_a_single_order_fail_from_the_third_try_until_an_answer() {
+    use CallHealth::{Answered, Failing};
+    let mut outbox = outbox(OutboxLimits::default());
+    set(&mut outbox, id(1), Kind::Announce, Message::new(0));
+    let mut now_ms = 0;
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        let job = outbox.next(now_ms).unwrap();
+        now_ms = fail(&mut outbox, &job, now_ms).next_try_ms;
+        seen.push(outbox.call_health(Kind::Announce));
+    }
+    assert_eq!(seen, [Answered, Answered, Failing, Failing]);
+    assert_eq!(outbox.failures(Kind::Announce), 4);
+    assert_eq!(
+        outbox.call_health(Kind::Deliver),
+        Answered,
+        "each kind is counted alone"
+    );
+    assert_eq!(outbox.warehouse_health(), Failing, "the worse of the two kinds");
+    let job = outbox.next(now_ms).unwrap();
+    outbox.answered(&job);
+    outbox.remove(&job.order, job.kind);
+    assert_eq!(outbox.warehouse_health(), Answered);
+}
+
+#[test]
+fn failed_first_tries_alone_are_no_failing_warehouse() {
+    let mut outbox = outbox(OutboxLimits::default());
+    for number in 0..5 {
+        set(&mut outbox, id(number), Kind::Announce, Message::new(0));
+    }
+    // A healthy warehouse fails single calls. At a high rate three of them come in a row, and the
+    // next call is answered before one of the three is repeated.
+    for _ in 0..4 {
+        let job = outbox.next(0).unwrap();
+        fail(&mut outbox, &job, 0);
+        assert_eq!(outbox.warehouse_health(), CallHealth::Answered);
+    }
+    let answered = outbox.next(0).unwrap();
+    outbox.answered(&answered);
+    outbox.remove(&answered.order, answered.kind);
+    let repeated = outbox.next(1_000).unwrap();
+    fail(&mut outbox, &repeated, 1_000);
+    assert_eq!(outbox.warehouse_health(), CallHealth::Answered);
+}
+
+#[test]
 fn an_unreachable_warehouse_costs_few_tries() {
     let limits = OutboxLimits {
         in_flight_max: 10,

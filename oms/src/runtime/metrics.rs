@@ -103,7 +103,7 @@ pub(crate) struct VolumeCounters {
 /// covers ten to eleven seconds.
 const SAMPLES: usize = 10;
 
-/// Samples of the number of answered requests, oldest first: time and count.
+/// Samples of the number of answered requests of clients, oldest first: time and count.
 #[derive(Debug, Default)]
 struct Recent(VecDeque<(Duration, u64)>);
 
@@ -174,9 +174,11 @@ impl Metrics {
         self.routes.iter().map(counts).collect()
     }
 
-    /// Returns the number of answered requests.
+    /// Returns the number of answered requests of clients: of all routes but `OTHER_ROUTE`, because
+    /// health checks and calls between nodes are no load of clients.
     pub(crate) fn requests(&self) -> u64 {
-        let answers = self.routes.iter().flat_map(|(_, route)| &route.answers);
+        let of_clients = self.routes.iter().filter(|(name, _)| *name != OTHER_ROUTE);
+        let answers = of_clients.flat_map(|(_, route)| &route.answers);
         answers.map(|count| count.load(Ordering::Relaxed)).sum()
     }
 
@@ -184,14 +186,14 @@ impl Metrics {
         self.recent.lock()
     }
 
-    /// Records the number of requests at the time `at` after the node's start. The caller does this
-    /// once per second.
+    /// Records the number of requests of clients at the time `at` after the node's start. The
+    /// caller does this once per second.
     pub(crate) fn sample(&self, at: Duration) {
         self.recent().sample(at, self.requests());
     }
 
-    /// Returns the average number of requests per second since the oldest kept sample, or since the
-    /// node's start if there is no sample.
+    /// Returns the average number of requests of clients per second since the oldest kept sample,
+    /// or since the node's start if there is no sample.
     pub(crate) fn requests_per_second(&self, at: Duration) -> f64 {
         self.recent().rate(at, self.requests())
     }
@@ -303,6 +305,20 @@ mod tests {
             recent.rate(second(89), 50_000).abs() < 1e-9,
             "a clock that does not advance"
         );
+    }
+
+    #[test]
+    fn the_rate_of_requests_leaves_out_health_checks_and_calls_between_nodes() {
+        let metrics = Metrics::of_routes(["POST /order"]);
+        for route in [RouteIndex::nth(0), RouteIndex::OTHER, RouteIndex::OTHER] {
+            metrics.count(route, 200, Duration::ZERO);
+        }
+        assert_eq!(metrics.requests(), 1);
+        let rate = metrics.requests_per_second(Duration::from_secs(2));
+        assert!((rate - 0.5).abs() < 1e-9, "{rate}");
+        let counted = metrics.counts();
+        let other = counted.iter().find(|counts| counts.route == OTHER_ROUTE).unwrap();
+        assert_eq!(other.answers[1], 2, "the metric counts them");
     }
 
     #[test]

@@ -38,7 +38,7 @@ Examples:
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 5 no node answers.")]
     List(list::ListArgs),
-    /// Show the state, the store and the products of an order.
+    /// Show the state, the store, the products and the waiting messages of an order.
     #[command(after_help = "\
 Examples:
   imt order show 17

@@ -1,14 +1,70 @@
-//! `imt order show` and `imt order history`: print an order or its events.
+//! `imt order show` and `imt order history`: print an order, with its messages to the warehouse, or
+//! its events.
 
-use super::{list_text, path, text, time};
+use super::{list_text, path, percent_encode, text, time};
 use crate::error::CliError;
 use crate::http::Api;
 use crate::output::{self, OutputFormat, TableArgs};
 use serde_json::Value;
 
 pub(super) async fn order(api: &Api, id: &str, output: OutputFormat) -> Result<(), CliError> {
-    let order = api.get(&path(id)).await?;
+    let mut order = api.get(&path(id)).await?;
+    // Only orders in these states have messages. A node reads its whole outbox for the answer, so
+    // it is not asked for other orders.
+    let has_messages = matches!(order["state"].as_str(), Some("reserved" | "paid" | "delivering"));
+    let messages = if has_messages {
+        messages(api, id).await
+    } else {
+        Ok(Vec::new())
+    };
+    match messages {
+        Ok(messages) => order["messages"] = messages.into(),
+        // The order is known, so it is printed although a node of the cluster does not answer.
+        Err(error) => output::remark(&format!("the messages to the warehouse are not known: {error}")),
+    }
     output::print_either(output, &render(&order), &order)
+}
+
+/// Returns the messages of an order to the warehouse that are not confirmed, as `GET /outbox` lists
+/// them.
+async fn messages(api: &Api, id: &str) -> Result<Vec<Value>, CliError> {
+    // An order has at most one message of each kind.
+    let mut path = "/outbox?limit=2".to_owned();
+    if let Some(before) = greatest_below(id) {
+        let cursor = percent_encode(&format!("{before}/deliver"));
+        path.push_str(&format!("&cursor={cursor}"));
+    }
+    let page = api.get(&path).await?;
+    let listed = page["messages"].as_array().into_iter().flatten();
+    Ok(listed.filter(|message| message["order"] == id).cloned().collect())
+}
+
+/// Characters of ids of orders, ascending.
+const ID_CHARACTERS: &[u8] = b"-.0123456789:ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz~";
+/// Maximum number of characters of the id of an order.
+const ID_CHARACTERS_MAX: usize = 64;
+
+/// Returns the greatest id of an order below `id`, or `None` if there is none. The list of messages
+/// is sorted by id, so a page after this id begins with the messages of `id`.
+fn greatest_below(id: &str) -> Option<String> {
+    let (rest, last) = id.split_at_checked(id.len().checked_sub(1)?)?;
+    let place = ID_CHARACTERS
+        .iter()
+        .position(|known| last.as_bytes() == [*known])?;
+    let below = match place.checked_sub(1) {
+        // No id is between `rest` and `rest` with the smallest character.
+        None => rest.to_owned(),
+        Some(place) => {
+            let start = format!("{rest}{}", char::from(ID_CHARACTERS[place]));
+            format!("{start:~<ID_CHARACTERS_MAX$}")
+        }
+    };
+    match below.as_str() {
+        "" => None,
+        // These two are no ids.
+        "." | ".." => greatest_below(&below),
+        _ => Some(below),
+    }
 }
 
 pub(super) async fn history(
@@ -58,13 +114,82 @@ fn render(order: &Value) -> String {
         rows.push(vec![text(&product["id"]), text(&product["quantity"])]);
     }
     lines.push(output::table(&rows));
+    for message in order["messages"].as_array().into_iter().flatten() {
+        lines.push(String::new());
+        lines.push(message_text(message));
+    }
     lines.join("\n")
+}
+
+/// Returns a message to the warehouse as one line of text.
+fn message_text(message: &Value) -> String {
+    let kind = text(&message["kind"]);
+    let tries = message["attempts"].as_u64().unwrap_or_default();
+    let condition = if message["state"] == "dead" {
+        "given up"
+    } else {
+        "waits for the warehouse"
+    };
+    let tries = match tries {
+        1 => "1 failed try".to_owned(),
+        count => format!("{count} failed tries"),
+    };
+    let reason = match message["last_error"].as_str() {
+        Some(error) => format!(", last error: {error}"),
+        None => String::new(),
+    };
+    format!("message '{kind}' {condition}, {tries}{reason}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn the_greatest_id_below_another_has_no_id_between() {
+        for (id, below) in [
+            ("shop:17", format!("shop:16{}", "~".repeat(57))),
+            ("a-", "a".to_owned()),
+            ("0", format!(".{}", "~".repeat(63))),
+            ("_", format!("Z{}", "~".repeat(63))),
+            // `.` is no id, so the next smaller id is the one below `.`.
+            (".-", format!("-{}", "~".repeat(63))),
+            ("..-", format!(".-{}", "~".repeat(62))),
+        ] {
+            assert_eq!(greatest_below(id).as_ref(), Some(&below), "{id}");
+            assert!(below.as_str() < id);
+        }
+        assert_eq!(greatest_below("-"), None);
+        assert!(ID_CHARACTERS.is_sorted());
+        let longest = format!("{}b", "a".repeat(63));
+        assert_eq!(greatest_below(&longest), Some("a".repeat(64)));
+        for character in ID_CHARACTERS {
+            let id = format!("x{}", char::from(*character));
+            assert!(imt_oms::order::OrderId::parse(&id).is_ok(), "{id}");
+        }
+    }
+
+    #[test]
+    fn a_message_is_shown_with_its_tries_and_its_last_error() {
+        let message = |state: &str, attempts: u32, error: Value| {
+            message_text(
+                &json!({ "kind": "announce", "state": state, "attempts": attempts, "last_error": error }),
+            )
+        };
+        assert_eq!(
+            message("waiting", 7, json!("connection refused")),
+            "message 'announce' waits for the warehouse, 7 failed tries, last error: connection refused"
+        );
+        assert_eq!(
+            message("dead", 1, json!("400")),
+            "message 'announce' given up, 1 failed try, last error: 400"
+        );
+        assert_eq!(
+            message("waiting", 0, Value::Null),
+            "message 'announce' waits for the warehouse, 0 failed tries"
+        );
+    }
 
     #[test]
     fn an_event_is_shown_with_the_fields_that_it_has() {

@@ -25,8 +25,8 @@ waits for the warehouse.
 **Idempotent.** A repeated order, payment or cancellation is carried out once and gets the answer of \
 the first request. `Idempotency-Key` also keeps that answer for a day.
 
-**Errors** are `application/problem+json` (RFC 9457). Programs decide by `type`; `docs/errors.md` \
-explains each. A request with an unknown query parameter is answered with 400.
+**Errors** are `application/problem+json` (RFC 9457). Programs decide by `type`. The file \
+`docs/errors.md` of the sources explains each; the sources have no public address yet. A request with an unknown query parameter is answered with 400.
 
 **Numbers.** Ids of transactions, times and counts are below 2^53, so every JSON reader keeps them \
 exact. Three numbers may be larger, and JavaScript rounds them above 9007199254740991: `ca` and \

@@ -21,7 +21,6 @@ impl PartialSchema for OrderId {
             .min_length(Some(1))
             .max_length(Some(ORDER_ID_BYTES_MAX))
             .pattern(Some("^(?!\\.{1,2}$)[A-Za-z0-9._~:-]+$"))
-            .examples(["shop:17"])
             .into()
     }
 }

@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use crate::domain::order::{Command, Order};
 use crate::outbox::warehouse_client::{Answer, Warehouse};
-use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState, Outbox};
+use crate::outbox::{CallHealth, Failure, FailureKind, Job, Kind, MessageState, Outbox};
 use crate::runtime;
 use crate::runtime::trace::{self, FinishedSpan, SpanKind, SpanOutcome, TraceContext};
 use crate::runtime::watch;
@@ -194,7 +194,8 @@ fn command(kind: Kind, answer: &Answer) -> Result<Command, Failure> {
 }
 
 /// Calls `end`, which records the end of a call to the warehouse in the outbox, and returns the
-/// cause if the call failed. Logs if the circuit breaker opened or closed.
+/// cause if the call failed. Logs if the calls of this kind begin to fail or are answered again,
+/// and if the circuit breaker opened or closed.
 fn count(
     state: &VolumeState,
     wms: &dyn Warehouse,
@@ -202,13 +203,24 @@ fn count(
     end: impl FnOnce(&mut Outbox) -> Option<String>,
 ) {
     let mut outbox = state.outbox();
-    let was_open = outbox.is_open(kind);
+    let before = outbox.call_health(kind);
     let cause = end(&mut outbox);
-    let (is_open, failures) = (outbox.is_open(kind), outbox.breaker_failures());
+    let (now, failures) = (outbox.call_health(kind), outbox.failures(kind));
     drop(outbox);
+    if now == before {
+        return;
+    }
     let volume = state.slots.volume();
-    match (was_open, is_open) {
-        (false, true) => tracing::warn!(
+    match (before, now) {
+        (_, CallHealth::Failing) => tracing::warn!(
+            %volume,
+            kind = kind.name(),
+            warehouse = wms.address(),
+            tries = failures,
+            error = cause,
+            "calls to the warehouse fail; they are tried again"
+        ),
+        (_, CallHealth::Away) => tracing::warn!(
             %volume,
             kind = kind.name(),
             warehouse = wms.address(),
@@ -216,13 +228,18 @@ fn count(
             cause,
             "circuit breaker opened: calls to the warehouse fail"
         ),
-        (true, false) => tracing::info!(
+        (CallHealth::Failing, CallHealth::Answered) => tracing::info!(
+            %volume,
+            kind = kind.name(),
+            warehouse = wms.address(),
+            "the warehouse answers again"
+        ),
+        (_, CallHealth::Answered) => tracing::info!(
             %volume,
             kind = kind.name(),
             warehouse = wms.address(),
             "circuit breaker closed: the warehouse answers again"
         ),
-        _ => {}
     }
 }
 

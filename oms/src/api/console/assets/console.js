@@ -59,7 +59,7 @@ function take(state) {
 /** Keeps, by second, the sums over all volumes for the tiles, the order states and the outbox. */
 function keepGauges(state) {
   const second = Math.floor(state.now_ms / 1000);
-  const sums = { second, orders: {}, outbox: 0, inFlight: 0, dead: 0, refunds: 0, queue: 0, snapshots: 0, stores: 0, files: 0, transactors: 0, away: [], unknown: [] };
+  const sums = { second, orders: {}, outbox: 0, inFlight: 0, dead: 0, refunds: 0, queue: 0, snapshots: 0, stores: 0, files: 0, transactors: 0, away: [], failing: [], unknown: [] };
   for (const volume of state.volumes) {
     const figures = volume.figures;
     if (!figures) {
@@ -77,6 +77,7 @@ function keepGauges(state) {
     sums.files += figures.stat_files;
     sums.transactors += figures.transactors;
     if (figures.warehouse_away) sums.away.push(volume.name);
+    else if (figures.warehouse_failing) sums.failing.push(volume.name);
   }
   sums.open = ["received", "reserved", "announced", "paid", "delivering"].reduce((sum, name) => sum + (sums.orders[name] ?? 0), 0);
   if (model.gauges.at(-1)?.second === second) model.gauges.pop();
@@ -138,9 +139,16 @@ function showTiles() {
   const dead = now.dead ? plural(now.dead, "dead letter") : "no dead letters";
   tile("outbox", count(now.outbox), "waiting", `${count(now.inFlight)} in flight, ${dead}`, model.gauges.map((sums) => sums.outbox), null, now.dead ? "bad" : null);
   const known = model.state.volumes.some((volume) => volume.figures);
-  const away = now.away.length > 0;
-  const more = away ? `breaker open at ${now.away.join(", ")}` : `${plural(now.snapshots, "snapshot")}, ${plural(now.stores, "store")}`;
-  tile("warehouse", known ? (away ? "away" : "answering") : "–", "", known ? more : "no volume answers", null, known ? (away ? "bad" : "good") : null);
+  const [word, level] = warehouseState(now);
+  const trouble = now.away.length ? `breaker open at ${now.away.join(", ")}` : `calls fail at ${now.failing.join(", ")}`;
+  const more = level === "bad" ? trouble : `${plural(now.snapshots, "snapshot")}, ${plural(now.stores, "store")}`;
+  tile("warehouse", known ? word : "–", "", known ? more : "no volume answers", null, known ? level : null);
+}
+
+/** The state of the calls to the warehouse as a word and a level. */
+function warehouseState(sums) {
+  if (sums.away.length) return ["away", "bad"];
+  return sums.failing.length ? ["failing", "bad"] : ["answering", "good"];
 }
 
 function showRing() {
@@ -248,7 +256,7 @@ function showOutbox() {
   const now = model.gauges.at(-1);
   const figures = [
     ["Messages waiting", count(now.outbox)], ["Calls in flight", count(now.inFlight)], ["Dead letters", count(now.dead), now.dead ? "bad" : null],
-    ["Warehouse", now.away.length ? "away" : "answering", now.away.length ? "bad" : "good"], ["Stock snapshots", count(now.snapshots)], ["Statistics files", count(now.files)],
+    ["Warehouse", ...warehouseState(now)], ["Stock snapshots", count(now.snapshots)], ["Statistics files", count(now.files)],
   ];
   keyed($("outbox"), figures, ([name]) => name, () => element("div", {}, element("dt"), element("dd")), (item, [name, value, level]) => {
     setText(item.children[0], name);
