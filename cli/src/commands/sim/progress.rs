@@ -35,8 +35,8 @@ const RECENT: usize = 2;
 /// Name of the file in the run's folder to which log lines are written while the live view is
 /// shown.
 const LOG_FILE: &str = "run.log";
-/// Maximum width of a progress line, in columns: that of the narrowest supported terminal, which has
-/// 80 columns, with a margin.
+/// Maximum width of a progress line, in columns. It is smaller than that of the narrowest supported
+/// terminal, which has 80 columns.
 const COLUMNS: usize = 78;
 
 /// Settings of a progress display, and the sources of its data.
