@@ -15,8 +15,11 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::path::Path;
 use std::sync::OnceLock;
+use tracing::field::{Field, Visit};
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::field::{RecordFields, VisitOutput};
+use tracing_subscriber::fmt::format::{DefaultVisitor, Writer};
+use tracing_subscriber::fmt::{FormatFields, MakeWriter};
 
 /// Format of the log.
 #[derive(Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -47,10 +50,71 @@ pub(crate) fn start(format: LogFormat, filter: &str) -> Result<(), CliError> {
         .with_ansi(colour)
         .with_writer(AboveProgress);
     match format {
-        LogFormat::Text => builder.with_target(false).init(),
+        LogFormat::Text => builder.with_target(false).fmt_fields(TextFields).init(),
         LogFormat::Json => builder.json().init(),
     }
     Ok(())
+}
+
+/// Fields of the events of a simulation run. They are for programs, because the message has the
+/// same content. Other log lines may have one of these fields, but not both.
+const RUN_EVENT_FIELDS: [&str; 2] = ["kind", "subject"];
+
+/// Formats the fields of log lines for people. Leaves out [`RUN_EVENT_FIELDS`] in a line that has
+/// both.
+struct TextFields;
+
+impl<'writer> FormatFields<'writer> for TextFields {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> std::fmt::Result {
+        let mut found = RunEventFields(0);
+        fields.record(&mut found);
+        let mut shown = ShownFields {
+            inner: DefaultVisitor::new(writer, true),
+            is_run_event: found.0 == RUN_EVENT_FIELDS.len(),
+        };
+        fields.record(&mut shown);
+        shown.inner.finish()
+    }
+}
+
+/// Number of the [`RUN_EVENT_FIELDS`] that a log line has.
+struct RunEventFields(usize);
+
+impl Visit for RunEventFields {
+    fn record_debug(&mut self, field: &Field, _: &dyn std::fmt::Debug) {
+        self.0 += usize::from(RUN_EVENT_FIELDS.contains(&field.name()));
+    }
+}
+
+struct ShownFields<'writer> {
+    inner: DefaultVisitor<'writer>,
+    is_run_event: bool,
+}
+
+impl ShownFields<'_> {
+    fn shows(&self, field: &Field) -> bool {
+        !self.is_run_event || !RUN_EVENT_FIELDS.contains(&field.name())
+    }
+}
+
+impl Visit for ShownFields<'_> {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if self.shows(field) {
+            self.inner.record_str(field, value);
+        }
+    }
+
+    fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
+        if self.shows(field) {
+            self.inner.record_error(field, value);
+        }
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+        if self.shows(field) {
+            self.inner.record_debug(field, value);
+        }
+    }
 }
 
 /// Maximum number of warnings and errors that are printed again after a live view has ended. They
@@ -143,5 +207,52 @@ impl MakeWriter<'_> for AboveProgress {
 
     fn make_writer(&self) -> Self {
         *self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use imt_sim::Telemetry;
+    use imt_sim::telemetry::EventKind;
+    use std::sync::Arc;
+
+    /// Returns the log lines that `log` writes, as text or as JSON.
+    fn logged(format: LogFormat, log: impl FnOnce()) -> String {
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        let builder = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(Arc::clone(&file));
+        match format {
+            LogFormat::Text => {
+                let subscriber = builder.with_target(false).fmt_fields(TextFields).finish();
+                tracing::subscriber::with_default(subscriber, log);
+            }
+            LogFormat::Json => tracing::subscriber::with_default(builder.json().finish(), log),
+        }
+        let mut text = String::new();
+        std::io::Seek::rewind(&mut file.as_ref()).unwrap();
+        file.as_ref().read_to_string(&mut text).unwrap();
+        text
+    }
+
+    #[test]
+    fn text_lines_leave_out_the_fields_of_a_run_event_and_json_lines_have_them() {
+        let killed = || Telemetry::default().event(EventKind::Kill, "node-3", "node-3 killed");
+        let text = logged(LogFormat::Text, killed);
+        assert!(text.ends_with("INFO node-3 killed\n"), "{text}");
+        let json = logged(LogFormat::Json, killed);
+        assert!(json.contains(r#""kind":"kill","subject":"node-3""#), "{json}");
+    }
+
+    #[test]
+    fn text_lines_keep_the_fields_of_other_events() {
+        let text = logged(LogFormat::Text, || {
+            tracing::info!(kind = "announce", order = 17, "not stored");
+        });
+        assert!(
+            text.ends_with("INFO not stored kind=\"announce\" order=17\n"),
+            "{text}"
+        );
     }
 }

@@ -20,8 +20,8 @@ pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
     (distance(&found) <= edits_max && distance(&found) < word.chars().count()).then_some(found)
 }
 
-/// Adds suggestions to an error about an unknown subcommand: the nearest subcommand, or all if none
-/// is near. Suggestions of clap are kept, and other errors are unchanged.
+/// Adds the nearest subcommand to an error about an unknown subcommand. Adds nothing if no
+/// subcommand is near. Suggestions of clap are kept, and other errors are unchanged.
 pub(crate) fn improve(mut error: Error, root: &Command, args: &[std::ffi::OsString]) -> Error {
     let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidSubcommand).cloned() else {
         return error;
@@ -40,12 +40,10 @@ pub(crate) fn improve(mut error: Error, root: &Command, args: &[std::ffi::OsStri
         }
         parent = parent.find_subcommand(arg).unwrap_or(parent);
     }
-    let names: Vec<&str> = parent.get_subcommands().map(Command::get_name).collect();
-    let suggested = match nearest(&word, names.iter().copied()) {
-        Some(nearest) => vec![nearest.to_owned()],
-        None => names.iter().map(ToString::to_string).collect(),
-    };
-    error.insert(ContextKind::SuggestedSubcommand, ContextValue::Strings(suggested));
+    if let Some(nearest) = nearest(&word, parent.get_subcommands().map(Command::get_name)) {
+        let suggested = ContextValue::Strings(vec![nearest.to_owned()]);
+        error.insert(ContextKind::SuggestedSubcommand, suggested);
+    }
     error
 }
 
@@ -65,15 +63,22 @@ mod tests {
     }
 
     #[test]
-    fn the_subcommands_of_the_right_command_are_suggested() {
+    fn a_near_subcommand_of_the_right_command_is_suggested_and_no_other_one() {
         let root = Command::new("imt")
             .subcommand(Command::new("sim").subcommand(Command::new("run")))
             .subcommand(Command::new("db").subcommand(Command::new("verify")));
-        for (args, expected) in [(["imt", "sim", "rnu"], "run"), (["imt", "db", "frob"], "verify")] {
+        for (args, expected) in [
+            (["imt", "sim", "rnu"], Some("'run'")),
+            (["imt", "db", "verfiy"], Some("'verify'")),
+            (["imt", "db", "frob"], None),
+        ] {
             let error = root.clone().try_get_matches_from(args).unwrap_err();
             let args = args.map(std::ffi::OsString::from);
             let text = improve(error, &root, &args).to_string();
-            assert!(text.contains(expected), "{text}");
+            match expected {
+                Some(expected) => assert!(text.contains(expected), "{text}"),
+                None => assert!(!text.contains("tip") && !text.contains("verify"), "{text}"),
+            }
         }
     }
 }

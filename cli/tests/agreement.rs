@@ -256,7 +256,8 @@ fn summary_log_report_metrics_console_warehouse_and_audit_name_the_same_figures(
         assert!(page.contains(&row), "{row} is not in the page");
     }
     for (order_state, count) in &orders {
-        let bar = format!("{order_state} <em>{count} orders</em>");
+        let plural = if *count == 1 { "" } else { "s" };
+        let bar = format!("{order_state} <em>{count} order{plural}</em>");
         assert!(page.contains(&bar), "{bar} is not in the page");
     }
     let delivered = orders["delivered"];

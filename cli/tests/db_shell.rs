@@ -337,3 +337,23 @@ fn a_difference_of_typed_tables_names_the_key_as_get_reads_it() {
     assert!(text.contains("names 49"), "{text}");
     done(&["db", "get", one, "names", "49"]);
 }
+
+#[test]
+fn a_table_that_put_creates_knows_the_type_of_its_keys() {
+    let kept = tempdir().unwrap();
+    let path = kept.path().join("new");
+    let db = path.to_str().unwrap();
+    let typed = ["--key-type", "string", "--value-type", "u64", "--create"];
+    done(&[&["db", "put", db, "users", "ann", "300"], &typed[..]].concat());
+    done(&["db", "put", db, "users", "bob", "0x07"]);
+    for (key, value) in [("ann", "300\n"), ("bob", "7\n")] {
+        assert_eq!(
+            done(&["db", "get", db, "users", key, "--value-type", "u64"]),
+            value
+        );
+    }
+    // The library reads the table as a typed table.
+    let db = Db::open(&path).unwrap();
+    let users = db.typed_table::<String, u64>("users").unwrap();
+    assert_eq!(users.get("ann").unwrap(), Some(300));
+}

@@ -592,8 +592,15 @@ fn a_shop_loses_nothing_while_nodes_are_killed_stopped_and_removed() {
         "10s",
         "--data",
         world.folder(),
+        "--quiet",
     ]);
     let told = format!("{}\n{}", stdout(&output), stderr(&output));
     assert_eq!(output.status.code(), Some(0), "{told}");
     assert!(told.contains("clean"), "{told}");
+    assert!(
+        stdout(&output).contains("\n  events     ") && stdout(&output).contains(", answered again after "),
+        "{told}"
+    );
+    // With --quiet, the nodes do not warn about each other.
+    assert!(!stderr(&output).contains("WARN"), "{told}");
 }

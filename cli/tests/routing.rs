@@ -42,6 +42,14 @@ fn a_routed_shop_loses_nothing_while_its_nodes_are_killed_and_removed() {
     // Requests that met a killed node were sent again, so no request failed.
     assert!(count("resent") > 0, "{routing}");
     assert_eq!(summary["errors"], serde_json::json!({}), "{summary}");
+    let events = summary["node_events"].as_array().unwrap();
+    assert!(!events.is_empty(), "{summary}");
+    for events in events {
+        let times = events["times_ms"].as_array().unwrap();
+        assert_eq!(events["count"], times.len(), "{events}");
+        assert!(times.contains(&events["longest_ms"]), "{events}");
+    }
+    assert_eq!(summary["still_up"], serde_json::json!([]), "{summary}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The shop as its users see it: in one process, in three processes of which one is killed, and
 //! with the requests of the original system, from which this project grew.
 
-use crate::support::{Server, http, imt, run, stderr, stdout, try_http, until};
+use crate::support::{Server, free_address, http, imt, run, stderr, stdout, try_http, until};
 use serde_json::json;
 use std::process::Stdio;
 use tempfile::tempdir;
@@ -131,11 +131,11 @@ fn a_missed_threshold_is_exit_code_four_and_a_kept_one_is_not() {
         let told = format!("{}\n{}", stdout(&output), stderr(&output));
         assert_eq!(output.status.code(), Some(code), "{told}");
         assert!(told.contains(condition) && told.contains("--seed 1"), "{told}");
-        // Without a terminal, the run prints a progress line of at most 80 columns each second.
+        // Without a terminal, the run prints a progress line of at most 78 columns each second.
         let lines = stderr(&output);
         let lines: Vec<&str> = lines.lines().filter(|line| line.contains("/s p99")).collect();
         assert!(!lines.is_empty(), "{told}");
-        assert!(lines.iter().all(|line| line.chars().count() <= 80), "{lines:?}");
+        assert!(lines.iter().all(|line| line.chars().count() <= 78), "{lines:?}");
     }
 }
 
@@ -180,7 +180,7 @@ fn killing_the_node_halfway_loses_nothing() {
 
     // The node and the warehouse need each other's address before they start. The node starts
     // first. It gets the address of a free port, on which the warehouse listens later.
-    let warehouse_address = crate::support::free_address();
+    let warehouse_address = free_address();
     let node_args = |listen: &str| {
         [
             "node",
@@ -382,4 +382,34 @@ fn requests_of_the_original_get_the_documented_responses() {
     let output = run(&["ring", "show", "--data", folder]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(stdout(&output).contains("alpha"), "{}", stdout(&output));
+}
+
+#[test]
+fn a_run_names_the_nodes_that_it_did_not_start_and_that_still_run() {
+    let data = tempdir().unwrap();
+    let folder = data.path().to_str().unwrap();
+    let warehouse = free_address();
+    let (_, port) = warehouse.rsplit_once(':').unwrap();
+    let joined = Server::node("w", folder, &["--warehouse", &format!("http://{warehouse}")]);
+    let output = run(&[
+        "sim",
+        "run",
+        "--duration",
+        "2s",
+        "--rate",
+        "30",
+        "--data",
+        folder,
+        "--port",
+        "0",
+        "--warehouse-port",
+        port,
+        "--warehouse-profile",
+        "fast",
+    ]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let shown = format!("still up   w at {}; stop it with", joined.address);
+    assert!(stdout(&output).contains(&shown), "{}", stdout(&output));
+    let stopped = run(&["node", "stop", "w", "--data", folder]);
+    assert_eq!(stopped.status.code(), Some(0), "{}", stderr(&stopped));
 }

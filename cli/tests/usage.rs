@@ -57,9 +57,9 @@ fn wrong_usage_is_exit_code_two() {
     std::fs::write(&file, "not a folder").unwrap();
     let file = file.to_str().unwrap();
     let cases: [(&[&str], &str); 26] = [
-        (&["frobnicate"], "node"),
+        (&["frobnicate"], "--help"),
         (&["sim", "rnu"], "'run'"),
-        (&["db", "frob", "x"], "verify"),
+        (&["db", "frob", "x"], "--help"),
         (&["order", "show"], "<ID>"),
         (&["node", "start", "--listen", "nonsense"], "127.0.0.1:9090"),
         (&["node", "start", "--listen", ":9090"], "0.0.0.0:9090"),
@@ -363,4 +363,42 @@ fn a_database_is_read_and_changed_from_the_command_line() {
         serde_json::from_str(&stdout(&run(&["db", "inspect", db, "--output", "json"]))).unwrap();
     assert_eq!(report["tables"][0]["name"], "events");
     assert_eq!(report["tables"][0]["keys"], 2);
+}
+
+#[test]
+fn a_front_sends_nothing_to_a_server_that_is_no_node() {
+    for (answer, shown) in [
+        (
+            "HTTP/1.1 404 Not Found\r\nContent-Length: 12\r\n\r\n<html></html",
+            "404 with an HTML or XML page",
+        ),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "200 {}"),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nup", "200 up"),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let (asked, paths) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let mut request = [0; 4096];
+                let length = std::io::Read::read(&mut stream, &mut request).unwrap();
+                let request = String::from_utf8_lossy(&request[..length]).into_owned();
+                asked
+                    .send(request.lines().next().unwrap_or_default().to_owned())
+                    .unwrap();
+                std::io::Write::write_all(&mut stream, answer.as_bytes()).unwrap();
+            }
+        });
+        let data = tempdir().unwrap();
+        let folder = data.path().to_str().unwrap();
+        let output = run(&["sim", "front", "--oms", &url, "--data", folder]);
+        let error = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        for part in [&url, shown, "nothing was sent", "imt node start", "--oms"] {
+            assert!(error.contains(part), "{part}: {error}");
+        }
+        assert!(!error.contains("audit"), "{error}");
+        assert!(paths.try_iter().all(|line| line.starts_with("GET /health ")));
+        assert!(!data.path().join("runs").exists());
+    }
 }

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use crate::Result;
 use crate::client::{Client, Endpoint};
 use crate::front::OrderRecord;
+use crate::summary::plural;
 use crate::wire::{MessageKind, MessageState, NewOrder, Order};
 
 mod check;
@@ -116,7 +117,9 @@ impl std::fmt::Display for AuditProgress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Begun => f.write_str("begun"),
-            Self::Draining { waiting } => write!(f, "{waiting} messages for the warehouse are to be sent"),
+            Self::Draining { waiting } => {
+                write!(f, "{} for the warehouse to send", plural(*waiting, "message"))
+            }
             Self::Comparing { look } => write!(f, "comparing both sides, look {look}"),
         }
     }
@@ -331,5 +334,17 @@ async fn drained(config: &AuditConfig, oms: &Client, progress: &watch::Sender<Au
             return looked.map(drop);
         }
         tokio::time::sleep(LOOK_PAUSE).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_progress_counts_one_message_in_the_singular() {
+        let shown = |waiting| AuditProgress::Draining { waiting }.to_string();
+        assert_eq!(shown(1), "1 message for the warehouse to send");
+        assert_eq!(shown(2_000), "2,000 messages for the warehouse to send");
     }
 }

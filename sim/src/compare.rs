@@ -11,6 +11,7 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::Value;
 
+use crate::latency::PERCENTILE_SAMPLES_MIN;
 use crate::run_folder::{RunFacts, RunFolder};
 use crate::summary::{millis, thousands};
 use crate::{Error, Result};
@@ -31,9 +32,22 @@ struct Row {
     unit: Unit,
     first: f64,
     second: f64,
+    /// `true` for a percentile of too few samples, for the first and the second run. The table does
+    /// not show such a number.
+    #[serde(skip)]
+    is_hidden: [bool; 2],
 }
 
 impl Row {
+    /// Returns the numbers of both runs as texts.
+    fn texts(&self) -> [String; 2] {
+        let [first, second] = self.is_hidden;
+        [(self.first, first), (self.second, second)].map(|(value, is_hidden)| match is_hidden {
+            true => "-".to_owned(),
+            false => self.text(value),
+        })
+    }
+
     fn text(&self, value: f64) -> String {
         match self.unit {
             Unit::Count => thousands(value as u64),
@@ -43,6 +57,9 @@ impl Row {
     }
 
     fn better(&self) -> Option<Better> {
+        if self.is_hidden != [false; 2] {
+            return None;
+        }
         let is_fault = ["errors", "findings", "late", "dropped"]
             .iter()
             .any(|fault| self.name.ends_with(fault));
@@ -59,6 +76,9 @@ impl Row {
     }
 
     fn change(&self) -> String {
+        if self.is_hidden != [false; 2] {
+            return "-".to_owned();
+        }
         match self.first == 0.0 {
             true if self.second == 0.0 => "=".to_owned(),
             true => "new".to_owned(),
@@ -81,7 +101,8 @@ pub(crate) struct RowText<'a> {
     pub(crate) second: String,
     pub(crate) change: String,
     /// The run with the better number. `None` for rates and counts of requests, for equal counts of
-    /// faults, and for changes of a latency or lag by at most [`NOISE`].
+    /// faults, for changes of a latency or lag by at most [`NOISE`], and for percentiles that are
+    /// not shown.
     pub(crate) better: Option<Better>,
 }
 
@@ -126,12 +147,15 @@ impl Comparison {
 
     /// Returns the rows of the table as texts.
     pub(crate) fn rows(&self) -> impl Iterator<Item = RowText<'_>> {
-        self.rows.iter().map(|row| RowText {
-            name: &row.name,
-            first: row.text(row.first),
-            second: row.text(row.second),
-            change: row.change(),
-            better: row.better(),
+        self.rows.iter().map(|row| {
+            let [first, second] = row.texts();
+            RowText {
+                name: &row.name,
+                first,
+                second,
+                change: row.change(),
+                better: row.better(),
+            }
         })
     }
 }
@@ -161,33 +185,50 @@ fn differences([first, second]: &[RunFacts; 2]) -> Vec<String> {
         .collect()
 }
 
-fn rows([first, second]: &[Value; 2]) -> Vec<Row> {
-    let mut rows = Vec::new();
-    let mut row = |name: String, unit, one: &Value, other: &Value| {
-        if let Some((first, second)) = one.as_f64().zip(other.as_f64()) {
-            rows.push(Row {
+/// The numbers that both runs have, in the order of the table.
+#[derive(Default)]
+struct Rows(Vec<Row>);
+
+impl Rows {
+    /// Adds a number, unless one of the runs does not have it.
+    fn push(&mut self, name: String, unit: Unit, [first, second]: [&Value; 2]) {
+        if let Some((first, second)) = first.as_f64().zip(second.as_f64()) {
+            self.0.push(Row {
                 name,
                 unit,
                 first,
                 second,
+                is_hidden: [false; 2],
             });
         }
-    };
+    }
+
+    /// Adds the field `field` of two sets of latencies.
+    fn push_latency(&mut self, name: String, field: &str, latencies: [&Value; 2]) {
+        let before = self.0.len();
+        self.push(name, Unit::Microseconds, latencies.map(|latency| &latency[field]));
+        // The largest latency is no percentile.
+        let is_percentile = field != "max_us";
+        for row in &mut self.0[before..] {
+            row.is_hidden = latencies.map(|latency| {
+                let count = latency["count"].as_u64();
+                is_percentile && count.is_some_and(|count| count < PERCENTILE_SAMPLES_MIN)
+            });
+        }
+    }
+}
+
+fn rows([first, second]: &[Value; 2]) -> Vec<Row> {
+    let mut rows = Rows::default();
     for (name, unit) in [
         ("requests", Unit::Count),
         ("rate", Unit::PerSecond),
         ("late", Unit::Count),
         ("dropped", Unit::Count),
     ] {
-        row(name.to_owned(), unit, &first[name], &second[name]);
+        rows.push(name.to_owned(), unit, [&first[name], &second[name]]);
     }
-    let lag = |summary: &Value| summary["lag"]["p99_us"].clone();
-    row(
-        "lag p99".to_owned(),
-        Unit::Microseconds,
-        &lag(first),
-        &lag(second),
-    );
+    rows.push_latency("lag p99".to_owned(), "p99_us", [&first["lag"], &second["lag"]]);
     let routes = first["routes"].as_array().into_iter().flatten();
     for (one, other) in routes.zip(second["routes"].as_array().into_iter().flatten()) {
         let (Some(name), true) = (one["name"].as_str(), one["name"] == other["name"]) else {
@@ -196,35 +237,29 @@ fn rows([first, second]: &[Value; 2]) -> Vec<Row> {
         if one["requests"] == 0 && other["requests"] == 0 {
             continue;
         }
-        row(
-            format!("{name} requests"),
-            Unit::Count,
-            &one["requests"],
-            &other["requests"],
-        );
+        let requests = [&one["requests"], &other["requests"]];
+        rows.push(format!("{name} requests"), Unit::Count, requests);
         let failed = |route: &Value| {
             let count = |field: &str| route[field].as_u64().unwrap_or_default();
             Value::from(count("requests").saturating_sub(count("ok")))
         };
-        row(
-            format!("{name} errors"),
-            Unit::Count,
-            &failed(one),
-            &failed(other),
-        );
+        let errors = [&failed(one), &failed(other)];
+        rows.push(format!("{name} errors"), Unit::Count, errors);
         for percentile in ["p50", "p99", "p999", "max"] {
-            let latency = |route: &Value| route["latency"][format!("{percentile}_us")].clone();
-            row(
+            rows.push_latency(
                 format!("{name} {percentile}"),
-                Unit::Microseconds,
-                &latency(one),
-                &latency(other),
+                &format!("{percentile}_us"),
+                [&one["latency"], &other["latency"]],
             );
         }
     }
     let found = |summary: &Value| Value::from(summary["audit"]["findings"].as_array().map_or(0, Vec::len));
-    row("findings".to_owned(), Unit::Count, &found(first), &found(second));
-    rows
+    rows.push(
+        "findings".to_owned(),
+        Unit::Count,
+        [&found(first), &found(second)],
+    );
+    rows.0
 }
 
 impl fmt::Display for Comparison {
@@ -235,14 +270,11 @@ impl fmt::Display for Comparison {
         writeln!(f, "  {:<20}{:>16}{:>16}{:>12}", "", "first", "second", "change")?;
         let [first, second] = &self.verdicts;
         writeln!(f, "  {:<20}{first:>16}{second:>16}", "verdict")?;
-        for row in &self.rows {
+        for row in self.rows() {
             writeln!(
                 f,
                 "  {:<20}{:>16}{:>16}{:>12}",
-                row.name,
-                row.text(row.first),
-                row.text(row.second),
-                row.change()
+                row.name, row.first, row.second, row.change
             )?;
         }
         Ok(())
@@ -264,8 +296,10 @@ mod tests {
                 "lag": {"p99_us": 300},
                 "routes": [
                     {"name": "order", "requests": 200, "ok": 200 - errors,
-                     "latency": {"p50_us": 500, "p99_us": p99_us, "p999_us": 9_000, "max_us": 9_500}},
+                     "latency": {"count": 200, "p50_us": 500, "p99_us": p99_us, "p999_us": 9_000, "max_us": 9_500}},
                     {"name": "cancel", "requests": 0, "ok": 0, "latency": {}},
+                    {"name": "stats", "requests": 19, "ok": 19,
+                     "latency": {"count": if seed == 1 { 19 } else { 20 }, "p99_us": 700, "max_us": 800}},
                 ],
                 "audit": {"findings": []},
             });
@@ -282,6 +316,9 @@ mod tests {
             "order errors                       0               3         new",
             "findings                           0               0           =",
             "rate                          99.5/s          99.5/s      +0.0 %",
+            // The first run has fewer samples than a percentile needs.
+            "stats p99                          -         0.70 ms           -",
+            "stats max                    0.80 ms         0.80 ms      +0.0 %",
         ] {
             assert!(table.contains(expected), "{expected:?} is not in\n{table}");
         }

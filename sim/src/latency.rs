@@ -17,6 +17,10 @@ const MAX_US: u64 = 600_000_000;
 /// Significant decimal digits of a recorded latency.
 const DIGITS: u8 = 3;
 
+/// Minimum number of samples with which a table shows a percentile. Of fewer samples, the 99th
+/// percentile is the largest sample or near it, so the table shows `-`.
+pub const PERCENTILE_SAMPLES_MIN: u64 = 20;
+
 /// Percentiles of a set of latencies, in microseconds.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latency {
@@ -42,6 +46,13 @@ impl Default for LatencyHistogram {
     fn default() -> Self {
         // The library accepts these constant bounds, so the call cannot fail.
         Self(Histogram::new_with_bounds(1, MAX_US, DIGITS).expect("sound bounds"))
+    }
+}
+
+impl Latency {
+    /// Returns `true` if there are enough latencies for percentiles in a table.
+    pub fn has_percentiles(&self) -> bool {
+        self.count >= PERCENTILE_SAMPLES_MIN
     }
 }
 

@@ -13,6 +13,7 @@
 //!   `stats.csv`.
 //! - [`latency`]: latency histograms and their percentiles.
 //! - [`monitor`]: polls the order management and the warehouse during a run.
+//! - [`node_events`]: results of the node events of a run.
 //! - [`report`]: draws a run, or two runs side by side, as one HTML page.
 //! - [`run_folder`]: the record of a run on disk.
 //! - [`samples`]: small files in the formats of the original system, from which this project grew.
@@ -37,6 +38,7 @@ mod error;
 pub mod front;
 pub mod latency;
 pub mod monitor;
+pub mod node_events;
 pub mod report;
 pub mod run_folder;
 pub mod samples;

@@ -1,5 +1,5 @@
 //! The summary of a run: as a table for people, and as JSON for programs. The table has 80 columns,
-//! except in lines with a path, a command or a finding.
+//! except in lines with a path or a finding, and in commands without an option to break them at.
 //!
 //! Invariants:
 //! - Counts include this run only, except for those in the report of the audit. Totals that include
@@ -20,8 +20,10 @@ use serde::Serialize;
 use crate::audit::{AuditReport, Finding};
 use crate::front::{FrontReport, RouteReport, RoutingCounts};
 use crate::latency::Latency;
+use crate::node_events::{NodeEvents, RunningNode};
 use crate::telemetry::{NodeState, RunState};
 use crate::thresholds::ThresholdResult;
+use crate::warehouse::Fault;
 use crate::wire::WarehouseSummary;
 
 /// Verdict on a run as a whole.
@@ -126,6 +128,11 @@ pub struct Summary {
     pub warehouse_is_silent: bool,
     /// Members of the ring at the end of the run.
     pub nodes: Vec<NodeState>,
+    /// Node events of the run by kind, with the times until every volume answered again. Empty for
+    /// a run without events that end or pause a node.
+    pub node_events: Vec<NodeEvents>,
+    /// Nodes that run at the end although the run did not start them.
+    pub still_up: Vec<RunningNode>,
     /// Totals of the order management and the warehouse, including earlier runs.
     pub data_folder: FolderTotals,
     /// Report of the audit; `None` if the audit could not be done.
@@ -144,7 +151,7 @@ pub struct Summary {
 
 impl Summary {
     /// Builds the summary from the results of a run. If the audit failed, `audit` is `Err` with the
-    /// text of its error.
+    /// text of its error. The fields `node_events` and `still_up` stay empty.
     pub fn new(
         identity: RunIdentity,
         front: &FrontReport,
@@ -188,6 +195,8 @@ impl Summary {
             warehouse: state.warehouse_of_run(),
             warehouse_is_silent: state.warehouse_is_silent,
             nodes: cluster.nodes.clone(),
+            node_events: Vec::new(),
+            still_up: Vec::new(),
             data_folder: FolderTotals {
                 orders: cluster.orders_total.clone(),
                 stock_snapshots: cluster.stock_snapshots,
@@ -242,9 +251,9 @@ impl Summary {
             "route", "requests", "errors", "p50", "p99", "max"
         )?;
         for route in self.routes.iter().filter(|route| route.requests > 0) {
-            let latency = |us| match route.latency.count {
+            let max = match route.latency.count {
                 0 => "-".to_owned(),
-                _ => millis(us),
+                _ => millis(route.latency.max_us),
             };
             writeln!(
                 f,
@@ -252,9 +261,9 @@ impl Summary {
                 route.route,
                 thousands(route.requests),
                 thousands(route.requests - route.ok),
-                latency(route.latency.p50_us),
-                latency(route.latency.p99_us),
-                latency(route.latency.max_us)
+                percentile(&route.latency, route.latency.p50_us),
+                percentile(&route.latency, route.latency.p99_us),
+                max
             )?;
         }
         writeln!(f, "  (latency from the intended start, without the warm-up)\n")
@@ -335,10 +344,55 @@ impl Summary {
             .filter(|(_, count)| **count > 0)
             .map(|(name, count)| (name.clone(), *count))
             .collect();
-        match faults.is_empty() {
-            true => Ok(()),
-            false => wrapped(f, "faults", &format!("made on purpose: {}", counts(&faults))),
+        if faults.is_empty() {
+            return Ok(());
         }
+        let mut text = format!("made on purpose: {}", counts(&faults));
+        let retried = Fault::RETRIED.iter().filter_map(|fault| faults.get(fault.name()));
+        let retried: u64 = retried.sum();
+        if retried > 0 {
+            let calls = match retried {
+                1 => "this call".to_owned(),
+                more => format!("these {} calls", thousands(more)),
+            };
+            text.push_str(&format!("; the node retries {calls}"));
+        }
+        if let Some(audit) = self.audit.as_ref().filter(|_| retried > 0) {
+            let verb = if audit.outbox_waiting == 1 {
+                "waits"
+            } else {
+                "wait"
+            };
+            let messages = plural(audit.outbox_waiting, "message");
+            text.push_str(&format!(", and {messages} still {verb}"));
+        }
+        wrapped(f, "faults", &text)
+    }
+
+    /// Writes the results of the node events, and the nodes that still run after the run.
+    fn write_nodes(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (place, events) in self.node_events.iter().enumerate() {
+            let name = if place == 0 { "events" } else { "" };
+            wrapped(f, name, &events.to_string())?;
+        }
+        for (place, node) in self.still_up.iter().enumerate() {
+            let name = if place == 0 { "still up" } else { "" };
+            let RunningNode {
+                name: node,
+                address,
+                stop,
+            } = node;
+            let row = format!("{node} at {address}; stop it with {stop}");
+            if INDENT + row.chars().count() <= COMMAND_COLUMNS {
+                line(f, name, &row)?;
+                continue;
+            }
+            line(f, name, &format!("{node} at {address}; stop it with"))?;
+            for row in command_rows(stop) {
+                line(f, "", &row)?;
+            }
+        }
+        Ok(())
     }
 
     fn write_audit(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -350,20 +404,15 @@ impl Summary {
     }
 
     fn write_schedule(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Latency {
-            p50_us,
-            p99_us,
-            max_us,
-            ..
-        } = self.lag;
+        let lag = &self.lag;
         wrapped(
             f,
             "schedule",
             &format!(
                 "lag p50 {}, p99 {}, max {}; {} late (over 10 ms), {} dropped",
-                millis(p50_us),
-                millis(p99_us),
-                millis(max_us),
+                percentile(lag, lag.p50_us),
+                percentile(lag, lag.p99_us),
+                millis(lag.max_us),
                 thousands(self.late),
                 thousands(self.dropped)
             ),
@@ -435,6 +484,7 @@ impl fmt::Display for Summary {
         }
         self.write_orders(f)?;
         self.write_warehouse(f)?;
+        self.write_nodes(f)?;
         match (&self.log_problem, &self.stats_csv) {
             (Some(problem), _) => wrapped(f, "log", &format!("incomplete: {problem}"))?,
             (None, Some(path)) => line(f, "log", &path.display().to_string())?,
@@ -446,23 +496,71 @@ impl fmt::Display for Summary {
     }
 }
 
-/// Writes suggested commands, each with its purpose.
+/// Writes suggested commands, each with its purpose. A command that is too wide with its purpose is
+/// printed without it. A command that is too wide by itself takes several rows.
 pub(crate) fn write_steps(f: &mut fmt::Formatter<'_>, steps: Vec<(String, &'static str)>) -> fmt::Result {
     for (place, (command, purpose)) in steps.into_iter().enumerate() {
-        let name = if place == 0 { "next" } else { "" };
+        let mut name = if place == 0 { "next" } else { "" };
         let row = format!("{command}   # {purpose}");
-        match INDENT + row.chars().count() <= COLUMNS {
-            true => line(f, name, &row)?,
-            // A command is never wrapped, so that it can be copied. A row that is too wide is
-            // printed without its purpose.
-            false => line(f, name, &command)?,
+        if INDENT + row.chars().count() <= COMMAND_COLUMNS {
+            line(f, name, &row)?;
+            continue;
+        }
+        for row in command_rows(&command) {
+            line(f, name, &row)?;
+            name = "";
         }
     }
     Ok(())
 }
 
+/// Breaks a command before its options, so that it can still be copied to a shell: each row except
+/// the last ends with a backslash. A row is wider than [`COMMAND_COLUMNS`] only if it has no option
+/// at which it can be broken.
+fn command_rows(command: &str) -> Vec<String> {
+    let width = COMMAND_COLUMNS - INDENT - " \\".len();
+    let mut rows: Vec<String> = Vec::new();
+    for part in option_parts(command) {
+        match rows.last_mut() {
+            Some(row) if row.chars().count() + 1 + part.chars().count() <= width => {
+                row.push(' ');
+                row.push_str(part);
+            }
+            Some(row) => {
+                row.push_str(" \\");
+                rows.push(format!("  {part}"));
+            }
+            None => rows.push(part.to_owned()),
+        }
+    }
+    rows
+}
+
+/// Splits a command before each option, except at blanks between single quotes. An option keeps its
+/// value.
+fn option_parts(command: &str) -> Vec<&str> {
+    let mut parts = Vec::new();
+    let (mut begin, mut is_quoted, mut is_escaped) = (0, false, false);
+    for (at, c) in command.char_indices() {
+        match c {
+            _ if is_escaped => is_escaped = false,
+            '\\' if !is_quoted => is_escaped = true,
+            '\'' => is_quoted = !is_quoted,
+            ' ' if !is_quoted && command[at + 1..].starts_with('-') => {
+                parts.push(&command[begin..at]);
+                begin = at + 1;
+            }
+            _ => {}
+        }
+    }
+    parts.push(&command[begin..]);
+    parts
+}
+
 /// Width of the table in columns.
 const COLUMNS: usize = 80;
+/// Width of rows with a command, in columns. It is that of help texts, which also have commands.
+const COMMAND_COLUMNS: usize = 78;
 /// Column at which the text of a line begins, after the line's name.
 const INDENT: usize = 13;
 
@@ -508,6 +606,14 @@ pub(crate) fn plural(count: u64, noun: &str) -> String {
         (1, _) => format!("{number} {noun}"),
         (_, Some(stem)) => format!("{number} {stem}ies"),
         (_, None) => format!("{number} {noun}s"),
+    }
+}
+
+/// Returns a percentile of these latencies as a text, or `-` if there are too few latencies.
+fn percentile(latency: &Latency, us: u64) -> String {
+    match latency.has_percentiles() {
+        true => millis(us),
+        false => "-".to_owned(),
     }
 }
 

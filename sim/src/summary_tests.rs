@@ -112,7 +112,7 @@ fn the_table_shows_the_run_its_routes_and_the_verdict() {
         "orders     1,000 delivered, 12 rejected\n",
         "folder     1,172 orders, 3 stock snapshots and 1 statistics file since it was made",
         "1,000 announced, 1,000 delivered, 0 refused",
-        "made on purpose: 31 504-after-acting",
+        "made on purpose: 31 504-after-acting; the node retries these 31 calls, and 0 messages still wait",
         "data/stats.csv",
         "clean: 1,172 orders",
         "kept: fail if p99(order) > 5ms: measured 12.34ms",
@@ -203,4 +203,107 @@ fn counts_of_a_warehouse_that_is_away_are_shown_as_its_last_ones() {
         let table = summary.to_string();
         assert!(table.contains(shown), "{table}");
     }
+}
+
+#[test]
+fn faults_with_an_answer_are_not_said_to_be_retried() {
+    let mut state = state();
+    let faults = |counts: &[(&str, u64)]| {
+        let counts = counts.iter().map(|(name, count)| ((*name).to_owned(), *count));
+        Some(WarehouseSummary {
+            faults: counts.collect(),
+            ..WarehouseSummary::default()
+        })
+    };
+    for (counts, shown) in [
+        (&[("slow-drip", 3)][..], "made on purpose: 3 slow-drip\n"),
+        (
+            &[("slow-drip", 3), ("503", 1)],
+            "made on purpose: 1 503, 3 slow-drip; the node retries this call, and 1 message still waits\n",
+        ),
+    ] {
+        state.warehouse = faults(counts);
+        let audit = AuditReport {
+            outbox_waiting: 1,
+            ..audit(vec![])
+        };
+        let table = Summary::new(identity(), &front(), Ok(audit), &state, vec![]).to_string();
+        assert!(table.replace("\n             ", " ").contains(shown), "{table}");
+    }
+}
+
+#[test]
+fn percentiles_of_fewer_than_20_samples_are_not_shown() {
+    for (count, shown) in [
+        (19, "         -         -  1,234 ms"),
+        (20, "   0.48 ms   12.3 ms  1,234 ms"),
+    ] {
+        let mut front = front();
+        front.routes[0].latency.count = count;
+        front.lag.count = count;
+        let summary = summary(&front, Ok(audit(vec![])), false);
+        let table = summary.to_string();
+        assert!(table.contains(shown), "{table}");
+        assert_eq!(
+            table.contains("lag p50 -, p99 -, max 12.3 ms"),
+            count < 20,
+            "{table}"
+        );
+        let json = serde_json::to_value(&summary).unwrap();
+        assert_eq!(json["routes"][0]["latency"]["p99_us"], 12_340);
+    }
+}
+
+#[test]
+fn a_wide_command_is_broken_at_its_options() {
+    let command = "imt sim chaos --data /tmp/shop --fail-if 'p99(order) > 5ms -1' --fail-if 'it'\\''s -x' \
+                   --nodes 12 --seed 1";
+    let rows = command_rows(command);
+    assert_eq!(
+        rows,
+        [
+            "imt sim chaos --data /tmp/shop --fail-if 'p99(order) > 5ms -1' \\",
+            "  --fail-if 'it'\\''s -x' --nodes 12 --seed 1",
+        ]
+    );
+    assert_eq!(command_rows("imt audit --all"), ["imt audit --all"]);
+    let mut summary = summary(&front(), Ok(audit(vec![])), false);
+    command.clone_into(&mut summary.identity.repeat);
+    let table = summary.to_string();
+    let next = table.split_once("  next ").unwrap().1;
+    assert!(next.contains(&rows.join("\n             ")), "{table}");
+    assert!(
+        next.lines().all(|line| line.chars().count() <= COMMAND_COLUMNS),
+        "{table}"
+    );
+}
+
+#[test]
+fn node_events_and_running_nodes_are_shown_and_kept_in_json() {
+    let node = |name: &str, folder: &str| RunningNode {
+        name: name.to_owned(),
+        address: "127.0.0.1:4711".to_owned(),
+        stop: format!("imt node stop {name}{folder}"),
+    };
+    let long = format!(" --data /srv/{}", "x".repeat(40));
+    let summary = Summary {
+        node_events: NodeEvents::group(&[(crate::scenario::NodeAction::Stop, Duration::from_millis(230))]),
+        still_up: vec![node("w", ""), node("v", &long)],
+        ..summary(&front(), Ok(audit(vec![])), false)
+    };
+    let table = summary.to_string();
+    for shown in [
+        "  events     1 x stop, answered again after 230 ms\n".to_owned(),
+        "  still up   w at 127.0.0.1:4711; stop it with imt node stop w\n".to_owned(),
+        format!(
+            "             v at 127.0.0.1:4711; stop it with\n             imt node stop v \\\n               {}\n",
+            long.trim()
+        ),
+    ] {
+        assert!(table.contains(&shown), "{shown}{table}");
+    }
+    let json = serde_json::to_value(&summary).unwrap();
+    assert_eq!(json["node_events"][0]["kind"], "stop");
+    assert_eq!(json["node_events"][0]["times_ms"][0], 230.0);
+    assert_eq!(json["still_up"][0]["stop"], "imt node stop w");
 }

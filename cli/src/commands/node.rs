@@ -385,7 +385,8 @@ async fn list(cluster: Cluster, args: &TableArgs, output: OutputFormat) -> Resul
             let mut text = args.render(table(&nodes))?;
             if is_moving {
                 text.push_str(&format!(
-                    "\nslots are moving: {rows} of about {rows_expected} rows copied\n"
+                    "\nslots are moving: {rows} of about {} copied\n",
+                    output::count(rows_expected, "row")
                 ));
             }
             let reports = reports.iter().filter_map(|(_, _, report)| report.as_ref());

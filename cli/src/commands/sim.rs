@@ -3,6 +3,7 @@
 
 use super::node;
 use super::node_args::NodeArgs;
+use crate::cluster::Cluster;
 use crate::error::CliError;
 use crate::output::{self, OutputFormat};
 use crate::signals::{self, StopSignals};
@@ -14,7 +15,7 @@ use imt_sim::scenario::{NodeAction, RandomEvents, Scenario};
 use imt_sim::warehouse::{Profile, WarehouseControl};
 use imt_sim::{Endpoint, RunFolder, Warehouse, WarehouseConfig, samples};
 use load::{LoadArgs, ScenarioArgs};
-use run::Session;
+use run::{OwnNode, Session};
 use serde_json::json;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -462,10 +463,14 @@ async fn run_beside(
         warehouse: warehouse.address().into(),
         scenario: plan.scenario,
         seed: plan.seed,
-        data: plan.data,
         stays: plan.stays,
         plain: plan.plain,
         warehouse_control: Some(warehouse.control()),
+        own_node: Some(OwnNode {
+            name: plan.name,
+            cluster: Cluster::new(&plan.data, plan.engine.as_ref()),
+        }),
+        data: plan.data,
         fleet,
     };
     let outcome = session.conduct(signals, output).await;
@@ -490,6 +495,7 @@ async fn front(args: FrontArgs, output: OutputFormat) -> Result<ExitCode, CliErr
         stays: false,
         plain: args.plain,
         warehouse_control: None::<WarehouseControl>,
+        own_node: None,
         fleet: None,
     };
     session.conduct(signals, output).await.map(ExitCode::from)

@@ -88,7 +88,8 @@ fn shown(
             output::print_json(&json!({ "volume": volume, "entry": entry, "rows": rows }))?;
         }
         OutputFormat::Table => output::print_text(&format!(
-            "volume {volume}: {rows} rows, up to entry {entry} of its log"
+            "volume {volume}: {}, up to entry {entry} of its log",
+            output::count(rows, "row")
         ))?,
     }
     Ok(ExitCode::SUCCESS)

@@ -53,6 +53,7 @@ pub fn row_as_json(table: &str, key: &[u8], value: &[u8]) -> Option<Result<Value
         }),
         "stats" => codec::decode_sums(value)
             .map(|sums| json!({ "ca": sums.revenue.to_string(), "total_qty": sums.units.to_string() })),
+        "stat_files" => codec::decode_import_time(value).map(|at_ms| json!({ "imported_at_ms": at_ms })),
         "meta" if key == COUNTERS => codec::decode_counters(value).map(|counters| counters_as_json(&counters)),
         "meta" if key == STOCK_HEAD => codec::decode_stock_head(value).map(|head| {
             json!({ "newest_as_of": head.newest_as_of, "counted_to": head.counted_to, "snapshots": head.snapshots })
@@ -148,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_order_is_shown_with_its_history_and_other_bytes_are_rejected() {
+    fn rows_are_shown_with_their_fields_and_other_bytes_are_rejected() {
         let lines = [Line { id: 812, quantity: 3 }];
         let order = Order::place(OrderId::parse("17").unwrap(), Box::new(lines), Some(4), 1000);
         let mut row = Vec::new();
@@ -161,6 +162,13 @@ mod tests {
         assert_eq!(shown["history"][0]["event"], "reserved");
         assert!(row_as_json("orders", b"17", b"no order").unwrap().is_err());
         assert!(row_as_json("events", b"17", &row).is_none());
+        let imported = row_as_json("stat_files", b"alpha/stat_1.csv", &1_700_u64.to_be_bytes());
+        assert_eq!(imported.unwrap().unwrap(), json!({ "imported_at_ms": 1_700 }));
+        assert!(
+            row_as_json("stat_files", b"alpha/stat_1.csv", b"short")
+                .unwrap()
+                .is_err()
+        );
         assert_eq!(
             key_as_text("stats", &key_from_text("stats", "812").unwrap()).as_deref(),
             Some("812")

@@ -248,11 +248,7 @@ impl Volume {
     /// Returns the keys (`importer`) of statistics files added before a time (UTC milliseconds).
     pub(crate) fn stat_files_before(&self, before_ms: u64) -> Result<Vec<String>, StorageError> {
         let names = self.scan(Table::StatFiles, |key, value| {
-            let added_at = value.try_into().map_err(|_| DecodeError {
-                offset: 0,
-                expected: "eight bytes of milliseconds",
-            })?;
-            let is_old = u64::from_be_bytes(added_at) < before_ms;
+            let is_old = codec::decode_import_time(value)? < before_ms;
             Ok(is_old.then(|| String::from_utf8_lossy(key).into_owned()))
         })?;
         Ok(names.into_iter().flatten().collect())

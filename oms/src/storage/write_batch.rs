@@ -533,7 +533,7 @@ impl WriteBatch {
             });
         }
         self.put(Table::StatFiles, name.as_bytes(), |row| {
-            row.extend_from_slice(&added_at_ms.to_be_bytes());
+            codec::encode_import_time(added_at_ms, row);
         });
         self.stat_files += 1;
     }

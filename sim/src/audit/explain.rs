@@ -9,6 +9,7 @@ use super::history::{History, HistoryEvent};
 use super::{Finding, Waiting};
 use crate::client::Client;
 use crate::front::{OrderRecord, Outcome};
+use crate::summary::plural;
 use crate::wire::{Message, MessageKind, MessageState};
 
 /// Maximum number of explained orders. Further orders with findings get no explanation.
@@ -115,9 +116,9 @@ fn message_line(message: &Message) -> String {
         MessageState::Dead => "is dead",
     };
     let reason = message.last_error.as_deref().unwrap_or("not tried yet");
-    let tries = message.attempts;
+    let tries = plural(message.attempts.into(), "try");
     format!(
-        "outbox: the message {} {state} after {tries} tries: {reason}",
+        "outbox: the message {} {state} after {tries}: {reason}",
         message.kind
     )
 }

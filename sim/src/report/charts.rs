@@ -96,7 +96,7 @@ impl Material {
             let count = orders.get(state.name())?.as_u64()?;
             (count > 0).then(|| (state.name().to_owned(), count))
         });
-        panel("Orders at the end", &bars(&at_end.collect::<Vec<_>>(), "orders"))
+        panel("Orders at the end", &bars(&at_end.collect::<Vec<_>>(), "order"))
     }
 
     pub(super) fn outbox(&self) -> Result<String> {
@@ -120,10 +120,7 @@ impl Material {
             .filter(|(_, count)| *count > 0)
             .collect();
         faults.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        panel(
-            "Faults of the warehouse, made on purpose",
-            &bars(&faults, "calls"),
-        )
+        panel("Faults of the warehouse, made on purpose", &bars(&faults, "call"))
     }
 
     pub(super) fn schedule(&self) -> Result<String> {
@@ -145,7 +142,7 @@ impl Material {
                 (name, node["slots"].as_u64().unwrap_or_default())
             })
             .collect();
-        panel("Ring at the end", &bars(&nodes, "slots"))
+        panel("Ring at the end", &bars(&nodes, "slot"))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::summary::thousands;
+use crate::summary::plural;
 
 const STYLE: &str = "\
 :root{color-scheme:light dark;--fg:#1b1f24;--mild:#57606a;--bg:#f4f6f8;--panel:#fff;--soft:#eef1f4;\
@@ -112,7 +112,8 @@ pub(super) fn tiles(tiles: &[Tile]) -> String {
     text
 }
 
-/// Returns horizontal bars, each with its name and number; an empty text if `values` is empty.
+/// Returns horizontal bars, each with its name and its number of things that the noun `unit` names;
+/// an empty text if `values` is empty.
 pub(super) fn bars(values: &[(String, u64)], unit: &str) -> String {
     if values.is_empty() {
         return String::new();
@@ -124,9 +125,9 @@ pub(super) fn bars(values: &[(String, u64)], unit: &str) -> String {
         // Writing to a String cannot fail.
         let _ = write!(
             text,
-            "<span>{} <em>{} {unit}</em></span><div><b style=\"width:{percent:.1}%\"></b></div>",
+            "<span>{} <em>{}</em></span><div><b style=\"width:{percent:.1}%\"></b></div>",
             escape(name),
-            thousands(*value),
+            plural(*value, unit),
         );
     }
     text.push_str("</div>\n");

@@ -8,7 +8,8 @@ use serde_json::Value;
 use super::Material;
 use super::html::{Tile, bars, escape, panel, tiles};
 use crate::front::LAG_P99_MAX;
-use crate::summary::{millis, thousands};
+use crate::latency::PERCENTILE_SAMPLES_MIN;
+use crate::summary::{millis, plural, thousands};
 use crate::telemetry::Route;
 
 /// Maximum number of rows of a table of events that the page shows expanded. A longer table is
@@ -32,6 +33,12 @@ fn count(value: &Value) -> u64 {
 /// more good requests than requests.
 fn failed(route: &Value) -> u64 {
     count(&route["requests"]).saturating_sub(count(&route["ok"]))
+}
+
+/// Returns `true` if a set of latencies has enough samples for percentiles, or has no count.
+fn has_percentiles(latency: &Value) -> bool {
+    let count = latency["count"].as_u64();
+    count.is_none_or(|count| count >= PERCENTILE_SAMPLES_MIN)
 }
 
 fn list(value: &Value) -> &[Value] {
@@ -89,6 +96,10 @@ impl Material {
         let failed: u64 = routes.iter().map(failed).sum();
         let order = routes.iter().find(|route| route["name"] == Route::Order.name());
         let latency = |name: &str| order.map_or(0, |order| count(&order["latency"][name]));
+        let percentile = |name: &str| match order.is_some_and(|order| has_percentiles(&order["latency"])) {
+            true => millis(latency(name)),
+            false => "-".to_owned(),
+        };
         let lag_us = count(&summary["lag"]["p99_us"]);
         let orders = summary["orders"].as_object();
         let total: u64 = orders.into_iter().flatten().map(|(_, of)| count(of)).sum();
@@ -114,13 +125,13 @@ impl Material {
             },
             Tile {
                 name: "Order, median",
-                value: millis(latency("p50_us")),
+                value: percentile("p50_us"),
                 note: "from the intended start".to_owned(),
                 is_good: None,
             },
             Tile {
                 name: "Order, p99",
-                value: millis(latency("p99_us")),
+                value: percentile("p99_us"),
                 note: format!("max {}", millis(latency("max_us"))),
                 is_good: None,
             },
@@ -132,7 +143,10 @@ impl Material {
             },
             Tile {
                 name: "Lag p99",
-                value: millis(lag_us),
+                value: match has_percentiles(&summary["lag"]) {
+                    true => millis(lag_us),
+                    false => "-".to_owned(),
+                },
                 note: format!(
                     "limit {} ms; {} late, {} dropped",
                     LAG_P99_MAX.as_millis(),
@@ -147,7 +161,7 @@ impl Material {
                     true => "none".to_owned(),
                     false => thousands(found),
                 },
-                note: "findings".to_owned(),
+                note: if found == 1 { "finding" } else { "findings" }.to_owned(),
                 is_good: Some(found == 0 && !summary["audit"].is_null()),
             },
         ];
@@ -176,6 +190,10 @@ impl Material {
                 let us = count(&route["latency"][name]);
                 format!("{:.2}", us as f64 / 1_000.0)
             };
+            let percentile = |name: &str| match has_percentiles(&route["latency"]) {
+                true => latency(name),
+                false => "-".to_owned(),
+            };
             // Writing to a String cannot fail.
             let _ = write!(
                 rows,
@@ -185,20 +203,21 @@ impl Material {
                 thousands(count(&route["requests"])),
                 thousands(failed(route)),
                 route["mean_us"].as_f64().unwrap_or_default() / 1_000.0,
-                latency("p50_us"),
-                latency("p90_us"),
-                latency("p99_us"),
-                latency("p999_us"),
+                percentile("p50_us"),
+                percentile("p90_us"),
+                percentile("p99_us"),
+                percentile("p999_us"),
                 latency("max_us"),
             );
         }
         let text = format!(
-            "<p>{} requests in a window of {:.1} s ({:.1}/s) and a drain of {:.1} s; {} late, {} dropped. \
-             Latencies in milliseconds count from the intended start, without the warm-up.</p>\
+            "<p>{} in a window of {:.1} s ({:.1}/s) and a drain of {:.1} s; {} late, {} dropped. \
+             Latencies in milliseconds count from the intended start, without the warm-up. \
+             Percentiles of fewer than {PERCENTILE_SAMPLES_MIN} samples are not shown.</p>\
              <div class=\"scroll\"><table><thead><tr><th>route</th><th>requests</th><th>errors</th>\
              <th>mean</th><th>p50</th><th>p90</th><th>p99</th><th>p99.9</th><th>max</th></tr></thead>\
              <tbody>{rows}</tbody></table></div>",
-            thousands(count(&summary["requests"])),
+            plural(count(&summary["requests"]), "request"),
             summary["window_s"].as_f64().unwrap_or_default(),
             summary["rate"].as_f64().unwrap_or_default(),
             summary["drain_s"].as_f64().unwrap_or_default(),
@@ -238,7 +257,7 @@ impl Material {
                 reasons.push((format!("{name}: {reason}"), count(of)));
             }
         }
-        panel("Errors by route and reason", &bars(&reasons, "requests"))
+        panel("Errors by route and reason", &bars(&reasons, "request"))
     }
 
     pub(super) fn audit(&self) -> String {
@@ -249,22 +268,21 @@ impl Material {
                 .unwrap_or("the run has none");
             return panel("Audit", &format!("<p>No audit: {}.</p>", escape(reason)));
         }
-        let number = |name: &str| thousands(count(&audit[name]));
+        let number = |name: &str, noun: &str| plural(count(&audit[name]), noun);
         let mut text = format!(
-            "<p>{} orders, {} deliveries, {} reservations, {} histories and {} logged requests compared; \
-             {} messages waiting, {} dead letters.</p>",
-            number("orders"),
-            number("deliveries"),
-            number("reservations"),
-            number("histories"),
-            number("log_lines"),
-            number("outbox_waiting"),
-            number("outbox_dead"),
+            "<p>{}, {}, {}, {} and {} compared; {} waiting, {}.</p>",
+            number("orders", "order"),
+            number("deliveries", "delivery"),
+            number("reservations", "reservation"),
+            number("histories", "history"),
+            number("log_lines", "logged request"),
+            number("outbox_waiting", "message"),
+            number("outbox_dead", "dead letter"),
         );
         for group in list(&audit["waiting"]) {
             let _ = write!(
                 text,
-                "<p>{} of kind {} wait: {}</p>",
+                "<p>waiting: {} x {}: {}</p>",
                 thousands(count(&group["messages"])),
                 escape(group["kind"].as_str().unwrap_or_default()),
                 escape(group["reason"].as_str().unwrap_or_default()),
@@ -318,10 +336,10 @@ impl Material {
             ""
         };
         let table = format!(
-            "<details{open}><summary>{} events</summary><div class=\"scroll\"><table><thead><tr>\
+            "<details{open}><summary>{}</summary><div class=\"scroll\"><table><thead><tr>\
              <th>second</th><th class=\"text\">kind</th><th class=\"text\">event</th></tr></thead>\
              <tbody>{rows}</tbody></table></div></details>",
-            self.events.len()
+            plural(self.events.len() as u64, "event")
         );
         panel("Events", &table)
     }

@@ -73,6 +73,16 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// The faults after which the caller does not know that its call was performed. The order
+    /// management sends such a call again.
+    pub const RETRIED: [Self; 5] = [
+        Self::ResetBefore,
+        Self::ResetAfterActing,
+        Self::TimeoutBefore,
+        Self::TimeoutAfterActing,
+        Self::Unavailable,
+    ];
+
     /// Returns the name of the fault, as in counts and reports.
     pub fn name(self) -> &'static str {
         match self {

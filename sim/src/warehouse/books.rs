@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::stock::{QUANTITY_MAX, Stock, StockShape};
 use crate::seed::{Dice, Purpose};
+use crate::summary::plural;
 use crate::wire::{Delivery, Product, Refusal, Restock, WarehouseOrder};
 
 /// Version of the ledger's format. A ledger of another version is refused.
@@ -201,7 +202,8 @@ impl Books {
                 for &(product, store, units) in units {
                     if !self.stock.put(product, store, units) {
                         return Err(format!(
-                            "{units} units of product {product} for store {store}: no room"
+                            "{} of product {product} for store {store}: no room",
+                            plural(units.into(), "unit")
                         ));
                     }
                     self.sold.remove(&(product, store));
@@ -233,8 +235,9 @@ impl Books {
         for product in products {
             if !self.stock.take(product.id, *store, product.quantity) {
                 return Err(format!(
-                    "order {order} took {} units of product {} from store {store}, which has not as many",
-                    product.quantity, product.id
+                    "order {order} took {} of product {} from store {store}, which has not as many",
+                    plural(product.quantity.into(), "unit"),
+                    product.id
                 ));
             }
             self.sold.insert((product.id, *store));

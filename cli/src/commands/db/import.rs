@@ -174,7 +174,9 @@ fn read(
             Line::End { records: expected } => {
                 if *expected != records && !partial {
                     let reason = format!(
-                        "the export that ends here had {expected} records, {records} were read: lines are missing or came twice (--partial takes it as it is)"
+                        "the export that ends here had {}, {records} {} read: lines are missing or came twice (--partial takes it as it is)",
+                        output::count(*expected, "record"),
+                        if records == 1 { "was" } else { "were" },
                     );
                     return Err(Stop::Line(number, reason));
                 }
@@ -362,7 +364,10 @@ impl<'a> Import<'a> {
         }
         let closed = self.db.clone().close();
         closed.map_err(|error| {
-            let state = format!("all {} records were put and are durable", self.records);
+            let state = match self.records {
+                1 => "the record was put and is durable".to_owned(),
+                records => format!("all {records} records were put and are durable"),
+            };
             open::failed(path, &state, error)
         })
     }
@@ -414,6 +419,14 @@ fn is_outcome_unknown(error: &Error) -> bool {
 fn records_state(put: u64, is_durable: bool) -> String {
     match (put, is_durable) {
         (0, _) => "no record was put".to_owned(),
+        (1, true) => {
+            "the first record was put and is durable, those behind it were not; importing again puts it again"
+                .to_owned()
+        }
+        (1, false) => {
+            "at most one record was put, and it is not known if it is durable; importing again puts it again"
+                .to_owned()
+        }
         (_, true) => format!(
             "the first {put} records were put and are durable, those behind them were not; importing again puts them again"
         ),
@@ -472,7 +485,7 @@ mod tests {
             ),
             (
                 "{\"end\":{\"records\":2}}".to_owned(),
-                "had 2 records, 1 were read",
+                "had 2 records, 1 was read",
             ),
         ] {
             let error = read_all(false, &format!("{first}{line}\n")).unwrap_err();
@@ -504,7 +517,7 @@ mod tests {
         assert_eq!(read_all(true, &format!("{one}{line}")), Ok(3));
         let wrong = read_all(false, &format!("{one}{line}{two}")).unwrap_err();
         assert!(
-            wrong.starts_with("6 ") && wrong.contains("had 1 records, 2 were read"),
+            wrong.starts_with("6 ") && wrong.contains("had 1 record, 2 were read"),
             "{wrong}"
         );
     }

@@ -12,7 +12,7 @@
 //! on the command line.
 
 use super::show::{digits, hex};
-use microdb::TableInfo;
+use microdb::{Db, Table, TableInfo};
 
 /// Name of the standard codec of typed tables, as a database records it.
 const BINCODE: &str = "bincode";
@@ -60,6 +60,19 @@ impl DataType {
             "u16" | "u32" | "u64" | "usize" => Self::U64,
             "i16" | "i32" | "i64" | "isize" => Self::I64,
             _ => return None,
+        })
+    }
+
+    /// Returns the table `name`, and creates it if it does not exist. A new table records this type
+    /// as that of its keys, as a typed table of the library does, if it is a type of typed tables.
+    pub(super) fn table_with_keys(self, db: &Db, name: &str) -> microdb::Result<Table> {
+        // The type of the values is not recorded, so any type will do.
+        Ok(match self {
+            Self::String => db.typed_table::<String, u8>(name)?.raw().clone(),
+            Self::U8 => db.typed_table::<u8, u8>(name)?.raw().clone(),
+            Self::U64 => db.typed_table::<u64, u8>(name)?.raw().clone(),
+            Self::I64 => db.typed_table::<i64, u8>(name)?.raw().clone(),
+            Self::Text | Self::Hex | Self::U32be | Self::U64be => db.table(name)?,
         })
     }
 
@@ -159,7 +172,7 @@ mod tests {
     #[test]
     fn recorded_types_of_strings_and_numbers_are_known() {
         let folder = tempfile::tempdir().unwrap();
-        let db = microdb::Db::open(folder.path().join("db")).unwrap();
+        let db = Db::open(folder.path().join("db")).unwrap();
         db.typed_table::<String, u8>("string").unwrap();
         db.typed_table::<u8, u8>("u8").unwrap();
         db.typed_table::<usize, u8>("usize").unwrap();
@@ -178,10 +191,33 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_new_table_records_the_type_of_its_keys_and_an_old_one_keeps_its_own() {
+        let folder = tempfile::tempdir().unwrap();
+        let db = Db::open(folder.path().join("db")).unwrap();
+        let recorded = |name: &str| {
+            let tables = db.tables();
+            DataType::of_keys(tables.iter().find(|table| table.name == name).unwrap())
+        };
+        for kind in [DataType::String, DataType::U8, DataType::U64, DataType::I64] {
+            let name = format!("{kind:?}");
+            kind.table_with_keys(&db, &name).unwrap();
+            assert_eq!(recorded(&name), Some(kind));
+        }
+        for kind in [DataType::Text, DataType::Hex, DataType::U32be, DataType::U64be] {
+            kind.table_with_keys(&db, "plain").unwrap();
+            assert_eq!(recorded("plain"), None);
+        }
+        DataType::U64.table_with_keys(&db, "String").unwrap();
+        assert_eq!(recorded("String"), Some(DataType::String));
+        DataType::U64.table_with_keys(&db, "plain").unwrap();
+        assert_eq!(recorded("plain"), None);
+    }
+
     /// Checks that the encoding of each text is the key that a typed table of MicroDb stores.
     fn check<K: Serialize + DeserializeOwned>(kind: DataType, keys: &[(K, &str)]) {
         let folder = tempfile::tempdir().unwrap();
-        let db = microdb::Db::open(folder.path().join("db")).unwrap();
+        let db = Db::open(folder.path().join("db")).unwrap();
         let table = db.typed_table::<K, u8>("typed").unwrap();
         for (key, text) in keys {
             table.put(key, &0).unwrap();

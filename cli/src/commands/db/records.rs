@@ -74,7 +74,13 @@ pub(super) fn put(
         check_row(&db, &place.table, key, &bytes, &value)?;
     }
     let length = value.len();
-    let write = || db.table(&place.table)?.put(bytes, value);
+    let write = || {
+        let table = match place.form.key_type() {
+            Some(key_type) => key_type.table_with_keys(&db, &place.table)?,
+            None => db.table(&place.table)?,
+        };
+        table.put(bytes, value)
+    };
     write().map_err(|error| open::failed(&place.path, outcome("the record was not put", &error), error))?;
     close(db, &place.path, "the record was put, and is durable")?;
     if output == OutputFormat::Json {

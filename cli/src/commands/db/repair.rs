@@ -151,14 +151,14 @@ pub(super) fn diff(
         format!("equal: {} in both", output::count(report.keys.0, "key"))
     } else {
         format!(
-            "{} only in {} (-), {} only in {} (+), {} with different values (~); of {} and {} keys",
+            "{} only in {} (-), {} only in {} (+), {} with different values (~); of {} and {}",
             output::count(report.only_in_first, "key"),
             first.display(),
             report.only_in_second,
             second.display(),
             report.values_differing,
             report.keys.0,
-            report.keys.1,
+            output::count(report.keys.1, "key"),
         )
     });
     output::print_text(&text)?;

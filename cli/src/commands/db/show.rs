@@ -49,6 +49,11 @@ impl FormArgs {
         self.raw
     }
 
+    /// Returns the type of keys that `--key-type` names.
+    pub(super) fn key_type(&self) -> Option<DataType> {
+        self.key_type
+    }
+
     /// Returns the format for a table. `recorded` is the type of its keys that the database
     /// records, which is used if no flag names another one.
     pub(super) fn form(&self, recorded: Option<DataType>) -> Form {

@@ -32,8 +32,13 @@ tables in it.")]
         #[arg(value_name = "URL")]
         url: EngineUrl,
     },
-    /// Check if an engine can hold a cluster without losing an acknowledged order. Changes nothing.
-    #[command(after_help = "Example:\n  imt engine check postgres://imt@db1,db2,db3/shop")]
+    /// Check if an engine can hold a cluster without losing an acknowledged order.
+    #[command(after_help = "\
+Example:
+  imt engine check postgres://imt@db1,db2,db3/shop
+
+Writes test entries to measure commits, and deletes them at the end. Changes
+nothing else.")]
     Check {
         /// URL of the engine, with all its hosts
         #[arg(value_name = "URL")]

@@ -12,8 +12,10 @@ use crate::commands::node;
 use crate::error::CliError;
 use crate::http;
 use crate::logging;
+use crate::output;
 use crate::signals::Registered;
 use imt_oms::EngineUrl;
+use imt_sim::node_events::NodeEvents;
 use imt_sim::scenario::{NodeAction, NodeEvent};
 use imt_sim::telemetry::EventKind;
 use imt_sim::{Endpoint, Telemetry};
@@ -95,20 +97,15 @@ impl Drop for FleetNode {
     }
 }
 
-/// Statistics of the node events other than joins: the action of each, and the time from its start
-/// (for a pause, from its end) until every volume answered again.
-#[derive(Default)]
-pub(super) struct Tally {
-    events: Vec<(NodeAction, Duration)>,
-}
-
-/// The nodes that run in separate processes, and the tally of their events.
+/// The nodes that run in separate processes, and the results of their events.
 pub(super) struct Fleet {
     data: PathBuf,
     cluster: Cluster,
     warehouse: SocketAddr,
     nodes: Vec<FleetNode>,
-    tally: Tally,
+    /// The node events other than joins: the action of each, and the time from its start (for a
+    /// pause, from its end) until every volume answered again.
+    events: Vec<(NodeAction, Duration)>,
 }
 
 impl Fleet {
@@ -126,7 +123,7 @@ impl Fleet {
             data: data.to_owned(),
             warehouse,
             nodes: Vec::new(),
-            tally: Tally::default(),
+            events: Vec::new(),
         };
         for number in 1..=count {
             fleet.add(number)?;
@@ -151,7 +148,7 @@ impl Fleet {
             command.env("IMT_ENGINE", url.with_password());
         }
         let mut process = command
-            .args(["--log-level", "warn", "node", "start"])
+            .args(["--log-level", log_level(output::is_quiet()), "node", "start"])
             .args(["--listen", "127.0.0.1:0", "--name", name])
             .arg("--data")
             .arg(&self.data)
@@ -308,7 +305,7 @@ impl Fleet {
             action.name()
         );
         telemetry.event(EventKind::Recovered, name, text);
-        self.tally.events.push((action, took));
+        self.events.push((action, took));
         Ok(())
     }
 
@@ -329,11 +326,14 @@ impl Fleet {
         Ok(())
     }
 
-    /// Returns one line of text to print at the end of the run. For each kind of event, the line
-    /// has the number of events, and the median and the longest time until every volume answered
-    /// again. Joins are left out. Returns `None` if there was no other event.
-    pub(super) fn tally(&self) -> Option<String> {
-        self.tally.line()
+    /// Returns the results of the node events, by kind. Joins are left out.
+    pub(super) fn node_events(&self) -> Vec<NodeEvents> {
+        NodeEvents::group(&self.events)
+    }
+
+    /// Returns the names of the nodes of this fleet.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.nodes.iter().map(|node| node.name.as_str())
     }
 
     /// Stops the processes of all nodes gracefully (SIGTERM). Kills those that run longer than
@@ -360,26 +360,9 @@ impl Fleet {
     }
 }
 
-impl Tally {
-    fn line(&self) -> Option<String> {
-        let parts = NodeAction::ALL.into_iter().filter_map(|action| {
-            let mut times: Vec<f64> = self
-                .events
-                .iter()
-                .filter(|(happened, _)| *happened == action)
-                .map(|(_, took)| took.as_secs_f64() * 1_000.0)
-                .collect();
-            times.sort_by(f64::total_cmp);
-            let longest = times.last()?;
-            let median = times[times.len() / 2];
-            let (count, name) = (times.len(), action.name());
-            Some(format!(
-                "{count} x {name}, answered again after {median:.0} ms (longest {longest:.0} ms)"
-            ))
-        });
-        let parts: Vec<String> = parts.collect();
-        (!parts.is_empty()).then(|| parts.join("; "))
-    }
+/// Returns the log level of a node's process. With `--quiet`, a node logs errors only.
+fn log_level(is_quiet: bool) -> &'static str {
+    if is_quiet { "error" } else { "warn" }
 }
 
 #[cfg(test)]
@@ -397,7 +380,7 @@ mod tests {
             data: folder.path().to_owned(),
             warehouse: "127.0.0.1:9".parse().unwrap(),
             nodes: Vec::new(),
-            tally: Tally::default(),
+            events: Vec::new(),
         };
         let event = NodeEvent {
             at: Duration::ZERO,
@@ -410,25 +393,5 @@ mod tests {
         let applied = tokio::time::timeout(Duration::from_millis(300), applied).await;
         assert!(applied.is_err(), "the event ended although no node runs");
         assert_eq!(fleet.nodes.len(), 1, "node-2 was started before node-1 ran");
-    }
-
-    #[test]
-    fn the_tally_gives_median_and_longest_time_of_each_action() {
-        let ms = Duration::from_millis;
-        let tally = Tally {
-            events: vec![
-                (NodeAction::Kill, ms(30)),
-                (NodeAction::Stop, ms(5)),
-                (NodeAction::Kill, ms(10)),
-                (NodeAction::Kill, ms(200)),
-            ],
-        };
-        let line = tally.line().unwrap_or_default();
-        assert_eq!(
-            line,
-            "1 x stop, answered again after 5 ms (longest 5 ms); \
-             3 x kill, answered again after 30 ms (longest 200 ms)"
-        );
-        assert_eq!(Tally::default().line(), None);
     }
 }

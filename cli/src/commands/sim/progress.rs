@@ -1,4 +1,4 @@
-//! Progress of a run: the live view on a terminal, else progress lines of at most 80 columns on
+//! Progress of a run: the live view on a terminal, else progress lines of at most 78 columns on
 //! standard error. The first row that applies decides:
 //!
 //! | flags | standard output | standard error | shown |
@@ -35,8 +35,9 @@ const RECENT: usize = 2;
 /// Name of the file in the run's folder to which log lines are written while the live view is
 /// shown.
 const LOG_FILE: &str = "run.log";
-/// Width of the narrowest supported terminal, in columns.
-const COLUMNS: usize = 80;
+/// Maximum width of a progress line, in columns. It is smaller than that of the narrowest supported
+/// terminal, which has 80 columns.
+const COLUMNS: usize = 78;
 
 /// Settings of a progress display, and the sources of its data.
 pub(super) struct DisplayConfig {
@@ -181,41 +182,51 @@ impl Drop for Cleared {
     }
 }
 
-/// Returns the progress line that shows a state of the run.
+/// Returns the progress line that shows a state of the run. A part that does not fit is left out as
+/// a whole, together with the parts after it.
 fn line(state: &RunState) -> String {
     let elapsed = state.elapsed.as_secs();
     let window = state.sending_window.as_secs_f64().round() as u64;
-    let text = match state.phase {
+    match state.phase {
         Phase::Waiting => "waiting for the order management and its first stock".to_owned(),
-        Phase::Auditing => format!("audit: {}", state.audit),
+        Phase::Auditing if state.audit.is_empty() => "audit begun".to_owned(),
+        Phase::Auditing => format!("audit: {}", state.audit).chars().take(COLUMNS).collect(),
         Phase::Done => "done".to_owned(),
-        Phase::Sending | Phase::Draining => {
-            let rate = state.seconds.back().map_or(0, |second| second.sent);
-            let recent = state
-                .seconds
-                .iter()
-                .map(|second| second.routes[Route::Order.index()].p99_us);
-            let p99_ms = recent.max().unwrap_or(0) as f64 / 1_000.0;
-            let orders = state.cluster.orders_of_run();
-            let count = |name: &str| orders.get(name).copied().unwrap_or_default();
-            let clock = match state.phase {
-                Phase::Sending => format!("{elapsed:>3}/{window} s"),
-                _ => format!("{elapsed:>3} s drain"),
-            };
-            let nodes = match state.cluster.nodes.len() {
-                0 | 1 => String::new(),
-                count => format!(" | {count} nodes"),
-            };
-            format!(
-                "{clock} {rate:>5}/s p99 {p99_ms:.1} ms {} failed | {} orders {} delivered | outbox {}{nodes}",
-                state.failed,
-                orders.values().sum::<u64>(),
-                count("delivered"),
-                state.cluster.outbox,
-            )
-        }
+        Phase::Sending => fitting(format!("{elapsed:>3}/{window}s"), state),
+        Phase::Draining => fitting(format!("{elapsed:>3}s drain"), state),
+    }
+}
+
+/// Returns the clock and, as far as they fit, the parts after it, the most important ones first.
+fn fitting(clock: String, state: &RunState) -> String {
+    let rate = state.seconds.back().map_or(0, |second| second.sent);
+    let recent = state
+        .seconds
+        .iter()
+        .map(|second| second.routes[Route::Order.index()].p99_us);
+    let p99_ms = recent.max().unwrap_or(0) as f64 / 1_000.0;
+    let orders = state.cluster.orders_of_run();
+    let delivered = orders.get("delivered").copied().unwrap_or_default();
+    let total = orders.values().sum::<u64>();
+    let nodes = match state.cluster.nodes.len() {
+        0 | 1 => String::new(),
+        more => format!(", {}", output::count(more, "node")),
     };
-    text.chars().take(COLUMNS).collect()
+    let parts = [
+        format!(" {rate:>4}/s p99 {p99_ms:.1} ms"),
+        format!(" {} failed", state.failed),
+        nodes,
+        format!(", {delivered}/{total} delivered"),
+        format!(", outbox {}", state.cluster.outbox),
+    ];
+    let mut text = clock;
+    for part in parts {
+        if text.chars().count() + part.chars().count() > COLUMNS {
+            break;
+        }
+        text.push_str(&part);
+    }
+    text
 }
 
 #[cfg(test)]
@@ -224,7 +235,7 @@ mod tests {
     use imt_sim::telemetry::{NodeState, SecondPoint};
 
     #[test]
-    fn a_line_fits_80_columns_and_shows_rate_latency_and_orders() {
+    fn a_line_fits_78_columns_and_shows_rate_latency_nodes_and_orders() {
         let mut state = RunState {
             phase: Phase::Sending,
             elapsed: Duration::from_millis(12_300),
@@ -242,17 +253,37 @@ mod tests {
         state.cluster.outbox = 12;
         assert_eq!(
             line(&state),
-            " 12/30 s  1180/s p99 2.1 ms 4 failed | 240 orders 201 delivered | outbox 12"
+            " 12/30s 1180/s p99 2.1 ms 4 failed, 201/240 delivered, outbox 12"
         );
         let node = |name: &str| NodeState {
             name: name.to_owned(),
             slots: 1,
             is_served: true,
         };
-        state.cluster.nodes = vec![node("a"), node("b")];
-        state.cluster.outbox = 1_234_567;
+        state.cluster.nodes = ["a", "b", "c", "d"].map(node).to_vec();
+        state.elapsed = Duration::from_secs(120);
+        state.sending_window = Duration::from_secs(300);
+        state.cluster.orders_total = [("delivered".to_owned(), 20_100), ("paid".to_owned(), 3_900)].into();
+        let whole = "120/300s 1180/s p99 2.1 ms 4 failed, 4 nodes, 20100/24000 delivered, outbox 12";
+        assert_eq!(line(&state), whole);
+        assert_eq!(whole.len(), COLUMNS);
+        // A line that is too long loses whole parts at its end, and keeps the nodes.
         state.failed = 9_999_999;
-        assert!(line(&state).chars().count() <= COLUMNS, "{}", line(&state));
+        assert_eq!(
+            line(&state),
+            "120/300s 1180/s p99 2.1 ms 9999999 failed, 4 nodes, 20100/24000 delivered"
+        );
+        state.phase = Phase::Draining;
+        state.seconds[0].routes[Route::Order.index()].p99_us = 10_123_456;
+        state.failed = u64::MAX;
+        assert_eq!(
+            line(&state),
+            "120s drain 1180/s p99 10123.5 ms 18446744073709551615 failed, 4 nodes"
+        );
+        state.phase = Phase::Auditing;
+        assert_eq!(line(&state), "audit begun");
+        state.audit = "comparing".to_owned();
+        assert_eq!(line(&state), "audit: comparing");
         state.phase = Phase::Waiting;
         assert!(line(&state).contains("waiting"));
     }

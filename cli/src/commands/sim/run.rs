@@ -5,26 +5,33 @@
 
 use super::fleet::Fleet;
 use super::progress::{Display, DisplayConfig};
+use crate::cluster::Cluster;
 use crate::colour::Paint;
 use crate::error::CliError;
 use crate::exit::Exit;
+use crate::http;
 use crate::output::{self, OutputFormat};
 use crate::signals::StopSignals;
 use imt_live::state::Outcome;
 use imt_sim::audit::AuditProgress;
 use imt_sim::monitor::Monitor;
+use imt_sim::node_events::RunningNode;
 use imt_sim::run_folder::{RunFacts, RunFolder};
 use imt_sim::scenario::{Scenario, WarehouseFault};
 use imt_sim::summary::{RunIdentity, Verdict};
 use imt_sim::telemetry::{EventKind, Phase};
 use imt_sim::thresholds::Measured;
 use imt_sim::warehouse::{Profile, WarehouseControl};
+use imt_sim::wire::Health;
 use imt_sim::{AuditConfig, AuditReport, Endpoint, Error, FrontConfig, FrontReport, Summary, Telemetry};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+
+/// Maximum number of characters of an answer in an error message.
+const EXCERPT_CHARS_MAX: usize = 80;
 
 /// Servers and settings of a run.
 pub(super) struct Session {
@@ -38,8 +45,17 @@ pub(super) struct Session {
     pub(super) plain: bool,
     /// Control of the warehouse's faults. `None` if the warehouse runs in another process.
     pub(super) warehouse_control: Option<WarehouseControl>,
+    /// The node in this process, and the cluster to which it belongs. `None` if the run starts no
+    /// node.
+    pub(super) own_node: Option<OwnNode>,
     /// Nodes in separate processes, to which the node events of the scenario apply.
     pub(super) fleet: Option<Fleet>,
+}
+
+/// A node that runs in this process.
+pub(super) struct OwnNode {
+    pub(super) name: String,
+    pub(super) cluster: Cluster,
 }
 
 /// Results of the part of a run that sends requests.
@@ -67,6 +83,7 @@ impl Session {
         imt_sim::front::wait_until_ready(&config, stop.clone())
             .await
             .map_err(front_failure)?;
+        check_is_node(&self.oms).await?;
         let identity = RunIdentity {
             scenario: self.scenario.name.clone(),
             repeat: repeat_command(std::env::args(), self.seed),
@@ -99,7 +116,11 @@ impl Session {
         let audited = audited.map_err(|error| described(&error));
         let thresholds = self.judge(&report, audited.as_ref().ok());
         let state = telemetry.snapshot(0, usize::MAX);
-        let summary = Summary::new(identity, &report, audited, &state, thresholds);
+        let summary = Summary {
+            node_events: fleet.as_ref().map_or_else(Vec::new, Fleet::node_events),
+            still_up: self.still_up(fleet.as_ref()).await,
+            ..Summary::new(identity, &report, audited, &state, thresholds)
+        };
         telemetry.update(|state| state.phase = Phase::Done);
         let events: Vec<_> = state.events.iter().cloned().collect();
         folder
@@ -117,9 +138,6 @@ impl Session {
                 let paint = Paint::of_stdout(self.plain);
                 output::print_text(&paint.verdict(&summary.to_string()))?;
             }
-        }
-        if let Some(tally) = fleet.as_ref().and_then(Fleet::tally) {
-            tracing::info!("{tally}");
         }
         self.stay(stop).await;
         if let Some(fleet) = fleet {
@@ -227,6 +245,31 @@ impl Session {
         thresholds.map(|threshold| threshold.evaluate(measured)).collect()
     }
 
+    /// Returns the running nodes of the cluster that the run did not start. Returns none if the run
+    /// started no node, or if the list of nodes cannot be read.
+    async fn still_up(&self, fleet: Option<&Fleet>) -> Vec<RunningNode> {
+        let Some(own) = &self.own_node else {
+            return Vec::new();
+        };
+        let look = match own.cluster.look().await {
+            Ok(look) => look,
+            Err(error) => {
+                tracing::warn!("cannot list the nodes that are still up: {}", described(&error));
+                return Vec::new();
+            }
+        };
+        let is_own = |name: &str| {
+            name == own.name || fleet.is_some_and(|fleet| fleet.names().any(|known| known == name))
+        };
+        let others = look.running().filter(|card| !is_own(card.name.as_str()));
+        let running = others.map(|card| RunningNode {
+            name: card.name.to_string(),
+            address: card.address.to_string(),
+            stop: stop_command(card.name.as_str(), &own.cluster),
+        });
+        running.collect()
+    }
+
     /// With `--stay`, keeps the servers running until a signal comes. Returns at once if one has
     /// come.
     async fn stay(&self, mut stop: watch::Receiver<bool>) {
@@ -258,6 +301,38 @@ fn stop_on_signal(mut signals: StopSignals) -> watch::Receiver<bool> {
         std::future::pending::<()>().await;
     });
     stopping
+}
+
+/// Returns an error unless a node answers at the address.
+async fn check_is_node(oms: &Endpoint) -> Result<(), CliError> {
+    let answer = http::get(oms, "/health").await?;
+    let health: Option<Health> = serde_json::from_slice(&answer.body).ok();
+    if health.is_some_and(|health| !health.node.is_empty()) {
+        return Ok(());
+    }
+    let excerpt: String = answer.excerpt().chars().take(EXCERPT_CHARS_MAX).collect();
+    Err(CliError::failed(format!(
+        "{oms} is no node: GET /health answered {} {excerpt}; nothing was sent. Name the address of a node \
+         with --oms, or start one there with imt node start",
+        answer.status
+    )))
+}
+
+/// Returns the command that stops a node of a cluster. It names the cluster, unless the command
+/// finds it without a flag.
+fn stop_command(name: &str, cluster: &Cluster) -> String {
+    match cluster {
+        Cluster::Folder(data) if data == Path::new("data") => format!("imt node stop {name}"),
+        Cluster::Folder(data) => {
+            format!(
+                "imt node stop {name} --data {}",
+                quoted(&data.display().to_string())
+            )
+        }
+        Cluster::Engine { url, .. } => {
+            format!("imt node stop {name} --engine {}", quoted(&url.to_string()))
+        }
+    }
 }
 
 /// Returns the error to print if the shop front could not send its requests.
@@ -310,20 +385,25 @@ fn described(error: &dyn std::error::Error) -> String {
 /// Returns the command that repeats this run: the same arguments, and the seed if they do not name
 /// it.
 fn repeat_command(args: impl Iterator<Item = String>, seed: u64) -> String {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,%+@".contains(c);
     let mut words: Vec<String> = vec!["imt".to_owned()];
     let mut has_seed = false;
     for arg in args.skip(1) {
         has_seed |= arg == "--seed" || arg.starts_with("--seed=");
-        match !arg.is_empty() && arg.chars().all(is_plain) {
-            true => words.push(arg),
-            false => words.push(format!("'{}'", arg.replace('\'', "'\\''"))),
-        }
+        words.push(quoted(&arg));
     }
     if !has_seed {
         words.push(format!("--seed {seed}"));
     }
     words.join(" ")
+}
+
+/// Returns a word as a shell reads it, in quotes if it has special characters.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,%+@".contains(c);
+    match !word.is_empty() && word.chars().all(is_plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
+    }
 }
 
 /// Task that changes the warehouse's behaviour at the times in a scenario.
@@ -411,5 +491,12 @@ mod tests {
             repeat_command(args(&["imt", "sim", "run", "--seed", "3", "--data", "it's"]), 3),
             "imt sim run --seed 3 --data 'it'\\''s'"
         );
+    }
+
+    #[test]
+    fn the_command_that_stops_a_node_names_a_folder_other_than_the_default() {
+        let command = |data: &str| stop_command("w", &Cluster::Folder(data.into()));
+        assert_eq!(command("data"), "imt node stop w");
+        assert_eq!(command("/tmp/my shop"), "imt node stop w --data '/tmp/my shop'");
     }
 }

@@ -117,6 +117,20 @@ pub(crate) fn decode_sums(bytes: &[u8]) -> Result<Sums, DecodeError> {
     Ok(Sums { revenue, units })
 }
 
+/// Encodes the time at which a statistics file was added (UTC milliseconds), big-endian.
+pub(crate) fn encode_import_time(at_ms: u64, bytes: &mut Vec<u8>) {
+    bytes.extend_from_slice(&at_ms.to_be_bytes());
+}
+
+/// Decodes the time at which a statistics file was added, in UTC milliseconds.
+pub(crate) fn decode_import_time(bytes: &[u8]) -> Result<u64, DecodeError> {
+    let at_ms = bytes.try_into().map_err(|_| DecodeError {
+        offset: 0,
+        expected: "eight bytes of milliseconds",
+    })?;
+    Ok(u64::from_be_bytes(at_ms))
+}
+
 /// A stored response. Until it is removed, it is returned again for each repetition of its request
 /// with the same idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
