@@ -251,10 +251,12 @@ impl Options {
     /// Default: 33.
     ///
     /// A higher value makes updates cheaper, since segments have fewer live records when they are
-    /// compacted, but uses more disk. Commits are first slowed and then wait, so that the log
-    /// usually exceeds the size at which compaction starts by at most 15 % of the live bytes plus
-    /// two segments. A commit waits for about one second at most, and not during a backup or
-    /// [`crate::Db::compact`].
+    /// compacted, but uses more disk.
+    ///
+    /// If compaction falls behind, commits are slowed. A commit waits if it would make the log larger
+    /// than the size at which compaction starts by 15 % of the live bytes plus two segments. The log
+    /// may still grow further: a commit waits for about one second at most, and it does not wait
+    /// during a backup or [`crate::Db::compact`].
     #[must_use]
     pub fn compaction_dead_percent(mut self, percent: u32) -> Self {
         self.compaction_dead_percent = percent;

@@ -320,7 +320,7 @@ fn work(options: Options, trigger: &Trigger, promised: &mut Promised) -> microdb
     Ok(())
 }
 
-/// Number of records that exist in a database before the victim opens it.
+/// Number of records in a database that `make` creates before the victim opens it.
 const BEFORE: u32 = 6;
 
 fn make(path: &Path) {

@@ -320,7 +320,7 @@ fn an_error_of_the_body_is_returned_unchanged_and_one_of_the_engine_is_converted
         Err(Refused::TooFew { left: runs })
     });
     // All reads of the body are of one moment, so its error was right at that moment. The engine
-    // returns the error, neither repeats the run nor reports a conflict.
+    // returns this error. It neither repeats the run nor reports a conflict.
     assert_eq!((result, runs), (Err(Refused::TooFew { left: 1 }), 1));
     let value = vec![0; VALUE_BYTES_MAX + 1];
     let result: Result<(), Refused> = db.transaction(|tx| Ok(tx.put(&table, "k", &value)?));

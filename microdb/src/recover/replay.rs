@@ -41,8 +41,9 @@ pub(super) struct Cut {
     pub(super) torn: bool,
 }
 
-/// Adds the tables and usage counts of a checkpoint to the engine. Returns the position of the log
-/// at which the checkpoint was taken.
+/// Adds the tables of a checkpoint to the engine, and the usage of each segment: its end, its live
+/// bytes by table, and its bytes of tombstones. Returns the position of the log at which the
+/// checkpoint was taken.
 fn install(engine: &Engine, core: &mut Core, loaded: Loaded) -> Frontier {
     let Loaded {
         block, directories, ..

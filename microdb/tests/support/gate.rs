@@ -99,7 +99,8 @@ impl Gate {
         self.state().changes
     }
 
-    /// Returns the number of bytes requested by read calls. Reads through maps are not counted.
+    /// Returns the number of bytes that all threads have requested by read calls since the gate was
+    /// created or last armed. Reads through maps are not counted.
     pub(crate) fn read_bytes(&self) -> u64 {
         self.state().read_bytes
     }

@@ -34,14 +34,14 @@ pub(crate) struct Route {
     method: Method,
     /// Segments of the path. A segment in braces is a path parameter.
     path: &'static [&'static str],
-    /// The metric that counts the requests of this route.
+    /// The time series that counts the requests of this route.
     counted: Counted,
     handler: Handler,
     /// The description for the API document, including the query parameters.
     pub(super) about: &'static Description,
 }
 
-/// The metric that counts the requests of a route.
+/// The time series that counts the requests of a route. Probes are also answered under overload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Counted {
     /// Requests of the route are counted in a time series with the route's name.

@@ -28,7 +28,8 @@ use crate::volume::questions;
 use crate::volume::server::VolumeServer;
 use crate::volume::state::OrderError;
 
-/// Pause before a failed errand is tried again. A new topology ends the pause early.
+/// Pause after a try of an errand that was refused or had no answer. A new topology ends the pause
+/// early.
 const TRY_AGAIN: Duration = Duration::from_millis(20);
 
 /// A question or command to one volume.

@@ -81,7 +81,8 @@ struct Allotment {
     cells: BTreeMap<u32, Cell>,
     /// Recalled units, which the next request returns.
     recalled: BTreeMap<u32, u32>,
-    /// Products of which the next requests that may borrow ask for more units.
+    /// Products with few usable units. Requests ask for more units of them, up to the target of
+    /// each cell, unless the request returns all units or the loan is not clear yet (`is_clear`).
     low: BTreeSet<u32>,
     /// Number of orders that took units of this store and are not durable yet.
     queued: usize,
@@ -97,7 +98,8 @@ struct Allotment {
     /// `true` once the owner has answered a request with `AllotRequest::clears`, so that the loan
     /// has no units of earlier incarnations. Before that, no unit of the store is usable.
     is_clear: bool,
-    /// `true` if the next request that may borrow asks for some units of every product.
+    /// `true` if some units of every product are wanted. The next request that neither returns all
+    /// units nor waits for a clear loan (`is_clear`) asks for them.
     asks_all: bool,
     /// `true` if units of this store are borrowed, because it was hot. `false` for an allotment of
     /// an order of an earlier server, or of a recall.

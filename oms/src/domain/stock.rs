@@ -516,7 +516,9 @@ impl Stock {
         self.matrix.journal().unfollow();
     }
 
-    /// Returns the present moment: the generation of the cells, and the number of recorded changes.
+    /// Returns the present moment: the generation, and the number of changes recorded so far. The
+    /// generation grows when the list of products and stores changes, when all quantities are
+    /// replaced, and when the recording starts.
     pub(crate) fn moment(&mut self) -> StockMoment {
         self.matrix.journal().now()
     }

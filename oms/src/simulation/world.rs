@@ -67,7 +67,8 @@ pub(super) struct Inside {
     standing: Vec<(usize, UnboundedSender<Event>)>,
     watches: Vec<Watch>,
     trace: Trace,
-    /// Number of occurrences by kind of event.
+    /// Number of occurrences by name, such as `deaths`, from `count` and `set_state`. Separate from
+    /// the events of `trace`.
     counts: BTreeMap<&'static str, u64>,
 }
 

@@ -160,7 +160,8 @@ impl Judge {
         self.acknowledged.map(|(sent, _)| sent + LEASE)
     }
 
-    /// Returns the number of the last acknowledged beat of this process.
+    /// Returns the number of the last acknowledged beat of this process. `None` if no beat was
+    /// acknowledged yet, or if this process was replaced.
     pub(super) fn own_beat(&self) -> Option<i64> {
         self.acknowledged.map(|(_, number)| number)
     }

@@ -402,7 +402,8 @@ impl Shared {
         self.inside().judge.restart(now);
     }
 
-    /// Returns the number of the last acknowledged beat of this process.
+    /// Returns the number of the last acknowledged beat of this process. `None` if no beat was
+    /// acknowledged yet, or if this process was replaced.
     pub(super) fn own_beat(&self) -> Option<i64> {
         self.inside().judge.own_beat()
     }
