@@ -56,8 +56,8 @@ pub(crate) fn start(format: LogFormat, filter: &str) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Fields of the events of a simulation run. They are for programs, because the message has the
-/// same content. Other log lines may have one of these fields, but not both.
+/// Fields of run events. Text lines leave these fields out, because the message repeats their
+/// content. No other log line has both fields.
 const RUN_EVENT_FIELDS: [&str; 2] = ["kind", "subject"];
 
 /// Formats the fields of log lines for people. Leaves out [`RUN_EVENT_FIELDS`] in a line that has

@@ -118,7 +118,7 @@ impl std::fmt::Display for AuditProgress {
         match self {
             Self::Begun => f.write_str("begun"),
             Self::Draining { waiting } => {
-                write!(f, "{} for the warehouse to send", plural(*waiting, "message"))
+                write!(f, "{} to the warehouse left", plural(*waiting, "message"))
             }
             Self::Comparing { look } => write!(f, "comparing both sides, look {look}"),
         }
@@ -344,7 +344,7 @@ mod tests {
     #[test]
     fn the_progress_counts_one_message_in_the_singular() {
         let shown = |waiting| AuditProgress::Draining { waiting }.to_string();
-        assert_eq!(shown(1), "1 message for the warehouse to send");
-        assert_eq!(shown(2_000), "2,000 messages for the warehouse to send");
+        assert_eq!(shown(1), "1 message to the warehouse left");
+        assert_eq!(shown(2_000), "2,000 messages to the warehouse left");
     }
 }

@@ -331,6 +331,8 @@ async fn wait_ready(client: &Client, config: &FrontConfig) -> Result<bool> {
                 let stocked = match serde_json::from_slice::<Health>(&answer.body) {
                     // Several volumes apply the first snapshot one after the other. So the stock is
                     // complete only when all stores have stock.
+                    // The server is no node of ours, so it is treated as one without `/health`.
+                    Ok(health) if health.node.is_empty() => true,
                     Ok(health) => health.stock_snapshots > 0 && health.stores >= stores_of(config).await,
                     Err(_) => true,
                 };
@@ -345,8 +347,8 @@ async fn wait_ready(client: &Client, config: &FrontConfig) -> Result<bool> {
                 }
                 "it has no stock yet".to_owned()
             }
-            // A server without `/health`, such as the order management of the original system, is
-            // ready if it answers with any status below 500.
+            // A server without `/health` is ready if it answers with any status below 500. The
+            // command `imt sim front` then refuses it.
             Ok(answer) if answer.status < 500 => return Ok(true),
             Ok(answer) => format!("{} {}", answer.status, answer.excerpt()),
             Err(failure) => failure.to_string(),

@@ -17,8 +17,8 @@ const MAX_US: u64 = 600_000_000;
 /// Significant decimal digits of a recorded latency.
 const DIGITS: u8 = 3;
 
-/// Minimum number of samples with which a table shows a percentile. Of fewer samples, the 99th
-/// percentile is the largest sample or near it, so the table shows `-`.
+/// Minimum number of samples with which a table shows percentiles. With fewer samples, a percentile
+/// says little more than the largest sample, so the table shows `-`.
 pub const PERCENTILE_SAMPLES_MIN: u64 = 20;
 
 /// Percentiles of a set of latencies, in microseconds.

@@ -559,7 +559,7 @@ fn option_parts(command: &str) -> Vec<&str> {
 
 /// Width of the table in columns.
 const COLUMNS: usize = 80;
-/// Width of rows with a command, in columns. It is that of help texts, which also have commands.
+/// Maximum width of a row with a command, in columns: the width of help texts.
 const COMMAND_COLUMNS: usize = 78;
 /// Column at which the text of a line begins, after the line's name.
 const INDENT: usize = 13;

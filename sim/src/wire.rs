@@ -270,7 +270,8 @@ pub enum WarehouseStatus {
     /// The circuit breaker for announcements or for deliveries is open in at least one volume.
     /// There, messages of this kind wait in the outbox, except for probes.
     Away,
-    /// No circuit breaker is open. Any unknown word of a later version is also read as `Ok`.
+    /// No circuit breaker is open. `failing` and unknown words are read as `Ok`, because a run does
+    /// not distinguish them.
     #[default]
     #[serde(other)]
     Ok,

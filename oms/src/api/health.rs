@@ -47,9 +47,7 @@ pub(crate) struct VolumeHealth {
     pub(super) outbox_dead: usize,
     outbox_in_flight: usize,
     pub(super) warehouse_away: bool,
-    /// `true` if calls to the warehouse fail and no circuit breaker is open. Absent in the answers
-    /// of nodes of an earlier version.
-    #[serde(default)]
+    /// `true` if calls to the warehouse fail and no circuit breaker is open.
     pub(super) warehouse_failing: bool,
     stock_snapshots: u64,
     stat_files: u64,
@@ -142,8 +140,8 @@ enum Status {
 enum WarehouseStatus {
     /// The calls to the warehouse are answered, or no call was made yet.
     Ok,
-    /// At least three calls of one kind failed in a row, a retry among them, and none was answered
-    /// since. The calls are tried again.
+    /// A retry failed, at least three calls of its kind failed in a row, and none was answered since.
+    /// The calls are tried again.
     Failing,
     /// The circuit breaker to the warehouse is open.
     Away,
@@ -168,7 +166,7 @@ pub(crate) struct Health {
     outbox_dead: usize,
     /// Number of calls to the warehouse in flight.
     outbox_in_flight: usize,
-    /// `ok`, `failing` from the third failed call in a row (if one of them is a retry) until a call
+    /// `ok`, `failing` once a retry fails and at least three calls in a row have failed, until a call
     /// is answered, or `away` while the circuit breaker to the warehouse is open. The worst state
     /// of all volumes.
     warehouse: WarehouseStatus,

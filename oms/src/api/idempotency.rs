@@ -29,6 +29,7 @@ use crate::api::request::Command;
 use crate::api::{order_body, orders, reports};
 use crate::cluster::channel::message::{Keyed, OrderCommand, OrderWork};
 use crate::domain::order::OrderId;
+use crate::runtime::seeded::seeded;
 use crate::storage::codec::KeptAnswer;
 use crate::storage::write_batch::WriteBatch;
 use crate::volume::app::App;
@@ -57,7 +58,8 @@ impl Commanded {
 
     /// Notes a try of the command. Returns `true` if there was an earlier one.
     fn note_try(&self) -> bool {
-        self.was_tried.swap(true, Ordering::Relaxed) || self.command.is_repeated
+        let was_tried = self.was_tried.swap(true, Ordering::Relaxed) || self.command.is_repeated;
+        was_tried && !seeded("repeat-not-noted")
     }
 
     /// Reads and parses the body of a command. With an idempotency key, the body is also read for
@@ -222,4 +224,24 @@ fn replay(kept: KeptAnswer) -> Response<AnswerBody> {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(REPLAYED, HeaderValue::from_static("true"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_that_was_tried_says_so_to_the_next_node() {
+        let tried = |is_repeated| {
+            let command = Commanded::new(OrderCommand {
+                order: OrderId::parse("a").unwrap(),
+                work: OrderWork::Cancel,
+                is_repeated,
+                keyed: None,
+            });
+            [(); 2].map(|()| command.to_message().is_repeated)
+        };
+        assert_eq!(tried(false), [false, true]);
+        assert_eq!(tried(true), [true, true]);
+    }
 }

@@ -83,8 +83,8 @@ pub struct NodeReport {
     pub volumes: BTreeMap<String, usize>,
     /// Number of orders in the volumes that the node serves.
     pub orders: u64,
-    /// Number of requests of clients that the node answered since its start. Health checks, calls
-    /// of other nodes and the rest of the route `other` of the metrics are not counted.
+    /// Number of requests about orders, stock, messages and statistics that the node answered since
+    /// its start: of all routes of the metrics but `other`.
     pub requests: u64,
     /// Average number of these requests per second over the last ten seconds.
     pub requests_per_second: f64,

@@ -119,7 +119,7 @@ async fn ask(app: &App, id: &OrderId, ask: Ask) -> Result<Outcome, Problem> {
 /// Places an order: reserves its units in the store with the lowest id that has all of them.
 /// Returns the problem 409 if no store has all of them, or if the id is that of an order with other
 /// lines.
-/// `is_repeated` says if an earlier try of the client's request may have reserved the units.
+/// `is_repeated` is `true` if an earlier try of the client's request may have reserved the units.
 pub(super) async fn place(
     app: &App,
     id: &OrderId,

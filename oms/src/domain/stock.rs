@@ -283,8 +283,8 @@ impl Stock {
         self.matrix.first_store(&self.demands)
     }
 
-    /// Returns `true` if the store has each of these products, with a quantity that suffices for all
-    /// reserved units. A new stock may lack units that were reserved before.
+    /// Returns `true` if the store's quantity of each product covers all reserved units. A new stock
+    /// may cover fewer units than were reserved before.
     pub(crate) fn has_reserved(&self, store: u32, lines: &[Line]) -> bool {
         let suffices = |line: &Line| self.available_in(line.id, store).is_some_and(|left| left >= 0);
         lines.iter().all(suffices)

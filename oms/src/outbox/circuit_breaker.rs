@@ -128,8 +128,7 @@ impl CircuitBreaker {
         matches!(self, CircuitBreaker::Open { out: 1, .. })
     }
 
-    /// Returns the number of failures in a row, as far as the breaker counts them: an open breaker
-    /// counts no further ones.
+    /// Returns the number of failures in a row. An open breaker returns the number that opened it.
     pub(super) fn failures(&self, limits: &OutboxLimits) -> u32 {
         match self {
             CircuitBreaker::Closed { failures } => *failures,

@@ -377,7 +377,7 @@ impl Outbox {
     /// Returns the condition of the calls of this kind.
     pub(crate) fn call_health(&self, kind: Kind) -> CallHealth {
         let queue = &self.queues[kind as usize];
-        match (queue.breaker.is_open(), queue.is_failing) {
+        match (queue.breaker.is_open(), queue.has_failing_calls()) {
             (true, _) => CallHealth::Away,
             (false, true) => CallHealth::Failing,
             (false, false) => CallHealth::Answered,

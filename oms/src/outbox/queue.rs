@@ -25,7 +25,7 @@ use crate::outbox::schedule::Schedule;
 use crate::outbox::slow_start::SlowStart;
 use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState, OutboxLimits};
 
-/// Number of failures in a row from which the calls count as failing, if one of them is a retry.
+/// Number of failures in a row from which the calls count as failing, if the last one is a retry.
 /// With few orders, the retries of one message reach this number within seconds, and the number
 /// that opens the breaker after minutes. A healthy warehouse that fails single calls answers other
 /// calls before a retry, so at a high rate three failures in a row are no trouble yet.
@@ -90,7 +90,7 @@ pub(super) struct MessageQueue {
     /// While the breaker is open, the reason of the last failure that `count_failure` counted.
     /// `None` while the breaker is closed.
     pub(super) cause: Option<Box<str>>,
-    /// `true` from the failure that `count_failure` recognizes as trouble until the next answer.
+    /// `true` from a failed retry that is at least the third failure in a row until the next answer.
     pub(super) is_failing: bool,
 }
 
@@ -306,6 +306,11 @@ impl MessageQueue {
         self.in_flight += 1;
         self.again_in_flight += usize::from(class == RetryClass::Again);
         Some(order)
+    }
+
+    /// Returns `true` if the calls fail (`is_failing`) and a message waits for the next try.
+    pub(super) fn has_failing_calls(&self) -> bool {
+        self.is_failing && self.messages.len() - self.parked.all > self.dead
     }
 
     /// Marks a call as ended.

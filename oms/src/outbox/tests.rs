@@ -141,7 +141,7 @@ fn a_message_in_progress_after_an_outage_is_tried_again() {
 }
 
 #[test]
-fn the_calls_of_a_single_order_fail_from_the_third_try_until_an_answer() {
+fn calls_count_as_failing_from_the_third_failed_try_until_an_answer() {
     use CallHealth::{Answered, Failing};
     let mut outbox = outbox(OutboxLimits::default());
     set(&mut outbox, id(1), Kind::Announce, Message::new(0));
@@ -167,13 +167,28 @@ fn the_calls_of_a_single_order_fail_from_the_third_try_until_an_answer() {
 }
 
 #[test]
-fn failed_first_tries_alone_are_no_failing_warehouse() {
+fn calls_of_a_removed_message_do_not_fail() {
+    let mut outbox = outbox(OutboxLimits::default());
+    set(&mut outbox, id(1), Kind::Announce, Message::new(0));
+    let mut now_ms = 0;
+    for _ in 0..3 {
+        let job = outbox.next(now_ms).unwrap();
+        now_ms = fail(&mut outbox, &job, now_ms).next_try_ms;
+    }
+    assert_eq!(outbox.warehouse_health(), CallHealth::Failing);
+    // The order is cancelled, so no call will show that the warehouse answers again.
+    outbox.remove(&id(1), Kind::Announce);
+    assert_eq!(outbox.warehouse_health(), CallHealth::Answered);
+}
+
+#[test]
+fn failed_first_tries_do_not_mark_the_warehouse_as_failing() {
     let mut outbox = outbox(OutboxLimits::default());
     for number in 0..5 {
         set(&mut outbox, id(number), Kind::Announce, Message::new(0));
     }
-    // A healthy warehouse fails single calls. At a high rate three of them come in a row, and the
-    // next call is answered before one of the three is repeated.
+    // A healthy warehouse fails single calls. Here four first tries fail in a row, and an answer
+    // follows before one of them is repeated.
     for _ in 0..4 {
         let job = outbox.next(0).unwrap();
         fail(&mut outbox, &job, 0);

@@ -174,8 +174,8 @@ impl Metrics {
         self.routes.iter().map(counts).collect()
     }
 
-    /// Returns the number of answered requests of clients: of all routes but `OTHER_ROUTE`, because
-    /// health checks and calls between nodes are no load of clients.
+    /// Returns the number of answered requests about orders, stock, messages and statistics: of all
+    /// routes but `OTHER_ROUTE`. Health checks and calls between nodes are no load of clients.
     pub(crate) fn requests(&self) -> u64 {
         let of_clients = self.routes.iter().filter(|(name, _)| *name != OTHER_ROUTE);
         let answers = of_clients.flat_map(|(_, route)| &route.answers);

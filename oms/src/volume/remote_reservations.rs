@@ -127,10 +127,9 @@ impl RemoteReservations {
         self.by_store.get_mut(&store)?.get_mut(order)
     }
 
-    /// Returns the first store in which an order, which is being placed, has these units already,
-    /// if the store's number is below `below` and `is_backed` returns `true` for it. An earlier
-    /// attempt to place the order reserved them. Returns an error while a commit changes that
-    /// reservation.
+    /// Returns the first store below `below` in which an earlier attempt to place the order has
+    /// reserved exactly these units. Skips stores for which `is_backed` returns `false`. Returns an
+    /// error while a commit changes that reservation.
     pub(crate) fn first_store_of(
         &self,
         order: &OrderId,

@@ -1,11 +1,11 @@
 //! The search for the store of a new order: the store with the lowest number, over all volumes,
 //! that has all units of the order.
 //!
-//! The owner of a store counts an order's own units as available to it, if it is asked. An earlier
-//! attempt to place the order with the same lines may have reserved them: for example, the order's
-//! slot migrated before the order was committed. Copies of the stock show such units as reserved.
-//! So two kinds of searches ask all owners: those of requests that a node routes again, and those
-//! that would reject the order. A client that sends its request again may get a later store.
+//! An earlier attempt to place an order with the same lines may have reserved its units, for example
+//! if the order's slot migrated before the commit. The owner of the store counts these units as
+//! available to that order. Copies of the stock show them as reserved. So all owners are asked if a
+//! node routes a request again, and before an order is rejected. A request that the client sends
+//! again may get a later store.
 //!
 //! **Invariants**
 //! - All answers of a search follow the same ring.
@@ -28,7 +28,7 @@ pub(crate) const PLACE_TRIES: u32 = 16;
 /// Error message for an order that found no store in `PLACE_TRIES` searches.
 pub(crate) const STOCK_CHANGES: &str = "the stock changes faster than a store can be found for the order";
 
-/// A search for the first store with an order's units in the volumes of other nodes.
+/// A search of all other volumes for the first store with an order's units.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Search<'a> {
     pub(crate) order: &'a OrderId,
@@ -64,8 +64,8 @@ pub(crate) struct ReservedElsewhere {
 impl VolumeState {
     /// Searches for the first store for a new order. If this store belongs to another volume,
     /// reserves the units there, unless borrowed units suffice. Returns no store if the order
-    /// exists already. `is_repeated` says if an earlier try of the client's request may have
-    /// reserved units.
+    /// exists already. `is_repeated` is `true` if an earlier try of the client's request may
+    /// have reserved units.
     pub(crate) async fn reserve_elsewhere(
         &self,
         remote: &dyn RemoteVolumes,

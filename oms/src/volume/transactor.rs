@@ -56,7 +56,8 @@ const TROUBLED_MAX: usize = 1_024;
 pub(crate) enum Ask {
     /// Place this order, or repeat the answer of its first placement.
     Place(Box<[Line]>),
-    /// The same, if an earlier try of the client's request may have reserved the units.
+    /// Place this order after an earlier try of the client's request. That try may have reserved the
+    /// units.
     PlaceAgain(Box<[Line]>),
     /// Execute this command.
     Command(Command),

@@ -112,8 +112,8 @@ pub(super) fn tiles(tiles: &[Tile]) -> String {
     text
 }
 
-/// Returns horizontal bars, each with its name and its number of things that the noun `unit` names;
-/// an empty text if `values` is empty.
+/// Returns horizontal bars, each with its name and its count. `unit` is the singular noun of the
+/// count. Returns an empty text if `values` is empty.
 pub(super) fn bars(values: &[(String, u64)], unit: &str) -> String {
     if values.is_empty() {
         return String::new();

@@ -73,8 +73,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// The faults after which the caller does not know that its call was performed. The order
-    /// management sends such a call again.
+    /// Faults that give the caller no result. The order management sends such a call again.
     pub const RETRIED: [Self; 5] = [
         Self::ResetBefore,
         Self::ResetAfterActing,

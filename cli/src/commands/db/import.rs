@@ -420,7 +420,7 @@ fn records_state(put: u64, is_durable: bool) -> String {
     match (put, is_durable) {
         (0, _) => "no record was put".to_owned(),
         (1, true) => {
-            "the first record was put and is durable, those behind it were not; importing again puts it again"
+            "the first record was put and is durable, the later records were not put; a repeated import puts the first record again"
                 .to_owned()
         }
         (1, false) => {

@@ -196,9 +196,9 @@ Examples:
     /// Set the value of a key. The database must not be in use.
     #[command(after_help = "\
 In a node's database, a value that the node could not read is refused, unless
---raw is given. A table that does not exist is created. It records the type
-that --key-type names, if typed tables have it (string, u8, u64, i64), so that
-later commands need no --key-type.
+--raw is given. --create creates a missing table. With --key-type string, u8,
+u64 or i64, the new table records the type of its keys, and later commands need
+no --key-type.
 
 Examples:
   imt db put data/shop events k1 'some value'

@@ -19,8 +19,13 @@ pub(super) async fn order(api: &Api, id: &str, output: OutputFormat) -> Result<(
     };
     match messages {
         Ok(messages) => order["messages"] = messages.into(),
-        // The order is known, so it is printed although a node of the cluster does not answer.
-        Err(error) => output::remark(&format!("the messages to the warehouse are not known: {error}")),
+        // The order is printed even if its messages cannot be read.
+        Err(error) => {
+            order["messages"] = Value::Null;
+            output::remark(&format!(
+                "cannot read the order's messages to the warehouse: {error}"
+            ));
+        }
     }
     output::print_either(output, &render(&order), &order)
 }
@@ -126,7 +131,7 @@ fn message_text(message: &Value) -> String {
     let kind = text(&message["kind"]);
     let tries = message["attempts"].as_u64().unwrap_or_default();
     let condition = if message["state"] == "dead" {
-        "given up"
+        "was given up"
     } else {
         "waits for the warehouse"
     };
@@ -147,7 +152,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn the_greatest_id_below_another_has_no_id_between() {
+    fn greatest_below_leaves_no_id_between() {
         for (id, below) in [
             ("shop:17", format!("shop:16{}", "~".repeat(57))),
             ("a-", "a".to_owned()),

@@ -190,7 +190,7 @@ fn line(state: &RunState) -> String {
     match state.phase {
         Phase::Waiting => "waiting for the order management and its first stock".to_owned(),
         Phase::Auditing if state.audit.is_empty() => "audit begun".to_owned(),
-        Phase::Auditing => format!("audit: {}", state.audit).chars().take(COLUMNS).collect(),
+        Phase::Auditing => format!("audit: {}", state.audit),
         Phase::Done => "done".to_owned(),
         Phase::Sending => fitting(format!("{elapsed:>3}/{window}s"), state),
         Phase::Draining => fitting(format!("{elapsed:>3}s drain"), state),

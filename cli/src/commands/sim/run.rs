@@ -24,7 +24,7 @@ use imt_sim::thresholds::Measured;
 use imt_sim::warehouse::{Profile, WarehouseControl};
 use imt_sim::wire::Health;
 use imt_sim::{AuditConfig, AuditReport, Endpoint, Error, FrontConfig, FrontReport, Summary, Telemetry};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -312,17 +312,15 @@ async fn check_is_node(oms: &Endpoint) -> Result<(), CliError> {
     }
     let excerpt: String = answer.excerpt().chars().take(EXCERPT_CHARS_MAX).collect();
     Err(CliError::failed(format!(
-        "{oms} is no node: GET /health answered {} {excerpt}; nothing was sent. Name the address of a node \
-         with --oms, or start one there with imt node start",
+        "{oms} is not a node: GET /health answered {} {excerpt}. No order was sent. Give the address of a \
+         node with --oms, or start a node with imt node start",
         answer.status
     )))
 }
 
-/// Returns the command that stops a node of a cluster. It names the cluster, unless the command
-/// finds it without a flag.
+/// Returns the command that stops a node of a cluster.
 fn stop_command(name: &str, cluster: &Cluster) -> String {
     match cluster {
-        Cluster::Folder(data) if data == Path::new("data") => format!("imt node stop {name}"),
         Cluster::Folder(data) => {
             format!(
                 "imt node stop {name} --data {}",
@@ -496,7 +494,7 @@ mod tests {
     #[test]
     fn the_command_that_stops_a_node_names_a_folder_other_than_the_default() {
         let command = |data: &str| stop_command("w", &Cluster::Folder(data.into()));
-        assert_eq!(command("data"), "imt node stop w");
+        assert_eq!(command("data"), "imt node stop w --data data");
         assert_eq!(command("/tmp/my shop"), "imt node stop w --data '/tmp/my shop'");
     }
 }

@@ -188,8 +188,8 @@ fn healths() -> Vec<Value> {
     });
     let mut degraded = healthy.clone();
     degraded["status"] = json!("degraded");
-    degraded["missing_volumes"] = json!({"rome": "its database is not in the data folder"});
-    degraded["unreachable"] = json!(["lyon", "rome"]);
+    degraded["missing_volumes"] = json!({"lyon": "its database is not in the data folder"});
+    degraded["unreachable"] = json!(["lyon"]);
     vec![healthy, degraded]
 }
 
@@ -298,7 +298,7 @@ mod tests {
             Value::Number(number) if !is_within("minimum", "maximum", number.as_f64().unwrap()) => {
                 fault("outside of its range")
             }
-            Value::String(text) if !is_within("minLength", "maxLength", text.len() as f64) => {
+            Value::String(text) if !is_within("minLength", "maxLength", text.chars().count() as f64) => {
                 fault("wrong length")
             }
             Value::Array(entries) => {
@@ -310,6 +310,10 @@ mod tests {
                     .try_for_each(|entry| check(document, &schema["items"], entry))
             }
             Value::Object(members) => {
+                if let Some(names) = schema.get("propertyNames") {
+                    let mut names_of = members.keys().map(|name| Value::from(name.as_str()));
+                    names_of.try_for_each(|name| check(document, names, &name))?;
+                }
                 let known = properties(document, schema);
                 for (name, member) in members {
                     let of = known.iter().find(|(known, _)| known == name).map(|(_, of)| *of);

@@ -26,7 +26,8 @@ waits for the warehouse.
 the first request. `Idempotency-Key` also keeps that answer for a day.
 
 **Errors** are `application/problem+json` (RFC 9457). Programs decide by `type`. The file \
-`docs/errors.md` of the sources explains each; the sources have no public address yet. A request with an unknown query parameter is answered with 400.
+`docs/errors.md` in the source code explains each type. A request with an unknown query parameter is \
+answered with 400.
 
 **Numbers.** Ids of transactions, times and counts are below 2^53, so every JSON reader keeps them \
 exact. Three numbers may be larger, and JavaScript rounds them above 9007199254740991: `ca` and \

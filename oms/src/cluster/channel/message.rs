@@ -47,8 +47,8 @@ pub(crate) enum Question {
     Command(OrderCommand),
     /// Execute a client's read.
     Read(Read),
-    /// Find the volume's store with the lowest id that has all these units. Units that the order
-    /// has reserved already count too.
+    /// Find the volume's store with the lowest id that has all these units. Units that an earlier
+    /// attempt reserved for the same lines of this order count as available.
     FindStore { order: OrderId, lines: Box<[Line]> },
     /// Reserve units for an order of another volume.
     Reserve(Reserve),

@@ -216,9 +216,9 @@ fn count(
             %volume,
             kind = kind.name(),
             warehouse = wms.address(),
-            tries = failures,
-            error = cause,
-            "calls to the warehouse fail; they are tried again"
+            failures,
+            cause,
+            "calls to the warehouse failed, retries continue"
         ),
         (_, CallHealth::Away) => tracing::warn!(
             %volume,
@@ -232,7 +232,7 @@ fn count(
             %volume,
             kind = kind.name(),
             warehouse = wms.address(),
-            "the warehouse answers again"
+            "warehouse answered again"
         ),
         (_, CallHealth::Answered) => tracing::info!(
             %volume,
