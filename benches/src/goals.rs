@@ -1,5 +1,6 @@
-//! The rows of the engine table, which the program `engine` prints. Each row has the goal of
-//! microdb.
+//! The rows of the engine table: the results with which the program `engine` compares microdb with
+//! other engines (its rivals). Most rows have a goal for microdb's figure. The others are for
+//! comparison.
 //!
 //! Goals are ratios to a rival or to a limit of the machine measured in the same run, or absolute
 //! figures. Absolute goals are for figures that do not depend on the machine's speed (bytes,

@@ -2,12 +2,14 @@
 //! and removed.
 //!
 //! The check is that of the simulation (`oms/src/simulation/history.rs`). It is valid for any
-//! timing of the processes, so the test depends on no duration. A client that waits too long gives
-//! up, and the outcome of its operation is unknown.
+//! timing of the processes, so the verdict on a history depends on no duration. A client that waits
+//! too long gives up, and the outcome of its operation is unknown.
 //!
-//! If the nodes share an engine, its servers fail as well.
+//! In the first test, the nodes share a data folder. In the second one, which is ignored by default,
+//! they share an engine (PostgreSQL servers). There a standby and the primary are killed as well.
 //!
-//! The variable `IMT_HISTORY_ROUNDS=N` repeats the faults N times.
+//! With `IMT_HISTORY_ROUNDS=N`, the first test repeats the faults N times on the same nodes, and the
+//! second test starts N times with new nodes and a new engine.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

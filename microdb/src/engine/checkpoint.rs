@@ -300,9 +300,10 @@ impl Engine {
     /// Removes the file of a checkpoint that SUPER no longer names.
     fn remove_checkpoint(&self, generation: u64) {
         if generation > 0 {
-            // The file may be missing, since a user may have deleted it.
             let path = self.paths.checkpoint(generation);
             let storage = self.options.storage.as_ref();
+            // Errors are ignored: a user may have deleted the file already, and a later open removes
+            // a file that remains. A checkpoint of another database under this name stays.
             if let Ok(false) = is_foreign_checkpoint(storage, &path, self.database) {
                 let _ = storage.remove(&path);
             }

@@ -298,8 +298,9 @@ impl Engine {
             deadline: Instant::now(),
             wakes: Vec::new(),
         };
-        // The writes of a member are recorded only if a later member has checks, a transaction may
-        // get a turn, or a member changes the catalog. None of this holds for most groups.
+        // The writes of a member are added to `group.writes` only if they may be looked up there: by
+        // the checks of a later member, by a transaction that gets a turn, or, if a member changes
+        // the catalog, by the test for dropped tables. Most groups need none of this.
         let last_checked = if members.iter().any(|member| member.turn != Turn::Never) {
             members.len()
         } else {

@@ -38,8 +38,9 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     ignore_poison(mutex.lock())
 }
 
-/// Number of attempts to acquire a lock before the thread sleeps, some microseconds in total.
-/// Sleeping and waking takes longer than most commits hold the lock.
+/// Number of attempts of [`lock_briefly`] before the thread sleeps. All attempts together take some
+/// microseconds. Most commits hold the engine's lock for less time than a thread needs to sleep and
+/// wake up.
 #[cfg(not(loom))]
 const SPIN_TRIES: u32 = 64;
 /// Number of processor pauses between two attempts.

@@ -370,7 +370,7 @@ pub(crate) fn highest_frontier(segment: &Segment, from: u32) -> LogPosition {
 /// A frame with valid header and records, which is linked to the previous frame.
 pub(crate) struct Frame<'a> {
     pub(crate) header: FrameHeader,
-    /// Position behind the frame, with sequence and chain of the log there.
+    /// Position directly after the frame, with the sequence and the chain of the log there.
     pub(crate) end: Frontier,
     body: &'a [u8],
     body_at: u32,

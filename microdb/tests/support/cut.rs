@@ -26,7 +26,8 @@ enum Fate {
     Lost,
     /// Only some sectors of a write reached the disk, chosen by the seed.
     Sectors(u64),
-    /// Only this range of a write's bytes reached the disk, relative to its start.
+    /// Only the bytes from the first number up to, but not including, the second reached the disk.
+    /// Both numbers count from the start of the write.
     Bytes(u64, u64),
     /// Each sector shows the file at a different moment, as during the writeback of a page cache.
     /// All pending events of a disk have the same seed.

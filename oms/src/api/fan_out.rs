@@ -86,7 +86,7 @@ impl VolumeQuestion for AskMessages {
     type Answer = Vec<Entry<(OrderId, String)>>;
 }
 
-/// Asks a volume for its stores that have, or had, a product.
+/// Asks a volume for its stores with their units of a product.
 #[derive(Clone, Copy, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct AskProduct(pub(crate) u32);

@@ -62,7 +62,8 @@ struct OfProduct {
 pub(super) struct ProductPage {
     /// Id of the product.
     product: u32,
-    /// The stores that have, or had, the product, by ascending id.
+    /// All stores of each volume with the product in its stock, by ascending id. A store without a
+    /// unit of the product is listed too.
     #[schema(value_type = Vec<InStore>)]
     stores: Vec<Box<RawValue>>,
 }
@@ -77,7 +78,7 @@ pub(super) struct StorePage {
     products: Vec<OfProduct>,
 }
 
-/// Returns the stores of this volume that have, or had, a product.
+/// Returns all stores of this volume, if its stock has the product.
 pub(super) fn product(app: &App, product: u32) -> Result<Vec<Entry<u32>>, Problem> {
     let levels = app.state().stock().product(product);
     let entry = |level: Level| {

@@ -204,7 +204,7 @@ pub(crate) enum Expected {
     MaybeNew,
 }
 
-/// The identity of a volume's log in an engine.
+/// Identifies a volume's log in an engine, together with the volume's name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct VolumeLog {
     /// The version of the cluster's state in which the volume was created; 0 if it is unknown. It

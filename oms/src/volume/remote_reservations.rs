@@ -55,7 +55,8 @@ impl RemoteReservation {
         *self.lines == *lines && !was_lent(self.nonce)
     }
 
-    /// Makes the next question about the reservation due, unless the order is known to be durable.
+    /// Makes the next question about the reservation due at once. Has no effect if the order is known
+    /// to be durable, because `due` skips such a reservation.
     pub(crate) fn ask_at_once(&mut self) {
         self.ask_at = self.ask_at.min(Instant::now());
     }

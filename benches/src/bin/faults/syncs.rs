@@ -65,9 +65,9 @@ pub(crate) struct SyncTally {
     pub(crate) readable: u64,
     /// Number of scenarios that ended with a power cut.
     pub(crate) cuts: u64,
-    /// Number of scenarios after which all acknowledged records were present after a power cut.
+    /// Number of scenarios with the verdict `Verdict::Right` after the power cut.
     pub(crate) kept: u64,
-    /// The other verdicts after the power cut.
+    /// Number of scenarios by verdict after the power cut, without `Verdict::Right`.
     pub(crate) verdicts: BTreeMap<Verdict, u64>,
     /// Examples of messages.
     pub(crate) examples: BTreeSet<String>,

@@ -84,7 +84,7 @@ Examples:
         #[arg(long)]
         dry_run: bool,
     },
-    /// Print the database's figures, one per line. Changes nothing.
+    /// Print counts and sizes (keys, live bytes, dead bytes), one per line. Changes nothing.
     #[command(after_help = "\
 Examples:
   imt db stats data/shop

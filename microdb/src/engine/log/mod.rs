@@ -188,7 +188,7 @@ impl Active {
 pub(crate) struct Place {
     pub(crate) segment: u64,
     pub(crate) body_at: u32,
-    /// End of the log behind the frame.
+    /// Position directly after the frame, with the sequence and the chain of the log there.
     pub(crate) end: Frontier,
     /// Value of `Engine::appended_bytes` at the end of the frame.
     pub(crate) appended: u64,

@@ -241,7 +241,7 @@ pub(in crate::api) static PRODUCT_STOCK: Description = Description {
     id: "productStock",
     tag: Tag::Stock,
     summary: "Read the stock of a product",
-    about: "Lists all stores that have, or had, the product, by ascending id.",
+    about: "Lists all stores by ascending id, also those without a unit of the product.",
     query: &[],
     headers: &[],
     body: None,
