@@ -197,8 +197,8 @@ Examples:
     #[command(after_help = "\
 In a node's database, a value that the node could not read is refused, unless
 --raw is given. --create creates a missing table. With --key-type string, u8,
-u64 or i64, the new table records the type of its keys, and later commands need
-no --key-type.
+u64 or i64, the new table records the type of its keys, and later commands
+need no --key-type.
 
 Examples:
   imt db put data/shop events k1 'some value'

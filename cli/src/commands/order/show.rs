@@ -188,7 +188,7 @@ mod tests {
         );
         assert_eq!(
             message("dead", 1, json!("400")),
-            "message 'announce' given up, 1 failed try, last error: 400"
+            "message 'announce' was given up, 1 failed try, last error: 400"
         );
         assert_eq!(
             message("waiting", 0, Value::Null),
