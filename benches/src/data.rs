@@ -151,7 +151,7 @@ impl Zipf {
         rank.min(self.records - 1)
     }
 
-    /// Returns the index of the next chosen record.
+    /// Returns the index of the next chosen record. Two ranks can have the same record.
     pub fn index(&self, random: &mut Random) -> u64 {
         mix(self.rank(random)) % self.records
     }

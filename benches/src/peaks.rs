@@ -74,8 +74,9 @@ fn anonymous_bytes(status: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Returns the size of all blocks that are allocated to the files in `folder`, in bytes. Files that
-/// are removed during the call are skipped.
+/// Returns the size of all blocks that are allocated to the files in `folder` and its subfolders,
+/// in bytes. Files that are removed during the call are skipped. Returns 0 if `folder` cannot be
+/// read.
 #[must_use]
 pub fn allocated_bytes(folder: &Path) -> u64 {
     let Ok(entries) = std::fs::read_dir(folder) else {

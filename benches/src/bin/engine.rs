@@ -5,8 +5,8 @@
 //! cargo run --profile dist -p imt-benches --bin engine -- --quick
 //! ```
 //!
-//! Each of these stores also has a feature of its own. Without any of these features, only microdb
-//! is built and measured. Such a build is fast and needs no C++ toolchain.
+//! Each of the six stores also has a feature of its own. Without `rivals` and these features, only
+//! microdb is built and measured. Such a build is fast and needs no C++ toolchain.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -129,8 +129,8 @@ fn plan(arguments: Arguments) -> Plan {
     } else {
         arguments.workloads
     };
-    // The workloads are sorted, so that `Load` comes first: other workloads read the loaded
-    // database. So the order of the arguments does not matter.
+    // The workloads are sorted, so that `Load` comes first in any order of the arguments: other
+    // workloads read the loaded database.
     workloads.sort_unstable();
     workloads.dedup();
     let quick = arguments.quick;

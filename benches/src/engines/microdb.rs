@@ -88,9 +88,9 @@ impl Session for MicrodbSession<'_> {
         let table = self.table.clone();
         let added = self.db.transaction(|tx| {
             let value = tx.get(&table, key)?;
-            // This closure can only return errors of microdb. So a value that has not 8 bytes is
-            // replaced by 0. The workload then finds that the final count differs from the number
-            // of increments, and fails.
+            // This closure can only return errors of microdb. So 0 replaces an absent value and a
+            // value that has not 8 bytes. The workload then finds that the final count differs from
+            // the number of increments, and fails.
             let next = plus_one(value.as_deref()).unwrap_or_default();
             tx.put(&table, key, next)
         });

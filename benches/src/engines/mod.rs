@@ -223,7 +223,7 @@ pub trait Engine: Sync {
         None
     }
 
-    /// Returns the number of flushes to the disk so far, if the engine reports it.
+    /// Returns the number of flushes to the disk since the open, if the engine reports it.
     fn flushes(&self) -> Option<u64> {
         None
     }

@@ -3,7 +3,8 @@
 //! Settings:
 //! - `synchronous=FULL` for durable commits, else `OFF`
 //! - one connection per session, with prepared statements
-//! - a page cache of `CACHE_BYTES` per connection, and a memory map of the whole file
+//! - a page cache of `CACHE_BYTES` per connection, and a memory map of the file, at most
+//!   as large as this build of SQLite permits
 //! - `WITHOUT ROWID`, so that the key of a record is also its key in the B-tree
 
 use std::path::{Path, PathBuf};

@@ -1,10 +1,10 @@
 //! Power cuts while durable commits are written.
 //!
-//! An engine stores commits one after the other. Before each sync of files, after each durable
-//! write and after each acknowledgement, this program makes copies of the folder as a power cut at
-//! this moment may leave it, and opens each copy. All acknowledged commits must be present, and the
-//! commit in progress must be present as a whole or not at all. An engine without atomic batches
-//! may store a part of the commit in progress.
+//! An engine opens a database, stores commits one after the other, and closes the database. Before
+//! each sync of files, after each durable write and after each acknowledged commit, this program
+//! makes copies of the folder as a power cut at this moment may leave it, and opens each copy. All
+//! acknowledged commits must be present, and the commit in progress must be present as a whole or
+//! not at all. An engine without atomic batches may store a part of the commit in progress.
 
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -100,7 +100,8 @@ impl Cutter<'_> {
     }
 }
 
-/// Stores commits and cuts the power at each of their steps.
+/// Opens a database, stores commits and closes the database. Cuts the power before each sync, after
+/// each durable write and after each acknowledged commit.
 pub(crate) fn run(plan: &Plan, engine: EngineName) -> Outcome<Tally> {
     let folder = prepare(plan, engine)?;
     let cutter = RefCell::new(Cutter {

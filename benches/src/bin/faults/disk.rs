@@ -1,8 +1,9 @@
 //! A model of a disk on which writes are durable only after a sync.
 //!
-//! The files of an engine are ordinary files. [`Disk`] remembers the content of each file that
-//! syncs and durable writes have made durable, and [`View`] is the content that the process sees.
-//! All sectors in which the two differ are **pending**: a power cut may keep or lose each of them.
+//! The files of an engine are ordinary files. For each file, [`Disk`] has the content that syncs
+//! and durable writes have made durable, and [`View`] has the content that the process sees. All
+//! sectors in which the two contents differ are **pending**: a power cut may keep or lose each of
+//! them.
 //!
 //! **Simplifications**
 //! - The creation, removal and renaming of a file are durable at once.
@@ -58,7 +59,8 @@ impl Content {
             let first = data / SECTOR_BYTES;
             let mut bytes = Vec::new();
             rustix::fs::seek(file, SeekFrom::Start(first * SECTOR_BYTES))?;
-            // A background thread may have truncated the file since its length was read.
+            // A background thread of the engine may have truncated the file since its length was
+            // read.
             file.take(end - first * SECTOR_BYTES).read_to_end(&mut bytes)?;
             for (index, part) in (first..).zip(bytes.chunks(SECTOR_BYTES as usize)) {
                 let mut sector = ZERO;
@@ -118,8 +120,8 @@ fn sectors_of(page: u64) -> Range<u64> {
     page * PAGE_SECTORS..(page + 1) * PAGE_SECTORS
 }
 
-/// The identity of a file, which a rename does not change. The time of creation distinguishes
-/// files that had the same inode one after the other.
+/// The identity of a file, which a rename does not change. The time of creation distinguishes files
+/// that had the same inode one after the other. It is 0 if the file system does not report it.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
 pub(crate) struct FileId {
     inode: u64,
@@ -158,7 +160,7 @@ impl View {
                     view.folders.insert(path.clone());
                     unread.push(path);
                 } else if let Ok(file) = File::open(entry.path()) {
-                    // A file that a background thread has just removed is left out.
+                    // A file that a background thread of the engine has just removed is left out.
                     let id = FileId::of(&file.metadata()?);
                     view.files.insert(path, (id, Content::read(&file)?));
                 }
@@ -205,7 +207,8 @@ impl View {
         used
     }
 
-    /// Flips one bit of a file.
+    /// Flips one bit of a file. Bit 0 is the lowest bit of the byte at `offset`. Does nothing if
+    /// the view does not have the file.
     pub(crate) fn flip(&mut self, path: &Path, offset: u64, bit: u32) {
         if let Some((_, content)) = self.files.get_mut(path) {
             let mut sector = *content.sector(offset / SECTOR_BYTES);
@@ -236,7 +239,7 @@ pub(crate) enum Fate {
     Random,
 }
 
-/// The durable content of all files.
+/// The durable content of all files. A file without an entry is empty after a power cut.
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
     durable: HashMap<FileId, Content>,
@@ -252,8 +255,9 @@ impl Disk {
         }
     }
 
-    /// Makes the sectors of a file durable, or only those that `range` touches. Pages that a failed
-    /// sync left clean are not written. The length of the file is durable in any case.
+    /// Makes the sectors of a file durable, or only those that `range`, in bytes, touches. Pages
+    /// that a failed sync left clean are not written. The length of the file is durable in any
+    /// case.
     pub(crate) fn sync(&mut self, id: FileId, now: &Content, range: Option<Range<u64>>) {
         let durable = self.durable.entry(id).or_default();
         let clean = self.clean.entry(id).or_default();
@@ -283,7 +287,8 @@ impl Disk {
         }
     }
 
-    /// Records a write call: its pages are dirty again, even if the write changes no byte.
+    /// Records a write call to a range of bytes: the pages that the range touches are dirty again,
+    /// even if the write changes no byte.
     pub(crate) fn touch(&mut self, id: FileId, range: Range<u64>) {
         let Some(clean) = self.clean.get_mut(&id) else {
             return;

@@ -18,7 +18,7 @@ use crate::{Plan, RECORDS};
 /// in each commit.
 const PER_COMMIT: u64 = 10;
 
-/// The end of the process that wrote the database.
+/// The end of the process that wrote the second half of the database.
 #[derive(Clone, Copy, Eq, PartialEq)]
 pub(crate) enum End {
     Closed,

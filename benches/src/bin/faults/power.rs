@@ -36,8 +36,8 @@ pub(crate) struct Power {
     /// The durable write that each thread was last permitted to perform, until the model makes it
     /// durable: at the next call of the thread, or at the reply of the process.
     writing: HashMap<u32, (FileId, Range<u64>)>,
-    /// Number of syncs and durable writes that succeed before one fails. `None` if none has to
-    /// fail.
+    /// Number of further syncs and durable writes that succeed before one fails. `None` if none has
+    /// to fail, and after the failure.
     fail_after: Option<u64>,
     /// The file of which a sync has failed, or "a durable write". Empty before a failure, and if
     /// the sync of all files has failed.
@@ -45,12 +45,14 @@ pub(crate) struct Power {
 }
 
 /// Called with the disk and the current files: before each sync that succeeds, and after each
-/// durable write, before the model makes it durable. Syncs of folders are not reported, nor are
-/// syncs and durable writes of files that are not (or no longer) in the engine's folder.
+/// durable write that succeeds, before the model makes that write durable. Syncs of folders are not
+/// reported, nor are syncs and durable writes of files that are not (or no longer) in the engine's
+/// folder.
 pub(crate) type BeforeSync<'a> = dyn FnMut(&Disk, &View) -> Outcome<()> + 'a;
 
 impl Power {
-    /// Starts an engine on a folder with durable files, and opens the database.
+    /// Starts an engine on a folder, and opens the database. All files that are in the folder now
+    /// count as durable.
     pub(crate) fn start(engine: EngineName, folder: &Path, hook: &mut BeforeSync<'_>) -> Outcome<Self> {
         let mut disk = Disk::default();
         disk.sync_all(&View::read(folder)?);
@@ -185,7 +187,8 @@ impl Power {
         }
     }
 
-    /// Makes the permitted durable write of a thread durable in the model, if there is one.
+    /// Calls the hook and then makes the permitted durable write of a thread durable in the model.
+    /// Does nothing if the thread has no such write, or if its file is not in the folder.
     fn written(&mut self, thread: u32, hook: &mut BeforeSync<'_>) -> Outcome<()> {
         if let Some((file, range)) = self.writing.remove(&thread) {
             let view = View::read(&self.folder)?;

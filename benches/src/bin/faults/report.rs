@@ -21,11 +21,11 @@ pub(crate) struct Tally {
     /// Number of bytes in sectors with at least one nonzero byte. The flipped bits are drawn from
     /// these bytes. 0 for power cuts.
     pub(crate) bytes: u64,
-    /// Number of commits during which the power was cut.
+    /// Number of commits during which the power was cut. 0 for flipped bits.
     pub(crate) commits: u64,
-    /// Number of moments at which the power was cut.
+    /// Number of moments at which the power was cut, those of the open and close included.
     pub(crate) moments: u64,
-    /// Sum of the pending sectors of all moments.
+    /// Sum, over all moments, of the number of sectors that were pending.
     pub(crate) pending: u64,
 }
 

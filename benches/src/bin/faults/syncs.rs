@@ -48,15 +48,16 @@ pub(crate) enum Life {
 /// The results of all scenarios of one engine.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct SyncTally {
-    /// Number of scenarios in which a sync failed or the process ended.
+    /// Number of scenarios in which a sync or durable write failed, or the process ended or hung.
     pub(crate) scenarios: u64,
     /// Number of scenarios in which the commit with the failed sync returned an error.
     pub(crate) reported: u64,
-    /// Number of scenarios in which this commit was acknowledged.
+    /// Number of scenarios in which the commit with the failed sync was acknowledged.
     pub(crate) acknowledged: u64,
-    /// Number of scenarios in which a later commit, or the open of a new process, was refused.
+    /// Number of scenarios in which a commit after the failure, or the open in a new process, was
+    /// refused.
     pub(crate) refusing: u64,
-    /// Number of scenarios in which a later commit was acknowledged.
+    /// Number of scenarios in which a commit after the failure was acknowledged.
     pub(crate) accepting: u64,
     /// Number of scenarios in which the process ended or hung.
     pub(crate) ended: u64,
@@ -69,7 +70,7 @@ pub(crate) struct SyncTally {
     pub(crate) kept: u64,
     /// Number of scenarios by verdict after the power cut, without `Verdict::Right`.
     pub(crate) verdicts: BTreeMap<Verdict, u64>,
-    /// Examples of messages.
+    /// Examples of the engine's messages, each with the step that caused the message.
     pub(crate) examples: BTreeSet<String>,
 }
 
@@ -139,7 +140,8 @@ fn one(
                 accepted += u64::from(is_after);
             }
             Outcomes::Reply(Some(error)) => {
-                // An engine without atomic batches may have stored a part.
+                // An engine without atomic batches may have stored a part, so each record may be
+                // present without the others.
                 expected.unsure.extend(records.map(|index| index..index + 1));
                 tally.reported += u64::from(is_struck);
                 refused += u64::from(is_after);

@@ -2,8 +2,8 @@
 //!
 //! The child installs a seccomp filter. The kernel then suspends a thread that calls `fdatasync`,
 //! `pwrite` or another of [`TRAPPED`], and the parent decides about the call. The parent performs
-//! no sync. It answers that the sync succeeded or failed, and [`crate::disk`] keeps the
-//! consequence.
+//! no sync. It answers that the sync succeeded or failed, and [`crate::disk`] models which sectors
+//! are durable after this sync.
 //!
 //! Descriptors 0 to 2 are not trapped, because child and parent talk through them.
 
@@ -102,7 +102,7 @@ pub(crate) struct Call {
 
 /// The purpose of a trapped call.
 pub(crate) enum Kind {
-    /// Makes a file durable, or a part of it.
+    /// Makes a file durable, or only a range of its bytes. `None` is the whole file.
     Sync(FileId, Option<Range<u64>>),
     /// Makes all files durable.
     SyncAll,
@@ -195,7 +195,7 @@ impl Traced {
         drop(writeln!(self.input, "{line}"));
     }
 
-    /// Waits for the next event.
+    /// Waits for the next event, or until `within` has passed without an event.
     #[expect(unsafe_code, reason = "poll and the listener's ioctl are not in std")]
     pub(crate) fn next(&mut self, within: Duration) -> Outcome<Event> {
         let wanted = |fd: i32| libc::pollfd {
@@ -275,7 +275,7 @@ impl Traced {
         }
     }
 
-    /// Finds the purpose of a call by the descriptors and the memory of the child.
+    /// Finds the purpose of a call by the descriptors, the maps and the memory of the child.
     fn kind(&self, call: &libc::seccomp_data) -> Outcome<Kind> {
         let process = self.child.id();
         let number = libc::c_long::from(call.nr);

@@ -26,11 +26,12 @@ const PANIC_STATUS: i32 = 101;
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Verdict {
-    /// Every expected record has its value, and no unacknowledged commit is present in part.
+    /// Every record of an acknowledged commit has its value, and no unacknowledged commit is
+    /// present in part.
     Right,
     /// The engine returned an error before the first read.
     Refused,
-    /// A read returned an error, and all other records are right.
+    /// A read returned an error, and no worse verdict applies to the other records.
     ReadError,
     /// A record is absent, and the engine says that its open dropped data.
     Told,

@@ -92,7 +92,7 @@ impl Expected {
 pub(crate) struct Reading {
     /// The error of the open or of the session. If it is set, nothing was read.
     pub(crate) refused: Option<String>,
-    /// The engine's own statement that its open dropped data.
+    /// The engine's own statement that its open dropped data. `None` if the engine made none.
     pub(crate) dropped: Option<String>,
     /// Number of sure records with their value.
     pub(crate) right: u64,

@@ -40,7 +40,7 @@ fn coordinator(trio: &Trio) -> Outcome<String> {
     Ok(label.split('/').next().unwrap_or_default().to_owned())
 }
 
-/// Returns a quantile of sorted times in milliseconds.
+/// Returns the quantile `share` (0 to 1) of sorted times in milliseconds, or 0 without times.
 fn quantile_ms(times: &[Duration], share: f64) -> u128 {
     let at = ((times.len() as f64 * share).ceil() as usize).clamp(1, times.len().max(1));
     times.get(at - 1).map_or(0, Duration::as_millis)

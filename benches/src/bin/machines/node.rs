@@ -1,5 +1,5 @@
-//! A node as a process of the program `imt`. The process joins its cpu group before it starts any
-//! thread.
+//! A node as a process of the program `imt`. If the node has a cpu group, its process joins the
+//! group before it starts any further thread.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -31,7 +31,8 @@ pub(crate) struct Setup {
     pub(crate) engine: Option<String>,
     pub(crate) warehouse: String,
     pub(crate) weight: u32,
-    /// Share of one processor for the node. `None` is unlimited.
+    /// Share of one processor for the node. `None` is unlimited. A node without permission to
+    /// create a cpu group is also unlimited.
     pub(crate) share: Option<f64>,
 }
 
@@ -109,7 +110,7 @@ impl Node {
         })
     }
 
-    /// Returns the processor time that the node has used, in seconds.
+    /// Returns the processor time that the node has used, in seconds, or 0 if it cannot be read.
     pub(crate) fn processor_seconds(&self) -> f64 {
         match &self.group {
             Some(group) => group.processor_seconds(),

@@ -51,7 +51,7 @@ pub(crate) struct Acknowledged {
     pub(crate) at: Instant,
 }
 
-/// Running clients. They stop when this value is dropped.
+/// Running clients. When this value is dropped, each client stops after its current request.
 pub(crate) struct Probe {
     is_over: Arc<AtomicBool>,
     acknowledged: Arc<Mutex<Vec<Acknowledged>>>,
@@ -59,8 +59,8 @@ pub(crate) struct Probe {
 }
 
 impl Probe {
-    /// Starts clients that send orders of `volume` to the node at `address`. Order ids begin with
-    /// `prefix`.
+    /// Starts clients that send orders to the node at `address`. The ids of all orders begin with
+    /// `prefix`, and `ring` assigns each id to `volume`.
     pub(crate) fn start(address: SocketAddr, ring: &Ring, volume: &str, prefix: &str) -> Probe {
         let is_over = Arc::new(AtomicBool::new(false));
         let acknowledged = Arc::new(Mutex::new(Vec::new()));
@@ -154,8 +154,8 @@ impl Drop for Probe {
     }
 }
 
-/// Returns the longest time between two successive acknowledgements. The last acknowledgement
-/// before `from` and all later acknowledgements are considered.
+/// Returns the longest time between two successive acknowledgements, or 0 for fewer than two. The
+/// last acknowledgement up to `from` and all later acknowledgements are considered.
 pub(crate) fn longest_gap(orders: &[Acknowledged], from: Instant) -> Duration {
     let before = orders.iter().rposition(|order| order.at <= from).unwrap_or(0);
     let times = orders[before.min(orders.len())..].windows(2);

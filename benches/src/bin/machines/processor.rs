@@ -6,8 +6,8 @@ use std::fs;
 /// of a second on every machine.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Returns the processor time of the given processes and of their direct children, in seconds. When
-/// a child has ended, the kernel adds its time to a counter of its parent, which is included.
+/// Returns the processor time of the given processes and of their direct children, in seconds. The
+/// time of ended children is included: the kernel adds it to a counter of their parent.
 pub(crate) fn seconds(processes: &[u32]) -> std::io::Result<f64> {
     let mut ticks = 0;
     for entry in fs::read_dir("/proc")? {

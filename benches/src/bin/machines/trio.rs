@@ -79,7 +79,7 @@ impl Trio {
     }
 
     /// Kills the primary with `kill -9` and waits for the promotion of a standby. Returns the time
-    /// of the kill and the time at which the log stated the promotion.
+    /// of the kill and the time at which the log line about the promotion was read.
     pub(crate) fn kill_primary(&self) -> Outcome<(Instant, Instant)> {
         let killed = Instant::now();
         signal(self.process("primary")?, "KILL")?;

@@ -1,9 +1,9 @@
 //! A cpu group is a control group (cgroup) of Linux that limits one process to a share of one
 //! processor.
 //!
-//! Versions 1 and 2 of cgroups are supported. A group has the largest weight, so that its process
-//! gets the share even if other programs run. A process that has used up its share pauses until the
-//! end of the period, so a short period means short pauses.
+//! Versions 1 and 2 of cgroups are supported. A group has the largest weight that the kernel
+//! permits, so that its process gets the share even if other programs run. A process that has used
+//! up its share pauses until the end of the period, so a short period means short pauses.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -62,7 +62,7 @@ impl Group {
         entrances
     }
 
-    /// Returns the processor time that the group has used, in seconds.
+    /// Returns the processor time that the group has used, in seconds, or 0 if it cannot be read.
     pub(crate) fn processor_seconds(&self) -> f64 {
         let read = |name: &str| fs::read_to_string(self.account.join(name)).unwrap_or_default();
         if self.is_unified {

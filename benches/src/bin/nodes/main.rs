@@ -273,7 +273,8 @@ fn measure(arguments: &Arguments, count: usize, connections: usize) -> Outcome<R
 /// The nodes under load, and the settings of the clients.
 struct Targets {
     addresses: Vec<SocketAddr>,
-    /// The owners of keys, if clients send each request to its owner.
+    /// The owners of keys, if clients send each request to its owner. `None` if each client sends
+    /// all requests to one node.
     owners: Option<Arc<Owners>>,
     /// Number of clients for each node. A client has one connection, or one to each owner if there
     /// are `owners`.

@@ -48,7 +48,7 @@ impl Server {
         })
     }
 
-    /// Returns the processor time of the server in seconds.
+    /// Returns the processor time of the server in seconds, or 0 if it cannot be read.
     pub(crate) fn processor_seconds(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap_or_default();
         // The program's name in parentheses may contain spaces. After the name, user time is the
@@ -63,7 +63,8 @@ impl Server {
         ticks / TICKS_PER_SECOND
     }
 
-    /// Returns the anonymous memory of the server in bytes, without mapped files.
+    /// Returns the anonymous memory of the server in bytes, without mapped files. Returns 0 if it
+    /// cannot be read.
     pub(crate) fn memory_bytes(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
         status

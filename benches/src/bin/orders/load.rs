@@ -41,8 +41,8 @@ pub(crate) enum Ask {
     /// read the statistics of a product. Until [`MIX_AHEAD`] orders are sent, a read of statistics
     /// replaces each payment and each read of an order. Order ids begin with this text.
     Mix(String),
-    /// Each request pays one order. The ids of the orders are this text and a number below this
-    /// count.
+    /// Each request pays one order. The id of an order is this text, followed by a number from 0 up
+    /// to, but not including, this count.
     Payment(String, u64),
 }
 
@@ -164,13 +164,14 @@ impl Answers {
         self.ok as f64 / self.seconds
     }
 
-    /// Returns a quantile of the latency in milliseconds.
+    /// Returns a quantile (0 to 1) of the latency in milliseconds. A client that ended because of a
+    /// failed connection or an unreadable response counts as one latency of 0.
     pub(crate) fn quantile_ms(&self, quantile: f64) -> f64 {
         self.latencies.value_at_quantile(quantile) as f64 / 1_000.0
     }
 }
 
-/// A switch that stops a running load before its end.
+/// A switch that stops a running load before its end. Each client ends before its next request.
 #[derive(Clone, Default)]
 pub(crate) struct Stop(Arc<AtomicBool>);
 

@@ -297,7 +297,8 @@ fn fill(arguments: &Arguments, shop: &Shop, prefix: &str, orders: u64) -> Outcom
     Ok(stored)
 }
 
-/// Waits until the outbox is empty or no longer shrinks. Returns the number of remaining messages.
+/// Waits until the outbox is empty or has not shrunk within two seconds. Returns the number of
+/// remaining messages.
 fn wait_for_outbox(shop: &Shop) -> Outcome<u64> {
     let mut left = u64::MAX;
     loop {
@@ -311,7 +312,7 @@ fn wait_for_outbox(shop: &Shop) -> Outcome<u64> {
 }
 
 /// Measures throughput and opening time of a node with many stored orders, and of a node with an
-/// empty volume.
+/// empty volume. The opening time lasts from the start of the process until it prints its address.
 pub(crate) fn stored(arguments: &Arguments) -> Outcome<()> {
     let shop = Shop::open(arguments, "stored")?;
     let load = |shop: &Shop, prefix: &str| {

@@ -111,7 +111,8 @@ async fn listen(log: BodyLog, delay: Duration, port: u16) -> Outcome<()> {
         let log = log.clone();
         tokio::spawn(async move {
             let service = service_fn(move |request| answer(request, log.clone(), delay));
-            // An error means that the client has disconnected.
+            // An error concerns only this connection: its client has disconnected, or has sent
+            // bytes that are not HTTP.
             let _ = hyper::server::conn::http1::Builder::new()
                 .serve_connection(TokioIo::new(stream), service)
                 .await;
@@ -185,7 +186,8 @@ impl BodyLog {
                 let stored = file.write_all_at(&group, at).and_then(|()| file.sync_data());
                 at += group.len() as u64;
                 group.clear();
-                // The return drops the senders in `answers`, so every waiting request fails.
+                // The return drops the senders in `answers` and the receiver, so every waiting
+                // request and every later request fails.
                 if stored.is_err() {
                     return;
                 }

@@ -113,7 +113,7 @@ fn simple<R: 'static, T: 'static>(
     })
 }
 
-/// The ring of this project. Its `join` and `leave` apply a plan to the existing ring.
+/// The ring of this project. Its `join` and `leave` apply a plan to the ring of the earlier nodes.
 struct Ours {
     name: &'static str,
     options: Options,

@@ -70,7 +70,8 @@ fn median(mut values: Vec<f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// Returns the median time of `work` in nanoseconds.
+/// Returns the median time of `work` in nanoseconds. Runs `work` up to `repeat` times; no further
+/// run starts after [`TIME_MAX`] once there are three.
 fn time(repeat: usize, mut work: impl FnMut()) -> f64 {
     let (begin, mut times) = (Instant::now(), Vec::new());
     while times.len() < repeat && (times.len() < 3 || begin.elapsed() < TIME_MAX) {
@@ -136,7 +137,8 @@ fn measure(candidate: &dyn Candidate, nodes: u32, keys: &[Key], repeat: usize, b
     }
 }
 
-/// Returns the resident set of this process in bytes.
+/// Returns the resident set of this process in bytes, or 0 if it cannot be read. Assumes pages of 4
+/// KiB.
 fn resident() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").ok();
     pages
