@@ -1,9 +1,10 @@
 //! The report. For each row: the figures of microdb and its rivals, the ratio to the best rival,
-//! the goal, and the verdict. Further tables have processor times, peaks and the machine's limits.
+//! the goal, and the verdict (`yes` if the goal is reached). Further tables have processor times,
+//! peaks and the machine's limits.
 //!
-//! Missed goals are shown like reached goals. The report lists the rows during which other
-//! processes and guests used more than `DISTURBED` of the processors. The figures of such a row can
-//! only be compared within that row.
+//! A row with a missed goal is shown too, with the verdict `no`. The report lists the rows during
+//! which other processes and guests used more than `DISTURBED` of the processors. The figures of
+//! such a row can only be compared within that row.
 
 use std::fmt::Write as _;
 

@@ -94,7 +94,8 @@ impl Results {
         self.median_of(row, engine, |measurement| Some(measurement.value))
     }
 
-    /// Returns the median of one value of the measurements of an engine in a row.
+    /// Returns the median of one value of the measurements of an engine in a row. Returns `None` if
+    /// no measurement has this value.
     pub fn median_of(
         &self,
         row: &str,
@@ -122,8 +123,8 @@ impl Results {
     /// Merges the results of a later run. If both runs measured a row on the same engine, the
     /// figures of the later run replace the existing figures. The limits of the later run, if it
     /// measured limits, replace all existing limits. Machine, command, number of records and size
-    /// of a value become those of the later run. Package versions of its engines replace the
-    /// existing ones.
+    /// of a value become those of the later run. Package versions of the later run replace those
+    /// of the same engines.
     ///
     /// An existing [`Absence`] is removed if its workload now has a figure on its engine. The
     /// absences of the later run are added.
@@ -174,7 +175,7 @@ fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     }
 }
 
-/// Runs all workloads of a plan and returns the results.
+/// Runs all workloads of a plan and returns the results. Removes the databases at the end.
 ///
 /// # Errors
 /// Returns an error if a folder or a file cannot be written. `results.json` in [`Plan::folder`]

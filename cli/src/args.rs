@@ -41,7 +41,8 @@ pub(crate) fn interval(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Parses a moment: a duration before now, or a date. Returns milliseconds since 1970.
+/// Parses a moment: a duration before now, or a date in UTC, which may have a time. Returns
+/// milliseconds since 1970.
 pub(crate) fn moment(text: &str) -> Result<u64, String> {
     let wrong = || "must be a time before now or a date, for example 10m or 2026-01-31T17:45:00Z".to_owned();
     let time = match humantime::parse_duration(text) {

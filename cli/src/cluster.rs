@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
-/// Default address of a node. It applies if neither an address nor an engine is given.
+/// Default address of a node, for commands that get neither an address nor an engine.
 const USUAL_NODE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9090);
 /// Maximum time to connect to a node that the engine lists.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);

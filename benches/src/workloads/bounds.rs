@@ -32,7 +32,8 @@ const WRITING_MS_MAX: u64 = 1_000;
 const BATCH_RECORDS: usize = 1_000;
 
 /// Overwrites every record twice in random order without a pause. Measures the peak of the disk
-/// usage until one second after the last sync, and the usage at that time.
+/// usage until the last sync, and the usage one second after this sync. If the later usage is
+/// higher, it is also the peak.
 pub(super) fn overwrite(task: &Task) -> Outcome<Vec<Measurement>> {
     let (engine, values) = (task.open(false)?, task.values());
     let order = whole::shuffled(task.records);
@@ -63,7 +64,7 @@ pub(super) fn overwrite(task: &Task) -> Outcome<Vec<Measurement>> {
 }
 
 /// Repeatedly opens the database, writes for a random time, and closes it. Measures the time of
-/// each open with its first get, in milliseconds.
+/// each open with its first get. Returns the median and the maximum, in milliseconds.
 pub(super) fn close_open(task: &Task) -> Outcome<Vec<Measurement>> {
     let values = task.values();
     let mut opens = Vec::new();

@@ -152,7 +152,7 @@ pub struct Task {
     /// if all records are stored.
     pub seconds: f64,
     /// Number of the repetition, which is part of the seed of the random choices. So a repetition
-    /// does not draw the records that an earlier repetition left in the caches.
+    /// draws other records than an earlier repetition, and does not find all of them in the caches.
     pub repetition: u64,
 }
 
@@ -180,10 +180,12 @@ pub struct Measurement {
     /// Share of the machine's processors that others used ([`Spent::others`]). Only rates and the
     /// times of [`Workload::Open`], [`Workload::OpenKilled`] and the replacements have it.
     pub others: Option<f64>,
-    /// Peak anonymous memory of the process, in MiB; see [`crate::peaks`].
+    /// Peak anonymous memory of the process, in MiB; see [`crate::peaks`]. The parent measures it,
+    /// so it is `None` in the answer of the child.
     #[serde(default)]
     pub peak_anonymous_mib: Option<f64>,
-    /// Peak disk usage of the database's folder, in MiB; see [`crate::peaks`].
+    /// Peak disk usage of the database's folder, in MiB; see [`crate::peaks`]. The parent measures
+    /// it, so it is `None` in the answer of the child.
     #[serde(default)]
     pub peak_disk_mib: Option<f64>,
 }

@@ -51,6 +51,7 @@ struct Done {
 }
 
 /// Runs `operation(session, thread, i)` in every thread until one of the plan's limits is reached.
+/// `i` counts the operations of one thread from 0.
 fn repeat<F>(engine: &dyn Engine, access: Access, plan: Plan, operation: F) -> Outcome<Done>
 where
     F: Fn(&mut dyn Session, u64, u64) -> Outcome<()> + Sync,

@@ -20,8 +20,8 @@ const BATCH_RECORDS: u64 = 1_000;
 /// has fewer records.
 const BATCH_BYTES: u64 = 1 << 20;
 
-/// Number of overwrites before the process is killed, or that of all records if there are fewer.
-/// The first half of the overwrites is synced.
+/// Maximum number of overwrites before the process is killed. A database with fewer records gets
+/// about as many overwrites as it has records. The first half of the overwrites is synced.
 const OVERWRITTEN_BEFORE_KILL: u64 = 200_000;
 
 /// Maximum size of all values together, in bytes, in the workloads that [`size`] measures.
@@ -144,9 +144,9 @@ pub(super) fn disk(task: &Task) -> Outcome<Vec<Measurement>> {
     Ok(measurements)
 }
 
-/// Measures the size of the index in bytes per key, directly after all puts. After a reopen,
-/// microdb would map a part of its index from a file. Without a reopen, its whole index is in
-/// memory.
+/// Measures the size of the index in bytes per key, directly after all puts. Returns `Unsupported`
+/// if the engine does not report this size. After a reopen, microdb would map a part of its index
+/// from a file. Without a reopen, its whole index is in memory.
 pub(super) fn memory(task: &Task) -> Outcome<Vec<Measurement>> {
     let engine = task.open(false)?;
     if engine.index_bytes().is_some() {
@@ -251,7 +251,8 @@ pub(super) fn replace(task: &Task, row: &str, shuffle: bool) -> Outcome<Vec<Meas
     Ok(vec![Measurement::seconds(row, &spent)])
 }
 
-/// Measures the load and random gets with values of `value_bytes` bytes.
+/// Measures the load and random gets with values of `value_bytes` bytes. If the values of all
+/// records exceed [`SIZE_BYTES`], only as many records as fit are loaded.
 pub(super) fn size(task: &Task, name: &str, value_bytes: usize) -> Outcome<Vec<Measurement>> {
     let records = task.records.min(SIZE_BYTES / value_bytes as u64);
     let task = Task {

@@ -1,5 +1,6 @@
 //! `imt audit`: compares an order management with its warehouse and with a log of requests, if
-//! there is one. `imt sim run` does the same after its last request, and also knows all answers.
+//! there is one. `imt sim run` makes this comparison after its last request, and also compares both
+//! with the answers that the shop front has received.
 
 use crate::cluster::NodeAddress;
 use crate::colour::Paint;

@@ -95,7 +95,7 @@ fn show(setting: &config::Setting, defaults: &Defaults) -> Shown {
 }
 
 /// Returns the default of a setting as its value and source. If commands have different defaults,
-/// the value lists each default with its commands.
+/// the value lists each default with its commands. The value is `None` if no command has a default.
 fn default(setting: &config::Setting) -> (Option<String>, String) {
     let mut seen: Vec<(String, Vec<&str>)> = Vec::new();
     for (command, arg) in &setting.args {

@@ -45,7 +45,8 @@ pub(crate) struct NodeArgs {
 }
 
 impl NodeArgs {
-    /// Copies these settings to a node's configuration. Settings without a value stay as they are.
+    /// Copies these settings to a node's configuration. Without `--stat-scan`, the configuration
+    /// keeps its interval of the search for statistics files.
     pub(crate) fn apply(&self, config: &mut NodeConfig) {
         config.payment_timeout = self.payment_timeout;
         config.drain_timeout = self.drain_timeout;

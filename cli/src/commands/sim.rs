@@ -537,7 +537,8 @@ async fn start_warehouse(config: WarehouseConfig) -> Result<Warehouse, CliError>
     Ok(warehouse)
 }
 
-/// Returns the loopback address with the port `port`, or with a free port if `port` is 0.
+/// Returns the loopback address with the port `port`, or with a free port if `port` is 0. Until a
+/// server listens, another process may take the free port.
 fn chosen_port(port: u16) -> Result<SocketAddr, CliError> {
     let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port);
     if port != 0 {

@@ -227,13 +227,13 @@ pub(crate) enum Fate {
     /// All pending sectors were written.
     New,
     /// Only this number of pending sectors was written, the first ones of the file. A file that has
-    /// grown ends behind the last of them, but not before its durable end.
+    /// grown ends behind the last written sector, but not before its durable end.
     Cut(usize),
     /// Only this number of pending sectors was written, the first ones of the file. The file has
     /// its new length.
     Holes(usize),
-    /// All pending sectors were written, except for the one at this position (from 0) among them,
-    /// if there is one.
+    /// All pending sectors were written, except for the pending sector at this position. Positions
+    /// count the pending sectors of the file from 0. Without a sector there, all were written.
     AllBut(usize),
     /// Each pending sector was written or not, at random.
     Random,

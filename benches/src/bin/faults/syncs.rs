@@ -91,7 +91,7 @@ struct Scenario {
     life: Life,
 }
 
-/// Runs the scenarios of one engine.
+/// Runs the scenarios of one engine. In all of them, the process has this life after the failure.
 pub(crate) fn run(plan: &Plan, engine: EngineName, life: Life) -> Outcome<SyncTally> {
     let folder = prepare(plan, engine)?;
     let view = View::read(&folder)?;

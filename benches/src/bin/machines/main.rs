@@ -467,8 +467,8 @@ fn missing(address: SocketAddr, orders: &[Acknowledged]) -> usize {
     orders.iter().filter(|order| !is_there(&order.id)).count()
 }
 
-/// Returns the number of messages to the warehouse in the node's outbox, or `None` if the node does
-/// not answer or its answer cannot be parsed.
+/// Returns the number of messages in the node's outbox that the warehouse has not confirmed, dead
+/// letters included. Returns `None` if the node does not answer or its answer cannot be parsed.
 fn waiting_messages(address: SocketAddr) -> Option<u64> {
     let (_, text) = send(address, "GET", "/metrics", "")?;
     let series = text

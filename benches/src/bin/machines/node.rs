@@ -147,7 +147,7 @@ impl Drop for Node {
     }
 }
 
-/// Deletes the content of a folder, or creates the folder. Returns its path.
+/// Deletes the content of a folder. Creates the folder if it does not exist. Returns its path.
 pub(crate) fn emptied(path: &Path) -> Outcome<PathBuf> {
     if path.exists() {
         std::fs::remove_dir_all(path)?;

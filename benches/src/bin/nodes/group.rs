@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// A cpu group, which is removed when this value is dropped. Its process must have ended before.
+/// A cpu group, which is removed when this value is dropped. Its process must have ended before,
+/// because Linux does not remove a group that has a process.
 pub(crate) struct Group {
     limit: PathBuf,
     account: PathBuf,
@@ -77,7 +78,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // If the removal fails, an empty group remains, which has no effect.
+        // If the removal fails, the group remains. Without a process, it has no effect.
         let _ = fs::remove_dir(&self.limit);
         let _ = fs::remove_dir(&self.account);
     }

@@ -47,7 +47,8 @@ pub(crate) enum Ask {
 }
 
 impl Ask {
-    /// Returns these requests for the load with this number. Each load has its own order ids.
+    /// Returns these requests for the load with this number. Each load has its own order ids. Reads
+    /// of statistics are the same for every load.
     pub(crate) fn of_client(&self, number: usize) -> Ask {
         match self {
             Ask::Order(prefix) => Ask::Order(format!("{prefix}{number}-")),

@@ -193,7 +193,7 @@ fn print_row(markdown: bool, cells: &[String]) {
     }
 }
 
-/// Returns one figure of each row as text, with a fixed number of digits.
+/// Returns one figure of each row as text, with `digits` digits after the decimal point.
 fn figures(rows: &[Row], digits: usize, of: impl Fn(&Row) -> f64) -> String {
     rows.iter()
         .map(|row| format!("{:.digits$}", of(row)))

@@ -23,7 +23,8 @@ const VALUE_BYTES: usize = 100;
 /// about a microsecond, so a reading after each put would distort the rate.
 const STRIDE: u64 = 256;
 
-/// Temporary folder with the files of the measurement. Dropping it removes the folder.
+/// Temporary folder with the files of the measurement. The folder is removed when this value is
+/// dropped.
 struct Scratch(PathBuf);
 
 impl Drop for Scratch {

@@ -6,7 +6,7 @@
 //! - All lines of a regular file of `--from` are read and checked before the first record is put.
 //! - Records are put in batches. The lines of standard input or of a pipe are checked only while
 //!   the batches are put, so without `--clear` an error names the number of records that were put
-//!   before the failure, or its maximum.
+//!   before the failure, or the maximum of this number.
 //! - With `--clear`, records go to new tables, which replace the old ones in one commit at the end.
 //!   An import that fails before this commit leaves the old tables as they were.
 //! - A killed import with `--clear` may leave tables with names that begin with

@@ -289,6 +289,7 @@ fn sizes(db: &Db) -> microdb::Result<Map<String, serde_json::Value>> {
 }
 
 /// Returns the age of a checkpoint in seconds, according to the modification time of its file.
+/// Returns `None` if this time cannot be read or is in the future.
 fn checkpoint_age(path: &Path, generation: u64) -> Option<u64> {
     let file = path.join(format!("directory/{generation:010}.idx"));
     let age = std::fs::metadata(file).ok()?.modified().ok()?.elapsed().ok()?;

@@ -48,7 +48,8 @@ pub(crate) enum DataType {
 
 impl DataType {
     /// Returns the recorded type of the keys of a table. Returns `None` if no type is recorded, if
-    /// the codec is not bincode, or if the type is neither a string nor a number of this module.
+    /// the codec is not bincode, or if the type is neither a string nor a number that this module
+    /// encodes.
     pub(super) fn of_keys(table: &TableInfo) -> Option<Self> {
         let keys_as = table.keys_as.as_ref()?;
         if keys_as.codec != BINCODE {
@@ -65,6 +66,7 @@ impl DataType {
 
     /// Returns the table `name`, and creates it if it does not exist. A new table records this type
     /// as that of its keys, as a typed table of the library does, if it is a type of typed tables.
+    /// An existing table keeps the type that it has recorded, or stays without one.
     pub(super) fn table_with_keys(self, db: &Db, name: &str) -> microdb::Result<Table> {
         // The type of the values is not recorded, so any type will do.
         Ok(match self {

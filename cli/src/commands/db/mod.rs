@@ -2,8 +2,8 @@
 //!
 //! Invariants:
 //! - The commands `inspect`, `verify`, `space`, `stats`, `diff`, `get`, `scan`, `tail`, `export`,
-//!   `table list` and `compact --dry-run` only read, so they cannot change a byte. They acquire no
-//!   lock, so they also work while another process has the database open.
+//!   `table list` and `compact --dry-run` only read, so they cannot change a byte of the database.
+//!   They acquire no lock, so they also work while another process has the database open.
 //! - Damage is reported with its file and its byte offset, as far as they are known. The command
 //!   `imt db verify` also lists the remedies.
 //! - A check that finds damage, or a difference between two databases, ends with exit code 3. A

@@ -118,7 +118,8 @@ pub(super) fn diff(
         ControlFlow::Continue(())
     });
     let report = compared.map_err(|error| open::refused(first, error))?;
-    // A table may exist in one of the two databases only.
+    // The type of a key is read from the first database, or from the second database if the first
+    // has no table of this name.
     let has_table = |db: &Db, table: &str| db.tables().iter().any(|info| info.name == table);
     let key = |difference: &microdb::Difference| {
         let db = [&two, &one][usize::from(has_table(&one, &difference.table))];

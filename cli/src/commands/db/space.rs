@@ -55,7 +55,8 @@ pub(super) fn compact(path: &Path, output: OutputFormat) -> Result<ExitCode, Cli
     Ok(ExitCode::SUCCESS)
 }
 
-/// Estimates the bytes that a compaction would copy and free, from the usage of each segment.
+/// Estimates the bytes that a compaction would copy, and the maximum that it would free, from the
+/// usage of each segment.
 pub(super) fn compact_dry(path: &Path, output: OutputFormat) -> Result<ExitCode, CliError> {
     let stats = open::to_look(path)?.stats();
     let dead = |segment: &&microdb::SegmentStats| segment.live_bytes < segment.bytes;

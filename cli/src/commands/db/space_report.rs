@@ -240,7 +240,8 @@ fn keep(
     }
 }
 
-/// Returns the total size of all files in a folder and its subfolders.
+/// Returns the total size of all files in a folder and its subfolders. A file or folder that cannot
+/// be read counts as 0.
 fn folder_bytes(path: &Path) -> u64 {
     let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
     let bytes = entries.map(|entry| match entry.metadata() {

@@ -61,7 +61,7 @@ pub(crate) struct TailArgs {
 
 impl TailArgs {
     /// Returns `true` if an operation matches `--table` and `--key`. `shown` is the operation as
-    /// JSON.
+    /// JSON. An operation without a key, such as a clear of a table, does not match `--key`.
     fn wants(&self, shown: &Json) -> bool {
         let is = |field: &str, wanted: &str| shown[field] == wanted;
         let table = self.table.as_ref().is_none_or(|table| is("table", table));
@@ -79,7 +79,7 @@ struct Place {
     sequence: u64,
     /// Link of the hash chain at this position. `None` if it is not known yet.
     chain: Option<u64>,
-    /// Names of tables by id. Changes that create or rename a table set its name.
+    /// Names of tables by id. A change that creates or renames a table sets the name of this table.
     names: HashMap<u32, String>,
     /// Recorded types of the keys of typed tables, by the id of the table.
     key_types: HashMap<u32, DataType>,
@@ -95,8 +95,9 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
         .into_iter()
         .map(|table| (table.id, table.name))
         .collect();
-    // The hash chain has the link 0 before the first commit. Without `--since`, compaction may have
-    // removed the first commits, and reading begins after them.
+    // The hash chain has the link 0 before the first commit. At any other position, the link is not
+    // known until a change is read. Without `--since`, reading may begin at any position, because
+    // compaction may have removed the first commits.
     let mut place = Place {
         sequence: since,
         chain: (args.since == Some(0)).then_some(0),
@@ -272,7 +273,8 @@ fn operation_json(form: Form, operation: &Operation, names: &mut HashMap<u32, St
     }
 }
 
-/// Returns the name of the table with this id. A table that was dropped later is shown by its id.
+/// Returns the name of the table with this id. A table without a known name was dropped before this
+/// command started, so its id is shown.
 fn name(names: &HashMap<u32, String>, id: u32) -> String {
     names
         .get(&id)

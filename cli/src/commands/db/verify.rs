@@ -85,8 +85,8 @@ fn of_super(path: &Path, folder: &FolderView) -> Vec<String> {
     damage.collect()
 }
 
-/// Checks SUPER and each segment of a database that cannot be opened. `why` is the error of the
-/// failed open.
+/// Checks SUPER and each segment of a database that cannot be opened, and lists the segments
+/// without a file. `why` is the error of the failed open.
 fn of_files(path: &Path, why: &Error) -> microdb::Result<Findings> {
     let folder = microdb::inspect::folder(path)?;
     let mut findings = Findings {

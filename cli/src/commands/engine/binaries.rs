@@ -47,7 +47,8 @@ impl Binaries {
     /// root.
     ///
     /// With `ends_with_us`, the kernel sends SIGINT to the program when this process ends, even if
-    /// it is killed. This needs the program `setpriv`.
+    /// this process is killed. If the program `setpriv` is not installed, `ends_with_us` has no
+    /// effect.
     pub(super) fn command(&self, program: &str, ends_with_us: bool) -> Command {
         let path = self.folder.join(program);
         let has_setpriv = self.user.is_some() || in_path("setpriv").is_some();

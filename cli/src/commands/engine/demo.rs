@@ -226,7 +226,8 @@ impl Demo {
         Ok(())
     }
 
-    /// Returns the running standby with the newest log, and the position of the log's end.
+    /// Returns the position of the log's end, and the index of the running standby with the newest
+    /// log. Fails if no standby runs.
     async fn newest_standby(&mut self) -> Result<(u64, usize), CliError> {
         let mut newest: Option<(u64, usize)> = None;
         for (at, server) in self.servers.iter_mut().enumerate() {
@@ -289,8 +290,9 @@ fn synchronous(standbys: &[String]) -> String {
     format!("synchronous_standby_names = 'ANY 1 ({})'\n", standbys.join(", "))
 }
 
-/// Fails if the servers run as another user, and this user cannot enter the folder or not everybody
-/// may enter the folders above it.
+/// Checks that the user of the servers can reach the folder, if this is not the user of this
+/// process. Fails if that user cannot enter the folder, or if a folder above it is not open to
+/// every user.
 fn check_reach(binaries: &Binaries, path: &Path) -> Result<(), CliError> {
     let Some(user) = binaries.user() else {
         return Ok(());

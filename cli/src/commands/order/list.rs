@@ -20,8 +20,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Maximum number of orders that one request returns.
 const PAGE_MAX: u64 = 10_000;
 /// Length of the period before the newest printed order that each poll reads again, in
-/// milliseconds. An order that appears in the list later than this after its creation may be
-/// missed.
+/// milliseconds. If an order appears in the list after an order that is younger by more than this
+/// period, it may be missed.
 const OVERLAP_MS: u64 = 5_000;
 /// Widths of all columns but the last one while following. They are fixed, because later rows are
 /// not known yet.
@@ -145,7 +145,7 @@ async fn follow(args: &ListArgs, api: &Api, output: OutputFormat) -> Result<(), 
     }
 }
 
-/// The orders that were already printed. Those that a later poll cannot return again are removed.
+/// The orders that were already printed, without those that a later poll cannot return again.
 struct Followed {
     start_ms: u64,
     newest_ms: u64,

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 pub(super) async fn order(api: &Api, id: &str, output: OutputFormat) -> Result<(), CliError> {
     let mut order = api.get(&path(id)).await?;
-    // Only orders in these states have messages. A node reads its whole outbox for the answer, so
-    // it is not asked for other orders.
+    // Only orders in these states have messages. A node reads its whole outbox to answer
+    // `GET /outbox`, so the outbox is not requested for other orders.
     let has_messages = matches!(order["state"].as_str(), Some("reserved" | "paid" | "delivering"));
     let messages = if has_messages {
         messages(api, id).await
@@ -33,7 +33,7 @@ pub(super) async fn order(api: &Api, id: &str, output: OutputFormat) -> Result<(
 /// Returns the messages of an order to the warehouse that are not confirmed, as `GET /outbox` lists
 /// them.
 async fn messages(api: &Api, id: &str) -> Result<Vec<Value>, CliError> {
-    // An order has at most one message of each kind.
+    // An order has at most one message of each of the two kinds.
     let mut path = "/outbox?limit=2".to_owned();
     if let Some(before) = greatest_below(id) {
         let cursor = percent_encode(&format!("{before}/deliver"));
@@ -66,7 +66,7 @@ fn greatest_below(id: &str) -> Option<String> {
     };
     match below.as_str() {
         "" => None,
-        // These two are no ids.
+        // These two texts are not valid as ids, so the next smaller id is searched.
         "." | ".." => greatest_below(&below),
         _ => Some(below),
     }
