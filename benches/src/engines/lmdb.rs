@@ -2,8 +2,7 @@
 //!
 //! Durable commits use the defaults of LMDB. If [`Setup::durable`] is `false`, commits write
 //! directly into the memory map, and nothing is flushed before [`Engine::sync`]. No mode of LMDB is
-//! faster. A session with
-//! [`Access::Read`] keeps one read transaction open.
+//! faster. A session with [`Access::Read`] keeps one read transaction open.
 
 use std::path::{Path, PathBuf};
 

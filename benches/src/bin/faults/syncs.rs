@@ -91,7 +91,8 @@ struct Scenario {
     life: Life,
 }
 
-/// Runs the scenarios of one engine. In all of them, the process has this life after the failure.
+/// Runs the scenarios of one engine. `life` is the life of the process after the failure, in all
+/// these scenarios.
 pub(crate) fn run(plan: &Plan, engine: EngineName, life: Life) -> Outcome<SyncTally> {
     let folder = prepare(plan, engine)?;
     let view = View::read(&folder)?;

@@ -468,7 +468,8 @@ fn missing(address: SocketAddr, orders: &[Acknowledged]) -> usize {
 }
 
 /// Returns the number of messages in the node's outbox that the warehouse has not confirmed, dead
-/// letters included. Returns `None` if the node does not answer or its answer cannot be parsed.
+/// letters included. An answer without this metric counts as 0 messages. Returns `None` if the node
+/// does not answer or a number in its answer cannot be parsed.
 fn waiting_messages(address: SocketAddr) -> Option<u64> {
     let (_, text) = send(address, "GET", "/metrics", "")?;
     let series = text

@@ -22,8 +22,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Barrier;
 
-/// Number of threads of the load generator. Two threads were always enough on a machine with two
-/// cores.
+/// Number of threads of the load generator. On a machine with two cores, two threads always kept up
+/// with the measured server.
 const THREADS: usize = 2;
 /// Largest latency of the histogram in microseconds: one minute.
 const LATENCY_MAX_US: u64 = 60_000_000;

@@ -20,8 +20,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Maximum number of orders that one request returns.
 const PAGE_MAX: u64 = 10_000;
 /// Length of the period before the newest printed order that each poll reads again, in
-/// milliseconds. If an order appears in the list after an order that is younger by more than this
-/// period, it may be missed.
+/// milliseconds. An order may be missed if it appears in the list after an order that is younger by
+/// more than this period.
 const OVERLAP_MS: u64 = 5_000;
 /// Widths of all columns but the last one while following. They are fixed, because later rows are
 /// not known yet.
