@@ -35,7 +35,7 @@ impl StopSignals {
     }
 
     /// Starts a task that ends this process and its registered child processes at the next signal.
-    /// It is a way out of a shutdown that hangs.
+    /// The second signal is a way out of a shutdown that hangs.
     pub(crate) fn exit_on_next(mut self) {
         tokio::spawn(async move {
             let name = self.next().await;

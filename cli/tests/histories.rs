@@ -5,11 +5,12 @@
 //! timing of the processes, so the verdict on a history depends on no duration. A client that waits
 //! too long gives up, and the outcome of its operation is unknown.
 //!
-//! In the first test, the nodes share a data folder. In the second one, which is ignored by default,
-//! they share an engine (PostgreSQL servers). There a standby and the primary are killed as well.
+//! In the first test, the nodes share a data folder. In the second one, which is ignored by
+//! default, they share an engine (PostgreSQL servers). There a standby and the primary are killed
+//! as well.
 //!
-//! With `IMT_HISTORY_ROUNDS=N`, the first test repeats the faults N times on the same nodes, and the
-//! second test starts N times with new nodes and a new engine.
+//! With `IMT_HISTORY_ROUNDS=N`, the first test repeats the faults N times on the same nodes, and
+//! the second test starts N times with new nodes and a new engine.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

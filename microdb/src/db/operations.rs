@@ -62,8 +62,8 @@ impl Db {
         Batch::new(&self.engine)
     }
 
-    /// Returns statistics of the database at this moment. In a forked child, the sizes, sequences
-    /// and segments are 0 or empty.
+    /// Returns statistics of the database at this moment. In a forked child, the fields that need a
+    /// lock are 0 or empty: keys, sizes of log and directory, sequences, and segments.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -181,7 +181,7 @@ impl Db {
     /// `sequence`. [`Error::FeedAhead`](crate::Error::FeedAhead) if no commit has `sequence` yet;
     /// this error holds the sequence of the last commit. [`Error::Corrupt`](crate::Error::Corrupt)
     /// or [`Error::Io`](crate::Error::Io) if the header of a segment is damaged or unreadable.
-    /// [`Error::Forked`](crate::Error::Forked).
+    /// [`Error::Forked`](crate::Error::Forked) in a forked child.
     pub fn changes_since(&self, sequence: Sequence) -> Result<Changes> {
         Changes::since(&self.engine, sequence)
     }

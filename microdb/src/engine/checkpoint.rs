@@ -9,8 +9,9 @@
 //! 4. SUPER names the new checkpoint. Durable commits wait for this step and for step 2.
 //! 5. The previous checkpoint and the emptied segments (see `compact`) are removed.
 //!
-//! After each step, SUPER names a complete checkpoint or none. It lists all durable segments of the
-//! log, except those begun since its state was written. An open finds these by their headers.
+//! After each step, SUPER names a complete checkpoint or none. SUPER lists all durable segments of
+//! the log, except those begun since its state was written. An open finds the excepted segments by
+//! their headers.
 //!
 //! Invariants of removal:
 //!
@@ -297,13 +298,14 @@ impl Engine {
         written.map_err(Error::io("cannot write", &path))
     }
 
-    /// Removes the file of a checkpoint that SUPER no longer names.
+    /// Removes the file of a checkpoint that SUPER no longer names. Generation 0 stands for no
+    /// checkpoint.
     fn remove_checkpoint(&self, generation: u64) {
         if generation > 0 {
             let path = self.paths.checkpoint(generation);
             let storage = self.options.storage.as_ref();
-            // Errors are ignored: a user may have deleted the file already, and a later open removes
-            // a file that remains. A checkpoint of another database under this name stays.
+            // Errors are ignored: a user may have deleted the file already, and a later open
+            // removes a file that remains. A checkpoint of another database under this name stays.
             if let Ok(false) = is_foreign_checkpoint(storage, &path, self.database) {
                 let _ = storage.remove(&path);
             }
@@ -343,7 +345,8 @@ impl Engine {
         result
     }
 
-    /// Returns `true` if the log has grown enough for another checkpoint.
+    /// Returns `true` if the log since the last checkpoint has at least `checkpoint_log_bytes`, and
+    /// at least twice the size of the directories, which a checkpoint writes.
     pub(crate) fn checkpoint_due(&self) -> bool {
         let since = self.log_since_checkpoint();
         since.bytes >= self.options.checkpoint_log_bytes && since.bytes >= 2 * self.directory_totals().1

@@ -105,7 +105,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// Returns a request without records.
+    /// Returns a request without records, without checks and without a change of the catalog.
     pub(crate) fn turn(durability: Durability, turn: Turn) -> Self {
         Self {
             body: Body::default(),
@@ -167,10 +167,11 @@ impl Answer {
 
 /// Result of [`Engine::commit_in_group`].
 pub(crate) enum Committed {
-    /// The group has finished. Holds the result of the commit, and its record buffer, which the
-    /// caller reuses.
+    /// The group has finished, or this process is a child that the body of the transaction has
+    /// forked. Holds the result of the commit, and its record buffer, which the caller reuses.
     Done(Result<Outcome>, Body),
-    /// The body of the transaction exceeded the time limit of its turn.
+    /// The body of the transaction exceeded the time limit of its turn, and another thread has
+    /// taken over its group. Nothing of the turn was appended.
     TurnLost,
 }
 
@@ -298,9 +299,9 @@ impl Engine {
             deadline: Instant::now(),
             wakes: Vec::new(),
         };
-        // The writes of a member are added to `group.writes` only if they may be looked up there: by
-        // the checks of a later member, by a transaction that gets a turn, or, if a member changes
-        // the catalog, by the test for dropped tables. Most groups need none of this.
+        // The writes of a member are added to `group.writes` only if they may be looked up there:
+        // by the checks of a later member, by a transaction that gets a turn, or, if a member
+        // changes the catalog, by the test for dropped tables. Most groups need none of this.
         let last_checked = if members.iter().any(|member| member.turn != Turn::Never) {
             members.len()
         } else {

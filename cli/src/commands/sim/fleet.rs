@@ -34,7 +34,8 @@ const BACK_MAX: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_millis(5);
 /// Interval of polls while waiting for the end of a process.
 const END_POLL: Duration = Duration::from_millis(5);
-/// Maximum time for the processes to end after SIGTERM. Then they are killed.
+/// Maximum time for all processes together to end after SIGTERM. The processes that still run are
+/// then killed.
 const END_MAX: Duration = Duration::from_secs(10);
 
 /// The process of a node. A second Ctrl-C or SIGTERM kills it together with this process.

@@ -1,5 +1,6 @@
 //! Progress of a run: the live view on a terminal, else progress lines of at most 78 columns on
-//! standard error. The first row that applies decides:
+//! standard error. The first row that applies decides. If the live view cannot be opened, the rows
+//! below its row decide:
 //!
 //! | flags | standard output | standard error | shown |
 //! | --- | --- | --- | --- |
@@ -101,8 +102,8 @@ impl Display {
         matches!(self, Self::Live(_))
     }
 
-    /// Sets the run's folder. The live view saves drawings in it, and log lines are written to a
-    /// file in it. Does nothing without a live view.
+    /// Sets the run's folder. The live view saves pictures in this folder. While the view is open,
+    /// log lines are also written to a file in this folder. Does nothing without a live view.
     pub(super) fn set_folder(&self, folder: &Path) {
         let Self::Live(view) = self else {
             return;
