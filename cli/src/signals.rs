@@ -55,7 +55,7 @@ fn children() -> MutexGuard<'static, BTreeSet<u32>> {
 }
 
 /// Registration of a child process that is killed if this process exits at a second signal. Drop it
-/// once the child has ended, because another process may then get the same id.
+/// as soon as the child was waited for, because another process may then get the same id.
 pub(crate) struct Registered(u32);
 
 impl Registered {

@@ -76,7 +76,8 @@ pub(crate) fn width() -> Option<usize> {
     columns.or_else(|| std::env::var("COLUMNS").ok()?.parse().ok())
 }
 
-/// Cuts a line to a number of columns, at least 1. An ellipsis marks the cut.
+/// Cuts a line to at most `columns` columns. A cut line ends with an ellipsis. With 0 columns, a
+/// cut line is the ellipsis alone.
 pub(crate) fn cut(line: &str, columns: usize) -> String {
     if line.width() <= columns {
         return line.to_owned();

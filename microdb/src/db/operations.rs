@@ -80,7 +80,8 @@ impl Db {
         Stats::of(&self.engine)
     }
 
-    /// Verifies all segments with their seals, the directory, and the newest checkpoint.
+    /// Verifies all segments with their seals, the directory, and the newest checkpoint. Unless the
+    /// database is read-only, all earlier commits are made durable first.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -96,7 +97,8 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Closed`](crate::Error::Closed), [`Error::Forked`](crate::Error::Forked), and
+    /// [`Error::Closed`](crate::Error::Closed) after a close,
+    /// [`Error::Forked`](crate::Error::Forked) in a forked child, and
     /// [`Error::Poisoned`](crate::Error::Poisoned) if a failure in this call or in an earlier one
     /// left the state of the disk unknown. Damage and unreadable files are not errors but part of
     /// the report.
@@ -126,13 +128,13 @@ impl Db {
     }
 
     /// Copies the database in its current state to the folder `path`, which must be missing or
-    /// empty. The copy is durable on return and opens like any database. Commits continue during
-    /// the copy. Compaction waits until the copy is complete. Complete segments are hard links
-    /// instead of copies if the file system permits.
+    /// empty. A checkpoint is written first. The copy is durable on return and opens like any
+    /// database. Commits continue during the copy. Compaction and checkpoints wait until the copy
+    /// is complete. Complete segments are hard links instead of copies if the file system permits.
     ///
     /// The copy of a read-only database has the state in which the database was opened, and no hard
-    /// links. Such a copy can be made from read-only media, and while another process writes to the
-    /// database.
+    /// links. No checkpoint is written. Such a copy can be made from read-only media, and while
+    /// another process writes to the database.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -213,7 +215,7 @@ impl Db {
     /// # Errors
     /// [`Error::Corrupt`](crate::Error::Corrupt) if a live record or the directory is damaged,
     /// [`Error::Io`](crate::Error::Io) if the disk cannot read a record, and
-    /// [`Error::Forked`](crate::Error::Forked).
+    /// [`Error::Forked`](crate::Error::Forked) in a forked child.
     pub fn digest(&self) -> Result<Digest> {
         self.engine.digest()
     }

@@ -11,8 +11,9 @@
 //! most lookups read one bucket (a cache line), no lookup reads more than two, and chunks fill to
 //! nine tenths.
 //!
-//! **Races**: there are one writer and any number of readers. A reader of a key checks its home,
-//! then the flag of its class in the home, then its second.
+//! **Races**: there are one writer and any number of readers. A reader of a key checks the key's
+//! home, then the flag of the key's class in the home. If the flag is set, the reader also checks
+//! the key's second.
 //!
 //! - In a chunk, a key moves only from home to second, never back.
 //! - The writer sets the flag of the key's class before the key appears in the second bucket. The

@@ -60,7 +60,7 @@ impl Drop for RunningJob {
 }
 
 /// State of a database's background jobs: the engine, the number of running jobs, and one flag for
-/// each kind of job that is waiting in the pool.
+/// each kind of job. A flag is `true` while a job of its kind waits in the pool.
 #[derive(Default)]
 pub(crate) struct Background {
     engine: OnceLock<Weak<Engine>>,

@@ -56,8 +56,8 @@ struct Moment {
     /// Segments to be removed after the checkpoint. Once `keep_referenced` has removed wrong
     /// entries, no directory of this moment points to them.
     emptied: Vec<u64>,
-    /// Segments of `emptied` that were chosen by their usage counts and are not yet checked against
-    /// the directories.
+    /// Segments of `emptied` that were chosen by their numbers of live bytes alone and are not yet
+    /// checked against the directories.
     unverified: Vec<u64>,
 }
 
@@ -142,7 +142,8 @@ impl Engine {
 
     /// Removes from the list `emptied` the segments to which a directory still points. The list
     /// contains such segments only if the usage counts are wrong. The counts are sums of record
-    /// lengths, and the length in a damaged record may be wrong.
+    /// lengths, and the length in a damaged record may be wrong. Background compaction skips the
+    /// segments removed from the list until the next open.
     fn keep_referenced(&self, moment: &mut Moment) -> Result<()> {
         if moment.unverified.is_empty() {
             return Ok(());

@@ -481,7 +481,8 @@ impl<'a> LookAhead<'a> {
         ahead
     }
 
-    /// Requests the page of a later operation's record from the disk if lookups have been slow.
+    /// Requests the page of a later operation's record from the disk if a recent round of look-ups
+    /// waited for the disk.
     #[inline]
     fn ask_disk(&mut self, seen: Option<Location>) {
         if self.lookups.ask_for_next()

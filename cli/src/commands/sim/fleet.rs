@@ -104,8 +104,8 @@ pub(super) struct Fleet {
     cluster: Cluster,
     warehouse: SocketAddr,
     nodes: Vec<FleetNode>,
-    /// The node events other than joins: the action of each, and the time from its start (for a
-    /// pause, from its end) until every volume answered again.
+    /// The node events other than joins, each with its action and a time: from the start of the
+    /// event, or from the end of a pause, until every volume answered again.
     events: Vec<(NodeAction, Duration)>,
 }
 
@@ -337,7 +337,7 @@ impl Fleet {
         self.nodes.iter().map(|node| node.name.as_str())
     }
 
-    /// Stops the processes of all nodes gracefully (SIGTERM). Kills those that run longer than
+    /// Stops the processes of all nodes gracefully (SIGTERM). Kills those that still run after
     /// [`END_MAX`].
     pub(super) async fn stop(mut self) {
         for node in &self.nodes {

@@ -36,8 +36,7 @@ const RECENT: usize = 2;
 /// Name of the file in the run's folder to which log lines are written while the live view is
 /// shown.
 const LOG_FILE: &str = "run.log";
-/// Maximum width of a progress line, in columns. It is smaller than that of the narrowest supported
-/// terminal, which has 80 columns.
+/// Maximum width of a progress line, in columns. The narrowest supported terminal has 80 columns.
 const COLUMNS: usize = 78;
 
 /// Settings of a progress display, and the sources of its data.
@@ -122,8 +121,8 @@ impl Display {
         }
     }
 
-    /// Removes the display. After a live view, prints its newest warnings and errors on the
-    /// terminal.
+    /// Removes the display. After a live view, prints its newest warnings and errors on standard
+    /// error if that is a terminal.
     pub(super) fn close(self) {
         if let Self::Live(view) = self {
             if let Err(error) = view.close() {

@@ -77,9 +77,10 @@ struct Candidate {
     bytes: u64,
 }
 
-/// State of background compaction between two turns. A turn is a run of background compaction. It
-/// ends when no segment is left to compact, or when its copies exceed the rate
-/// `compaction_bytes_per_second`. Between two turns, compaction holds no lock and no thread.
+/// State of background compaction between two turns. A turn is a run of background compaction. A
+/// turn ends when no segment is left to compact, when its copies exceed the rate
+/// `compaction_bytes_per_second`, or with an error. Between two turns, compaction holds no lock and
+/// no thread.
 #[derive(Debug, Default)]
 pub(crate) struct Compaction {
     /// Id of the partly copied segment, and the position of the next record in it. `None` if no
@@ -137,7 +138,8 @@ impl Engine {
 impl Engine {
     /// Completes the active segment, and empties every complete segment with dead bytes. If
     /// segments without live records are worth a checkpoint, they are removed first: this needs no
-    /// copies, and on a full disk it frees the space for copies. Returns the first damage found.
+    /// copies, and on a full disk it frees the space for copies. Returns the first damage found, or
+    /// `None` without damage.
     fn empty_all(&self, report: &mut CompactReport) -> Result<Option<Error>> {
         self.drop_dead_segments();
         if self.is_removal_worth_a_checkpoint() {
