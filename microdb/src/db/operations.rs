@@ -97,8 +97,8 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Closed`](crate::Error::Closed) after a close,
-    /// [`Error::Forked`](crate::Error::Forked) in a forked child, and
+    /// [`Error::Closed`](crate::Error::Closed) after a close.
+    /// [`Error::Forked`](crate::Error::Forked) in a forked child.
     /// [`Error::Poisoned`](crate::Error::Poisoned) if a failure in this call or in an earlier one
     /// left the state of the disk unknown. Damage and unreadable files are not errors but part of
     /// the report.
@@ -194,9 +194,9 @@ impl Db {
     /// The first call reads, verifies and hashes every record. A later call reads and verifies
     /// every record of the tables that were written since the previous call. Of these, it hashes
     /// only the records with the same [`crate::digest_prefix`] as a key written since. Everything
-    /// is hashed again if the previous call failed, if compaction has removed the commits since, or
-    /// if they have more records than the database has keys and more than
-    /// [`crate::DIGEST_PREFIXES`].
+    /// is hashed again if the previous call failed, or if the commits since cannot be read, for
+    /// example because compaction has removed them. The same holds if these commits have more
+    /// records than the database has keys and more than [`crate::DIGEST_PREFIXES`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

@@ -479,9 +479,9 @@ impl Drop for End {
     }
 }
 
-/// Iterator over the locations at which the record of a key may be. The second bucket of the key is
-/// read only if the caller asks for more candidates than its home bucket has, and the flag of the
-/// key's class is set there.
+/// Iterator over the locations at which the record of a key may be. The key's second bucket is read
+/// only if the caller asks for more candidates than the home bucket has, and the flag of the key's
+/// class is set.
 pub(crate) struct Candidates<'g> {
     probe: Probe<'g>,
     prefix: Prefix,
