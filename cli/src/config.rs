@@ -79,7 +79,8 @@ impl Defaults {
     }
 
     /// Returns the value of a setting for the command `path`, such as `sim run`, or for the options
-    /// of all commands if `path` is empty.
+    /// of all commands if `path` is empty. Returns `None` if neither the context nor the file has a
+    /// value.
     pub(crate) fn value(&self, path: &str, key: &str) -> Option<&str> {
         let context = self.context.as_ref().filter(|_| follows_context(path));
         let of_context = context.and_then(|context| context.value(key));
@@ -226,9 +227,10 @@ fn read_usual(path: &Path) -> std::io::Result<String> {
     }
 }
 
-/// Returns the value of a flag on the command line. The first of `args` is the name of the program,
-/// and arguments after `--` are ignored. Callers need the value where no clap result is available.
-/// For example, `--config` and `--context` choose the defaults of other flags.
+/// Returns the value of the first use of a flag on the command line. Does not find a short flag
+/// after another one in the same word, as in `-vo json`. The first of `args` is the name of the
+/// program, and arguments after `--` are ignored. Callers need the value where no clap result is
+/// available. For example, `--config` and `--context` choose the defaults of other flags.
 pub(crate) fn flag_value(args: &[OsString], long: &str, short: Option<char>) -> Option<OsString> {
     let long = format!("--{long}");
     let short = short.map(|short| format!("-{short}"));

@@ -47,7 +47,7 @@ impl Context {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Contexts {
     /// Name of the context that commands use by default, chosen by `imt context use` or
-    /// `imt context add --use`.
+    /// `imt context add --use`. `None` if no context is chosen.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) current: Option<String>,
     /// Settings of each context by its name.
@@ -164,7 +164,7 @@ impl Contexts {
     }
 
     /// Returns the context that the command line or the environment names, else the current one.
-    /// Returns `None` if there is none, or if the given name is empty.
+    /// Returns `None` if no context is named and none is current, or if the given name is empty.
     pub(crate) fn chosen(args: &[OsString]) -> Result<Option<Context>, CliError> {
         let named = flag_value(args, "context", None).or_else(|| std::env::var_os("IMT_CONTEXT"));
         let contexts = Self::read()?;

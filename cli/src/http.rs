@@ -11,7 +11,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Media type of a node's error responses.
 const PROBLEM: &str = "application/problem+json";
 
-/// Sends `GET path` to a node on a new connection.
+/// Sends `GET path` to a node on a new connection. Returns any complete response, also one with the
+/// status of an error.
 pub(crate) async fn get(node: &Endpoint, path: &str) -> Result<Answer, CliError> {
     let client = Client::new(node.clone(), ANSWER_TIMEOUT);
     let answer = client.get(path).await;

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - The work that a span measures never waits for the collector. Spans for which the queue has no
-//!   room are dropped and counted.
+//!   room are dropped and counted. Spans of a failed export are lost without a count. A warning
+//!   about failed exports states the number of dropped spans.
 //! - A binary without the feature `otlp` rejects the flag `--otlp` instead of ignoring it.
 
 #[cfg(not(feature = "otlp"))]

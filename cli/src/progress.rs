@@ -1,5 +1,5 @@
-//! Progress displays: a bar on a terminal, otherwise a log line at intervals. Nothing is written to
-//! standard output.
+//! Progress displays: a bar if standard error is a terminal, otherwise a log line at intervals.
+//! With `--quiet`, nothing is shown. Nothing is ever written to standard output.
 
 use crate::{logging, output};
 use indicatif::{ProgressBar, ProgressStyle};

@@ -48,8 +48,8 @@ pub(crate) fn fit(config: &mut NodeConfig) {
     if (fewer_connections, fewer_calls) == (connections, calls) {
         return;
     }
-    // The defaults are upper bounds, so lowering them needs no warning. If the user has set one of
-    // the two numbers, a warning is logged.
+    // The defaults are upper bounds, so lowering them needs no warning. If one of the two numbers
+    // differs from its default, the user has set it, and a warning is logged.
     if is_usual(config) {
         tracing::debug!(
             limit,

@@ -35,7 +35,7 @@ impl StopSignals {
     }
 
     /// Starts a task that ends this process and its registered child processes at the next signal.
-    /// It is a way out of a shutdown that hangs.
+    /// The second signal is a way out of a shutdown that hangs.
     pub(crate) fn exit_on_next(mut self) {
         tokio::spawn(async move {
             let name = self.next().await;
@@ -55,7 +55,7 @@ fn children() -> MutexGuard<'static, BTreeSet<u32>> {
 }
 
 /// Registration of a child process that is killed if this process exits at a second signal. Drop it
-/// once the child has ended, because another process may then get the same id.
+/// as soon as the child was waited for, because another process may then get the same id.
 pub(crate) struct Registered(u32);
 
 impl Registered {

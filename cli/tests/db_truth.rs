@@ -235,8 +235,8 @@ fn a_damaged_checkpoint_is_distinguished_from_damaged_records() {
         "{told}"
     );
     assert!(!told.contains("dmesg") && !told.contains("salvage"), "{told}");
-    // A user who follows the advice deletes the checkpoint. A missing checkpoint is no damage.
-    // That holds even if the file of another checkpoint, which SUPER does not name, is there.
+    // A user who follows the advice deletes the checkpoint. A missing checkpoint is no damage, even
+    // if the folder has the file of another checkpoint, which SUPER does not name.
     std::fs::remove_file(&checkpoint).unwrap();
     let other = path.join("directory/0000000099.idx");
     for has_other in [false, true] {

@@ -23,8 +23,8 @@
 //!
 //! A session differs from a reader's machine. The loopback ports 9090 and 9091 are replaced by free
 //! ports, and the folders in [`ROOTS`] are placed below the folder of the session. That folder is
-//! also the home folder. The words `cargo run --release --` mean the binary under test. The
-//! variable `IMT_DOCUMENTS_BINARY` names another binary.
+//! also the home folder. The words `cargo run --release --` mean the binary under test. If the
+//! variable `IMT_DOCUMENTS_BINARY` is set, the binary that it names is tested.
 
 use crate::support::markdown::{Block, blocks, inline_code};
 use crate::support::{Server, free_address, run, stderr, until};

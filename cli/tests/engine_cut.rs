@@ -38,7 +38,8 @@ struct Cable {
 
 impl Cable {
     /// Returns a cable that does not exist yet. `network` is the first half of its addresses. RFC
-    /// 2544 reserves 198.18 and 198.19 for benchmarks, so no other network has these addresses.
+    /// 2544 reserves 198.18 and 198.19 for benchmarks, so no network in use should have these
+    /// addresses.
     fn new(kind: &str, network: &str) -> Cable {
         let process = std::process::id();
         let address = |end| format!("{network}.{}.{end}", process % 256);

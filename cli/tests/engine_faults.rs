@@ -2,7 +2,7 @@
 //!
 //! A shop front sends orders and payments all the time, to a node in which the test causes no
 //! fault. The audit at the end of the front compares each acknowledged request with the nodes and
-//! the warehouse. It reports lost orders and double deliveries.
+//! the warehouse. The audit reports lost orders and double deliveries.
 //!
 //! `IMT_ENGINE_ROUNDS=N` repeats all faults N times, each time on a new engine.
 

@@ -1,15 +1,16 @@
 //! The histories of clients of four real nodes must be linearizable while nodes are killed, paused
 //! and removed.
 //!
-//! The check is that of the simulation (`oms/src/simulation/history.rs`). It is valid for any
-//! timing of the processes, so the verdict on a history depends on no duration. A client that waits
-//! too long gives up, and the outcome of its operation is unknown.
+//! The check is that of the simulation (`oms/src/simulation/history.rs`). The check is valid for
+//! any timing of the processes, so the verdict on a history depends on no duration. A client that
+//! waits too long gives up, and the outcome of its operation is unknown.
 //!
-//! In the first test, the nodes share a data folder. In the second one, which is ignored by default,
-//! they share an engine (PostgreSQL servers). There a standby and the primary are killed as well.
+//! In the first test, the nodes share a data folder. In the second one, which is ignored by
+//! default, they share an engine (PostgreSQL servers). In the second test, a standby and the
+//! primary are killed as well.
 //!
-//! With `IMT_HISTORY_ROUNDS=N`, the first test repeats the faults N times on the same nodes, and the
-//! second test starts N times with new nodes and a new engine.
+//! With `IMT_HISTORY_ROUNDS=N`, the first test repeats the faults N times on the same nodes, and
+//! the second test starts N times with new nodes and a new engine.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -260,8 +260,8 @@ fn kill_during_migration(name: &str) {
         (beta, alpha)
     };
     dead.kill();
-    // The other node answers for all orders. It has taken over the volume of the killed node, or
-    // all slots are still in its own volume.
+    // The other node answers for all orders. That node has taken over the volume of the killed
+    // node, or all slots are still in its own volume.
     orders.extend(place(&other.address, "after-", 20));
     assert_there(&other.address, &orders);
     assert_lists(&other.address, &orders);

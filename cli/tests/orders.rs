@@ -200,8 +200,8 @@ fn an_unreachable_warehouse_is_reported_by_log_health_and_order_show() {
     std::thread::spawn(move || {
         for stream in warehouse.incoming() {
             let mut stream = stream.unwrap();
-            // The body is a JSON object, so the request ends with a brace. The end of the connection
-            // after the answer lets the node connect again for its next call.
+            // The body is a JSON object, so the request ends with a brace. The end of the
+            // connection after the answer lets the node connect again for its next call.
             let (mut request, mut part) = (Vec::new(), [0; 4_096]);
             while !request.ends_with(b"}") {
                 match stream.read(&mut part) {

@@ -179,7 +179,7 @@ fn killing_the_node_halfway_loses_nothing() {
     let front_data = data.path().join("front-side");
 
     // The node and the warehouse need each other's address before they start. The node starts
-    // first. It gets the address of a free port, on which the warehouse listens later.
+    // first. The node gets the address of a free port, on which the warehouse listens later.
     let warehouse_address = free_address();
     let node_args = |listen: &str| {
         [

@@ -15,9 +15,9 @@ pub(crate) fn count(value: u64) -> String {
     text
 }
 
-/// Returns a count as text of at most `width` columns. For large counts `width` must be at least 4.
-/// A count that does not fit is given in thousands, millions and so on with a letter, such as
-/// `1.5k`.
+/// Returns a count as text of at most `width` columns. If `width` is below 4, the text of a large
+/// count may be wider. A count that does not fit is given in thousands, millions and so on with a
+/// letter, such as `1.5k`.
 pub(crate) fn short(value: u64, width: usize) -> String {
     let exact = count(value);
     if exact.len() <= width {

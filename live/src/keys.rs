@@ -13,7 +13,7 @@ pub enum Effect {
     Redraw,
     /// A picture of the current moment must be saved.
     Save,
-    /// The end of the run must be requested.
+    /// The end of the run must be requested, or after the run, the end of the view.
     End,
 }
 

@@ -19,7 +19,8 @@ pub const COLUMNS_MAX: usize = 400;
 pub struct LogLines(Arc<Mutex<VecDeque<String>>>);
 
 impl LogLines {
-    /// Appends the lines of a text. Empty lines are skipped.
+    /// Appends the lines of a text, without empty ones. The oldest lines beyond [`LINES_MAX`] are
+    /// removed.
     pub fn push(&self, text: &str) {
         let lines: Vec<String> = text.lines().map(plain).filter(|line| !line.is_empty()).collect();
         let mut kept = self.0.lock();
@@ -31,7 +32,7 @@ impl LogLines {
         }
     }
 
-    /// Returns the newest `count` lines, oldest first.
+    /// Returns the newest lines, at most `count` of them, oldest first.
     pub fn newest(&self, count: usize) -> Vec<String> {
         let kept = self.0.lock();
         kept.range(kept.len().saturating_sub(count)..).cloned().collect()

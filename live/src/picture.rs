@@ -44,7 +44,7 @@ pub fn svg_of(state: &State, size: Size, paper: Paper) -> io::Result<String> {
 }
 
 /// Writes `view-N.svg` and `view-N.json` into a folder and returns the path of the SVG. `N` is the
-/// first free number from 1.
+/// first number from 1 for which no SVG exists.
 ///
 /// # Errors
 ///

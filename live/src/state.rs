@@ -37,7 +37,7 @@ pub enum Ending {
     #[default]
     NotAsked,
     /// The end of the run was requested. No new request is sent. If the run has sent requests,
-    /// those in flight and the audit are completed.
+    /// those in flight and the audit are completed. Otherwise the run ends at once.
     Asked,
 }
 

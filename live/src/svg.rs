@@ -237,7 +237,8 @@ fn is_shape(symbol: &str) -> bool {
 /// A line in a cell that replaces a frame character.
 #[derive(Clone, Copy)]
 enum Stroke {
-    /// A line from the left to the right, of this thickness.
+    /// A line from the left to the right. The number is its thickness, in units of the SVG's
+    /// coordinates.
     Across(f64),
     /// A line from the top to the bottom.
     Down,

@@ -56,8 +56,8 @@ pub struct Theme {
     palette: Palette,
 }
 
-/// Colours of nodes by their index in the list of nodes. Neighbouring indexed colours also differ a
-/// little in lightness.
+/// Colours of nodes by their index in the list of nodes. From the seventh node on, the colours
+/// repeat. Neighbouring indexed colours also differ a little in lightness.
 const NODE_INDEXED: [u8; 6] = [31, 166, 29, 133, 136, 67];
 const NODE_BASIC: [Color; 6] = [
     Color::Cyan,

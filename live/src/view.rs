@@ -28,7 +28,7 @@ const PICTURES_PER_SECOND: u32 = 5;
 /// Longest wait for an input, after which the loop checks if the view must end.
 const INPUT_WAIT: Duration = Duration::from_millis(50);
 
-/// Time for which a message is shown, long enough to read a path.
+/// Time for which the message about saving a picture is shown, long enough to read a path.
 const NOTICE: Duration = Duration::from_secs(4);
 
 /// Sources of the shown data, and settings of a view.

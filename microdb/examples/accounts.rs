@@ -19,7 +19,7 @@ pub(crate) enum TransferError {
         /// Money in the account.
         has: u64,
     },
-    /// The database refused.
+    /// An error of the database.
     Database(microdb::Error),
 }
 
@@ -64,7 +64,8 @@ impl Bank {
         })
     }
 
-    /// Pays money in. Any number of threads may do so at the same time.
+    /// Adds `amount` to an account. Returns the money that the account then has. Any number of
+    /// threads may call this method at the same time.
     ///
     /// # Errors
     /// Errors of the database.

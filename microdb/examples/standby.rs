@@ -27,8 +27,9 @@ const POSITION: &str = "standby position";
 /// tables are not applied. Returns the sequence of the last applied commit.
 ///
 /// # Errors
-/// [`Error::FeedGone`] if the standby is too old for the feed: remove it and begin again.
-/// [`Error::Invalid`] if a change does not follow the last applied one. Errors of both databases.
+/// [`Error::FeedGone`] if the standby is too old for the feed: remove `folder`, and call the
+/// function again. [`Error::Invalid`] if a change does not follow the last applied one. Errors of
+/// both databases.
 pub(crate) fn follow(first: &Db, folder: &Path) -> microdb::Result<Sequence> {
     if !folder.exists() {
         let report = first.backup_to(folder)?;

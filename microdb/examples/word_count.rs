@@ -3,7 +3,7 @@
 //!
 //!     cargo run --example word_count -- FOLDER < TEXT
 //!
-//! Run it twice: the counts continue where they were.
+//! Run the program twice with the same folder: the second run adds to the counts of the first.
 
 use std::collections::HashMap;
 use std::io::BufRead;

@@ -14,7 +14,8 @@ use crate::snapshot::Iter;
 use crate::table::Table;
 use crate::value::Value;
 
-/// Seals [`AnyTable`], so that only the tables of this crate can implement it.
+/// Prevents implementations of [`AnyTable`] outside of this crate: other crates cannot name the
+/// trait `Sealed`.
 pub(crate) mod sealed {
     pub trait Sealed {}
 }
@@ -65,7 +66,7 @@ pub trait KeyFor<T: AnyTable> {
 }
 
 /// A value that can be passed for a table of type `T`. The accepted types follow the rules of
-/// [`KeyFor`].
+/// [`KeyFor`], with `V` in place of `K`.
 pub trait ValueFor<T: AnyTable> {
     #[doc(hidden)]
     fn value_bytes(&self, table: &T) -> Result<Cow<'_, [u8]>>;

@@ -1,7 +1,8 @@
 //! Batches: a set of changes that become visible and durable together.
 //!
 //! - Records are encoded, checksummed and hashed as they are added, before any lock is taken.
-//! - The first error is kept and returned by `commit`, so that adding a record cannot fail.
+//! - The first error is kept and returned by `commit`, so that adding a record cannot fail. Records
+//!   added after that error are ignored.
 //!
 //! Deliberately absent: reads. A change that depends on a read belongs in a transaction.
 
@@ -36,7 +37,8 @@ use crate::table::Table;
 pub struct Batch {
     body: Body,
     tables: Vec<Arc<TableCore>>,
-    /// The first error of an added record, returned by `commit`.
+    /// The first error of an added record, returned by `commit`. `None` if every record could be
+    /// added.
     error: Option<Error>,
     /// Declared last, so that it is dropped after the other fields, which use memory of the
     /// database. The drop of the last `Handle` returns all of that memory to the system.
@@ -88,7 +90,7 @@ impl Batch {
         }
     }
 
-    /// Returns the number of changes.
+    /// Returns the number of changes, including those that a later change of the same key replaces.
     #[must_use]
     pub fn len(&self) -> usize {
         self.body.ops.len()
@@ -100,7 +102,8 @@ impl Batch {
         self.body.ops.is_empty()
     }
 
-    /// Returns the encoded size in bytes, which is at most [`crate::BATCH_BYTES_MAX`].
+    /// Returns the encoded size of all changes in bytes, which is at most
+    /// [`crate::BATCH_BYTES_MAX`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -152,7 +155,7 @@ impl Batch {
         self.commit_with(durability)
     }
 
-    /// Commits with the given durability.
+    /// Commits like [`Batch::commit`], with the given durability instead of that of the options.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -161,7 +164,7 @@ impl Batch {
     /// # let events = db.table("events")?;
     /// let mut batch = db.batch();
     /// batch.put(&events, "a", "1");
-    /// batch.commit_with(microdb::Durability::Buffered)?; // visible, but lost in a power cut
+    /// batch.commit_with(microdb::Durability::Buffered)?; // visible, but a power cut may lose it
     /// db.sync()?; // durable from here
     /// # Ok(())
     /// # }

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - The first row is the heading. A column of numbers is aligned to the right.
-//! - Only a table on a terminal is cut to a width, so that a pipe loses nothing.
+//! - Only a table on a terminal is cut to a width, so that a pipe loses nothing. With `--full`, no
+//!   table is cut.
 //! - Control characters in the cells of a table are escaped, so that a row takes one line. Cells of
 //!   CSV are exact.
 //!

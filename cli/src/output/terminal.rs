@@ -19,7 +19,7 @@ pub(crate) enum ColorChoice {
 }
 
 impl ColorChoice {
-    /// Returns `true` if output to a stream is coloured.
+    /// Returns `true` if this choice colours output to a stream.
     pub(crate) fn applies_to(self, stream: &impl IsTerminal) -> bool {
         let variable = |name| std::env::var_os(name).unwrap_or_default();
         match self {
@@ -41,7 +41,8 @@ struct Choices {
 
 static CHOICES: OnceLock<Choices> = OnceLock::new();
 
-/// Stores the choices of the command line for the rest of the process. A second call has no effect.
+/// Stores the choices of the command line for the rest of the process. Before this call, the
+/// defaults apply: `ColorChoice::Auto`, and not quiet. A second call has no effect.
 pub(crate) fn set_up(color: ColorChoice, quiet: bool) {
     let _ = CHOICES.set(Choices { color, quiet });
 }
@@ -55,7 +56,7 @@ pub(crate) fn is_quiet() -> bool {
     choices().quiet
 }
 
-/// Returns `true` if output to a stream is coloured.
+/// Returns `true` if the choice of the command line colours output to a stream.
 pub(crate) fn is_coloured(stream: &impl IsTerminal) -> bool {
     choices().color.applies_to(stream)
 }
@@ -75,7 +76,8 @@ pub(crate) fn width() -> Option<usize> {
     columns.or_else(|| std::env::var("COLUMNS").ok()?.parse().ok())
 }
 
-/// Cuts a line to a number of columns, at least 1. An ellipsis marks the cut.
+/// Cuts a line to at most `columns` columns. A cut line ends with an ellipsis. With 0 columns, a
+/// cut line is the ellipsis alone.
 pub(crate) fn cut(line: &str, columns: usize) -> String {
     if line.width() <= columns {
         return line.to_owned();

@@ -19,8 +19,8 @@ pub struct Block {
 }
 
 impl Block {
-    /// Returns the text after `name` in the option that begins with `name`. Returns `None` if the
-    /// block has no such option.
+    /// Returns the text after `name` in the first option that begins with `name`. Returns `None` if
+    /// the block has no such option.
     pub fn option(&self, name: &str) -> Option<&str> {
         let rest = self.options.iter().find_map(|option| option.strip_prefix(name))?;
         Some(rest.trim_start_matches(':').trim())

@@ -168,7 +168,8 @@ impl Answer {
     }
 }
 
-/// Sends one HTTP/1.1 request on a new connection. Returns `None` if no response comes.
+/// Sends one HTTP/1.1 request on a new connection. Returns `None` if the connection fails, no
+/// response ends within [`HANG`], or the response cannot be parsed.
 pub fn try_http(
     address: &str,
     method: &str,
@@ -200,7 +201,7 @@ pub fn try_http(
     })
 }
 
-/// Sends one HTTP request on a new connection. Panics if no response comes.
+/// Sends one HTTP/1.1 request on a new connection. Panics if [`try_http`] returns `None`.
 pub fn http(address: &str, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
     try_http(address, method, path, headers, body)
         .unwrap_or_else(|| panic!("{method} {path} at {address} was not answered"))

@@ -100,7 +100,7 @@ fn verdict(outcome: &Outcome, theme: Theme) -> Line<'static> {
             )
         }
         Verdict::Invalid => {
-            // A missed threshold decides about the exit code, so it is shown instead.
+            // A missed threshold decides the exit code, so it is shown instead of the schedule.
             let detail = match outcome.thresholds_missed {
                 0 => "the schedule was not kept".to_owned(),
                 missed => format!("{missed} threshold{} missed", plural(missed)),

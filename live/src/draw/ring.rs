@@ -248,7 +248,7 @@ pub(super) fn letter(place: usize) -> char {
 }
 
 /// Returns a bar in which each node has a part as wide as its share of the slots. The node's letter
-/// is in the middle of its part, if that has a column.
+/// is in the middle of its part, unless the part has no column.
 fn share_bar(ring: &RingView, width: usize, theme: Theme) -> Line<'static> {
     let slots = ring.slots();
     let (mut before, mut column) = (0_u64, 0);

@@ -15,11 +15,12 @@ use super::ring::{RingView, letter};
 use crate::figures::short;
 use crate::theme::{Palette, Theme};
 
-/// Inner radius of the ring as a share of its outer radius. The hole has room for two lines of
-/// text.
+/// Inner radius of the ring as a share of its outer radius. In a circle of at least 8 rows, the
+/// hole has room for two lines of text.
 const HOLE: f64 = 0.62;
 
-/// Draws the largest circle that fits, in the centre of the area, if that has room for one.
+/// Draws the largest circle that fits, in the centre of the area. Draws nothing if the circle would
+/// be too small to show the shares.
 pub(super) fn draw(buffer: &mut Buffer, area: Rect, ring: &RingView, theme: Theme) {
     let points = area.width.min(area.height.saturating_mul(2));
     // A circle with a diameter below 8 points would be too coarse to show the shares.

@@ -114,7 +114,8 @@ impl Db {
         })
     }
 
-    /// Returns the table `name` if it exists. Returns `None` in a forked child.
+    /// Returns the table `name`, or `None` if it does not exist. In a forked child, always returns
+    /// `None`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -310,16 +311,18 @@ impl Db {
     ///
     /// # Errors
     /// [`Error::Poisoned`](crate::Error::Poisoned) if a failure in this call or in an earlier one
-    /// left the state of the disk unknown. [`Error::ReadOnly`](crate::Error::ReadOnly),
-    /// [`Error::Closed`](crate::Error::Closed) and [`Error::Forked`](crate::Error::Forked).
+    /// left the state of the disk unknown. [`Error::ReadOnly`](crate::Error::ReadOnly) for a
+    /// read-only database, [`Error::Closed`](crate::Error::Closed) after a close, and
+    /// [`Error::Forked`](crate::Error::Forked) in a forked child.
     pub fn sync(&self) -> Result<()> {
         self.engine.check_writable()?;
         self.engine.sync_log().map(|_| ())
     }
 
     /// Writes a checkpoint, so that the next open need not replay the log up to this moment.
-    /// Checkpoints are also written in the background as the log grows, and by [`Db::close`] if the
-    /// next open would otherwise replay much. Segments emptied by compaction are removed.
+    /// Checkpoints are also written in the background as the log grows, unless
+    /// [`Options::background`] is `false`. [`Db::close`] writes one if the next open would
+    /// otherwise replay much. Each checkpoint removes the segments that compaction has emptied.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -411,7 +414,8 @@ impl Db {
     }
 
     /// Makes all commits durable, and unlocks the folder so that the database can be opened again.
-    /// Other handles return [`Error::Closed`](crate::Error::Closed) from then on.
+    /// Other handles return [`Error::Closed`](crate::Error::Closed) from then on. A further call,
+    /// through another handle, has no effect.
     ///
     /// Dropping the last handle also closes the database, but cannot report an error. Rust never
     /// drops a handle in a `static`: without this call, the last buffered commits can be lost when

@@ -62,8 +62,8 @@ impl Db {
         Batch::new(&self.engine)
     }
 
-    /// Returns statistics of the database at this moment. In a forked child, the sizes, sequences
-    /// and segments are 0 or empty.
+    /// Returns statistics of the database at this moment. In a forked child, the fields that need a
+    /// lock are 0 or empty: keys, sizes of log and directory, sequences, and segments.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -80,7 +80,8 @@ impl Db {
         Stats::of(&self.engine)
     }
 
-    /// Verifies all segments with their seals, the directory, and the newest checkpoint.
+    /// Verifies all segments with their seals, the directory, and the newest checkpoint. Unless the
+    /// database is read-only, all earlier commits are made durable first.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -96,7 +97,8 @@ impl Db {
     /// ```
     ///
     /// # Errors
-    /// [`Error::Closed`](crate::Error::Closed), [`Error::Forked`](crate::Error::Forked), and
+    /// [`Error::Closed`](crate::Error::Closed) after a close.
+    /// [`Error::Forked`](crate::Error::Forked) in a forked child.
     /// [`Error::Poisoned`](crate::Error::Poisoned) if a failure in this call or in an earlier one
     /// left the state of the disk unknown. Damage and unreadable files are not errors but part of
     /// the report.
@@ -126,13 +128,13 @@ impl Db {
     }
 
     /// Copies the database in its current state to the folder `path`, which must be missing or
-    /// empty. The copy is durable on return and opens like any database. Commits continue during
-    /// the copy. Compaction waits until the copy is complete. Complete segments are hard links
-    /// instead of copies if the file system permits.
+    /// empty. A checkpoint is written first. The copy is durable on return and opens like any
+    /// database. Commits continue during the copy. Compaction and checkpoints wait until the copy
+    /// is complete. Complete segments are hard links instead of copies if the file system permits.
     ///
     /// The copy of a read-only database has the state in which the database was opened, and no hard
-    /// links. Such a copy can be made from read-only media, and while another process writes to the
-    /// database.
+    /// links. No checkpoint is written. Such a copy can be made from read-only media, and while
+    /// another process writes to the database.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -181,7 +183,7 @@ impl Db {
     /// `sequence`. [`Error::FeedAhead`](crate::Error::FeedAhead) if no commit has `sequence` yet;
     /// this error holds the sequence of the last commit. [`Error::Corrupt`](crate::Error::Corrupt)
     /// or [`Error::Io`](crate::Error::Io) if the header of a segment is damaged or unreadable.
-    /// [`Error::Forked`](crate::Error::Forked).
+    /// [`Error::Forked`](crate::Error::Forked) in a forked child.
     pub fn changes_since(&self, sequence: Sequence) -> Result<Changes> {
         Changes::since(&self.engine, sequence)
     }
@@ -192,9 +194,9 @@ impl Db {
     /// The first call reads, verifies and hashes every record. A later call reads and verifies
     /// every record of the tables that were written since the previous call. Of these, it hashes
     /// only the records with the same [`crate::digest_prefix`] as a key written since. Everything
-    /// is hashed again if the previous call failed, if compaction has removed the commits since, or
-    /// if they have more records than the database has keys and more than
-    /// [`crate::DIGEST_PREFIXES`].
+    /// is hashed again if the previous call failed, or if the commits since cannot be read, for
+    /// example because compaction has removed them. The same holds if these commits have more
+    /// records than the database has keys and more than [`crate::DIGEST_PREFIXES`].
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -213,7 +215,7 @@ impl Db {
     /// # Errors
     /// [`Error::Corrupt`](crate::Error::Corrupt) if a live record or the directory is damaged,
     /// [`Error::Io`](crate::Error::Io) if the disk cannot read a record, and
-    /// [`Error::Forked`](crate::Error::Forked).
+    /// [`Error::Forked`](crate::Error::Forked) in a forked child.
     pub fn digest(&self) -> Result<Digest> {
         self.engine.digest()
     }

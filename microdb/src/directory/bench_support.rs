@@ -57,7 +57,8 @@ impl BenchDirectory {
             .expect("nothing is mapped");
     }
 
-    /// Returns the number of the first location at which the key with this hash may be.
+    /// Returns the number of the first location at which the key with this hash may be, or `None`
+    /// if no slot matches the hash.
     pub fn get(&self, hash: u64) -> Option<u64> {
         let guard = pin();
         self.0
@@ -67,8 +68,9 @@ impl BenchDirectory {
             .map(number)
     }
 
-    /// Returns the sum of the results of [`BenchDirectory::get`] for these hashes. Prefetches the
-    /// buckets of several hashes into the processor's cache, so that the waits for memory overlap.
+    /// Returns the sum of the results of [`BenchDirectory::get`] for these hashes, with 0 for
+    /// `None`. Prefetches the buckets of several hashes into the processor's cache, so that the
+    /// waits for memory overlap.
     pub fn get_all(&self, hashes: &[u64]) -> u64 {
         let mut sum = 0;
         for window in hashes.chunks(WINDOW) {

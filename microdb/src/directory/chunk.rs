@@ -11,8 +11,9 @@
 //! most lookups read one bucket (a cache line), no lookup reads more than two, and chunks fill to
 //! nine tenths.
 //!
-//! **Races**: there are one writer and any number of readers. A reader of a key checks its home,
-//! then the flag of its class in the home, then its second.
+//! **Races**: there are one writer and any number of readers. A reader of a key checks the key's
+//! home, then the flag of the key's class in the home. If the flag is set, the reader also checks
+//! the key's second.
 //!
 //! - In a chunk, a key moves only from home to second, never back.
 //! - The writer sets the flag of the key's class before the key appears in the second bucket. The
@@ -75,7 +76,8 @@ pub(super) struct Source {
     pub(super) offset: u64,
     pub(super) crc: u32,
     pub(super) seed: u32,
-    /// A copy of the chunk that another thread made for the writer; see [`Chunk::prepare`].
+    /// A copy of the chunk, made for the writer in advance. Unset until a call of
+    /// [`Chunk::prepare`] has made a copy.
     pub(super) prepared: OnceLock<Arc<Chunk>>,
 }
 
@@ -92,9 +94,9 @@ pub(super) struct Place {
     pub(super) word: usize,
 }
 
-/// Returns the number of extra bytes per slot for a chunk of `buckets` at `depth`. Each home bucket
-/// has up to ceil(2^(34 - depth) / buckets) different prefixes. The tag and the extra bytes must
-/// distinguish all of them.
+/// Returns the number of extra bytes per slot for a chunk with this number of buckets and this
+/// depth. Each home bucket has up to ceil(2^(34 - depth) / buckets) different prefixes. The tag and
+/// the extra bytes must distinguish all of them.
 pub(super) fn extra_bytes(buckets: usize, depth: u8) -> u8 {
     let width = PREFIX_BITS - u32::from(depth);
     (0..2)
@@ -374,7 +376,8 @@ impl Chunk {
         (free != 0).then_some(free.trailing_zeros() as usize)
     }
 
-    /// Returns the position of the key with this prefix and `location`, or `None`.
+    /// Returns the position of the key with this prefix and `location`. Returns `None` if the key
+    /// is absent, has another location, or is in the stash.
     pub(super) fn find(&self, prefix: Prefix, location: Location) -> Option<Place> {
         let (home, tag) = (self.home(prefix), prefix.tag());
         [(home, Rank::Home), (self.second(home, tag), Rank::Second)]
@@ -409,7 +412,8 @@ impl Chunk {
     }
 
     /// Returns a free slot (bucket, and index in the bucket) in the home or the second bucket,
-    /// after moving other keys if necessary.
+    /// after moving other keys if necessary. Returns `None` if no chain of at most [`MOVES_MAX`]
+    /// moves makes room.
     fn room(&self, home: usize, second: usize) -> Option<(usize, usize)> {
         (0..=MOVES_MAX).find_map(|moves| {
             let free = |bucket| self.vacate(bucket, moves).map(|word| (bucket, word));

@@ -258,7 +258,7 @@ impl View {
 
 impl Directory {
     /// Opens an image in place. `map` is the whole file. `table` is the result of [`View::encode`],
-    /// and `seed` is the seed that was passed to it. Reads only the table.
+    /// and `seed` is the seed of that call. Reads only the table.
     ///
     /// # Errors
     /// If the table is damaged. A damaged chunk is found at its first access.

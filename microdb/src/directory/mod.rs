@@ -165,7 +165,7 @@ impl Directory {
         }
     }
 
-    /// Returns the number of keys.
+    /// Returns the number of keys, including those in the stash.
     pub(crate) fn len(&self) -> u64 {
         self.keys.load(Ordering::Relaxed)
     }
@@ -371,7 +371,7 @@ impl Directory {
     }
 
     /// Sets the location of a key to `to`, and adds the key if it is absent. Returns the previous
-    /// location of the key.
+    /// location of the key, or `None` if it was absent.
     ///
     /// # Errors
     /// The errors of `find`. After an error, nothing has changed.
@@ -479,8 +479,9 @@ impl Drop for End {
     }
 }
 
-/// Iterator over the locations at which the record of a key may be. The second bucket of the key is
-/// read only if the candidates in its home bucket did not suffice.
+/// Iterator over the locations at which the record of a key may be. The key's second bucket is read
+/// only if the caller asks for more candidates than the home bucket has, and the flag of the key's
+/// class is set.
 pub(crate) struct Candidates<'g> {
     probe: Probe<'g>,
     prefix: Prefix,

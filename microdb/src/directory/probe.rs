@@ -37,7 +37,7 @@ impl<'a> Probe<'a> {
         }
     }
 
-    /// Returns the next candidate, or `None`.
+    /// Returns the next candidate, or `None` if no further slot matches.
     #[inline(always)]
     pub(super) fn next(&mut self) -> Option<Location> {
         loop {

@@ -126,8 +126,8 @@ impl Prefix {
 pub(super) struct Tag(pub(super) u64);
 
 impl Tag {
-    /// Returns the class of the key, from 0 to 7. It selects the flag of the key and the distance
-    /// to its second bucket.
+    /// Returns the class of the key, from 0 to 7. The class selects the flag of the key, and the
+    /// distance from its home to its second bucket.
     #[inline(always)]
     pub(super) fn class(self) -> usize {
         (self.0 & 7) as usize

@@ -5,8 +5,9 @@
 //! - A job returns its error to no caller. A failed write or sync of the log or of SUPER poisons
 //!   the database, so the next commit fails with
 //!   [`Error::Poisoned`](crate::error::Error::Poisoned). A checkpoint, seal or compaction that
-//!   fails for another reason (full disk, damaged record) loses no data. A later job tries it
-//!   again, without the damaged segment.
+//!   fails for another reason (full disk, damaged record) loses no data. A later job tries again.
+//!   Compaction then skips a segment with a damaged record until the next open, and sealing leaves
+//!   such a segment without a seal.
 //!
 //! Deliberately absent: threads of a single database.
 
@@ -59,7 +60,7 @@ impl Drop for RunningJob {
 }
 
 /// State of a database's background jobs: the engine, the number of running jobs, and one flag for
-/// each kind of job that is waiting in the pool.
+/// each kind of job. A flag is `true` while a job of its kind waits in the pool.
 #[derive(Default)]
 pub(crate) struct Background {
     engine: OnceLock<Weak<Engine>>,
@@ -98,7 +99,8 @@ impl Background {
 }
 
 impl Engine {
-    /// Schedules the write of buffered commits, unless the options forbid background work.
+    /// Schedules the write of buffered commits after [`WRITE_AFTER`]. Does nothing if such a job
+    /// already waits in the pool, or if the options forbid background work.
     #[inline]
     pub(crate) fn schedule_write(&self) {
         if self.options.background {
@@ -116,8 +118,8 @@ impl Engine {
     }
 
     /// Schedules a job that seals segments. The job also compacts segments and writes a checkpoint
-    /// if these steps are due. Does nothing if the database is read-only, or if the options forbid
-    /// background work.
+    /// if these steps are due. Does nothing if such a job already waits in the pool, if the
+    /// database is read-only, or if the options forbid background work.
     pub(crate) fn schedule_housekeeping(&self) {
         if self.options.background && !self.options.read_only {
             let flag: fn(&Background) -> &AtomicBool = |background| &background.housekeeping_scheduled;

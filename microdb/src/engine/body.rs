@@ -56,7 +56,9 @@ impl Body {
         self.ops.clear();
     }
 
-    /// Adds a record. `table` is the index of the table in the commit, `table_id` its id.
+    /// Adds a record. `table` is the index of the table in the commit, `table_id` its id. Fails
+    /// with [`Error::TooLarge`] and adds nothing if the key, the value or the body would be too
+    /// large.
     pub(crate) fn push(
         &mut self,
         kind: RecordKind,

@@ -110,7 +110,8 @@ pub(crate) enum CatalogChange {
     },
 }
 
-/// All tables by id and by name.
+/// All tables by id, and all tables with a name also by name. Table 0 has no name. Neither has a
+/// table that replay creates before it reads the record with the name.
 #[derive(Clone, Default)]
 pub(crate) struct Catalog {
     pub(crate) by_id: HashMap<u32, Arc<TableCore>>,

@@ -9,8 +9,9 @@
 //! 4. SUPER names the new checkpoint. Durable commits wait for this step and for step 2.
 //! 5. The previous checkpoint and the emptied segments (see `compact`) are removed.
 //!
-//! After each step, SUPER names a complete checkpoint or none. It lists all durable segments of the
-//! log, except those begun since its state was written. An open finds these by their headers.
+//! After each step, SUPER names a complete checkpoint or none. SUPER lists all durable segments of
+//! the log, except those begun since its state was written. An open finds the excepted segments by
+//! their headers.
 //!
 //! Invariants of removal:
 //!
@@ -55,8 +56,8 @@ struct Moment {
     /// Segments to be removed after the checkpoint. Once `keep_referenced` has removed wrong
     /// entries, no directory of this moment points to them.
     emptied: Vec<u64>,
-    /// Segments of `emptied` that were chosen by their usage counts and are not yet checked against
-    /// the directories.
+    /// Segments of `emptied` that were chosen by their numbers of live bytes alone and are not yet
+    /// checked against the directories.
     unverified: Vec<u64>,
 }
 
@@ -141,7 +142,8 @@ impl Engine {
 
     /// Removes from the list `emptied` the segments to which a directory still points. The list
     /// contains such segments only if the usage counts are wrong. The counts are sums of record
-    /// lengths, and the length in a damaged record may be wrong.
+    /// lengths, and the length in a damaged record may be wrong. Background compaction skips the
+    /// segments removed from the list until the next open.
     fn keep_referenced(&self, moment: &mut Moment) -> Result<()> {
         if moment.unverified.is_empty() {
             return Ok(());
@@ -297,13 +299,14 @@ impl Engine {
         written.map_err(Error::io("cannot write", &path))
     }
 
-    /// Removes the file of a checkpoint that SUPER no longer names.
+    /// Removes the file of a checkpoint that SUPER no longer names. Generation 0 stands for no
+    /// checkpoint.
     fn remove_checkpoint(&self, generation: u64) {
         if generation > 0 {
             let path = self.paths.checkpoint(generation);
             let storage = self.options.storage.as_ref();
-            // Errors are ignored: a user may have deleted the file already, and a later open removes
-            // a file that remains. A checkpoint of another database under this name stays.
+            // Errors are ignored: a user may have deleted the file already, and a later open
+            // removes a file that remains. A checkpoint of another database under this name stays.
             if let Ok(false) = is_foreign_checkpoint(storage, &path, self.database) {
                 let _ = storage.remove(&path);
             }
@@ -343,7 +346,8 @@ impl Engine {
         result
     }
 
-    /// Returns `true` if the log has grown enough for another checkpoint.
+    /// Returns `true` if the log since the last checkpoint has at least `checkpoint_log_bytes`, and
+    /// at least twice the size of the directories, which a checkpoint writes.
     pub(crate) fn checkpoint_due(&self) -> bool {
         let since = self.log_since_checkpoint();
         since.bytes >= self.options.checkpoint_log_bytes && since.bytes >= 2 * self.directory_totals().1

@@ -172,8 +172,9 @@ impl Engine {
         result
     }
 
-    /// Performs the steps of a commit that do not need the commit lock. Makes the checks that can
-    /// fail early, and loads into the processor's caches the memory that the commit will access.
+    /// Performs the steps of a commit that do not need the commit lock. Fails early if the commit
+    /// is certain to be refused, for example because a table was dropped. Loads into the
+    /// processor's caches the memory that the commit will access.
     pub(crate) fn prepare(&self, body: &Body, tables: &[Arc<TableCore>]) -> Result<()> {
         nesting::check_outside(self)?;
         self.check_writable()?;
@@ -256,7 +257,8 @@ impl Engine {
     }
 
     /// Checks that all keys still have the records that were read, or are still absent. `writes`
-    /// are the commits of the same group that are not visible yet; they must not touch the keys.
+    /// are the commits of the same group that are not visible yet, or `None` for a commit without a
+    /// group. They must not touch the keys.
     ///
     /// # Errors
     /// [`Error::Conflict`] if a key has changed or `writes` touch it, and the errors of a look-up.
@@ -372,7 +374,8 @@ impl Engine {
 
     /// Applies one record of the log to the directory and the usage counts, for fresh commits and
     /// for replay. Returns `true` for a clear marker, and if the record replaced or removed another
-    /// record. `hint` is the probable location of the key's present record.
+    /// record. `hint` is the probable location of the key's present record, or `None` if that is
+    /// unknown or the key is probably absent.
     #[inline]
     pub(crate) fn apply(
         &self,
@@ -478,7 +481,8 @@ impl<'a> LookAhead<'a> {
         ahead
     }
 
-    /// Requests the page of a later operation's record from the disk if lookups have been slow.
+    /// Requests the page of a later operation's record from the disk if a recent round of look-ups
+    /// waited for the disk.
     #[inline]
     fn ask_disk(&mut self, seen: Option<Location>) {
         if self.lookups.ask_for_next()

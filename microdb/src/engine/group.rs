@@ -2,8 +2,8 @@
 //!
 //! A durable commit joins the forming group. A waiting thread that finds no leader becomes the
 //! leader of all waiting threads. The leader appends the frames of these members in order, and
-//! syncs once if a member must be durable. It publishes the frames in the order of the log and
-//! wakes the members.
+//! syncs once if a member must be durable. The leader publishes the frames in the order of the log
+//! and wakes the members.
 //!
 //! - While a group waits for the disk, its frames are in the log but not visible. Commits that
 //!   arrive in this time, buffered or durable, join the next group.
@@ -57,8 +57,8 @@ pub(crate) struct Queue {
     leading: bool,
     /// Number of the group that the waiting commits will form.
     group: usize,
-    /// Number of members expected in the next group: the members of the last group, and the commits
-    /// that waited when that group finished.
+    /// Number of members expected in the next group: the number of members of the last group, plus
+    /// the number of commits that waited when that group finished.
     committers: usize,
     /// Duration of the last group's sync, or zero if that group needed none.
     sync_time: Duration,
@@ -105,7 +105,7 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    /// Returns a request without records.
+    /// Returns a request without records, without checks and without a change of the catalog.
     pub(crate) fn turn(durability: Durability, turn: Turn) -> Self {
         Self {
             body: Body::default(),
@@ -139,7 +139,8 @@ impl Turn {
     }
 }
 
-/// Place for the result of a group's member, and for its record buffer, which the caller reuses.
+/// Holds the result of a group's member, and its record buffer, which the caller reuses. Empty
+/// until the group has finished, or the member has lost its turn.
 pub(crate) struct Answer {
     given: Mutex<Option<Committed>>,
     /// Wakes the thread of a request that may get a turn. Used with the mutex `Engine::queue`.
@@ -167,14 +168,16 @@ impl Answer {
 
 /// Result of [`Engine::commit_in_group`].
 pub(crate) enum Committed {
-    /// The group has finished. Holds the result of the commit, and its record buffer, which the
-    /// caller reuses.
+    /// The group has finished, or this process is a child that the body of the transaction has
+    /// forked. Holds the result of the commit, and its record buffer, which the caller reuses.
     Done(Result<Outcome>, Body),
-    /// The body of the transaction exceeded the time limit of its turn.
+    /// The body of the transaction exceeded the time limit of its turn, and another thread has
+    /// taken over its group. Nothing of the turn was appended.
     TurnLost,
 }
 
-/// The writes of a transaction that ran in its turn, or `None` if there is nothing to write.
+/// The writes of a transaction that ran in its turn. `None` if the transaction has nothing to
+/// commit, because it wrote nothing, failed, panicked, or read outdated data.
 pub(crate) type Ran = Option<(Body, Vec<Arc<TableCore>>)>;
 
 /// Runs the body of a transaction in its turn. The argument holds the earlier writes of the group.
@@ -185,8 +188,9 @@ struct Group {
     number: usize,
     members: usize,
     writes: Arc<GroupWrites>,
-    /// Members that passed their checks, in the order of the log. The place is `None` for a member
-    /// without writes.
+    /// Members that are committed when the group finishes, unless its sync fails. They are in the
+    /// order of the log. The place is `None` for a transaction with nothing to commit after its
+    /// turn.
     passed: Vec<(Request, Option<Place>)>,
     /// Members that are not committed, each with its error, for example a failed check or a full
     /// disk. They are woken after the group is published, because only then a commit with which
@@ -223,6 +227,7 @@ impl Group {
 
 impl Engine {
     /// Commits `request` in a group. `runner` runs the body of the transaction if it gets a turn.
+    /// `runner` is `None` if and only if `request.turn` is [`Turn::Never`].
     pub(crate) fn commit_in_group(&self, request: Request, mut runner: Option<Runner<'_>>) -> Committed {
         let answer = request.answer.clone();
         let mut queue = lock(&self.queue);
@@ -298,9 +303,9 @@ impl Engine {
             deadline: Instant::now(),
             wakes: Vec::new(),
         };
-        // The writes of a member are added to `group.writes` only if they may be looked up there: by
-        // the checks of a later member, by a transaction that gets a turn, or, if a member changes
-        // the catalog, by the test for dropped tables. Most groups need none of this.
+        // The writes of a member are added to `group.writes` only if they may be looked up there:
+        // by the checks of a later member, by a transaction that gets a turn, or, if a member
+        // changes the catalog, by the test for dropped tables. Most groups need none of this.
         let last_checked = if members.iter().any(|member| member.turn != Turn::Never) {
             members.len()
         } else {

@@ -33,7 +33,7 @@ pub(crate) enum Pending {
 /// Writes of a group by key, and the tables that the group clears and drops.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct GroupWrites {
-    /// Locations of puts and deletions by table and key hash.
+    /// Location of the last put or deletion, by table and key hash.
     keys: HashMap<(u32, u64), Location>,
     cleared: HashSet<u32>,
     dropped: HashSet<u32>,

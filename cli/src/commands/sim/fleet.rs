@@ -34,7 +34,8 @@ const BACK_MAX: Duration = Duration::from_secs(30);
 const PROBE_EVERY: Duration = Duration::from_millis(5);
 /// Interval of polls while waiting for the end of a process.
 const END_POLL: Duration = Duration::from_millis(5);
-/// Maximum time for the processes to end after SIGTERM. Then they are killed.
+/// Maximum time for all processes together to end after SIGTERM. The processes that still run are
+/// then killed.
 const END_MAX: Duration = Duration::from_secs(10);
 
 /// The process of a node. A second Ctrl-C or SIGTERM kills it together with this process.
@@ -103,8 +104,8 @@ pub(super) struct Fleet {
     cluster: Cluster,
     warehouse: SocketAddr,
     nodes: Vec<FleetNode>,
-    /// The node events other than joins: the action of each, and the time from its start (for a
-    /// pause, from its end) until every volume answered again.
+    /// The node events other than joins, each with its action and a time: from the start of the
+    /// event, or from the end of a pause, until every volume answered again.
     events: Vec<(NodeAction, Duration)>,
 }
 
@@ -336,7 +337,7 @@ impl Fleet {
         self.nodes.iter().map(|node| node.name.as_str())
     }
 
-    /// Stops the processes of all nodes gracefully (SIGTERM). Kills those that run longer than
+    /// Stops the processes of all nodes gracefully (SIGTERM). Kills those that still run after
     /// [`END_MAX`].
     pub(super) async fn stop(mut self) {
         for node in &self.nodes {

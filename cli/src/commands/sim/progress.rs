@@ -1,5 +1,6 @@
 //! Progress of a run: the live view on a terminal, else progress lines of at most 78 columns on
-//! standard error. The first row that applies decides:
+//! standard error. The first row that applies decides. If the live view cannot be opened, the rows
+//! below its row decide:
 //!
 //! | flags | standard output | standard error | shown |
 //! | --- | --- | --- | --- |
@@ -35,8 +36,7 @@ const RECENT: usize = 2;
 /// Name of the file in the run's folder to which log lines are written while the live view is
 /// shown.
 const LOG_FILE: &str = "run.log";
-/// Maximum width of a progress line, in columns. It is smaller than that of the narrowest supported
-/// terminal, which has 80 columns.
+/// Maximum width of a progress line, in columns. The narrowest supported terminal has 80 columns.
 const COLUMNS: usize = 78;
 
 /// Settings of a progress display, and the sources of its data.
@@ -101,8 +101,8 @@ impl Display {
         matches!(self, Self::Live(_))
     }
 
-    /// Sets the run's folder. The live view saves drawings in it, and log lines are written to a
-    /// file in it. Does nothing without a live view.
+    /// Sets the run's folder. The live view saves pictures in this folder. While the view is open,
+    /// log lines are also written to a file in this folder. Does nothing without a live view.
     pub(super) fn set_folder(&self, folder: &Path) {
         let Self::Live(view) = self else {
             return;
@@ -121,8 +121,8 @@ impl Display {
         }
     }
 
-    /// Removes the display. After a live view, prints its newest warnings and errors on the
-    /// terminal.
+    /// Removes the display. After a live view, prints its newest warnings and errors on standard
+    /// error if that is a terminal.
     pub(super) fn close(self) {
         if let Self::Live(view) = self {
             if let Err(error) = view.close() {

@@ -270,8 +270,8 @@ impl Session {
         running.collect()
     }
 
-    /// With `--stay`, keeps the servers running until a signal comes. Returns at once if one has
-    /// come.
+    /// With `--stay`, keeps the servers running until a signal comes. Returns at once without
+    /// `--stay`, or if a signal has come before.
     async fn stay(&self, mut stop: watch::Receiver<bool>) {
         if self.stays && !*stop.borrow() {
             tracing::info!(
@@ -381,7 +381,7 @@ fn described(error: &dyn std::error::Error) -> String {
 }
 
 /// Returns the command that repeats this run: the same arguments, and the seed if they do not name
-/// it.
+/// it. Settings from the environment or from a file are left out.
 fn repeat_command(args: impl Iterator<Item = String>, seed: u64) -> String {
     let mut words: Vec<String> = vec!["imt".to_owned()];
     let mut has_seed = false;

@@ -66,7 +66,8 @@ impl Place {
 
 /// Outcome of [`Engine::empty_from`].
 pub(super) enum Turn {
-    /// All records that are still needed were copied, or the segment no longer exists.
+    /// All records that are still needed were copied. Also returned without a copy for a segment
+    /// that no longer exists or is active.
     Emptied,
     /// The rate limit is reached. The next copy is permitted after this time.
     Wait(Duration),

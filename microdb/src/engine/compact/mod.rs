@@ -38,9 +38,9 @@ use crate::format::usage::SegmentUsage;
 /// bits for the id.
 const SPAN_COMPACT: u64 = 60_000;
 
-/// Tombstones may take 1/`TOMBSTONE_SHARE` of the live bytes, plus the size of one segment. Beyond
-/// this size, the oldest segment is compacted, because a tombstone can be dropped once no older
-/// segment exists.
+/// Tombstones may take 1/`TOMBSTONE_SHARE` of the live bytes, plus the maximum size of a segment.
+/// Beyond this sum, the oldest segment is compacted, because a tombstone can be dropped once no
+/// older segment exists.
 const TOMBSTONE_SHARE: u64 = 8;
 
 /// Result of a compaction, returned by [`Db::compact`](crate::Db::compact).
@@ -77,15 +77,16 @@ struct Candidate {
     bytes: u64,
 }
 
-/// State of background compaction between two turns. A turn is a run of background compaction. It
-/// ends when no segment is left to compact, or when its copies exceed the rate
-/// `compaction_bytes_per_second`. Between two turns, compaction holds no lock and no thread.
+/// State of background compaction between two turns. A turn is a run of background compaction. A
+/// turn ends when no segment is left to compact, when its copies exceed the rate
+/// `compaction_bytes_per_second`, or with an error. Between two turns, compaction holds no lock and
+/// no thread.
 #[derive(Debug, Default)]
 pub(crate) struct Compaction {
-    /// Id of the partly copied segment, and the position of the next record in it. An `Arc` of the
-    /// segment would prevent its memory from being freed.
+    /// Id of the partly copied segment, and the position of the next record in it. `None` if no
+    /// segment is partly copied. An `Arc` of the segment would prevent its memory from being freed.
     begun: Option<(u64, Place)>,
-    /// Earliest time of the next copy.
+    /// Earliest time of the next throttled copy. `None` if no throttled copy has been made.
     not_before: Option<Instant>,
 }
 
@@ -137,7 +138,8 @@ impl Engine {
 impl Engine {
     /// Completes the active segment, and empties every complete segment with dead bytes. If
     /// segments without live records are worth a checkpoint, they are removed first: this needs no
-    /// copies, and on a full disk it frees the space for copies. Returns the first damage found.
+    /// copies, and on a full disk it frees the space for copies. Returns the first damage found, or
+    /// `None` without damage.
     fn empty_all(&self, report: &mut CompactReport) -> Result<Option<Error>> {
         self.drop_dead_segments();
         if self.is_removal_worth_a_checkpoint() {
@@ -205,8 +207,9 @@ impl Engine {
         let mut is_above_target = self.is_above_target();
         let compacted = self.empty_due(compaction, rate, &mut is_above_target, &mut report);
         // Emptied segments are removed even after an error. In two cases a later checkpoint removes
-        // them: the rate limit ended the turn, or there was no segment to empty and the log is not
-        // above its target size. (`empty_due` sets `is_above_target` if it finds a segment.)
+        // them: the rate limit ended the turn, or there was no segment to empty and
+        // `is_above_target` returned `false`. (`empty_due` sets `is_above_target` if it finds a
+        // segment.)
         if !matches!(compacted, Ok(Some(_))) && is_above_target && self.dying_bytes() > 0 {
             let checkpointed = self.checkpoint();
             let wait = compacted?;
@@ -266,9 +269,10 @@ impl Engine {
     }
 
     /// Frees space for a waiting commit: empties the segments with the largest share of dead bytes,
-    /// and writes a checkpoint to remove them. It stops emptying once the emptied segments are as
-    /// large as the directory and as one segment of the maximum size, or no other segment has dead
-    /// bytes. Returns `true` if segments were removed. The caller holds `compacting`.
+    /// and writes a checkpoint to remove them. It stops emptying once the emptied segments together
+    /// have at least the size of the directory and at least the maximum size of one segment. It
+    /// also stops if no other undamaged segment has dead bytes. Returns `true` if segments were
+    /// removed. The caller holds `compacting`.
     pub(crate) fn free_space(&self) -> Result<bool> {
         let removed = self.counters.segments_removed.get();
         let enough = self
@@ -326,7 +330,8 @@ impl Engine {
         }
     }
 
-    /// Returns `true` if the log, including emptied segments, is larger than its target.
+    /// Returns `true` if the log, including emptied segments, would exceed its soft limit with one
+    /// more segment of the maximum size.
     fn is_above_target(&self) -> bool {
         let sizes = self.sizes(&lock(&self.core));
         sizes.log + u64::from(self.options.segment_bytes_max) > sizes.soft
@@ -335,8 +340,8 @@ impl Engine {
     /// Returns the next segment for background compaction: the one with the largest share of dead
     /// bytes. While the share in all complete segments is below the option
     /// `compaction_dead_percent`, returns only a segment that [`Engine::old_segments`] returns.
-    /// Damaged segments are skipped. The later a segment is compacted, the fewer live records must
-    /// be copied.
+    /// Damaged segments are skipped. Returns `None` if no segment is due. The later a segment is
+    /// compacted, the fewer live records must be copied.
     fn next_victim(&self) -> Option<u64> {
         let percent = u64::from(self.options.compaction_dead_percent);
         let damaged = lock(&self.damaged).clone();
