@@ -122,7 +122,8 @@ pub(crate) struct Engine {
     /// Version of the visible state, changed only while the mutex `core` is held.
     pub(crate) version: Version,
     pub(crate) super_file: Option<Arc<dyn StorageFile>>,
-    /// Durable frontier, packed into 64 bits. Each frame header contains the frontier of its time.
+    /// Durable frontier, packed into 64 bits. Each frame header contains the frontier that was
+    /// known when the frame was appended.
     pub(crate) frontier: AtomicU64,
     /// Number of bytes of the log that the open replayed or that were appended since.
     /// `written_bytes` is the number of those bytes that were handed to the operating system.
@@ -249,7 +250,7 @@ impl Engine {
     }
 
     /// Writes and syncs buffered commits, writes a checkpoint if `closing` requires it, and unlocks
-    /// the database. A second call has no effect.
+    /// the database. A later call, or a call while another thread closes, returns at once.
     pub(crate) fn close(&self, closing: Closing) -> Result<()> {
         // The process is checked before any lock is taken: in a forked child, a lock that another
         // thread held at the fork stays locked.
@@ -261,8 +262,9 @@ impl Engine {
         // Once `lock_quiet` has returned, each commit that found the database open is published,
         // unless its sync failed. So the checkpoint below contains it.
         drop(self.lock_quiet());
-        // These locks are held during compactions, checkpoints and sealing, so the close waits for
-        // them. Compactions and sealing end early, because they see the closed flag.
+        // These locks are held during compactions, checkpoints and sealing, so the close waits
+        // until these operations end. Compactions and sealing end early, because they see the
+        // closed flag.
         let compacting = lock(&self.compacting);
         let checkpointing = lock(&self.checkpointing);
         let sealing = lock(&self.sealed);
@@ -314,8 +316,9 @@ pub(crate) struct Handle {
 
 /// The field of [`Handle`] that is dropped last. Its drop returns the maps and the memory of the
 /// database to the system before the drop of the [`Handle`] ends. Otherwise another thread would
-/// return the memory later. During that, the next open in this process would wait for the locks of
-/// the address space and of the allocator. Segments that a value still shares stay mapped.
+/// return the memory later. While that thread did so, the next open in this process would wait for
+/// the locks of the address space and of the allocator. Segments that a value still shares stay
+/// mapped.
 struct End {
     birth: Birth,
     jobs: Arc<RunningJobs>,

@@ -35,12 +35,13 @@ const ASKING_ROUNDS: u32 = 64;
 pub(crate) struct DiskReads {
     /// `true` if the log is larger than memory can hold.
     scattered: AtomicBool,
-    /// Number of further rounds of lookups that request their pages.
+    /// Number of further fast rounds of lookups that request their pages. A slow round sets it to
+    /// [`ASKING_ROUNDS`].
     asking: AtomicU32,
 }
 
-/// A round of lookups: a batch of lookups that are timed together. Their pages may be requested
-/// before they are needed.
+/// A round of lookups: a batch of lookups that are timed together. If `asking` is `true`, the pages
+/// of these lookups are requested before the lookups need them.
 pub(crate) struct Lookups<'a> {
     reads: &'a DiskReads,
     /// Start time of the round. `None` while memory can hold the log, because then lookups are not

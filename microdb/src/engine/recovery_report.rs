@@ -37,7 +37,8 @@ pub struct RecoveryReport {
     pub sequence: Sequence,
     /// Sequence of the last commit that SUPER stated as durable before this open.
     pub durable_sequence: Sequence,
-    /// Generation of the checkpoint in use, or 0 if the whole log was replayed.
+    /// Generation of the checkpoint that this open used, or 0 if the open used none and replayed
+    /// the whole log.
     pub checkpoint: u64,
     /// `true` if the checkpoint that SUPER names was missing, damaged or unreadable.
     pub checkpoint_unusable: bool,

@@ -142,8 +142,8 @@ impl<T> OnceLock<T> {
     }
 }
 
-/// A replacement for `Arc<()>`. Its count is an atomic of loom, so that loom observes the count,
-/// and has the memory orders of `Arc`.
+/// A replacement for `Arc<()>`. Its count is an atomic of loom, so that loom observes the accesses.
+/// These accesses have the memory orders that `Arc` uses.
 #[cfg(loom)]
 pub(crate) struct Token(std::sync::Arc<AtomicUsize>);
 

@@ -195,7 +195,8 @@ impl Rules {
         }
     }
 
-    /// Applies one record. `hint` is the probable location of the key's previous record.
+    /// Applies one record. `hint` is the probable location of the key's previous record, if such a
+    /// location was found ahead.
     pub(crate) fn apply(
         &mut self,
         engine: &Engine,

@@ -259,9 +259,9 @@ impl Engine {
         })
     }
 
-    /// Returns the active segment, with allocated blocks for `bytes` more. If it has no room for
-    /// `bytes` and the reserve, creates a new active segment first. If the disk is too full for
-    /// that, a commit that may use the reserve stays in the present segment.
+    /// Returns the active segment, with allocated blocks for `bytes` more. If the active segment
+    /// has no room for `bytes` and the reserve, creates a new one first. If the disk is too full
+    /// for a new segment, a commit that may use the reserve stays in the present segment.
     fn make_room<'a>(
         &self,
         core: &'a mut Core,
@@ -322,7 +322,7 @@ impl Engine {
         };
         let allocated = allocated.map_err(|error| {
             // The new file holds no commit yet, so it is removed. The next commit that needs room
-            // tries again to create a segment.
+            // tries again to create a segment. If the removal fails, that attempt skips the id.
             let _ = storage.remove(&path);
             Error::io("cannot allocate the blocks of", &path)(error)
         })?;
@@ -365,7 +365,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Completes the active segment: no more frames are appended to it.
+    /// Completes the active segment, if there is one: no more frames are appended to it.
     pub(crate) fn complete_active(&self, core: &mut Core) {
         if let Some(active) = core.active.take() {
             let end = active.end();
@@ -380,7 +380,8 @@ impl Engine {
     }
 
     fn check_span(&self, core: &Core, id: u64) -> Result<()> {
-        // SUPER also names the id behind this one.
+        // SUPER also stores the id behind this one (`State::next_segment`), so that id must be
+        // below the limit too.
         if id + 1 >= SEGMENT_ID_LIMIT {
             let reason = format!("segment {id} has the last id; export and import the database");
             return Err(Error::Invalid { what: "log", reason });
