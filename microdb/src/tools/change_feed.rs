@@ -138,7 +138,8 @@ impl Operation {
 
 /// Iterator over changes, returned by [`Db::changes_since`](crate::Db::changes_since). Ends after
 /// damage, or at the last commit that was visible at its creation or last
-/// [extension](Changes::extend). In a forked child it returns [`Error::Forked`] once and ends.
+/// [extension](Changes::extend). In a forked child it returns [`Error::Forked`] once, unless it had
+/// already ended, and then ends.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {

@@ -74,7 +74,8 @@ impl Engine {
         lock(&self.core).usages.get(id).map_or(0, |usage| usage.end)
     }
 
-    /// Verifies and seals a segment. Returns `false` if the segment was not sealed.
+    /// Verifies and seals a segment. Returns `false` if the segment was not sealed, because it is
+    /// damaged or the file at its seal's path is the seal of another database.
     fn seal_segment(&self, segment: &Arc<Segment>, end: u32) -> Result<bool> {
         let bytes = segment.bytes_at(0).get(..end as usize);
         let Some(bytes) = bytes.filter(|_| is_whole(segment, self.database, end)) else {
