@@ -19,8 +19,8 @@ use crate::format::super_block::Frontier;
 use crate::sequence::Sequence;
 
 /// The current state of a database, returned by [`Db::stats`](crate::Db::stats). The figures are
-/// read one after the other, so a commit that other threads make meanwhile may be in some of them
-/// only.
+/// read one after the other, so a commit of another thread during the call may be in only some of
+/// them.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {

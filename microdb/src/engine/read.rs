@@ -26,7 +26,7 @@ use crate::value::Value;
 const MOVED_TRIES: u32 = 16;
 
 /// Number of keys that `multi_get` takes through its stages together. The number exceeds the number
-/// of memory reads that a processor can have in flight. The data of so many keys fits into the
+/// of memory reads that a processor can have in flight. The data of this many keys fits into the
 /// first-level cache.
 const STAGE_KEYS: usize = 64;
 

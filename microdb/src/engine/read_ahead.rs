@@ -1,7 +1,7 @@
 //! Advice to the operating system on reading the log from disk.
 //!
-//! - While memory can hold the log, the system's read-ahead fills the cache soonest. It reads 128
-//!   KiB or more for each touched page.
+//! - While memory can hold the log, the system's read-ahead fills the file cache soonest.
+//!   Read-ahead reads 128 KiB or more for each touched page.
 //! - Once memory cannot hold the log, read-ahead would read 128 KiB for each look-up of one record,
 //!   and evict other pages. The maps are then marked for random access, and sequential readers
 //!   request their pages themselves ([`Segment::begin_reading`], `log_order`).

@@ -24,6 +24,7 @@ static LAST: AtomicU64 = AtomicU64::new(0);
 pub(crate) struct Birth {
     /// Word that holds the process number. `None` if process ids are compared instead.
     word: Option<&'static AtomicU64>,
+    /// Process number, or the process id if `word` is `None`.
     number: u64,
 }
 

@@ -85,7 +85,7 @@ pub(crate) fn wait_at_most<'m, T>(
 }
 
 /// Waits on `condvar` until `condition` is false or `bound` has passed. Releases the `held` lock of
-/// `mutex` during the wait only. Does not wait if `condition` is false at once.
+/// `mutex` during the wait only. Does not wait if `condition` is already false at the call.
 #[cfg(not(loom))]
 pub(crate) fn wait_while_at_most<'m, T>(
     condvar: &Condvar,

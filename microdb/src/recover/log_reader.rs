@@ -92,6 +92,8 @@ pub(crate) struct Scan {
     /// Ids and files of all entries that `segments` had before replay shortened it to the end of
     /// the log.
     all: Vec<(u64, PathBuf)>,
+    /// Files with an id below `State::next_segment` that the state in SUPER does not list. They are
+    /// not part of the log.
     leftovers: Vec<PathBuf>,
     /// Files with ids from `next_segment` in SUPER up to that of the frontier's segment, without a
     /// valid header of this database. They are damage, unless the header of a later segment shows

@@ -156,6 +156,7 @@ impl Operation {
 pub struct Changes {
     /// Segments that are not read completely, each with the end of its visible frames.
     left: VecDeque<(SegmentFile, u32)>,
+    /// Position of the next frame in the first segment of `left`. `None` at the first frame.
     at: Option<Frontier>,
     /// End of the last segment that was read completely. An extension continues here if the segment
     /// has more frames by then.

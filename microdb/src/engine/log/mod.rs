@@ -37,8 +37,8 @@ use crate::storage::{OpenMode, StorageFile};
 /// end is a valid offset too.
 pub(crate) const DATA_BYTES_LIMIT: u32 = SEGMENT_BYTES_LIMIT - 64;
 
-/// Number of bytes for which disk blocks are allocated ahead. It is so large that the system
-/// is called rarely, and so small that a search for a torn tail after a crash is short.
+/// Number of bytes for which disk blocks are allocated ahead. A larger number means fewer calls of
+/// the operating system, and a longer search for a torn tail after a crash.
 const ALLOCATE_BYTES: u32 = 4 << 20;
 
 /// Maximum number of bytes allocated behind the end of the log that only commits that clear or drop

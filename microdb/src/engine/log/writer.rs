@@ -108,7 +108,8 @@ impl Unmapped {
             .store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Returns `true` if so many bytes could not be mapped that no new segment may be begun.
+    /// Returns `true` if more than [`UNMAPPED_BYTES_MAX`] bytes could not be mapped, so that no new
+    /// segment may be begun.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.bytes.load(Ordering::Relaxed) > UNMAPPED_BYTES_MAX
@@ -327,8 +328,8 @@ fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
             return;
         }
         // Most readers hold the memory for some microseconds only, so a short wait usually
-        // suffices. It is worth its time, because memory that is freed as a whole can be reused for
-        // the next segment.
+        // suffices. The wait is worth its time, because memory that is freed as a whole can be
+        // reused for the next segment.
         std::thread::yield_now();
         reclaim::now();
     }
