@@ -140,7 +140,8 @@ impl Snapshot {
         damaged.map_or(Ok(None), Err)
     }
 
-    /// Returns an iterator over all records of the table, in no particular order.
+    /// Returns an iterator over all records of the table at the moment of the snapshot, in no
+    /// particular order.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

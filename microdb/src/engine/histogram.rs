@@ -39,7 +39,8 @@ impl fmt::Debug for Counts {
     }
 }
 
-/// Returns the bucket of a value, given by its highest bit and the two bits below it.
+/// Returns the bucket of a value. Each value below 4 has a bucket of its own. The bucket of any
+/// other value is given by the highest bit of the value and the two bits below that bit.
 fn bucket(value: u64) -> usize {
     let Some(high) = value.checked_ilog2().filter(|high| *high >= STEPS_LOG) else {
         return value as usize;

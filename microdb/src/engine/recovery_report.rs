@@ -30,8 +30,8 @@ use crate::sequence::Sequence;
 pub struct RecoveryReport {
     /// `true` if this open created the database.
     pub created: bool,
-    /// `true` if the log ends where the state in SUPER says, as after a proper close. Also `true`
-    /// if this open created the database.
+    /// `true` if the log ends where the state in SUPER says and no bytes were dropped, as after a
+    /// proper close. Also `true` if this open created the database.
     pub clean: bool,
     /// Sequence of the last commit in the log after recovery.
     pub sequence: Sequence,

@@ -61,7 +61,7 @@ pub(crate) struct Core {
     /// End of the log with the sequence and chain of the last commit, including unpublished frames
     /// of a group.
     pub(crate) end: Frontier,
-    /// End of the published log, which readers see.
+    /// End of the published part of the log. Readers see the commits up to this end.
     pub(crate) published: Frontier,
     /// Size of the log that the open replayed and of the log that was published since. Its field
     /// `bytes` is the value of `Engine::appended_bytes` at `published`.
@@ -89,7 +89,8 @@ pub(crate) struct Rolled {
     end: u32,
 }
 
-/// An amount of log between two moments. A total begins with the log that the open replayed.
+/// Size of the log that was appended between two moments. The sizes in [`Core`] also include the
+/// log that the open replayed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LogSize {
     pub(crate) bytes: u64,
