@@ -219,7 +219,7 @@ impl Error {
     }
 
     /// Returns `true` for [`Error::Corrupt`]: damage on disk, as opposed to a fault of the machine
-    /// or a refused request.
+    /// or a refused request. Returns `false` for [`Error::Poisoned`], even if its cause is damage.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -240,8 +240,9 @@ impl Error {
     }
 
     /// Returns `true` if the disk or a quota was full, also if that is the cause of
-    /// [`Error::Poisoned`]. A poisoned database refuses all further writes. A commit that fails
-    /// with any other such error has written nothing, and can be repeated once there is room.
+    /// [`Error::Poisoned`]. A poisoned database refuses all further writes. If a commit fails on a
+    /// full disk without [`Error::Poisoned`], it has written nothing and can be repeated once there
+    /// is room.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

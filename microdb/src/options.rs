@@ -138,7 +138,7 @@ impl Options {
     /// Creates a missing database if `true`, unless the open is read-only. Default: `true`.
     ///
     /// The name of a new database is durable on return, unless the process may write but not read
-    /// the folder above it (mode `-wx`). A power cut can then lose the whole new database.
+    /// the folder above it (mode `-wx`). In that case, a power cut can lose the whole new database.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -196,8 +196,8 @@ impl Options {
         self
     }
 
-    /// Number of bytes of the log in memory at which they are handed to the operating system. More
-    /// bytes may collect while another thread writes. Default: 256 KiB.
+    /// Number of unwritten bytes of the log in memory at which all unwritten bytes are handed to
+    /// the operating system. More bytes may collect while another thread writes. Default: 256 KiB.
     #[must_use]
     pub fn buffer_bytes(mut self, bytes: u64) -> Self {
         self.buffer_bytes = bytes;
@@ -253,10 +253,10 @@ impl Options {
     /// A higher value makes updates cheaper, since segments have fewer live records when they are
     /// compacted, but uses more disk.
     ///
-    /// If compaction falls behind, commits are slowed. A commit waits if it would make the log larger
-    /// than the size at which compaction starts by 15 % of the live bytes plus two segments. The log
-    /// may still grow further: a commit waits for about one second at most, and it does not wait
-    /// during a backup or [`crate::Db::compact`].
+    /// If compaction falls behind, commits are slowed. A commit waits if it would make the log
+    /// larger than a limit: the size at which compaction starts, plus 15 % of the live bytes, plus
+    /// two segments. The log may still grow further: a commit waits for about one second at most,
+    /// and it does not wait during a backup or [`crate::Db::compact`].
     #[must_use]
     pub fn compaction_dead_percent(mut self, percent: u32) -> Self {
         self.compaction_dead_percent = percent;
@@ -337,8 +337,8 @@ impl Options {
     }
 
     /// Maps a file for reading, or reads it if the storage has no maps. The first map of each
-    /// segment and checkpoint of an open database is made by this function, so that the handler for
-    /// SIGBUS is installed before any map is read.
+    /// segment and checkpoint of an open database is made by this function. So, unless the option
+    /// `sigbus_handler` is `false`, the handler for SIGBUS is installed before any map is read.
     pub(crate) fn map(&self, file: &dyn StorageFile, len: u64) -> io::Result<Arc<Map>> {
         let map = map_or_read(file, len)?;
         if self.sigbus_handler && map.is_mapped() {

@@ -4,7 +4,7 @@
 //!   moment.
 //! - Commits wait while a view is taken, but not while it exists. While a view shares a part of the
 //!   directory, a commit copies this part before it changes it.
-//! - A segment removed by compaction stays readable until the last view of it is dropped.
+//! - A segment removed by compaction stays readable until the last view that holds it is dropped.
 //!
 //! Deliberately absent: key order, and writes.
 
@@ -58,7 +58,8 @@ impl Snapshot {
         Sequence(self.sequence)
     }
 
-    /// Returns the value of `key` at the moment of the snapshot.
+    /// Returns the value of `key` at the moment of the snapshot, or `None` if the key was absent or
+    /// the table did not exist at that moment.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -94,7 +95,8 @@ impl Snapshot {
         Ok(self.find_in(table.raw().core.id, &key)?.is_some())
     }
 
-    /// Returns the value of `key` in the table with the id `table`.
+    /// Returns the value of `key` in the table with the id `table`, or `None` if the key or the
+    /// table was absent at the moment of the snapshot.
     pub(crate) fn get_in(&self, table: u32, key: &[u8]) -> Result<Option<Value>> {
         let Some(found) = self.find_in(table, key)? else {
             return Ok(None);
@@ -104,7 +106,8 @@ impl Snapshot {
         Ok(Some(value))
     }
 
-    /// Returns the location of the record of `key` in the table with the id `table`.
+    /// Returns the location of the record of `key` in the table with the id `table`, or `None` if
+    /// the key or the table was absent at the moment of the snapshot.
     pub(crate) fn location_in(&self, table: u32, key: &[u8]) -> Result<Option<Location>> {
         Ok(self.find_in(table, key)?.map(|found| found.location))
     }
@@ -137,7 +140,8 @@ impl Snapshot {
         damaged.map_or(Ok(None), Err)
     }
 
-    /// Returns an iterator over all records of the table, in no particular order.
+    /// Returns an iterator over all records of the table at the moment of the snapshot, in no
+    /// particular order.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -161,7 +165,8 @@ impl Snapshot {
         Ok(table.records_of(Iter::new(engine, segments, raw.core.id, view)))
     }
 
-    /// Returns the number of keys of the table.
+    /// Returns the number of keys of the table at the moment of the snapshot, or 0 if the table did
+    /// not exist at that moment.
     ///
     /// # Errors
     /// [`Error::ForeignTable`] and [`Error::Forked`].
@@ -314,7 +319,8 @@ impl Iter {
         Ok(())
     }
 
-    /// Returns the error once, so that a caller that continues after errors reaches the end.
+    /// Returns the error at the first call and `None` at every later call, so that a caller that
+    /// continues after errors reaches the end.
     #[cold]
     fn refuse(&mut self, forked: Error) -> Option<Result<Location>> {
         (!std::mem::replace(&mut self.is_refused, true)).then_some(Err(forked))

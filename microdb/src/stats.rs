@@ -18,7 +18,9 @@ use crate::format::key_codec::KeyCodec;
 use crate::format::super_block::Frontier;
 use crate::sequence::Sequence;
 
-/// The state of a database at one moment, returned by [`Db::stats`](crate::Db::stats).
+/// The current state of a database, returned by [`Db::stats`](crate::Db::stats). The figures are
+/// read one after the other, so a commit of another thread during the call may be in only some of
+/// them.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -197,8 +199,8 @@ impl Measured {
 }
 
 impl Stats {
-    /// Returns the statistics of `engine` at this moment. In a forked child, the parts that need a
-    /// lock are 0.
+    /// Returns the current statistics of `engine`. In a forked child, the figures of [`Measured`],
+    /// which need a lock, are 0, and the list of segments is empty.
     pub(crate) fn of(engine: &Engine) -> Self {
         let Measured {
             keys,

@@ -92,9 +92,10 @@ impl Table {
         self.engine.get(&self.core, key.as_ref())
     }
 
-    /// Returns the values of several keys, in the order of `keys`. Faster than single reads,
-    /// because the memory accesses of several keys overlap. Commits may become visible between the
-    /// reads of two keys. A [`crate::Snapshot`] returns values of one moment.
+    /// Returns the values of several keys, in the order of `keys`, with `None` for each absent key.
+    /// Faster than single reads, because the memory accesses of several keys overlap. Commits may
+    /// become visible between the reads of two keys. A [`crate::Snapshot`] returns values of one
+    /// moment.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {

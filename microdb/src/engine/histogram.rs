@@ -1,8 +1,8 @@
 //! Lock-free histograms with four buckets per power of two.
 //!
-//! - A value below 2^40 is recorded with an error of at most a quarter. That is enough to
+//! - A value below 2^41 is recorded with an error of at most a quarter. That is enough to
 //!   distinguish 1 ms from 10 ms, or 1 commit per sync from 30.
-//! - Recording takes two relaxed additions.
+//! - Recording takes two atomic additions with relaxed ordering.
 //!
 //! Deliberately absent: resetting.
 
@@ -14,8 +14,8 @@ use serde::Serialize;
 /// Binary logarithm of the number of buckets per power of two.
 const STEPS_LOG: u32 = 2;
 const STEPS: usize = 1 << STEPS_LOG;
-/// Number of buckets, enough to distinguish values below 2^40 (18 minutes in nanoseconds). The last
-/// bucket also holds all larger values.
+/// Number of buckets, enough to distinguish values below 2^41 (36 minutes in nanoseconds). The last
+/// bucket also holds all values from 2^41 on.
 const BUCKETS: usize = STEPS * 40;
 
 /// Counts of values per bucket.
@@ -39,7 +39,8 @@ impl fmt::Debug for Counts {
     }
 }
 
-/// Returns the bucket of a value, given by its highest bit and the two bits below it.
+/// Returns the bucket of a value. Each value below 4 has a bucket of its own. The bucket of any
+/// other value is given by the highest bit of the value and the two bits below that bit.
 fn bucket(value: u64) -> usize {
     let Some(high) = value.checked_ilog2().filter(|high| *high >= STEPS_LOG) else {
         return value as usize;
@@ -48,8 +49,8 @@ fn bucket(value: u64) -> usize {
     ((high - STEPS_LOG + 1) as usize * STEPS + step).min(BUCKETS - 1)
 }
 
-/// Returns the largest value of a bucket. Values that are too large for the last bucket are counted
-/// in it all the same.
+/// Returns the largest value of a bucket. For the last bucket, this is 2^41 - 1, although the
+/// bucket also counts all larger values.
 fn upper(bucket: usize) -> u64 {
     if bucket < STEPS {
         return bucket as u64;
@@ -94,7 +95,8 @@ impl Counts {
 }
 
 /// Distribution of values. Each figure except count and mean is the upper end of a bucket, so it is
-/// up to a quarter too high. Values above 2^40 (18 minutes in nanoseconds) may be shown too low.
+/// up to a quarter too high. Values from 2^41 on (36 minutes in nanoseconds) are shown as 2^41 - 1.
+/// Without values, all figures are 0.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -112,7 +114,7 @@ impl Counts {
 pub struct Histogram {
     /// Number of values.
     pub count: u64,
-    /// Mean of the values.
+    /// Mean of the values, rounded down.
     pub mean: u64,
     /// Median.
     pub p50: u64,

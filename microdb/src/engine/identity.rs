@@ -50,7 +50,8 @@ pub(crate) struct Locks {
 pub(crate) type LocksCell = std::sync::Mutex<Option<Locks>>;
 
 impl Locks {
-    /// Locks the file LOCK of the database.
+    /// Locks the file LOCK of the database. Fails with [`Error::Locked`] if another opener has the
+    /// lock.
     pub(crate) fn take(paths: &Paths, storage: &dyn Storage) -> Result<Self> {
         let lock = take(&paths.lock(), storage)?;
         Ok(Self {

@@ -1,8 +1,8 @@
 //! List of the databases in which the current thread is inside the body of a transaction.
 //!
-//! - Inside the body of a transaction, a direct write to the same database is refused. In a turn,
-//!   the write would wait for a commit group that itself waits for the body. And each run of the
-//!   body would repeat the write.
+//! - Inside the body of a transaction, a direct write to the same database is refused. If the body
+//!   ran in a turn of a commit group (see `group`), the write would wait for a group that itself
+//!   waits for the body. And each run of the body would repeat the write.
 //! - The list has no destructor, so it can be used while other thread-local values are destroyed.
 //!
 //! Deliberately absent: an unbounded list. Nesting deeper than `DEPTH_MAX` is refused.

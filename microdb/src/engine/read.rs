@@ -26,7 +26,7 @@ use crate::value::Value;
 const MOVED_TRIES: u32 = 16;
 
 /// Number of keys that `multi_get` takes through its stages together. The number exceeds the number
-/// of memory reads that a processor can have in flight. The data of so many keys fits into the
+/// of memory reads that a processor can have in flight. The data of this many keys fits into the
 /// first-level cache.
 const STAGE_KEYS: usize = 64;
 
@@ -95,7 +95,8 @@ impl Engine {
         }
     }
 
-    /// Returns the live record of `key`.
+    /// Returns the live record of `key`, or `None` if the key is absent. `hash` is the hash of
+    /// `key`.
     #[inline]
     pub(crate) fn lookup<'g>(
         &'g self,
@@ -215,9 +216,9 @@ impl Engine {
         Ok(values)
     }
 
-    /// Returns the location of `key` in the directory and the length of its record. Compares the
-    /// key without verifying the checksum of the record, because the callers are writers, which
-    /// return none of its content.
+    /// Returns the location of `key` in the directory and the length of its record. Returns `None`
+    /// if no readable record in the directory has this key. Compares the key without verifying the
+    /// checksum of the record, because the callers are writers, which return none of its content.
     pub(crate) fn locate(
         &self,
         guard: &Guard,

@@ -1,7 +1,7 @@
 //! Advice to the operating system on reading the log from disk.
 //!
-//! - While memory can hold the log, the system's read-ahead fills the cache soonest. It reads 128
-//!   KiB or more for each touched page.
+//! - While memory can hold the log, the system's read-ahead fills the file cache soonest.
+//!   Read-ahead reads 128 KiB or more for each touched page.
 //! - Once memory cannot hold the log, read-ahead would read 128 KiB for each look-up of one record,
 //!   and evict other pages. The maps are then marked for random access, and sequential readers
 //!   request their pages themselves ([`Segment::begin_reading`], `log_order`).
@@ -35,12 +35,13 @@ const ASKING_ROUNDS: u32 = 64;
 pub(crate) struct DiskReads {
     /// `true` if the log is larger than memory can hold.
     scattered: AtomicBool,
-    /// Number of further rounds of lookups that request their pages.
+    /// Number of further fast rounds of lookups that request their pages. A slow round sets it to
+    /// [`ASKING_ROUNDS`].
     asking: AtomicU32,
 }
 
-/// A round of lookups: a batch of lookups that are timed together. Their pages may be requested
-/// before they are needed.
+/// A round of lookups: a batch of lookups that are timed together. If `asking` is `true`, the pages
+/// of these lookups are requested before the lookups need them.
 pub(crate) struct Lookups<'a> {
     reads: &'a DiskReads,
     /// Start time of the round. `None` while memory can hold the log, because then lookups are not

@@ -30,14 +30,15 @@ use crate::sequence::Sequence;
 pub struct RecoveryReport {
     /// `true` if this open created the database.
     pub created: bool,
-    /// `true` if the log ends where the state in SUPER says, as after a proper close. Also `true`
-    /// if this open created the database.
+    /// `true` if the log ends where the state in SUPER says and no bytes were dropped, as after a
+    /// proper close. Also `true` if this open created the database.
     pub clean: bool,
     /// Sequence of the last commit in the log after recovery.
     pub sequence: Sequence,
     /// Sequence of the last commit that SUPER stated as durable before this open.
     pub durable_sequence: Sequence,
-    /// Generation of the checkpoint in use, or 0 if the whole log was replayed.
+    /// Generation of the checkpoint that this open used, or 0 if the open used none and replayed
+    /// the whole log.
     pub checkpoint: u64,
     /// `true` if the checkpoint that SUPER names was missing, damaged or unreadable.
     pub checkpoint_unusable: bool,

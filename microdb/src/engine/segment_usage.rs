@@ -152,7 +152,7 @@ impl SegmentUsages {
         self.live_bytes = self.live_bytes.saturating_sub(dropped);
     }
 
-    /// Marks all records of tables outside of `kept` as dead.
+    /// Marks all records of the tables for which `kept` returns `false` as dead.
     pub(crate) fn retain_tables(&mut self, kept: impl Fn(u32) -> bool) {
         let mut dropped = 0_u64;
         for usage in self.list.iter_mut().flatten() {

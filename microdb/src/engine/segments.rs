@@ -63,7 +63,8 @@ pub(crate) struct Segment {
 }
 
 impl Segment {
-    /// Returns a segment with all its bytes in its file.
+    /// Returns a segment that is read from `map` up to offset `bytes`, or up to the end of the map
+    /// if the map is shorter. The segment has no memory buffer.
     pub(crate) fn mapped(id: u64, path: PathBuf, mask: SegmentMask, map: Arc<Map>, bytes: u32) -> Self {
         Self {
             id,
@@ -124,7 +125,8 @@ impl Segment {
         }
     }
 
-    /// Returns a weak reference to the memory buffer, and its offset in the segment.
+    /// Returns a weak reference to the memory buffer, and the offset of the buffer in the segment.
+    /// Returns `None` if the segment has no buffer.
     pub(crate) fn tail(&self) -> Option<(Weak<TailBuffer>, u32)> {
         let tail = self.tail.as_ref()?;
         Some((Arc::downgrade(tail), self.head_bytes))
@@ -160,7 +162,8 @@ impl Segment {
             .unwrap_or_default()
     }
 
-    /// Returns the record at `offset` without verifying it.
+    /// Returns the record at `offset` without verifying its checksum, or `None` if the bytes there
+    /// are not a complete record.
     #[inline]
     pub(crate) fn record(&self, offset: u32) -> Option<Record<'_>> {
         Record::parse(self.bytes_at(offset))
@@ -331,8 +334,8 @@ impl Segment {
 /// All segments of a moment, by the low 16 bits of their ids.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SegmentTable {
-    /// Id of the first entry of `segments`. An entry is `None` if its segment was removed, or if no
-    /// segment has its id.
+    /// Id of the first entry of `segments`. The ids of the entries are consecutive. An entry is
+    /// `None` if its segment was removed, or if no segment has its id.
     first: u64,
     segments: Vec<Option<Arc<Segment>>>,
 }

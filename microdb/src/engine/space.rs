@@ -43,7 +43,8 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 /// Interval at which a waiting commit checks the size of the log again, in case nothing wakes it.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// Maximum number of bytes committed between two sleeps, while writers are slowed.
+/// Maximum number of bytes that other commits append after a sleeping commit, before the next
+/// commit sleeps too.
 const PACE_BYTES: u64 = 64 * 1024;
 /// Duration of a sleep while the log is just below `hard`. Together with [`PACE_BYTES`], this
 /// duration permits at most about 32 MB/s, which compaction reaches on slow disks too.
@@ -222,7 +223,8 @@ impl Engine {
         result
     }
 
-    /// Frees space on this thread, or waits briefly if another thread is compacting.
+    /// Frees space on this thread. If another thread is compacting, waits for at most
+    /// [`LOOK_AGAIN`] instead. If a backup or a requested compaction has begun, returns at once.
     fn help(&self) {
         let one = match self.compacting.try_lock() {
             Ok(one) => one,

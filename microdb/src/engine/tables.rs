@@ -46,9 +46,9 @@ impl Engine {
         tables
     }
 
-    /// Returns the table `name`. If it does not exist, creates it and records `key_codec`, if there
-    /// is one, in the catalog. Fails instead with [`Error::NoSuchTable`] if the database is
-    /// read-only.
+    /// Returns the table `name`. If the table does not exist, creates it and records `key_codec`,
+    /// if there is one, in the catalog. If the table does not exist and the database is read-only,
+    /// fails with [`Error::NoSuchTable`].
     pub(crate) fn create_table(&self, name: &str, key_codec: Option<&KeyCodec>) -> Result<Arc<TableCore>> {
         nesting::check_outside(self)?;
         self.check_process()?;

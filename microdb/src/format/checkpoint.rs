@@ -160,8 +160,8 @@ impl Block {
     }
 
     /// Decodes a block. The caller has verified its checksum. Returns `None` if the bytes are
-    /// malformed, if the segment ids do not ascend, span too much or reach `next_segment`, or if a
-    /// counter is too high to go on.
+    /// malformed, or if the segment ids do not ascend, span too much or reach `next_segment`. Also
+    /// returns `None` if the sequence or `next_segment` is not below its limit.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let mut reader = Reader(bytes);
         let position = LogPosition::from_u64(reader.u64()?);

@@ -63,14 +63,16 @@ impl Seal {
         seal
     }
 
-    /// Returns `true` if `bytes` are the original content of chunk `index`.
+    /// Returns `true` if `bytes` are the original content of chunk `index`. Returns `false` if the
+    /// segment has no such chunk.
     pub(crate) fn is_chunk(&self, index: usize, bytes: &[u8]) -> bool {
         self.chunks
             .get(index)
             .is_some_and(|hash| blake3::hash(bytes).as_bytes() == hash)
     }
 
-    /// Returns the offsets of chunk `index` in the segment.
+    /// Returns the offsets of chunk `index` in the segment. The range is empty if the segment has
+    /// no such chunk.
     pub(crate) fn range(&self, index: usize) -> std::ops::Range<u32> {
         let start = (index as u32).saturating_mul(SEAL_CHUNK_BYTES);
         start.min(self.data_bytes)..start.saturating_add(SEAL_CHUNK_BYTES).min(self.data_bytes)

@@ -247,8 +247,9 @@ impl State {
     }
 }
 
-/// Returns the version of a newer format if a copy of the state names it and no copy is valid. If
-/// one copy is valid, a newer version in the other copy counts as damage.
+/// Returns the highest version of a newer format that a copy of the state names, or `None` if a
+/// copy is valid or no copy names such a version. If one copy is valid, a newer version in the
+/// other copy counts as damage.
 pub(crate) fn newer_version(states: &[Result<State, Flaw>; 2]) -> Option<u32> {
     if states.iter().any(Result::is_ok) {
         return None;

@@ -24,6 +24,7 @@ static LAST: AtomicU64 = AtomicU64::new(0);
 pub(crate) struct Birth {
     /// Word that holds the process number. `None` if process ids are compared instead.
     word: Option<&'static AtomicU64>,
+    /// Process number, or the process id if `word` is `None`.
     number: u64,
 }
 
@@ -112,7 +113,8 @@ impl<T: Send + Sync + 'static> PerProcess<T> {
         Self(AtomicPtr::new(std::ptr::null_mut()))
     }
 
-    /// Returns the value of this process, created by the first call.
+    /// Returns the value of this process, created by the first call. If several threads make the
+    /// first call at once, each calls `make`, and one of the created values is kept.
     pub(crate) fn get(&self, make: impl FnOnce() -> T) -> &'static T {
         let known = self.0.load(Ordering::Acquire);
         // SAFETY: the pointer is null, or comes from `Box::into_raw` below and is never freed.

@@ -6,8 +6,8 @@
 //!   written once, and the lock of the folder excludes other writers. Callers read only bytes that
 //!   never change again.
 //! - If another program changes a mapped file, checksums detect the change when the bytes are
-//!   verified next. Truncated bytes read as zeros (see [`super::sigbus`]), overwritten bytes as the
-//!   new content.
+//!   verified next. Overwritten bytes read as the new content. Truncated bytes read as zeros, if
+//!   the handler of [`super::sigbus`] is installed.
 //!
 //! Deliberately absent: writable maps.
 

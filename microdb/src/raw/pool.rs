@@ -58,6 +58,7 @@ impl Ord for Due {
 }
 
 struct Pool {
+    /// The waiting jobs, and the number of the last submitted job.
     jobs: Mutex<(BinaryHeap<Reverse<Due>>, u64)>,
     changed: Condvar,
     started: Once,

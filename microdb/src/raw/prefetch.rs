@@ -2,7 +2,7 @@
 //!
 //! A load that misses the cache takes 100 to 300 ns. Code that knows several addresses early
 //! prefetches all of them, so that the waits overlap. A prefetch never faults, so any address is
-//! permitted. On processors without a supported instruction, the function does nothing.
+//! permitted. On processors other than x86-64, the function does nothing.
 
 /// Prefetches the cache line of `address`. Never faults, for any address.
 #[inline(always)]

@@ -79,9 +79,9 @@ pub(crate) fn note_freed_directory() {
     }
 }
 
-/// Performs a round before this call returns. The caller holds no pin. If another thread has begun
-/// a round, this call waits for its end. If pins prevent the freeing of some values for about a
-/// millisecond, the job is scheduled for them.
+/// Performs a round before this call returns. The caller holds no pin. If another thread is
+/// performing a round, this call first waits for the end of that round. If pins prevent the freeing
+/// of some values for about a millisecond, the job is scheduled to free these values later.
 pub(crate) fn finish() {
     let _round = round();
     // Pins of other databases end soon, but the wait for them has a bound.

@@ -5,9 +5,9 @@
 //!   that the disk cannot deliver. Only a signal handler can respond.
 //! - The first database that maps a file and does not refuse the handler by its options installs
 //!   the handler. For an address in a map of this crate, the handler maps a page of zeros there and
-//!   marks the map as *cut*. The read continues, and its checksum fails, because no checksum
-//!   accepts zeros. So the read ends as an error that names a file and an offset. A look-up that
-//!   finds no record checks [`any_cut`].
+//!   marks the map as *cut*. The read continues, and its checksum fails: zeros match a checksum
+//!   only with probability 2^-32. So the read ends as an error that names a file and an offset. A
+//!   look-up that finds no record checks [`any_cut`].
 //! - Every other SIGBUS is treated as without this module. It goes to the handler that was
 //!   installed before. Without an earlier handler, it ends the process, or is ignored if the
 //!   process ignores SIGBUS and no instruction raised the signal.

@@ -85,7 +85,7 @@ pub(crate) fn wait_at_most<'m, T>(
 }
 
 /// Waits on `condvar` until `condition` is false or `bound` has passed. Releases the `held` lock of
-/// `mutex` during the wait only. Does not wait if `condition` is false at once.
+/// `mutex` during the wait only. Does not wait if `condition` is already false at the call.
 #[cfg(not(loom))]
 pub(crate) fn wait_while_at_most<'m, T>(
     condvar: &Condvar,
@@ -142,8 +142,8 @@ impl<T> OnceLock<T> {
     }
 }
 
-/// A replacement for `Arc<()>`. Its count is an atomic of loom, so that loom observes the count,
-/// and has the memory orders of `Arc`.
+/// A replacement for `Arc<()>`. Its count is an atomic of loom, so that loom observes the accesses.
+/// These accesses have the memory orders that `Arc` uses.
 #[cfg(loom)]
 pub(crate) struct Token(std::sync::Arc<AtomicUsize>);
 

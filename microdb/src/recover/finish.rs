@@ -165,7 +165,8 @@ pub(super) fn settle(
         storage.remove(&path).map_err(Error::io("cannot remove", &path))?;
     }
     for path in &scan.orphans {
-        // A seal has no meaning without its segment. A failed removal is harmless.
+        // A seal has no meaning without its segment. A failed removal is harmless: nothing reads
+        // the seal, and the next open for writing tries again.
         let _ = storage.remove(path);
     }
     remove_other_checkpoints(engine, report)

@@ -92,6 +92,8 @@ pub(crate) struct Scan {
     /// Ids and files of all entries that `segments` had before replay shortened it to the end of
     /// the log.
     all: Vec<(u64, PathBuf)>,
+    /// Files with an id below `State::next_segment` that the state in SUPER does not list. They are
+    /// not part of the log.
     leftovers: Vec<PathBuf>,
     /// Files with ids from `next_segment` in SUPER up to that of the frontier's segment, without a
     /// valid header of this database. They are damage, unless the header of a later segment shows
@@ -280,7 +282,7 @@ impl Scan {
     }
 
     /// Checks that the log may end at position `at`, where `flaw` was found. Fails if a durable
-    /// frontier beyond `at` is known, or if bytes of the segment could not be read.
+    /// frontier beyond `at` is known, or if the disk could not read bytes of the segment of `at`.
     pub(crate) fn check_not_durable(&self, at: LogPosition, flaw: &Flaw) -> Result<()> {
         let mut frontier = self.frontier.position;
         for file in self.segments.iter().filter(|file| file.id() >= at.segment) {
@@ -308,8 +310,8 @@ impl Scan {
         ))
     }
 
-    /// Returns the number of bytes, without trailing zeros, behind `offset` of the segment at
-    /// `index` and in all later segments.
+    /// Returns the number of bytes behind `offset` of the segment at `index` and in all later
+    /// segments. The zeros at the end of each of these segments are not counted.
     pub(crate) fn bytes_behind(&self, index: usize, offset: u32) -> u64 {
         let rest = |file: &SegmentFile, from| significant(file.segment.bytes_at(from));
         let later = self.segments.iter().skip(index + 1).map(|file| rest(file, 0));
@@ -351,8 +353,9 @@ fn significant(bytes: &[u8]) -> u64 {
     0
 }
 
-/// Returns the highest durable frontier stated by any frame header at or behind offset `from`.
-/// Tries every byte as the start of a header, because lengths cannot be trusted behind a flaw.
+/// Returns the highest durable frontier stated by any frame header at or behind offset `from`, or
+/// the position (0, 0) if no header is found. Tries every byte as the start of a header, because
+/// lengths cannot be trusted behind a flaw.
 pub(crate) fn highest_frontier(segment: &Segment, from: u32) -> LogPosition {
     let bytes = segment.bytes_at(from);
     let bytes = &bytes[..significant(bytes) as usize];

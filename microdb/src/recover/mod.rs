@@ -168,7 +168,8 @@ fn create(paths: Paths, options: Options, mut lock: Option<Locks>) -> Result<Eng
         live: Vec::new(),
     };
     // SUPER is written completely under a temporary name first, because its final name makes the
-    // folder a database.
+    // folder a database. A temporary file of an earlier attempt is removed. If there is none, the
+    // removal fails without consequence. If it cannot be removed, the creation below fails.
     let (temporary, path) = (paths.super_temporary(), paths.super_file());
     let _ = storage.remove(&temporary);
     let file = storage

@@ -36,8 +36,8 @@ pub(super) struct Cut {
     /// Index in `Scan::segments` of the segment in which the log ends, or `None` for an empty log.
     pub(super) segment: Option<usize>,
     /// `true` if replay stopped at an incomplete frame, and there are bytes behind the end (besides
-    /// zeros), later segments, or segment files outside of the log. Then nothing is appended to the
-    /// segment in which the log ends.
+    /// zeros), later segments, or segment files outside of the log. In this case nothing is
+    /// appended to the segment in which the log ends.
     pub(super) torn: bool,
 }
 
@@ -195,7 +195,8 @@ impl Rules {
         }
     }
 
-    /// Applies one record. `hint` is the probable location of the key's previous record.
+    /// Applies one record. `hint` is the probable location of the key's previous record, if such a
+    /// location was found ahead.
     pub(crate) fn apply(
         &mut self,
         engine: &Engine,

@@ -103,7 +103,7 @@ pub trait Storage: Debug + Send + Sync {
 
     /// Returns `true` if `inner` is the folder `outer` or is inside it, even if one path leads
     /// through a symbolic link or a mount. `inner` need not exist. A storage with symbolic links or
-    /// mounts must resolve them.
+    /// mounts must resolve them. The default compares only the names in the two paths.
     ///
     /// # Errors
     /// Errors of the operating system.
@@ -273,7 +273,7 @@ pub(crate) fn read_up_to(file: &dyn StorageFile, offset: u64, len: u64) -> io::R
     Ok(bytes)
 }
 
-/// Reads exactly `len` bytes at `offset`.
+/// Reads exactly `len` bytes at `offset`. Fails with `UnexpectedEof` if the file ends before.
 pub(crate) fn read_exact(file: &dyn StorageFile, offset: u64, len: u64) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?];
     let mut done = 0;

@@ -47,8 +47,8 @@ pub struct OsStorage;
 #[derive(Debug)]
 struct OsFile {
     file: File,
-    /// Last known length of the file in bytes, or 0. While it is large enough, a map needs no
-    /// system call for the length.
+    /// Last known length of the file in bytes, or 0 if no length is known. If the known length is
+    /// not below the length of a requested map, the map needs no system call for the length.
     len: AtomicU64,
 }
 

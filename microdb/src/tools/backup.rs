@@ -147,6 +147,8 @@ impl Engine {
             sequence: Sequence(frontier.sequence),
             ..BackupReport::default()
         };
+        // An error is ignored, because a backup needs no seals. They can be computed from the
+        // copied segments.
         let _ = self.seal_segments();
         for (id, complete) in &segments {
             if *complete && self.seal_of(*id, self.segment_end(*id)).is_some() {
@@ -232,6 +234,8 @@ impl Engine {
                 generation
             }
             Err(_) => {
+                // A failed removal is ignored. SUPER of the backup will name no checkpoint, so a
+                // remaining part of the file is not used.
                 let _ = storage.remove(&target);
                 0
             }

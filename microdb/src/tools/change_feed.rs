@@ -138,7 +138,8 @@ impl Operation {
 
 /// Iterator over changes, returned by [`Db::changes_since`](crate::Db::changes_since). Ends after
 /// damage, or at the last commit that was visible at its creation or last
-/// [extension](Changes::extend). In a forked child it returns [`Error::Forked`] once and ends.
+/// [extension](Changes::extend). In a forked child it returns [`Error::Forked`] once, unless it had
+/// already ended, and then ends.
 ///
 /// ```
 /// # fn main() -> microdb::Result<()> {
@@ -155,6 +156,7 @@ impl Operation {
 pub struct Changes {
     /// Segments that are not read completely, each with the end of its visible frames.
     left: VecDeque<(SegmentFile, u32)>,
+    /// Position of the next frame in the first segment of `left`. `None` at the first frame.
     at: Option<Frontier>,
     /// End of the last segment that was read completely. An extension continues here if the segment
     /// has more frames by then.

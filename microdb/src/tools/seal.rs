@@ -74,7 +74,8 @@ impl Engine {
         lock(&self.core).usages.get(id).map_or(0, |usage| usage.end)
     }
 
-    /// Verifies and seals a segment. Returns `false` if the segment was not sealed.
+    /// Verifies and seals a segment. Returns `false` if the segment was not sealed, because it is
+    /// damaged or the file at its seal's path is the seal of another database.
     fn seal_segment(&self, segment: &Arc<Segment>, end: u32) -> Result<bool> {
         let bytes = segment.bytes_at(0).get(..end as usize);
         let Some(bytes) = bytes.filter(|_| is_whole(segment, self.database, end)) else {
@@ -127,11 +128,14 @@ pub(crate) fn read_seal(storage: &dyn Storage, path: &Path) -> Result<Seal> {
 
 /// Writes a seal, and replaces an existing seal.
 pub(crate) fn write_seal(storage: &dyn Storage, path: &Path, seal: &Seal) -> Result<()> {
+    // There may be no seal yet. If a seal cannot be removed, the creation below fails.
     let _ = storage.remove(path);
     let file = storage
         .open(path, OpenMode::CreateNew)
         .map_err(Error::io("cannot create", path))?;
     file.write_at(&seal.encode(), 0).map_err(|error| {
+        // If the removal fails too, the incomplete seal stays. Such a seal does not decode, so the
+        // next call of `seal_segments` replaces it.
         let _ = storage.remove(path);
         Error::io("cannot write", path)(error)
     })

@@ -37,8 +37,8 @@ use crate::storage::{OpenMode, StorageFile};
 /// end is a valid offset too.
 pub(crate) const DATA_BYTES_LIMIT: u32 = SEGMENT_BYTES_LIMIT - 64;
 
-/// Number of bytes for which disk blocks are allocated ahead. It is so large that the system
-/// is called rarely, and so small that a search for a torn tail after a crash is short.
+/// Number of bytes for which disk blocks are allocated ahead. A larger number means fewer calls of
+/// the operating system, and a longer search for a torn tail after a crash.
 const ALLOCATE_BYTES: u32 = 4 << 20;
 
 /// Maximum number of bytes allocated behind the end of the log that only commits that clear or drop
@@ -61,7 +61,7 @@ pub(crate) struct Core {
     /// End of the log with the sequence and chain of the last commit, including unpublished frames
     /// of a group.
     pub(crate) end: Frontier,
-    /// End of the published log, which readers see.
+    /// End of the published part of the log. Readers see the commits up to this end.
     pub(crate) published: Frontier,
     /// Size of the log that the open replayed and of the log that was published since. Its field
     /// `bytes` is the value of `Engine::appended_bytes` at `published`.
@@ -89,7 +89,8 @@ pub(crate) struct Rolled {
     end: u32,
 }
 
-/// An amount of log between two moments. A total begins with the log that the open replayed.
+/// Size of the log that was appended between two moments. The sizes in [`Core`] also include the
+/// log that the open replayed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LogSize {
     pub(crate) bytes: u64,
@@ -259,9 +260,9 @@ impl Engine {
         })
     }
 
-    /// Returns the active segment, with allocated blocks for `bytes` more. If it has no room for
-    /// `bytes` and the reserve, creates a new active segment first. If the disk is too full for
-    /// that, a commit that may use the reserve stays in the present segment.
+    /// Returns the active segment, with allocated blocks for `bytes` more. If the active segment
+    /// has no room for `bytes` and the reserve, creates a new one first. If the disk is too full
+    /// for a new segment, a commit that may use the reserve stays in the present segment.
     fn make_room<'a>(
         &self,
         core: &'a mut Core,
@@ -322,7 +323,7 @@ impl Engine {
         };
         let allocated = allocated.map_err(|error| {
             // The new file holds no commit yet, so it is removed. The next commit that needs room
-            // tries again to create a segment.
+            // tries again to create a segment. If the removal fails, that attempt skips the id.
             let _ = storage.remove(&path);
             Error::io("cannot allocate the blocks of", &path)(error)
         })?;
@@ -365,7 +366,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Completes the active segment: no more frames are appended to it.
+    /// Completes the active segment, if there is one: no more frames are appended to it.
     pub(crate) fn complete_active(&self, core: &mut Core) {
         if let Some(active) = core.active.take() {
             let end = active.end();
@@ -380,7 +381,8 @@ impl Engine {
     }
 
     fn check_span(&self, core: &Core, id: u64) -> Result<()> {
-        // SUPER also names the id behind this one.
+        // SUPER also stores the id behind this one (`State::next_segment`), so that id must be
+        // below the limit too.
         if id + 1 >= SEGMENT_ID_LIMIT {
             let reason = format!("segment {id} has the last id; export and import the database");
             return Err(Error::Invalid { what: "log", reason });

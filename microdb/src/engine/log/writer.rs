@@ -108,7 +108,8 @@ impl Unmapped {
             .store(error.raw_os_error().unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// Returns `true` if so many bytes could not be mapped that no new segment may be begun.
+    /// Returns `true` if more than [`UNMAPPED_BYTES_MAX`] bytes could not be mapped, so that no new
+    /// segment may be begun.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
         self.bytes.load(Ordering::Relaxed) > UNMAPPED_BYTES_MAX
@@ -129,8 +130,9 @@ impl Unmapped {
 
 impl Engine {
     /// Hands buffered commits to the operating system if enough bytes or complete segments are
-    /// unwritten. Otherwise schedules the write. If another thread is writing, waits for that
-    /// thread only if the backlog or the number of complete segments is at its limit.
+    /// unwritten. Otherwise schedules the write of the unwritten bytes, if there are any. If
+    /// another thread is writing, waits for that thread only if the backlog or the number of
+    /// complete segments is at its limit, and otherwise writes nothing.
     pub(crate) fn write_if_due(&self) {
         let (backlog, rolled) = (self.backlog(), self.rolled_segments.load(Ordering::Relaxed));
         if backlog < self.options.buffer_bytes && rolled < ROLLED_SEGMENTS_DUE {
@@ -163,8 +165,8 @@ impl Engine {
             .saturating_sub(written)
     }
 
-    /// Writes all appended bytes to the files of their segments, and maps complete segments.
-    /// Returns the end of the log.
+    /// Writes all appended bytes to the files of their segments, and maps complete segments. A
+    /// failed map is no error: the next call tries again. Returns the end of the log.
     pub(crate) fn write_log(&self, writer: &mut Writer) -> Result<Frontier> {
         self.check_poison()?;
         let (rolled, active, end) = {
@@ -181,7 +183,8 @@ impl Engine {
             writer.pending_for(segment, file);
         }
         if writer.pending.iter().any(|pending| pending.cut) {
-            // The entry in `pending` of a complete segment is dropped if the segment was removed.
+            // If compaction has removed a complete segment, the entry of that segment in `pending`
+            // is dropped, because its bytes need neither a sync nor a map.
             let guard = pin();
             let known = self.segments.load(&guard);
             let is_there = |pending: &Pending| known.by_id(pending.segment.id).is_some();
@@ -277,7 +280,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Makes all appended bytes durable. Returns the frontier.
+    /// Makes all appended bytes durable. Returns the new durable frontier.
     pub(crate) fn sync_log(&self) -> Result<Frontier> {
         let mut writer = lock(&self.writer);
         self.sync_with(&mut writer)
@@ -298,7 +301,7 @@ impl Engine {
             writer.folder_dirty = false;
         }
         self.check_lock()?;
-        // The appended frames are durable from here on.
+        // All frames up to `end` are durable from here on.
         writer.forget_finished();
         writer.frontier = end;
         self.frontier.store(end.position.to_u64(), Ordering::Release);
@@ -325,8 +328,8 @@ fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
             return;
         }
         // Most readers hold the memory for some microseconds only, so a short wait usually
-        // suffices. It is worth its time, because memory that is freed as a whole can be reused for
-        // the next segment.
+        // suffices. The wait is worth its time, because memory that is freed as a whole can be
+        // reused for the next segment.
         std::thread::yield_now();
         reclaim::now();
     }

@@ -75,7 +75,8 @@ impl Drop for FileLock {
 #[derive(Debug)]
 struct OsLock {
     lock: FileLock,
-    /// Declared after `lock`, so that the file is unlocked before the folder.
+    /// Declared after `lock`, so that the file is unlocked before the folder. `None` if the file is
+    /// not directly in a held folder, or if the file system cannot lock folders.
     _folder: Option<Arc<FolderLock>>,
     base: Base,
     name: PathBuf,

@@ -7,8 +7,8 @@
 //!   shared segments, the later of the two would be the last record in both databases. Dropped
 //!   tombstones are no exception: compaction drops a tombstone only once no segment may have an
 //!   older put of its key.
-//! - So only keys in segments that are not shared are compared. If both databases have such a
-//!   segment, the frames at its beginning that are common to both are skipped.
+//! - So only keys in segments that are not shared are compared. If both databases have a segment
+//!   with the id of such a segment, the frames that are equal at the beginning of both are skipped.
 //!
 //! Deliberately absent: the comparison of logs that differ by created, dropped, renamed or cleared
 //! tables, or have damage. The caller compares digests in these cases.

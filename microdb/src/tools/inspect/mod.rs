@@ -123,7 +123,8 @@ pub struct FrameView {
     pub header: Vec<Field>,
     /// Records of the frame.
     pub records: Vec<RecordView>,
-    /// Description of damage that concerns the frame as a whole, or `None`.
+    /// Description of the damage if the readable records do not match the record count and length
+    /// in the header, otherwise `None`.
     pub damage: Option<String>,
 }
 
@@ -179,7 +180,7 @@ pub struct SegmentView {
     pub bytes: u64,
     /// Header of the segment, field by field.
     pub header: Vec<Field>,
-    /// Description of the damage of the header, or `None`.
+    /// Description of the damage of the header, or `None` if the header is valid.
     pub header_damage: Option<String>,
     /// All frames that were found, in the order of the file.
     pub frames: Vec<FrameView>,
@@ -261,7 +262,7 @@ pub struct FolderView {
     pub checkpoint: Option<u64>,
     /// Ids of existing segments with the lengths of their files in bytes, in ascending order.
     pub segments: Vec<(u64, u64)>,
-    /// Ids of segments that SUPER names and that have no file.
+    /// Ids of segments that SUPER names and that have no file. Empty if no state in SUPER is valid.
     pub missing: Vec<u64>,
     /// Generations of existing checkpoints with the lengths of their files in bytes, in ascending
     /// order.
@@ -412,7 +413,8 @@ fn super_id(paths: &Paths) -> Option<DatabaseId> {
     STATE_OFFSETS.iter().find_map(state).map(|state| state.database)
 }
 
-/// Returns the id of the database that a segment's header states.
+/// Returns the id of the database that a segment's header states, or `None` if the file ends before
+/// the end of the id. The header is not verified.
 fn own_id(segment: &[u8]) -> Option<DatabaseId> {
     segment.get(16..)?.first_chunk().map(|id| DatabaseId(*id))
 }

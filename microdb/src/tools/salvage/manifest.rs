@@ -51,7 +51,8 @@ pub struct Manifest {
     pub segments: u64,
     /// Number of complete frames in the segments that were read.
     pub frames: u64,
-    /// Highest sequence stated by a header of a frame or segment that was read.
+    /// Highest sequence stated by the header of a frame that was read, or of a segment up to the
+    /// last such frame.
     pub sequence: Sequence,
     /// Sequence of the last durable commit according to SUPER, or `None` if SUPER does not state
     /// one.

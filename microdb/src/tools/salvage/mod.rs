@@ -65,7 +65,7 @@ const COPY_BATCH_BYTES: usize = 1 << 20;
 ///
 /// # Errors
 /// - [`Error::NotADatabase`] if the source folder contains no valid part of a database.
-/// - [`Error::Version`] for a newer format.
+/// - [`Error::Version`] instead, if SUPER in that folder states a newer format.
 /// - [`Error::Invalid`] if a path is empty, or if the destination is not empty, or is inside or
 ///   around the source.
 /// - [`Error::Io`] if the source folder cannot be opened, and errors of writing to the destination.

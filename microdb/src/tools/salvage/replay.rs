@@ -3,8 +3,8 @@
 //! - Sequence numbers of commits show which commits are missing between two that were read.
 //! - The checkpoint shows which records should be live at its position in the log, and which should
 //!   not.
-//! - The first incomplete frame behind the last position known to have been durable begins a torn
-//!   tail, as in an open. The tail is omitted and is no loss.
+//! - The first incomplete frame at or behind the last position known to have been durable begins a
+//!   torn tail, as in an open. The tail is omitted and is no loss.
 //!
 //! Deliberately absent: the search for frames, which is in `walk`.
 

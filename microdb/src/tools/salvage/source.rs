@@ -64,8 +64,8 @@ impl Source {
     /// Reads the folder of a database.
     ///
     /// # Errors
-    /// [`Error::NotADatabase`] if the folder contains no valid part of a database;
-    /// [`Error::Version`].
+    /// If the folder contains no valid part of a database: [`Error::Version`] if SUPER states a
+    /// newer format, otherwise [`Error::NotADatabase`].
     pub(super) fn find(paths: &Paths, options: &Options, manifest: &mut Manifest) -> Result<Self> {
         let storage = options.storage.as_ref();
         let names = storage.list(&paths.log()).unwrap_or_default();
@@ -121,8 +121,8 @@ impl Source {
     }
 
     /// Returns the database id with the most votes: two for each valid segment header, one for each
-    /// valid state in SUPER and each checkpoint with a valid head. Without the id, no checksum of a
-    /// frame can be verified.
+    /// valid state in SUPER and each checkpoint with a valid head. Returns `None` without any vote.
+    /// Without the id, no checksum of a frame can be verified.
     fn identify(
         &self,
         states: &[Result<State, Flaw>; 2],
@@ -405,7 +405,7 @@ pub(super) fn chain(error: &Error) -> String {
 
 /// Lists missing segments as losses. A segment is missing if `found` does not have it, although the
 /// state in SUPER names it, or the segment is newer than that state and the header of the next
-/// segment names it.
+/// segment names it. Without a valid state in SUPER, no segment is listed.
 pub(super) fn note_missing(
     engine: &Engine,
     source: &Source,

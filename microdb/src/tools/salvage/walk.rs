@@ -18,8 +18,8 @@ use crate::format::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 
 /// Maximum number of bytes that the search for records behind damage checksums in one segment. The
 /// limit exceeds the size of a segment, because the ranges of possible records overlap.
-/// Checksumming 16 GiB takes some seconds. At the limit, all remaining bytes of the frame become a
-/// hole.
+/// Checksumming 16 GiB takes some seconds. From the limit on, the bytes behind a damaged record up
+/// to the end of its [`Piece`] become a hole.
 const SEARCH_BYTES_MAX: u64 = 16 << 30;
 
 /// A part of a segment: one frame, or the bytes from a damaged frame header to the next valid
