@@ -56,7 +56,8 @@ impl Commanded {
         }
     }
 
-    /// Notes a try of the command. Returns `true` if there was an earlier one.
+    /// Notes a try of the command. Returns `true` if this node tried the command before, or if the
+    /// node that sent the command did.
     fn note_try(&self) -> bool {
         let was_tried = self.was_tried.swap(true, Ordering::Relaxed) || self.command.is_repeated;
         was_tried && !seeded("repeat-not-noted")

@@ -150,7 +150,8 @@ impl Problem {
 
     /// Returns the problem for a stock upload that failed after some volumes applied their parts or
     /// may have applied them. `applied` has the stores of the confirmed parts, and `failed` all
-    /// other stores. `status` is 503, or the status with which a volume rejected its part.
+    /// other stores of the upload. `status` is 503, or the status with which a volume rejected its
+    /// part.
     pub(crate) fn partly_applied(
         status: StatusCode,
         reason: &str,
