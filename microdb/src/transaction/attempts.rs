@@ -32,9 +32,9 @@ const SHORT_BODY: Duration = Duration::from_millis(1);
 /// than [`SHORT_BODY`], or that of a transaction with [`Durability::Buffered`].
 const TRIES_BEFORE_TURN: u32 = 8;
 
-/// Time limit of a transaction's first turn. The limit doubles after each turn that exceeds it. Most
-/// bodies that only read and compute need less time. The writers that wait for the end of the turn
-/// are not delayed for long.
+/// Time limit of a transaction's first turn. The limit doubles after each turn that exceeds it.
+/// Most bodies that only read and compute need less time. The writers that wait for the end of the
+/// turn are not delayed for long.
 const TURN_LIMIT: Duration = Duration::from_millis(50);
 
 /// Maximum time limit of a turn.

@@ -47,7 +47,7 @@ pub(super) struct Overview {
 }
 
 /// The position of a stream or of a client that polls: the newest ring epoch, second and event that
-/// were sent to it.
+/// were sent to it. Without an `epoch`, the next document contains the ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Cursor {
     pub(super) epoch: Option<u64>,
