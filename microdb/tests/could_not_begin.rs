@@ -118,8 +118,8 @@ fn check(db: &Db, numbers: std::ops::Range<u32>, bytes: usize) {
     }
 }
 
-/// Returns the system's error number of an IO error. Panics for any other error, also for a
-/// poisoned database.
+/// Returns the system's error number of an IO error; `None` if the error has none. Panics for any
+/// other error, also for a poisoned database.
 fn number(error: &Error) -> Option<i32> {
     match error {
         Error::Io { source, .. } => source.raw_os_error(),

@@ -81,7 +81,7 @@ fn check(db: &Db, end: u64) {
     assert!(db.verify().unwrap().is_sound());
 }
 
-/// Returns the system's error number that caused an error.
+/// Returns the system's error number that caused an error; `None` if there is no such number.
 fn reason(error: &Error) -> Option<i32> {
     match error {
         Error::Io { source, .. } => source.raw_os_error(),

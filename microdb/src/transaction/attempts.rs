@@ -83,8 +83,8 @@ enum Attempt<'a, T, E> {
     Done(Result<T, E>),
     /// The body must run again.
     Again,
-    /// The body exceeded the time limit of its turn. Holds its run, which may still commit with the
-    /// usual checks, or `None` if the limit passed before the body was called.
+    /// The body exceeded the time limit of its turn. Holds the run of the body, which may still
+    /// commit with the usual checks, or `None` if the limit passed before the body was called.
     TurnLost(Option<Run<'a, T, E>>),
 }
 

@@ -89,7 +89,7 @@ pub struct Transaction<'a> {
     /// set.
     version: u64,
     /// Set during a turn: the earlier writes of the commit group, which this transaction reads.
-    /// Cleared by the first read that finds `version` outdated.
+    /// Cleared by the first read that finds `version` outdated, and on the move to a snapshot.
     group: Option<Arc<GroupWrites>>,
     /// Set once the run continues in a snapshot. All further reads use this snapshot.
     snapshot: Option<Snapshot>,
@@ -539,8 +539,8 @@ impl Db {
     /// the result is not returned, the body names the type: `Ok::<_, microdb::Error>(rest)`.
     ///
     /// All reads of a run belong to one moment. If another commit changed a key that a run has
-    /// read, a later read of the run fails with [`Error::Conflict`], or the commit of its writes
-    /// notices the change. Then the body runs again.
+    /// read, a later read of another key fails with [`Error::Conflict`], or the commit of the run's
+    /// writes notices the change. Then the body runs again.
     ///
     /// After one or more conflicts, the body gets a *turn*: it is repeated while other writers
     /// wait. The turn succeeds if the body ends within a time limit: 50 ms at first, doubled after

@@ -437,7 +437,7 @@ impl Checker<'_> {
     }
 
     /// Returns a description of a shortest cycle through one of the first 64 operations that are on
-    /// a cycle.
+    /// a cycle; `None` if no operation is.
     fn cycle(&self) -> Option<String> {
         let ops = self.history.ops.len();
         let cyclic = self.nodes_on_cycles();

@@ -205,7 +205,7 @@ fn file_of(event: &Event) -> Option<NodeId> {
 }
 
 /// Returns the folder that must be synced to make `event` durable. For a rename this is the folder
-/// of the new name.
+/// of the new name. Returns `None` for an event that changes no name.
 fn folder_of(event: &Event) -> Option<NodeId> {
     match event {
         Event::Enter { folder, .. } | Event::Leave { folder, .. } => Some(*folder),

@@ -2,7 +2,7 @@
 //!
 //! The owner of a domain can make its name lead to the address of a node (DNS rebinding). For the
 //! browser, the owner's page and the node then have the same origin, so the rules for other origins
-//! (`cors`) do not apply. The header `Host` of such a request has the owner's name.
+//! (`cors`) do not apply. The header `Host` of such a request has the name of the owner's domain.
 //!
 //! **Invariants**
 //! - A request of a browser is refused unless its host is an IP address, a name without a dot, a

@@ -41,7 +41,8 @@ pub(crate) struct Report {
     status: u16,
     /// A sentence about this request, for people.
     detail: String,
-    /// The invalid value, such as `products[0].quantity`, a query parameter or a header.
+    /// Name of the invalid value: a member of the body such as `products[0].quantity`, a parameter
+    /// of the path or the query, or a header.
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<String>,
     /// Number of the invalid line of a CSV body, from 1.

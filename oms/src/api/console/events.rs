@@ -99,7 +99,7 @@ pub(super) struct Event {
     /// The node that changed. For an event about a volume, the node that serves the volume. `None`
     /// for an event about the ring.
     pub(super) node: Option<String>,
-    /// The volume that changed, for events about a volume.
+    /// The volume that changed; `None` for an event about a node or the ring.
     pub(super) volume: Option<String>,
     /// A sentence that the console shows to the user.
     pub(super) text: String,

@@ -209,7 +209,8 @@ impl Overview {
     }
 }
 
-/// The status of a node.
+/// The status of a node. If several of them apply, the first of `Silent`, `Leaving`, `Joining` and
+/// `Degraded` is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum NodeStatus {
