@@ -16,8 +16,8 @@ use crate::engine::segments::Segment;
 use crate::raw::sigbus::any_cut;
 
 /// Values of up to this many bytes are copied. A copy is cheaper than changing the reference count
-/// of a segment, which all readers share. A [`Value`] then fills two cache lines, including its
-/// length.
+/// of a segment, which all readers share. With these bytes, the length and the alignment, a
+/// [`Value`] fills two cache lines.
 const INLINE_BYTES_MAX: usize = 112;
 
 /// A key or value read from a database; dereferences to `[u8]`.

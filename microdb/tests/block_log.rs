@@ -287,7 +287,7 @@ fn work(on: &'static Kind, folder: &Path, log: &Path, random: &mut Random) -> Hi
 }
 
 /// Checks the database on a disk after a power cut at length `end` of the block log. Returns the
-/// number of the state that the database has, or a description of the violation.
+/// index in `history.states` of the state that the database has, or a description of the violation.
 fn look(disk: &Path, folder: &Path, history: &History, end: u64) -> Result<usize, String> {
     let mounted = Mounted::new(&["-o", history.on.mount, disk.to_str().unwrap()], folder)?;
     let durable = history.durable.iter().rev().find(|(at, _)| *at <= end);

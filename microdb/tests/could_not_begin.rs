@@ -118,8 +118,8 @@ fn check(db: &Db, numbers: std::ops::Range<u32>, bytes: usize) {
     }
 }
 
-/// Returns the system's error number of an IO error. Panics for any other error, also for a
-/// poisoned database.
+/// Returns the system's error number of an IO error; `None` if the error has none. Panics for any
+/// other error, also for a poisoned database.
 fn number(error: &Error) -> Option<i32> {
     match error {
         Error::Io { source, .. } => source.raw_os_error(),
@@ -214,7 +214,7 @@ fn the_other_process() {
     for durability in [Durability::Sync, Durability::Buffered] {
         // Each case leaves a different number of free descriptors when the log needs the next
         // segment. A complete segment releases its descriptor once it is written and synced. So
-        // with enough free descriptors the log continues without end.
+        // with enough free descriptors no put is refused.
         for spare in SPARE {
             let path = folder.join(format!("{durability:?}-{spare}"));
             let options = || options().durability(durability);

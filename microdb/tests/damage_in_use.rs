@@ -252,7 +252,9 @@ fn a_checkpoint_truncated_while_mapped_hides_no_key() {
                 Err(error) => panic!("{error}"),
             }
         }
-        // Without an earlier read, the first one finds a wrong checksum of the missing bytes.
+        // If nothing was read before the truncation (`touched` is `false`), the first read finds a
+        // wrong checksum, because the missing bytes read as zeros. Then no error need name the
+        // length.
         assert!(named > 0 || !touched, "no error names the length");
         assert_eq!(
             errors, 1500,

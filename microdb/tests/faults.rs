@@ -90,7 +90,8 @@ fn script() -> Vec<Op> {
 #[derive(Default, Debug)]
 struct Tally {
     runs: u64,
-    /// Number of runs in which the last failure was an error that did not poison the handle.
+    /// Number of runs in which the last failure poisoned no handle: the open failed, or an
+    /// operation was refused.
     refused: u64,
     /// Number of runs in which the last failure poisoned the handle, and the database was opened
     /// again.

@@ -640,8 +640,8 @@ fn newer_format_is_named_as_such_and_left_alone() {
     bytes[..8].fill(0);
     std::fs::write(&super_file, &bytes).unwrap();
     assert!(matches!(Db::open(&path), Err(Error::Version { found: 2, .. })));
-    // If one copy of the state is sound and the other one has another version, the latter is
-    // damaged, and the database is not of a newer format.
+    // If one copy of the state is sound and the other copy has another version, that other copy
+    // counts as damaged, and the database is not of a newer format.
     let other = folder.path().join("other");
     Db::open(&other).unwrap().close().unwrap();
     let super_file = other.join("SUPER");

@@ -32,7 +32,8 @@ const OPS: u64 = 24;
 const DISKS: usize = 16;
 const DISKS_DEEP: usize = 3;
 /// On one disk in this many, the power is cut again during the work after a cut. During the work on
-/// a disk with unsynced writes of a killed process, the power is always cut.
+/// a disk with unsynced writes of a killed process, the power is always cut. Neither is done at the
+/// depth [`DEPTH_MAX`].
 const DEEPER_ONE_IN: u64 = 100;
 const KILL_ONE_IN: u64 = 50;
 const DEPTH_MAX: u32 = 3;

@@ -56,9 +56,9 @@ fn overwrite(db: &Db, writer: u32, rounds: u32, commits: &AtomicU64) -> microdb:
 /// never exceeds that size during the wait.
 fn wait_for_stalls(db: &Db, commits: &AtomicU64) {
     let started = Instant::now();
-    // Number of polls in a row without a commit, while the log is nearly full or a commit has had
-    // to wait. A commit can still pass from time to time, because its wait is limited to about a
-    // second.
+    // Number of polls in a row without a commit, while the log exceeds one and a half times the
+    // live bytes or a commit has had to wait. A commit can still pass from time to time, because
+    // its wait is limited to about a second.
     let mut at_bound = 0;
     while at_bound < 200 {
         let before = commits.load(Ordering::Relaxed);

@@ -61,8 +61,8 @@ fn fill(db: &Db, mut number: u64, end: u64) -> (u64, Option<Error>) {
     (number, None)
 }
 
-/// Checks that exactly the records before `end` exist. The following batch may exist as well,
-/// because a refused batch may have been written.
+/// Checks that all records before `end` exist, and no later ones except, perhaps, the batch from
+/// `end` on: a batch that was refused may have been written.
 fn check(db: &Db, end: u64) {
     let table = db.table("t").unwrap();
     for number in 0..end {
@@ -81,7 +81,7 @@ fn check(db: &Db, end: u64) {
     assert!(db.verify().unwrap().is_sound());
 }
 
-/// Returns the system's error number that caused an error.
+/// Returns the system's error number that caused an error; `None` if there is no such number.
 fn reason(error: &Error) -> Option<i32> {
     match error {
         Error::Io { source, .. } => source.raw_os_error(),

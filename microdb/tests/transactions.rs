@@ -332,8 +332,8 @@ fn a_body_that_fails_after_an_outdated_read_runs_again() {
     let (_folder, db, table) = open(Durability::Sync);
     shift(&db, &table, 3);
     for returns_conflict in [true, false] {
-        // The second read of the first run gets a conflict. The error of the body is then based on
-        // values of two moments, so the engine must not return it.
+        // The second read of the first run gets a conflict. The error with which the body then ends
+        // follows from that conflict alone, so the engine must not return it.
         let mut runs = 0;
         let result: Result<u64, Refused> = db.transaction(|tx| {
             runs += 1;

@@ -32,9 +32,9 @@ const SHORT_BODY: Duration = Duration::from_millis(1);
 /// than [`SHORT_BODY`], or that of a transaction with [`Durability::Buffered`].
 const TRIES_BEFORE_TURN: u32 = 8;
 
-/// Time limit of a transaction's first turn. The limit doubles after each turn that exceeds it. A
-/// body that only reads and computes needs less time, and the writers that wait are not delayed for
-/// long.
+/// Time limit of a transaction's first turn. The limit doubles after each turn that exceeds it.
+/// Most bodies that only read and compute need less time. The writers that wait for the end of the
+/// turn are not delayed for long.
 const TURN_LIMIT: Duration = Duration::from_millis(50);
 
 /// Maximum time limit of a turn.
@@ -83,8 +83,8 @@ enum Attempt<'a, T, E> {
     Done(Result<T, E>),
     /// The body must run again.
     Again,
-    /// The body exceeded the time limit of its turn. Its run, if it ended, may still commit with
-    /// the usual checks.
+    /// The body exceeded the time limit of its turn. Holds the run of the body, which may still
+    /// commit with the usual checks, or `None` if the limit passed before the body was called.
     TurnLost(Option<Run<'a, T, E>>),
 }
 
@@ -127,8 +127,9 @@ impl<'a, T, E: From<Error>> Attempts<'a, '_, T, E> {
         // In a loom model no time passes, so every durable body is short.
         let short = self.durability == Durability::Sync && (cfg!(loom) || took <= SHORT_BODY);
         let may_turn = !last && (short || tries >= TRIES_BEFORE_TURN);
-        // A run that lost its turn may have read commits of the group that are not visible or not
-        // durable yet. So its result is not returned.
+        // `group` is still set only for a run that lost its turn. Such a run may have read commits
+        // of the group that are not visible or not durable yet. So its error, or its result without
+        // writes, is not returned, and the body runs again.
         let is_early = transaction.group.is_some() && !seeded("lost-turn-answers-early");
         let is_answer = result.is_err() || transaction.writes.is_empty();
         if transaction.outdated || is_answer && is_early {
@@ -229,7 +230,8 @@ impl<'a, T, E: From<Error>> Attempts<'a, '_, T, E> {
 }
 
 impl<T, E> Run<'_, T, E> {
-    /// Returns the encoded writes, or `None` if the run must not or need not commit.
+    /// Returns the encoded writes, or `None` if the run has an outdated read, an error as its
+    /// result, or no writes.
     fn writes(&self) -> Result<Ran> {
         if self.transaction.outdated || self.result.is_err() || self.transaction.writes.is_empty() {
             return Ok(None);

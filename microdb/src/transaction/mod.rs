@@ -5,9 +5,9 @@
 //! - All reads of a run belong to one moment. If a commit was published between two reads, the
 //!   earlier reads are checked before the later read is returned. After too many checks the run
 //!   continues in a snapshot. A transaction without writes therefore needs no check at its end.
-//! - A run with an outdated read gets [`Error::Conflict`] from its next read of another key, or at
-//!   its commit if it has writes. A run of [`Db::transaction`] is then repeated, even if the body
-//!   ignores that error.
+//! - A run with an outdated read gets [`Error::Conflict`] from its next read of a key that it has
+//!   neither read nor written, or at its commit if it has writes. A run of [`Db::transaction`] is
+//!   then repeated, even if the body ignores that error.
 //! - A transaction with conflicts gets a turn in the commit group (see [`crate::engine::group`]),
 //!   in which no other commit can interfere. A short body with [`Durability::Sync`] gets its turn
 //!   at the first conflict.
@@ -85,10 +85,11 @@ pub struct Transaction<'a> {
     /// Estimated memory of the reads, and size of the keys and values of the writes, in bytes.
     read_bytes: usize,
     write_bytes: usize,
-    /// All reads are valid while the visible state has this version.
+    /// All reads are valid while the visible state has this version. Not used once `snapshot` is
+    /// set.
     version: u64,
     /// Set during a turn: the earlier writes of the commit group, which this transaction reads.
-    /// Cleared by the first read that finds `version` outdated.
+    /// Cleared by the first read that finds `version` outdated, and on the move to a snapshot.
     group: Option<Arc<GroupWrites>>,
     /// Set once the run continues in a snapshot. All further reads use this snapshot.
     snapshot: Option<Snapshot>,
@@ -538,8 +539,8 @@ impl Db {
     /// the result is not returned, the body names the type: `Ok::<_, microdb::Error>(rest)`.
     ///
     /// All reads of a run belong to one moment. If another commit changed a key that a run has
-    /// read, a later read of the run fails with [`Error::Conflict`], or the commit of its writes
-    /// notices the change. Then the body runs again.
+    /// read, a later read of another key fails with [`Error::Conflict`], or the commit of the run's
+    /// writes notices the change. Then the body runs again.
     ///
     /// After one or more conflicts, the body gets a *turn*: it is repeated while other writers
     /// wait. The turn succeeds if the body ends within a time limit: 50 ms at first, doubled after

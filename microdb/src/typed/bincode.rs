@@ -68,7 +68,7 @@ fn decode_within<const BYTES_MAX: usize, T: DeserializeOwned>(bytes: &[u8]) -> R
 }
 
 /// Decodes a value at the start of `bytes`. Returns the value and the remaining bytes, or `None` if
-/// the bytes do not decode.
+/// the bytes do not decode, or the value exceeds [`SMALL_DECODE_BYTES_MAX`].
 pub(super) fn decode_front<T: DeserializeOwned>(bytes: &[u8]) -> Option<(T, &[u8])> {
     let config = bincode::config::standard().with_limit::<SMALL_DECODE_BYTES_MAX>();
     let (value, used) = bincode::serde::decode_from_slice(bytes, config).ok()?;

@@ -17,8 +17,9 @@ use crate::format::key_codec::KeyCodec;
 const DEPTH_MAX: usize = 4;
 
 impl KeyCodec {
-    /// Returns the stored `key` as text, or `None` if keys of the recorded type cannot be shown or
-    /// `key` is not one of them.
+    /// Returns the stored `key` as text. Returns `None` if the recorded encoding is not
+    /// [`Bincode`], if keys of the recorded type cannot be shown, or if `key` does not decode as
+    /// that type.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -71,8 +72,8 @@ fn encoded(value: &(impl Serialize + ?Sized)) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Calls the macro `$one` with the type of the given name. Values of these types are shown by
-/// `Display` and parsed by `FromStr`.
+/// Calls the macro `$one` with the type of the given name. The result is `None` for any other name.
+/// Values of these types are shown by `Display` and parsed by `FromStr`.
 macro_rules! for_plain_types {
     ($name:expr, $one:ident) => {
         match $name {
@@ -111,7 +112,8 @@ fn parsed(type_name: &str, text: &str) -> Option<Vec<u8>> {
     for_plain_types!(type_name, parse)
 }
 
-/// Returns the value at the start of `bytes` as text, and the remaining bytes.
+/// Returns the value at the start of `bytes` as text, and the remaining bytes. Returns `None` if
+/// the type cannot be shown, its tuples are nested deeper than `depth`, or the bytes do not decode.
 fn shown<'a>(type_name: &str, bytes: &'a [u8], depth: usize) -> Option<(String, &'a [u8])> {
     if is_string(type_name) {
         let (value, rest) = decode_front::<String>(bytes)?;

@@ -1,4 +1,5 @@
-//! Checks of typed values at a put: a value that could not be read back is refused.
+//! Checks of typed values at a put, for a codec that is not self-describing: a value that could not
+//! be read back is refused.
 //!
 //! Serde guarantees no round trip. A type may omit fields (`skip_serializing_if`) or may need a
 //! self-describing encoding (untagged enums). It may also announce another number of fields than

@@ -335,7 +335,7 @@ impl Checker<'_> {
     }
 
     /// Returns the key of a point read at `moment` if its version was written by commit number
-    /// `moment`, and this commit wrote further keys.
+    /// `moment`, and this commit wrote further keys. Returns `None` for any other operation.
     fn key_seen_early(&self, op: &Op, moment: usize) -> Option<Key> {
         let (key, _) = *op.reads.first().filter(|_| op.is_point_read)?;
         let writer = self
@@ -437,7 +437,7 @@ impl Checker<'_> {
     }
 
     /// Returns a description of a shortest cycle through one of the first 64 operations that are on
-    /// a cycle.
+    /// a cycle; `None` if no operation is.
     fn cycle(&self) -> Option<String> {
         let ops = self.history.ops.len();
         let cyclic = self.nodes_on_cycles();
@@ -473,7 +473,8 @@ impl Checker<'_> {
         }
     }
 
-    /// Returns a shortest path from a node to itself, with the reason of each step.
+    /// Returns a shortest path from a node to itself, with the reason of each step; `None` if the
+    /// node is on no cycle.
     fn path_back(&self, start: usize) -> Option<Vec<(usize, Why)>> {
         let mut came: HashMap<usize, (usize, Why)> = HashMap::new();
         let mut next = VecDeque::from([start]);

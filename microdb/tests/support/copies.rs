@@ -18,7 +18,8 @@ use super::workload::{Failure, Model, Point, Shape, chain, read, shown};
 pub(crate) struct Backup {
     path: String,
     point: Point,
-    /// Number of events of the disk at the beginning of the backup, and at its completion.
+    /// Number of events of the disk at the beginning of the backup, and at its completion. `done`
+    /// is `None` for an incomplete backup.
     begun: usize,
     done: Option<usize>,
 }

@@ -35,7 +35,7 @@ enum Fate {
     /// Only the new length of the file after a write reached the disk. The new bytes are zeros.
     Length,
     /// Only the new length of the file, after a write or a reservation of space, reached the disk.
-    /// Each new sector has bytes of another file, random bytes or zeros, chosen by the seed.
+    /// Each new sector has bytes of any file, random bytes or zeros, chosen by the seed.
     Stale(u64),
     /// Only the first half of a rename reached the disk: the new name exists, and the old name
     /// still exists.
@@ -205,7 +205,7 @@ fn file_of(event: &Event) -> Option<NodeId> {
 }
 
 /// Returns the folder that must be synced to make `event` durable. For a rename this is the folder
-/// of the new name.
+/// of the new name. Returns `None` for an event that changes no name.
 fn folder_of(event: &Event) -> Option<NodeId> {
     match event {
         Event::Enter { folder, .. } | Event::Leave { folder, .. } => Some(*folder),

@@ -15,7 +15,7 @@ pub(crate) fn anonymous_bytes() -> u64 {
     kib.unwrap().trim().parse::<u64>().unwrap() * 1024
 }
 
-/// Returns the number of open file descriptors.
+/// Returns the number of open file descriptors, including the one with which they are listed.
 pub(crate) fn descriptors() -> u64 {
     std::fs::read_dir("/proc/self/fd").unwrap().count() as u64
 }

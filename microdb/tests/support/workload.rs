@@ -35,8 +35,8 @@ pub(crate) struct Point {
     pub(crate) model: Arc<Model>,
 }
 
-/// States that a crash may leave from event `at` on: the points `low` to `high` of history number
-/// `history`.
+/// States that a crash may leave from event `at` on, until the event of the next mark: the points
+/// `low` to `high` of history number `history`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mark {
     at: usize,
@@ -249,7 +249,8 @@ pub(crate) struct Run {
     low: usize,
     /// All backups of the run, complete or incomplete.
     pub(crate) backups: Vec<Backup>,
-    /// A copy that follows the change feed.
+    /// A copy that follows the change feed. `None` until an [`Op::Feed`] has read the feed from its
+    /// beginning, and after a crash that lost commits which the copy has.
     follower: Option<Follower>,
     /// `true` if the log may no longer have all commits from the first on.
     compacted: bool,

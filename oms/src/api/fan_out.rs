@@ -118,8 +118,9 @@ impl VolumeQuestion for AskOrders {
     type Answer = OrdersPage;
 }
 
-/// Handles a client's request for a list. If a volume leaves the ring in the meantime, all volumes
-/// of the new ring are asked. After the deadline `until`, the problem is `NotServedHere` instead.
+/// Handles a client's request for a list. If a volume leaves the ring before all volumes have
+/// answered, all volumes of the new ring are asked. After the deadline `until`, returns the problem
+/// `NotServedHere` instead.
 pub(crate) async fn list(
     cluster: &Arc<ClusterHandle>,
     list: &List,
@@ -188,8 +189,8 @@ pub(super) struct ReservationPage {
 /// A page of orders.
 #[derive(Serialize, ToSchema)]
 pub(super) struct OrderPage {
-    /// The orders of all volumes, merged by time of arrival. Orders that moved from another volume
-    /// may come later.
+    /// The orders of all volumes, merged by time of arrival. An order that moved from another
+    /// volume may follow orders that arrived after it.
     #[schema(value_type = Vec<Current<'static>>)]
     orders: Vec<Box<RawValue>>,
     /// The cursor of the next page; null if there is no next page.

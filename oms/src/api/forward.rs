@@ -4,8 +4,8 @@
 //! A request is parsed first (`routes`), so a malformed request gets the same response with any
 //! number of nodes. While this node serves the only volume and no slots move, the operation reads
 //! the body as it arrives. Otherwise a body is read completely first. So the call can be repeated
-//! within `ROUTING_TIMEOUT` while another process takes over the volume or a slot moves. A stock
-//! upload is split by `stock_fan_out` in this case, with a separate timeout.
+//! within `ROUTING_TIMEOUT` while another process takes over the volume or a slot moves. In the
+//! second case, a stock upload is split by `stock_fan_out`, with a separate timeout.
 //!
 //! **Invariants**
 //! - Commands and reads for another node are sent over the channel, built from the parsed
@@ -248,7 +248,8 @@ async fn answer_of_this_node(
     Some(response)
 }
 
-/// Names the address of the node that serves the volume in a response, if it is known.
+/// Adds the header `X-Imt-Owner` to a response: the address of the node that serves the volume.
+/// Adds nothing if the topology does not have that address.
 fn name_owner<B>(response: &mut Response<B>, topology: &Topology, volume: &NodeName) {
     if let Some(address) = topology.owner_header(volume) {
         response.headers_mut().insert(OWNER, address.clone());

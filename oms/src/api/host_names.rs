@@ -2,7 +2,7 @@
 //!
 //! The owner of a domain can make its name lead to the address of a node (DNS rebinding). For the
 //! browser, the owner's page and the node then have the same origin, so the rules for other origins
-//! (`cors`) do not apply. The header `Host` of such a request has the owner's name.
+//! (`cors`) do not apply. The header `Host` of such a request has the name of the owner's domain.
 //!
 //! **Invariants**
 //! - A request of a browser is refused unless its host is an IP address, a name without a dot, a
@@ -31,8 +31,8 @@ impl HostNames {
         HostNames(names.filter(|name| !name.is_empty()).collect())
     }
 
-    /// Returns `true` if a browser sent the request to a host that may be under the control of
-    /// another page.
+    /// Returns `true` if a browser sent the request to a host name that a stranger may control, or
+    /// to a malformed one. Returns `false` for a request without a host.
     pub(crate) fn is_foreign<B>(&self, request: &Request<B>) -> bool {
         // A page cannot prevent its browser from sending `Accept-Language`. The other headers are
         // missing in some requests, such as a `GET` of the page's own origin.

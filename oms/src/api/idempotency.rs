@@ -3,8 +3,8 @@
 //!
 //! Orders and payments are idempotent without the header, by their id and content. A client that
 //! sends a key gets the stored status and body again, for at least a day. While a volume stores a
-//! response, it answers another request with the same key with 409. Other volumes do not know the
-//! key.
+//! response, it answers a request with the same key and another path or body with 409. Other
+//! volumes do not know the key.
 //!
 //! **Invariants**
 //! - Only final responses of commands are stored: successes and conflicts (409). After any other
@@ -56,7 +56,8 @@ impl Commanded {
         }
     }
 
-    /// Notes a try of the command. Returns `true` if there was an earlier one.
+    /// Notes a try of the command. Returns `true` if this node tried the command before, or if the
+    /// node that sent the command did.
     fn note_try(&self) -> bool {
         let was_tried = self.was_tried.swap(true, Ordering::Relaxed) || self.command.is_repeated;
         was_tried && !seeded("repeat-not-noted")

@@ -86,7 +86,8 @@ pub struct NodeReport {
     /// Number of requests about orders, stock, messages and statistics that the node answered since
     /// its start: of all routes of the metrics but `other`.
     pub requests: u64,
-    /// Average number of these requests per second over the last ten seconds.
+    /// Average number of these requests per second over the last ten seconds, or since the node's
+    /// start if that is later.
     pub requests_per_second: f64,
     /// Number of slots of every volume in the ring, by name.
     pub slots: BTreeMap<String, usize>,
@@ -94,8 +95,8 @@ pub struct NodeReport {
     pub serving: BTreeMap<String, String>,
     /// Nodes that are leaving the cluster permanently.
     pub leaving: Vec<String>,
-    /// The reason why the coordinator cannot take its next step now, such as a failed migration. A
-    /// node that is not the coordinator reports `None`.
+    /// The reason why the coordinator cannot take its next step now, such as a failed migration.
+    /// `None` if there is no such reason, or if the node is not the coordinator.
     #[serde(default)]
     pub trouble: Option<String>,
     /// Volumes that are assigned to the node and have no database (with an engine: no log in the

@@ -97,8 +97,8 @@ struct Sample {
     commit_queue: u64,
     transactors: u64,
     is_ready: bool,
-    /// `true` if this volume has the statistics, or if a scan for statistics files was counted for
-    /// it since the process started. Otherwise the metrics of the scan are left out.
+    /// `true` if this volume has the statistics, or if `counters` has the end of a scan for
+    /// statistics files. Otherwise the metrics of the scan are left out.
     scans_files: bool,
     counters: Arc<VolumeCounters>,
 }

@@ -63,11 +63,11 @@ pub(super) struct Current<'a> {
     store_id: Option<u32>,
     /// The state of the order.
     state: OrderState,
-    /// Transaction id of the payment, if the order is paid.
+    /// Transaction id of the first payment, also if it is to be refunded; absent without a payment.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, example = 4_711)]
     transaction_id: Option<u64>,
-    /// Transaction ids of the payments to be refunded.
+    /// Transaction ids of the payments to be refunded; absent if there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false)]
     refund_transaction_ids: Vec<u64>,
@@ -210,8 +210,8 @@ struct HistoryEntry<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     transaction_id: Option<u64>,
-    /// The warehouse's number of the delivery, for the event of a delivery. The number may exceed
-    /// 2^53.
+    /// The warehouse's number of the delivery, for the event of a delivery; absent if the warehouse
+    /// sent none. The number may exceed 2^53.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     stock_sequence: Option<u64>,

@@ -90,7 +90,7 @@ impl ListQuery<OrderId> {
     }
 }
 
-/// Parses the key of an outbox message, `ORDER/KIND`.
+/// Parses the key of an outbox message, `ORDER/KIND`. Returns `None` for any other text.
 pub(crate) fn parse_message_key(text: &str) -> Option<(OrderId, Kind)> {
     let (order, kind) = text.rsplit_once('/')?;
     Some((parse_id(order).ok()?, parse_kind(kind).ok()?))
@@ -108,7 +108,8 @@ impl ListQuery<(OrderId, Kind)> {
     }
 }
 
-/// Selects the orders of a list by state, store and time of arrival.
+/// Selects the orders of a list by state, store and time of arrival. `None` stands for any state,
+/// and for any store.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Filter {
     state: Option<State>,

@@ -41,7 +41,8 @@ pub(crate) struct Report {
     status: u16,
     /// A sentence about this request, for people.
     detail: String,
-    /// The invalid value, such as `products[0].quantity`, a query parameter or a header.
+    /// Name of the invalid value: a member of the body such as `products[0].quantity`, a parameter
+    /// of the path or the query, or a header.
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<String>,
     /// Number of the invalid line of a CSV body, from 1.
@@ -150,7 +151,8 @@ impl Problem {
 
     /// Returns the problem for a stock upload that failed after some volumes applied their parts or
     /// may have applied them. `applied` has the stores of the confirmed parts, and `failed` all
-    /// other stores. `status` is 503, or the status with which a volume rejected its part.
+    /// other stores of the upload. `status` is 503, or the status with which a volume rejected its
+    /// part.
     pub(crate) fn partly_applied(
         status: StatusCode,
         reason: &str,

@@ -66,8 +66,8 @@ fn step(path: u64, choice: Choice, number: u64) -> u64 {
 /// Choices met while one value is encoded.
 pub(super) struct Trace<'a> {
     known: &'a KnownShapes,
-    /// The last path. The elements of a sequence of numbers repeat it, so comparing it saves
-    /// look-ups.
+    /// The path that was noted last; 0 at first. The elements of a sequence of numbers all have one
+    /// path, so comparing a path with the last one saves look-ups.
     last: Cell<u64>,
     /// Paths that are not among the known shapes, perhaps repeatedly.
     pub(super) unknown: RefCell<Vec<u64>>,

@@ -9,9 +9,10 @@
 //! - Each node computes events about the ring, the nodes and the handovers of volumes for its own
 //!   log. Events about the warehouse, dead letters and faults of a volume come from the node that
 //!   serves the volume.
-//! - A node publishes a description (`NodeInfo`), and removes it when it stops. So an absent node
-//!   with a description is logged as died. An absent node without a description is logged as
-//!   stopped, or as left if it is no member of the ring.
+//! - A node publishes a description (`NodeInfo`), and removes it when it stops in an orderly way.
+//!   An absent node is logged as left if it was leaving and is no member of the ring. Otherwise it
+//!   is logged as died if its description remains. Without a description it is logged as stopped if
+//!   it is a member of the ring, and as left if it is not.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -25,9 +26,10 @@ use crate::control::topology::Topology;
 /// several events for each node.
 const EVENTS_KEPT: usize = 256;
 
-/// A copy of the parts of a topology from which events are computed. A move of slots from a volume
-/// that was the only one waits until topologies from that time are released (at most two seconds).
-/// So this copy is kept between two observations, and not the [`Topology`].
+/// A copy of the parts of a topology from which events are computed. A move of slots from the only
+/// volume of a cluster waits, for at most two seconds, until the topologies in which that volume
+/// was the only one are released. So this copy is kept between two observations, and not the
+/// [`Topology`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Scene {
     state: ClusterState,
@@ -47,7 +49,8 @@ impl Scene {
         }
     }
 
-    /// Returns `true` if a topology equals this scene, so there are no events between the two.
+    /// Returns `true` if a topology has the version and the process starts of this scene. Then
+    /// there are no events between the two.
     pub(super) fn is_of(&self, topology: &Topology) -> bool {
         let starts = topology
             .node_infos
@@ -96,7 +99,7 @@ pub(super) struct Event {
     /// The node that changed. For an event about a volume, the node that serves the volume. `None`
     /// for an event about the ring.
     pub(super) node: Option<String>,
-    /// The volume that changed, for events about a volume.
+    /// The volume that changed; `None` for an event about a node or the ring.
     pub(super) volume: Option<String>,
     /// A sentence that the console shows to the user.
     pub(super) text: String,

@@ -27,7 +27,8 @@ pub(crate) struct AskFigures {
     /// The last second in the latest response that contained seconds, in seconds since 1970; 0
     /// before that response.
     pub(super) second: u64,
-    /// The id of the newest event received from the process with this `incarnation`.
+    /// The id of the newest event received from the process with this `incarnation`; 0 if no event
+    /// was received from it.
     pub(super) event: u64,
 }
 
@@ -51,7 +52,7 @@ pub(super) struct VolumeFigures {
     pub(super) fault: Option<String>,
     /// Number of write batches that wait for their commit, and of permits that are not used yet.
     pub(super) commit_queue: u64,
-    /// Progress of a migration of slots to the volume.
+    /// Progress of the migration of slots to the volume; all 0 if there is none.
     pub(super) copy: CopyProgress,
     #[serde(flatten)]
     pub(super) health: VolumeHealth,

@@ -7,8 +7,9 @@
 //! - At most `STREAMS_MAX` streams are open. All streams end once the node begins to stop.
 //! - Memory is bounded: each list has at most `SECONDS_KEPT` seconds or `EVENTS_KEPT` events, and a
 //!   few messages wait for each stream.
-//! - No topology is held across an `await`. A move of slots from a volume that was the only one
-//!   waits until topologies from that time are released (at most two seconds).
+//! - No topology is held across an `await`. A move of slots from the only volume of a cluster
+//!   waits, for at most two seconds, until the topologies in which that volume was the only one are
+//!   released.
 //!
 //! Absent: users and sessions. The console uses the listener of the API, so every client of the API
 //! can read it.
@@ -141,7 +142,8 @@ impl Console {
         self.signals.send_modify(|signal| signal.is_closed = true);
     }
 
-    /// Logs the changes of the cluster since `scene`, and replaces `scene` by the present state.
+    /// Logs the changes of the cluster since `scene`, replaces `scene` by the present state, and
+    /// notifies the streams. Does nothing if the cluster is unchanged.
     fn look(&self, scene: &mut Scene) {
         let now = {
             let topology = self.cluster.topology();

@@ -3,8 +3,8 @@
 //! Invariants:
 //! - The page loads nothing from other hosts. Its Content-Security-Policy allows its one style and
 //!   its one script by their hashes, and requests to the node that sent the page.
-//! - Only a `GET` or `HEAD` of `/` with `text/html` in `Accept` (weight above 0) gets the page.
-//!   Without that value it gets 404, as on a node without a console.
+//! - Only a `GET` or `HEAD` of `/` with `text/html` in `Accept` (weight above 0) gets the page. A
+//!   `GET` or `HEAD` of `/` without that value gets 404, as on a node without a console.
 
 use std::sync::LazyLock;
 

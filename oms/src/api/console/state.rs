@@ -21,8 +21,8 @@ use super::samples::{Merged, RouteFigures, Sample, ShownSample};
 use crate::api::internal::CopyProgress;
 use crate::control::topology::Topology;
 
-/// Number of past seconds that each message repeats, because a late response of a node may have
-/// changed the counts of these seconds.
+/// Number of seconds, up to the second of the cursor, that each message repeats, because a late
+/// response of a node may have changed the counts of these seconds.
 const SECONDS_REPEATED: u64 = 3;
 
 /// The figures in the last response of a node. If the node did not answer the last request, only
@@ -47,7 +47,7 @@ pub(super) struct Overview {
 }
 
 /// The position of a stream or of a client that polls: the newest ring epoch, second and event that
-/// were sent to it.
+/// were sent to it. Without an `epoch`, the next document contains the ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Cursor {
     pub(super) epoch: Option<u64>,
@@ -209,7 +209,8 @@ impl Overview {
     }
 }
 
-/// The status of a node.
+/// The status of a node. If several of them apply, the first of `Silent`, `Leaving`, `Joining` and
+/// `Degraded` is shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 enum NodeStatus {
@@ -336,7 +337,8 @@ struct NodeShown<'a> {
     slots: usize,
     /// Volumes that the node is assigned to serve.
     serves: Vec<&'a str>,
-    /// Requests of clients in the newest second that the node reported.
+    /// Requests of clients in the newest second that the node reported; null if the node has not
+    /// reported a second yet, or did not answer the last request for figures.
     requests: Option<RouteFigures>,
     fault: Option<&'a str>,
 }
@@ -344,12 +346,12 @@ struct NodeShown<'a> {
 #[derive(Serialize)]
 struct VolumeShown<'a> {
     name: &'a str,
-    /// The node that is assigned to serve the volume.
+    /// The node that is assigned to serve the volume; null if no node is assigned.
     node: Option<&'a str>,
     slots: usize,
     missing: Option<&'a str>,
-    /// The volume's figures; null while the serving node does not answer or has not opened the
-    /// volume.
+    /// The volume's figures; null if no node is assigned, or while the assigned node does not
+    /// answer or has not opened the volume.
     figures: Option<&'a VolumeFigures>,
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::api::problem::Kind;
 
-/// The order of most examples.
+/// Id of the order in most examples.
 const ID: &str = "shop:17";
 const RECEIVED_MS: u64 = 1_795_893_049_896;
 const UPDATED_MS: u64 = 1_795_893_050_112;

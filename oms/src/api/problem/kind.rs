@@ -3,7 +3,7 @@
 //! The descriptions of problems in the API document, and `docs/errors.md`, are generated from this
 //! table.
 //!
-//! **Invariant**: the name of a kind never changes.
+//! **Invariant**: the `slug` of a kind, its name for programs, never changes.
 
 use axum::http::StatusCode;
 use serde::{Serialize, Serializer};
