@@ -389,8 +389,8 @@ fn split(stock: &Stock, topology: &Topology, confirmed: &Confirmed) -> Vec<Volum
         }),
         Stock::Cells(cells) => {
             for [product, store, quantity] in cells {
-                // The store may have been confirmed before. Deliveries since then may have lowered
-                // its quantity, and applying the line again would undo that.
+                // The store's lines may have been confirmed under an earlier ring. Deliveries since
+                // then may have lowered its quantity, and applying the line again would undo that.
                 if !confirmed.stores.contains(store) {
                     add(*store, &mut std::iter::once((*product, *quantity)));
                 }

@@ -118,7 +118,7 @@ impl App {
     }
 
     /// Checks that the delivery number in the snapshot's `X-Stock-As-Of` is plausible. The error is
-    /// the largest plausible number.
+    /// the largest plausible number. A snapshot without a number always passes.
     fn check_as_of(&self, as_of: Option<u64>) -> Result<(), u64> {
         let state = self.state();
         let largest = state.stock().largest_plausible(state.clock.now_ms());
@@ -161,8 +161,8 @@ pub(super) fn begin(app: &App, ask: &BeginStock) -> Result<Begun, Problem> {
     Ok(Begun::Taken { token })
 }
 
-/// Takes a permit for one of the `SNAPSHOTS_ARRIVING_MAX` concurrent uploads, or returns the
-/// problem 503.
+/// Takes a permit for one of the `SNAPSHOTS_ARRIVING_MAX` concurrent uploads. If all permits are
+/// taken, returns the problem 503 without waiting.
 pub(super) fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>, Problem> {
     turns
         .try_acquire()

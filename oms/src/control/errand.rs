@@ -144,7 +144,7 @@ impl Errand for Question {
 
 impl ClusterHandle {
     /// Asks a question of the volume that `volume` chooses, on this node or another. Also returns
-    /// the name of the volume that answered.
+    /// the name of the volume that answered. The replies `Busy` and `Failed` become errors.
     pub(crate) async fn ask(
         self: &Arc<Self>,
         volume: impl Fn(&Topology) -> Option<NodeName>,

@@ -212,7 +212,8 @@ impl Joining {
         Ok(card.map(|card| format!("process {}, answering on {}", card.process, card.address)))
     }
 
-    /// Writes the cluster's first state if there is none, and returns the cluster's secret.
+    /// Writes the cluster's first state if there is none, and returns the cluster's secret. Fails
+    /// if the secret from this node's file is missing or differs from the cluster's secret.
     async fn ensure_state(&self, tables: &mut dyn ClusterTables, label: &str) -> Result<String, NodeError> {
         let failed = self.failed("read the cluster's state");
         loop {

@@ -103,8 +103,8 @@ pub(crate) struct EngineCluster {
 }
 
 impl EngineCluster {
-    /// Waits for the end of the last beat of this process, for at most `FAREWELL_TIMEOUT`. Must be
-    /// called after `withdraw`.
+    /// Waits until the last beat of this process is acknowledged or has failed, for at most
+    /// `FAREWELL_TIMEOUT`. Must be called after `withdraw`, which causes the last beat.
     pub(crate) async fn farewell(&self) {
         let beating = self.beating.lock().take();
         if let Some(beating) = beating {

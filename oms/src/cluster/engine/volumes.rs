@@ -110,7 +110,8 @@ pub(super) struct Waiting {
 }
 
 impl EngineCluster {
-    /// Returns `true` once no former server of a volume can answer reads. There are three cases:
+    /// Returns `true` once no former server of a volume can answer reads. Returns `false` also if
+    /// the owner of the log could not be read and confirmed. There are three cases of `true`:
     /// - No other node has the volume: the former server has released it, or was this node, or
     ///   there was none.
     /// - `LEASE_WAIT` has passed since this process learned that it must serve the volume. Every
