@@ -7,8 +7,9 @@
 //!   requests, only health probes and metrics are served. Other requests get status 503.
 //! - A connection is closed if its first bytes or, with HTTP/1.1, its next complete request head do
 //!   not arrive within `HEAD_TIMEOUT`.
-//! - An HTTP connection is closed if its client reads nothing of a response for `WRITE_PAUSE_MAX`.
-//!   An HTTP/2 connection is also closed if its client does not answer pings.
+//! - An HTTP connection is closed if a write to its socket makes no progress for `WRITE_PAUSE_MAX`,
+//!   because the client reads nothing. An HTTP/2 connection is also closed if its client does not
+//!   answer pings.
 //! - During a stop the server accepts no new connections and finishes the requests in progress.
 //!   Requests that outlast the drain timeout are cut off.
 //!

@@ -14,8 +14,8 @@
 //!   file, and gets it when the node withdraws or its process ends.
 //! - A node belongs to the folder that it joined, even if the path later leads to another folder.
 //!   Before the node publishes its description, replaces the state, or opens or removes a volume,
-//!   it checks its folder and the lock file that entitles it to the change. It fails if one of them
-//!   was replaced, removed or renamed.
+//!   it checks its folder and the lock file that entitles it to the change. The change fails if the
+//!   folder or the lock file was replaced, removed or renamed.
 
 mod files;
 mod locks;

@@ -18,7 +18,8 @@ use crate::cluster::VolumeLog;
 
 /// Version of the layout in which the state is written.
 const FORMAT: u32 = 3;
-/// Oldest version of the layout that can be read. It lacks the fields `since` and `following`.
+/// Oldest version of the layout that can be read. States in this layout lack the fields `since` and
+/// `following`.
 const OLDEST_FORMAT: u32 = 2;
 
 /// The cluster's state, which all nodes share.
@@ -30,7 +31,7 @@ pub(crate) struct ClusterState {
     pub(crate) version: u64,
     /// The assignment of slots to volumes.
     pub(crate) ring: Ring,
-    /// The node to which each volume is assigned. It serves the volume, or is about to.
+    /// The node to which each volume is assigned. The node serves the volume, or will open it.
     pub(crate) serving: BTreeMap<NodeName, NodeName>,
     /// The version of the state in which each volume was assigned to its present server. The log of
     /// a volume rejects takeovers with an earlier version.

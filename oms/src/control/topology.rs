@@ -93,7 +93,7 @@ impl Topology {
         self.addresses.get(volume)
     }
 
-    /// Returns the volume that owns the slot of a key.
+    /// Returns the volume that owns the slot of a key. `None` if the ring has no owner of the slot.
     pub(crate) fn volume_of(&self, key: &RoutingKey) -> Option<NodeName> {
         let slot = match key {
             RoutingKey::Order(order) => owned_slots::of_order(&self.ring, order),

@@ -69,7 +69,8 @@ pub(crate) struct Delivery {
 /// Facts about the applied snapshots, stored beside the quantities of the last one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StockHead {
-    /// Highest `X-Stock-As-Of` of any applied snapshot. Snapshots with a lower number are rejected.
+    /// Highest `X-Stock-As-Of` of any applied snapshot; `None` if none had the header. Snapshots
+    /// with a lower number are rejected.
     pub(crate) newest_as_of: Option<u64>,
     /// Number of the last delivery that the current snapshot counts. `None` if the snapshot had no
     /// `X-Stock-As-Of`.
@@ -277,7 +278,8 @@ impl Stock {
         found
     }
 
-    /// Returns the store with the lowest number that has all of an order's units.
+    /// Returns the store with the lowest number that has all of an order's units, lent units
+    /// included. `None` if no store has them.
     pub(crate) fn first_store(&mut self, lines: &[Line]) -> Option<u32> {
         self.sum_demands(lines);
         self.matrix.first_store(&self.demands)
@@ -581,7 +583,8 @@ impl Stock {
         self.head
     }
 
-    /// Returns the levels of a product in every store, stores ascending.
+    /// Returns the levels of a product in every store, stores ascending. The list is empty if the
+    /// stock does not have the product.
     pub(crate) fn product(&self, product: u32) -> Vec<Level> {
         let cells = self.matrix.by_store(product).into_iter();
         cells

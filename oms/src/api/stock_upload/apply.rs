@@ -177,8 +177,9 @@ async fn read_stored(state: &Arc<VolumeState>) -> Result<StoredStock, Problem> {
 async fn restore(state: &Arc<VolumeState>) -> Result<(), Problem> {
     loop {
         let version = state.slots.version();
-        // Commits are in order. So once this empty batch is committed, every earlier batch is
-        // durable or has failed.
+        // Commits are in order. So once the commit of this empty batch has ended, every earlier
+        // batch is durable or has failed. This holds also if the empty batch fails, so its result
+        // is ignored.
         let _ = state
             .storage
             .permit()

@@ -95,7 +95,8 @@ pub(crate) struct EngineCluster {
     followers: Followers,
     /// Volumes that wait for the end of their former server's lease.
     waiting: parking_lot::Mutex<BTreeMap<NodeName, Waiting>>,
-    /// The epochs under which this process has opened volumes.
+    /// For each volume that this process has opened and not released since: the epoch under which
+    /// it was opened.
     epochs: parking_lot::Mutex<BTreeMap<NodeName, u64>>,
     /// Number of attempts to open a volume that failed although no former server of the volume had
     /// a lease. It selects the host of the engine that the next attempt tries first.
