@@ -406,8 +406,8 @@ async fn serve_http<S>(
     }
 }
 
-/// Serves an encrypted connection after the other end has proven that it knows the cluster's
-/// secret.
+/// Encrypts a connection and checks the other end's proof that it knows the cluster's secret. Then
+/// serves the connection.
 async fn serve_encrypted(
     stream: TcpStream,
     mut handler: ConnectionHandler,
@@ -443,8 +443,8 @@ async fn run<C: GracefulConnection>(
     }
 }
 
-/// Serves the channel of another node until that node disconnects, or until this node cuts its
-/// connections at the end of its drain.
+/// Serves the unencrypted channel of another node until that node disconnects, or until this node
+/// cuts its connections at the end of its drain.
 async fn serve_peer(
     stream: TcpStream,
     handler: &ConnectionHandler,

@@ -648,8 +648,8 @@ async fn until_target_is_idle(cluster: &ClusterHandle, copy: &Copying) {
     while idle < IDLE_READS_MAX {
         tokio::time::sleep(PROGRESS_INTERVAL).await;
         let answer = ask_progress(cluster, copy).await;
-        // A target that does not answer is not idle. `copy_all` ends the migration after more than
-        // `SILENT_READS_MAX` reads without an answer.
+        // A target that does not answer is not idle. Its silence ends the migration: in the last
+        // round by `SEALED_COPY_TIMEOUT`, before that after more than `SILENT_READS_MAX` reads.
         let is_idle = answer.is_ok_and(|progress| !progress.importing.contains(&copy.request.source));
         idle = if is_idle { idle + 1 } else { 0 };
     }

@@ -239,7 +239,8 @@ impl Following {
     }
 
     /// Reads the whole stock. The rows are read at different moments, so the copy is used only
-    /// after the changes since `layout.position` are applied too.
+    /// after the changes since `layout.position` are applied too. Returns `None`, and leaves the
+    /// copy unusable, if an answer is missing or invalid or the stock is too large.
     async fn read(&self, cluster: &Arc<ClusterHandle>, layout: StockLayout) -> Option<()> {
         {
             let mut content = self.copy.content();

@@ -116,7 +116,7 @@ impl Topology {
             .map(|(volume, _)| volume)
     }
 
-    /// Returns the name of the volume if the ring still has it as a member.
+    /// Returns the name of the volume if the volume is still a member of the ring, or else `None`.
     pub(crate) fn known(&self, volume: &NodeName) -> Option<NodeName> {
         self.ring.member(volume).map(|member| member.name().clone())
     }

@@ -110,7 +110,8 @@ impl Loans {
         self.open.get(&(store, borrower.clone()))
     }
 
-    /// Returns the loan of a store to a volume, for changes of flags such as `is_changing`.
+    /// Returns the loan of a store to a volume, for changes of flags such as `is_changing`. `None`
+    /// if the volume has no loan of the store.
     pub(crate) fn get_mut(&mut self, store: u32, borrower: &NodeName) -> Option<&mut OpenLoan> {
         self.open.get_mut(&(store, borrower.clone()))
     }

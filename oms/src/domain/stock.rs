@@ -107,6 +107,7 @@ pub(crate) enum CountedTo {
 
 impl CountedTo {
     /// Returns the number of the last counted delivery. `head` is the head of the store's volume.
+    /// `None` if the snapshot of the quantities had no `X-Stock-As-Of`.
     pub(crate) fn resolve(self, head: &StockHead) -> Option<u64> {
         match self {
             CountedTo::OfVolume => head.counted_to,
@@ -168,6 +169,7 @@ pub(crate) struct Stock {
     counted_to_overrides: BTreeMap<u32, Option<u64>>,
     confirmed: u64,
     /// Highest number that the warehouse gave to any delivery that this `Stock` has recorded.
+    /// `None` if no recorded delivery has a number.
     newest_sequence: Option<u64>,
     demands: Vec<Line>,
 }
@@ -285,8 +287,8 @@ impl Stock {
         self.matrix.first_store(&self.demands)
     }
 
-    /// Returns `true` if the store's quantity of each product covers all reserved units. A new stock
-    /// may cover fewer units than were reserved before.
+    /// Returns `true` if the store's quantity of each product in `lines` covers all reserved units
+    /// of that product. A new stock may cover fewer units than were reserved before.
     pub(crate) fn has_reserved(&self, store: u32, lines: &[Line]) -> bool {
         let suffices = |line: &Line| self.available_in(line.id, store).is_some_and(|left| left >= 0);
         lines.iter().all(suffices)
@@ -324,8 +326,8 @@ impl Stock {
 
     /// Records that an order's units left the store. The quantity on hand shrinks unless the
     /// quantities of the store count the delivery already. The units stay reserved until the caller
-    /// has made the delivery durable and calls `release`. Returns the delivery if the caller must
-    /// store it.
+    /// has made the delivery durable and calls `release`. Returns the delivery, which the caller
+    /// must store, or `None` if the quantities count it already.
     pub(crate) fn deliver(
         &mut self,
         order: &OrderId,
@@ -348,7 +350,8 @@ impl Stock {
         self.uncounted.get(order)
     }
 
-    /// Returns `true` if a delivery of the order from this store is subtracted.
+    /// Returns `true` if this stock subtracts a delivery of the order from this store, because the
+    /// store's quantities do not count the delivery.
     pub(crate) fn has_delivery(&self, order: &OrderId, store: u32) -> bool {
         self.uncounted
             .get(order)
@@ -391,7 +394,8 @@ impl Stock {
     }
 
     /// Makes a snapshot the current stock. Deliveries that the snapshot counts are removed. All
-    /// other deliveries are subtracted from its quantities.
+    /// other deliveries are subtracted from its quantities. Changes nothing if the snapshot is
+    /// rejected (see `accepts`).
     pub(crate) fn apply(
         &mut self,
         matrix: StockMatrix,

@@ -69,8 +69,9 @@ pub(super) async fn apply(
     arrival: Arrival,
     slots: u64,
 ) -> Result<(), Problem> {
-    // The lock lets only one upload run at a time. A snapshot is encoded for the products and stores
-    // of the stock that it replaces, and another upload could change them in between.
+    // The lock lets only one upload run at a time in this volume. A snapshot is encoded for the
+    // products and stores of the stock that it replaces, and another upload could change these
+    // products and stores in between.
     let _applying = app.applying.lock().await;
     let state = app.state();
     let known = {

@@ -112,7 +112,8 @@ pub(super) struct Judge {
     pace: Pace,
     seen: BTreeMap<String, Seen>,
     last_look: Option<Duration>,
-    /// Time of sending and number of the last acknowledged beat of this process.
+    /// Time of sending and number of the last acknowledged beat of this process. `None` before the
+    /// first acknowledged beat, and after `replace`.
     acknowledged: Option<(Duration, i64)>,
     is_replaced: bool,
 }

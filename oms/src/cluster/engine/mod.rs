@@ -33,10 +33,11 @@
 //! - While the engine does not respond, no node is declared gone.
 //! - A volume is taken over once its former server has no lease. That server has released the
 //!   volume, or could not extend its lease since the state changed a lease's time ago, or was
-//!   silent for that time. In the last case, a *demand* is written to its row first. A demand is
-//!   the version of the state that the silent server must know before a beat extends its lease. It
-//!   is written only while the row still has the silent server's last beat, and every later beat
-//!   returns it. So a beat that is under way while the state changes extends no lease.
+//!   silent for that time. In the last case, a *demand* is written to its row first.
+//! - A demand is the version of the state that a silent server must know before a beat extends its
+//!   lease. The demand is written only while the row still has the silent server's last beat, and
+//!   every later beat returns the demand. So a beat that is under way while the state changes
+//!   extends no lease.
 //!
 //! Replication and fail-over of the engine are the task of PostgreSQL and its operator.
 

@@ -138,7 +138,8 @@ pub(super) fn label(name: &NodeName, incarnation: i64) -> String {
     format!("{name}/{incarnation}")
 }
 
-/// Splits a text that `label` returned into the node's name and its incarnation.
+/// Splits a text that `label` returned into the node's name and its incarnation. `None` if the text
+/// does not have this form.
 fn of_label(label: &str) -> Option<(&str, i64)> {
     let (name, incarnation) = label.split_once('/')?;
     Some((name, incarnation.parse().ok()?))

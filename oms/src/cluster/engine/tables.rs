@@ -104,7 +104,8 @@ pub(crate) trait ClusterTables: Send {
     /// Removes the row of a node, if `last` is its last beat.
     fn remove_node<'a>(&'a mut self, name: &'a str, last: &'a Beat) -> Answer<'a, ()>;
 
-    /// Commits without a change of data. Only the primary that the standbys follow acknowledges it.
+    /// Commits without a change of data. Only the primary that the standbys follow acknowledges
+    /// this commit.
     fn probe(&mut self) -> Answer<'_, ()>;
 
     /// Reads the cluster's secret. The result is empty if no node was ever started, or if the nodes

@@ -39,8 +39,8 @@ use crate::storage::log::{Log, LogError};
 use crate::storage::volume::Volume;
 
 /// Pause after an attempt to open a volume that failed because the former server may still have a
-/// lease, or because the owner of the log could not be read. It bounds the number of statements
-/// until the lease ends.
+/// lease, or because the owner of the log could not be read or confirmed. The pause bounds the
+/// number of statements until the lease ends.
 const LEASE_PAUSE: Duration = Duration::from_millis(10);
 /// Pause after an attempt to open a volume that failed because its engine is not usable, its log
 /// could not be taken over, or this node had no lease. The next attempt would probably fail too if
