@@ -3,12 +3,13 @@
 //! encrypted between machines unless the operator turns the encryption off.
 //!
 //! **Invariants**
-//! - The numbers of connections and of HTTP requests in progress are bounded. Only probes are
-//!   answered above the bound of requests.
+//! - The numbers of connections and of HTTP requests in progress are bounded. Above the bound of
+//!   requests, only health probes and metrics are served. Other requests get status 503.
 //! - A connection is closed if its first bytes or, with HTTP/1.1, its next complete request head do
 //!   not arrive within `HEAD_TIMEOUT`.
-//! - An HTTP connection is closed if its client reads nothing of a response for `WRITE_PAUSE_MAX`.
-//!   An HTTP/2 connection is also closed if its client does not answer pings.
+//! - An HTTP connection is closed if a write to its socket makes no progress for `WRITE_PAUSE_MAX`,
+//!   because the client reads nothing. An HTTP/2 connection is also closed if its client does not
+//!   answer pings.
 //! - During a stop the server accepts no new connections and finishes the requests in progress.
 //!   Requests that outlast the drain timeout are cut off.
 //!
@@ -70,7 +71,8 @@ const IDLE_CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// First bytes of a connection that uses HTTP/2 without TLS. No HTTP/1.1 method begins with these
 /// three bytes.
 const HTTP2_BEGINS: &[u8] = b"PRI";
-/// Number of first bytes of a connection by which the protocols are distinguished.
+/// Number of first bytes of a connection that distinguish HTTP/1.1, HTTP/2 and the channel. TLS is
+/// recognized by the first byte alone.
 const BEGIN_BYTES: usize = HTTP2_BEGINS.len();
 
 /// Header with the id of a request, copied to the response. The server keeps the id that a client
@@ -80,8 +82,9 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// level, the log has about one client request in `ACCESS_SAMPLE`, every slow client request, and
 /// every client request that failed with a 5xx status other than 503.
 const ACCESS: &str = "imt_oms::access";
-/// At info level, a client request is logged if its number is a multiple of this number. At full
-/// load, a log line for each request would cost more than the request.
+/// At info level, a client request is logged if its number is a multiple of this number. Requests
+/// are numbered in the order of their arrival, including those between nodes. At full load, a log
+/// line for each request would cost more than the request.
 const ACCESS_SAMPLE: u64 = 1_000;
 /// Duration from which a request is logged as slow. The duration includes the time in which the
 /// client sends the body.
@@ -98,7 +101,7 @@ struct ConnectionHandler {
     protection: Protection,
     /// The kind of the connection over which the requests arrive.
     origin: Origin,
-    /// `true` once this process has refused an unencrypted connection of another node.
+    /// `true` once this process has refused an unencrypted channel of a node on another machine.
     has_refused: Arc<AtomicBool>,
 }
 
@@ -111,8 +114,8 @@ impl ConnectionHandler {
         Arc::clone(&self.api.cluster) as Arc<dyn Service>
     }
 
-    /// Returns the error for an unencrypted connection from a node on another machine. Logs a
-    /// warning for the first such connection only.
+    /// Returns the error for an unencrypted channel from a node on another machine. Logs a warning
+    /// for the first such connection of this process only.
     fn refusal(&self) -> LinkError {
         if !self.has_refused.swap(true, Ordering::Relaxed) {
             tracing::warn!(
@@ -221,7 +224,7 @@ struct Answered<'a> {
     logs_all: bool,
     is_between_nodes: bool,
     id: &'a HeaderValue,
-    /// The id of the request's trace, if the request is traced.
+    /// The id of the request's trace. `None` if the request is not traced.
     trace_id: Option<&'a str>,
     status: u16,
     took: Duration,
@@ -403,8 +406,8 @@ async fn serve_http<S>(
     }
 }
 
-/// Serves an encrypted connection after the other end has proven that it knows the cluster's
-/// secret.
+/// Encrypts a connection and checks the other end's proof that it knows the cluster's secret. Then
+/// serves the connection.
 async fn serve_encrypted(
     stream: TcpStream,
     mut handler: ConnectionHandler,
@@ -440,8 +443,8 @@ async fn run<C: GracefulConnection>(
     }
 }
 
-/// Serves the channel of another node until that node disconnects, or until this node cuts its
-/// connections at the end of its drain.
+/// Serves the unencrypted channel of another node until that node disconnects, or until this node
+/// cuts its connections at the end of its drain.
 async fn serve_peer(
     stream: TcpStream,
     handler: &ConnectionHandler,

@@ -1,6 +1,6 @@
 //! Imports statistics files in a cluster on an engine, where nodes may run on several machines.
-//! Each node scans its statistics folder, unless another process scans that folder, and sends the
-//! files to the volume that owns the statistics.
+//! Each node scans its data folder for such files, unless another process scans that folder, and
+//! sends the files to the volume that owns the statistics.
 //!
 //! **Invariants**
 //! - A file is identified by the id of its folder and its name. So files with one name in the
@@ -42,7 +42,7 @@ const ADD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum size in bytes of the response of the volume that owns the statistics.
 const REFUSAL_BYTES_MAX: usize = 4_096;
 
-/// Scans the statistics folder of this node at intervals of `every` until `stop` becomes true.
+/// Scans `folder`, the data folder of this node, at intervals of `every` until `stop` becomes true.
 pub(crate) async fn run(
     cluster: Arc<ClusterHandle>,
     folder: PathBuf,

@@ -8,10 +8,11 @@
 //!   have their new quantities (`stock_upload::apply`).
 //! - Failed parts are sent again for up to `APPLY_TIMEOUT`. The upload fails earlier if a part is
 //!   rejected, if this node must serve a volume that is missing, or if a node is silent (answers
-//!   neither calls nor pings). If the upload fails after a confirmed part may have changed stock,
-//!   or after a part may have been applied without a confirmation, the problem `partly-applied`
-//!   lists the stores of confirmed parts and all other stores. A part of a whole snapshot changes
-//!   stock also without stores: it empties the volume.
+//!   neither calls nor pings).
+//! - If the upload fails after a confirmed part may have changed stock, or after a part may have
+//!   been applied without a confirmation, the problem `partly-applied` lists the stores of
+//!   confirmed parts and all other stores of the upload. A part of a whole snapshot changes stock
+//!   also without stores: it empties the volume.
 //! - Each part names all products of the upload, also products without a line for the part's
 //!   stores, because a volume's stock has a cell for each pair of product and store.
 //!
@@ -223,9 +224,10 @@ impl StockFanOut {
         Ok(crate::api::orders::json(&taken))
     }
 
-    /// Sends every volume its part and retries failed parts. If a volume rejects its part, returns
-    /// the rejecting response, unless a confirmed part may have changed stock or another part may
-    /// have been applied. Then the result is the problem `partly-applied`.
+    /// Sends every volume its part and retries failed parts. Returns `None` once all parts are
+    /// confirmed. If a volume rejects its part, returns the rejecting response, unless a confirmed
+    /// part may have changed stock or another part may have been applied. In these two cases the
+    /// result is the problem `partly-applied`.
     async fn apply(&self) -> Result<Option<Response>, Problem> {
         let mut confirmed = Confirmed::default();
         let mut is_unknown = false;
@@ -331,7 +333,7 @@ impl StockFanOut {
         VolumeErrand::new(VolumeCall::Stock, csv).with_query(part.to_query())
     }
 
-    /// Returns the parts of the volumes that have not confirmed yet.
+    /// Returns the parts of the volumes that have not confirmed their part of this ring yet.
     async fn parts(
         &self,
         topology: &Arc<Topology>,
@@ -389,8 +391,8 @@ fn split(stock: &Stock, topology: &Topology, confirmed: &Confirmed) -> Vec<Volum
         }),
         Stock::Cells(cells) => {
             for [product, store, quantity] in cells {
-                // The store may have been confirmed before. Deliveries since then may have lowered
-                // its quantity, and applying the line again would undo that.
+                // The store's lines may have been confirmed under an earlier ring. Deliveries since
+                // then may have lowered its quantity, and applying the line again would undo that.
                 if !confirmed.stores.contains(store) {
                     add(*store, &mut std::iter::once((*product, *quantity)));
                 }

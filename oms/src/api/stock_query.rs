@@ -78,7 +78,7 @@ pub(super) struct StorePage {
     products: Vec<OfProduct>,
 }
 
-/// Returns all stores of this volume, if its stock has the product.
+/// Returns all stores of this volume, or no store if the volume's stock does not have the product.
 pub(super) fn product(app: &App, product: u32) -> Result<Vec<Entry<u32>>, Problem> {
     let levels = app.state().stock().product(product);
     let entry = |level: Level| {
@@ -88,7 +88,8 @@ pub(super) fn product(app: &App, product: u32) -> Result<Vec<Entry<u32>>, Proble
     levels.into_iter().map(entry).collect()
 }
 
-/// Renders the stock of a product, merged from the stores of all volumes.
+/// Renders the stock of a product, merged from the stores of all volumes. Without a store, returns
+/// the problem 404.
 pub(super) fn render_product(product: u32, stores: Vec<Box<RawValue>>) -> Result<Response, Problem> {
     if stores.is_empty() {
         let detail = format!("no store has ever had product {product}");

@@ -118,7 +118,7 @@ impl App {
     }
 
     /// Checks that the delivery number in the snapshot's `X-Stock-As-Of` is plausible. The error is
-    /// the largest plausible number.
+    /// the largest plausible number. A snapshot without a number always passes.
     fn check_as_of(&self, as_of: Option<u64>) -> Result<(), u64> {
         let state = self.state();
         let largest = state.stock().largest_plausible(state.clock.now_ms());
@@ -161,8 +161,8 @@ pub(super) fn begin(app: &App, ask: &BeginStock) -> Result<Begun, Problem> {
     Ok(Begun::Taken { token })
 }
 
-/// Takes a permit for one of the `SNAPSHOTS_ARRIVING_MAX` concurrent uploads, or returns the
-/// problem 503.
+/// Takes a permit for one of the `SNAPSHOTS_ARRIVING_MAX` concurrent uploads. If all permits are
+/// taken, returns the problem 503 without waiting.
 pub(super) fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>, Problem> {
     turns
         .try_acquire()
@@ -172,7 +172,7 @@ pub(super) fn turn(turns: &Semaphore) -> Result<SemaphorePermit<'_>, Problem> {
 /// The answer to a stock upload.
 #[derive(Serialize, ToSchema)]
 pub(super) struct SnapshotTaken {
-    /// Number of lines in the body.
+    /// Number of lines in the body, without empty lines.
     pub(super) lines: u64,
     /// Number of stores in the body.
     pub(super) stores: usize,
@@ -264,8 +264,9 @@ pub(super) async fn put(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Resu
     })
 }
 
-/// Passes the lines of a body to `take` as they arrive, and returns their number. Apart from the
-/// data that `take` stores, memory use is bounded by one piece of the body and its decoded content.
+/// Passes the lines of a body, except for empty lines, to `take` as they arrive, and returns their
+/// number. Apart from the data that `take` stores, memory use is bounded by one piece of the body
+/// and its decoded content.
 pub(super) async fn read_lines(
     headers: &HeaderMap,
     body: Body,
@@ -295,8 +296,8 @@ pub(super) async fn read_cells(headers: &HeaderMap, body: Body) -> Result<Change
             return Err(FieldFault { field: 0, reason });
         }
         cells.push(fields);
-        // Each line is checked while it is read, because only now the error can name the line and
-        // column. The stored stock that the lines change is read later.
+        // Each line is checked while it is read, because the numbers of line and column, which the
+        // error names, are not known later. The stored stock that the lines change is read later.
         StockSnapshot::check(fields)
     });
     let lines = lines.await?;

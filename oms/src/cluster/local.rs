@@ -14,8 +14,8 @@
 //!   file, and gets it when the node withdraws or its process ends.
 //! - A node belongs to the folder that it joined, even if the path later leads to another folder.
 //!   Before the node publishes its description, replaces the state, or opens or removes a volume,
-//!   it checks its folder and the lock file that entitles it to the change. It fails if one of them
-//!   was replaced, removed or renamed.
+//!   it checks its folder and the lock file that entitles it to the change. The change fails if the
+//!   folder or the lock file was replaced, removed or renamed.
 
 mod files;
 mod locks;
@@ -87,7 +87,7 @@ impl LocalCluster {
         // An absolute path stays valid if the working directory changes.
         let data = &std::path::absolute(data).map_err(failed("find", data))?;
         for folder in [data.to_owned(), data.join("nodes"), data.join("volumes")] {
-            // Mode 0700 keeps other users of the machine from reading orders.
+            // Mode 0700 of a new folder keeps other users of the machine from reading orders.
             let made = std::fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -178,7 +178,7 @@ impl LocalCluster {
     }
 
     /// Fails if the data folder or the lock file of the name was replaced, removed or renamed since
-    /// the node joined.
+    /// the node joined. After `withdraw`, only the folder is checked.
     fn check(&self) -> Result<(), NodeError> {
         self.folder.check()?;
         self.held().name.as_ref().map_or(Ok(()), OpenPath::check)

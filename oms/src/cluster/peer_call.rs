@@ -85,7 +85,7 @@ pub(crate) enum VolumeCall {
     Epoch,
     /// Read a page of rows of slots that leave the volume.
     Export,
-    /// Copy rows of slots that move to the volume.
+    /// Copy rows of slots that move to the volume, from the volume that owns the slots now.
     Import,
     /// Read the progress of the copies that `Import` began.
     Progress,

@@ -70,7 +70,8 @@ const PINGED_TIMEOUT_MIN: Duration = Duration::from_secs(2);
 /// some megabytes.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
-/// Returns the epoch in the headers of a call or of a refusal.
+/// Returns the epoch in the headers of a call or of a refusal. `None` if the header is missing or
+/// is not a number.
 pub(crate) fn epoch_of(headers: &HeaderMap) -> Option<u64> {
     headers.get(EPOCH)?.to_str().ok()?.parse().ok()
 }
@@ -274,7 +275,8 @@ impl Peers {
         may_answer.then_some(()).ok_or_else(silent)
     }
 
-    /// Sends a call over HTTP/2. The caller reads the body of the response as it arrives.
+    /// Sends a call over HTTP/2. The caller reads the body of the response as it arrives. `until`
+    /// limits only the wait for the head of the response.
     pub(crate) async fn open(
         &self,
         address: SocketAddr,

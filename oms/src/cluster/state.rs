@@ -18,7 +18,8 @@ use crate::cluster::VolumeLog;
 
 /// Version of the layout in which the state is written.
 const FORMAT: u32 = 3;
-/// Oldest version of the layout that can be read. It lacks the fields `since` and `following`.
+/// Oldest version of the layout that can be read. States in this layout lack the fields `since` and
+/// `following`.
 const OLDEST_FORMAT: u32 = 2;
 
 /// The cluster's state, which all nodes share.
@@ -30,7 +31,7 @@ pub(crate) struct ClusterState {
     pub(crate) version: u64,
     /// The assignment of slots to volumes.
     pub(crate) ring: Ring,
-    /// The node to which each volume is assigned. It serves the volume, or is about to.
+    /// The node to which each volume is assigned. The node serves the volume, or will open it.
     pub(crate) serving: BTreeMap<NodeName, NodeName>,
     /// The version of the state in which each volume was assigned to its present server. The log of
     /// a volume rejects takeovers with an earlier version.
@@ -165,11 +166,13 @@ impl ClusterState {
     }
 
     /// Assigns the volumes of the ring and of the running nodes (`alive`) to running nodes. The
-    /// volume of a leaving node that is no member any more is removed. The first choice is the
-    /// volume's own node, then its present server, then its follower, then the node with the fewest
-    /// volumes. The last two choices exclude leaving nodes. If they leave no node, the first
-    /// running node by name is chosen. A move is undone if one of its volumes gets another server
-    /// or none, and continues otherwise. Returns `None` if nothing changes.
+    /// volume of a leaving node that is no member any more is removed. A move is undone if one of
+    /// its volumes gets another server or none, and continues otherwise. Returns `None` if nothing
+    /// changes.
+    ///
+    /// The first choice is the volume's own node, then its present server, then its follower, then
+    /// the node with the fewest volumes. The last two choices exclude leaving nodes. If all four
+    /// choices give no node, the first running node by name is chosen.
     pub(crate) fn with_nodes(&self, alive: &BTreeSet<NodeName>) -> Option<ClusterState> {
         let mut next = self.clone();
         // A node that is no longer a member is removed from `leaving` once its process has ended.
@@ -395,7 +398,8 @@ impl ClusterState {
         ))
     }
 
-    /// Returns the slots that the move in progress transfers, grouped by source and target.
+    /// Returns the slots that the move in progress transfers, grouped by source and target. The
+    /// list is empty without a move.
     pub(crate) fn handovers(&self) -> Vec<Handover> {
         let Some(moving) = &self.moving else {
             return Vec::new();

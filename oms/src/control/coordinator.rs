@@ -67,9 +67,9 @@ const COPY_ROUNDS_MAX: u32 = 20;
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Number of progress reads from one log line about the progress to the next.
 const PROGRESS_READS_PER_LOG: u32 = 5;
-/// Maximum number of consecutive progress reads in which a target does not answer. After more, the
-/// migration fails: the target's process is assumed to hang, because its end would have been
-/// reported as `Event::Gone`.
+/// Maximum number of consecutive progress reads in which at least one target does not answer. After
+/// more, the migration fails: a target's process is assumed to hang, because its end would have
+/// been reported as `Event::Gone`.
 const SILENT_READS_MAX: u32 = 10;
 /// Number of consecutive progress reads that find a target idle, after which the coordinator treats
 /// the copy request to this target as lost.
@@ -648,8 +648,8 @@ async fn until_target_is_idle(cluster: &ClusterHandle, copy: &Copying) {
     while idle < IDLE_READS_MAX {
         tokio::time::sleep(PROGRESS_INTERVAL).await;
         let answer = ask_progress(cluster, copy).await;
-        // A target that does not answer is not idle. `copy_all` ends the migration after more than
-        // `SILENT_READS_MAX` reads without an answer.
+        // A target that does not answer is not idle. Its silence ends the migration: in the last
+        // round by `SEALED_COPY_TIMEOUT`, before that after more than `SILENT_READS_MAX` reads.
         let is_idle = answer.is_ok_and(|progress| !progress.importing.contains(&copy.request.source));
         idle = if is_idle { idle + 1 } else { 0 };
     }
@@ -663,8 +663,8 @@ async fn ask_progress(cluster: &ClusterHandle, copy: &Copying) -> Result<Progres
         .await
 }
 
-/// Publishes the progress of a migration, summed over all targets. Returns `false` if a target does
-/// not answer.
+/// Publishes the progress of a migration, summed over the targets that answer. Returns `false` if a
+/// target does not answer.
 async fn show_progress(cluster: &Arc<ClusterHandle>, copying: &[Copying], log: bool) -> bool {
     let mut sum = Imported::default();
     let mut all_answer = true;

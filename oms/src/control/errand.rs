@@ -110,7 +110,8 @@ pub(crate) enum Undelivered {
     /// The ring no longer has the volume. The caller must choose a volume by the new ring.
     #[error("the order or store is being moved to another node; retry")]
     Gone,
-    /// No node performed and answered the errand in time, or the errand failed at once.
+    /// No node performed and answered the errand in time. Or the errand failed at once, because the
+    /// volume's node is silent or the volume is missing.
     #[error("the node {node}, which serves this order or store, does not answer: {reason}")]
     Unanswered {
         /// The node that should serve the volume.
@@ -144,7 +145,7 @@ impl Errand for Question {
 
 impl ClusterHandle {
     /// Asks a question of the volume that `volume` chooses, on this node or another. Also returns
-    /// the name of the volume that answered.
+    /// the name of the volume that answered. The replies `Busy` and `Failed` become errors.
     pub(crate) async fn ask(
         self: &Arc<Self>,
         volume: impl Fn(&Topology) -> Option<NodeName>,
@@ -159,7 +160,8 @@ impl ClusterHandle {
 
     /// Performs an errand at the volume that `volume` chooses. If the volume changes its node in
     /// the meantime, performs the errand at the new node. Also returns the name of the volume that
-    /// answered.
+    /// answered. Fails if `volume` chooses none, if no try has succeeded by `until`, or at once if
+    /// the chosen volume's node is silent or the volume is missing (`Unanswered::is_silent`).
     pub(crate) async fn perform<E: Errand>(
         self: &Arc<Self>,
         volume: impl Fn(&Topology) -> Option<NodeName>,

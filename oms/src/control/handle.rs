@@ -109,8 +109,8 @@ impl ClusterHandle {
         trouble.clone()
     }
 
-    /// Sets the reason why the coordinator cannot take its next step now. Returns `true` if the
-    /// reason has changed.
+    /// Sets the reason why the coordinator cannot take its next step now. `None` removes the
+    /// reason. Returns `true` if the reason has changed.
     pub(crate) fn set_trouble(&self, reason: Option<String>) -> bool {
         let mut trouble = self.trouble.lock();
         let is_new = *trouble != reason;
@@ -145,7 +145,8 @@ impl ClusterHandle {
         self.changed.notify_waiters();
     }
 
-    /// Waits for the first topology that is published after this call.
+    /// Returns a future that ends when a topology is published after this call, even if the future
+    /// is polled only later.
     pub(crate) fn topology_changed(&self) -> Notified<'_> {
         self.changed.notified()
     }

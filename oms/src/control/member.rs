@@ -96,7 +96,8 @@ impl Member {
         self.stop.subscribe()
     }
 
-    /// Contacts the other nodes and waits until this node serves its own volume.
+    /// Contacts the other nodes and waits until this node serves its own volume. Fails after
+    /// `ADMISSION_TIMEOUT`, or if the reconciler could not apply the cluster's state.
     pub(crate) async fn admitted(&self) -> Result<(), NodeError> {
         let cluster = &self.cluster;
         let mut troubles = self.troubles.clone();
@@ -181,7 +182,8 @@ impl Member {
         let _ = self.stop.send(true);
     }
 
-    /// Closes all volumes and withdraws the node from the cluster.
+    /// Closes all volumes and withdraws the node from the cluster. Must be called after
+    /// `begin_to_stop`, because the function waits for the end of the coordinator's task.
     pub(crate) async fn end(self) -> Result<(), NodeError> {
         // The task ends at the stop signal. A panic in it has already been logged.
         let _ = self.coordinating.await;

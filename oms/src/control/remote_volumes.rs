@@ -59,7 +59,8 @@ impl RemoteVolumeClient {
         self.cluster.upgrade().ok_or(OrderError::Moved)
     }
 
-    /// Asks a volume for its store with the lowest id that has the units of all lines.
+    /// Asks a volume for its store with the lowest id that has the units of all lines. `None` if no
+    /// store of the volume has them.
     async fn find_at(
         cluster: Arc<ClusterHandle>,
         volume: NodeName,
@@ -74,7 +75,8 @@ impl RemoteVolumeClient {
     }
 
     /// Returns the store with the lowest id, over these volumes, that has the units of all lines.
-    /// Asks these volumes at the same time.
+    /// `None` if no store has them. Asks the volumes at the same time, and fails if one of them
+    /// does not answer.
     async fn find_by_asking(
         cluster: &Arc<ClusterHandle>,
         volumes: Vec<NodeName>,
@@ -151,8 +153,8 @@ impl RemoteVolumes for RemoteVolumeClient {
                 }
             }
             if first.is_none() && below.is_none() {
-                // No copy has a store with the units. A copy may be outdated, so only answers of
-                // all owners may reject an order.
+                // Neither the volumes of this process nor the usable copies have a store with the
+                // units. A copy may be outdated, so only answers of all owners may reject an order.
                 not_known = others().cloned().collect();
             }
             drop(topology);

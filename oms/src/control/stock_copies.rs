@@ -122,7 +122,8 @@ impl StockCopies {
         }
     }
 
-    /// Writes the quantities that came with a refused reservation to the copy.
+    /// Writes the quantities that came with a refused reservation to the volume's copy, if there is
+    /// one. `Cell::at` is the id of the product.
     pub(crate) fn correct(&self, volume: &NodeName, store: u32, cells: &[Cell]) {
         let copy = self.copies().get(volume).cloned();
         if let Some(copy) = copy {
@@ -238,7 +239,8 @@ impl Following {
     }
 
     /// Reads the whole stock. The rows are read at different moments, so the copy is used only
-    /// after the changes since `layout.position` are applied too.
+    /// after the changes since `layout.position` are applied too. Returns `None`, and leaves the
+    /// copy unusable, if an answer is missing or invalid or the stock is too large.
     async fn read(&self, cluster: &Arc<ClusterHandle>, layout: StockLayout) -> Option<()> {
         {
             let mut content = self.copy.content();
@@ -255,9 +257,9 @@ impl Following {
         }
         let mut quantities = Vec::new();
         let mut first_row = 0;
-        // At least one request is sent, even for a stock without cells. It tells the owner that
-        // this node no longer uses the copy's earlier content, so the owner need not wait for this
-        // copy before it confirms an uploaded stock.
+        // At least one request is sent, even for a stock without cells. The request tells the owner
+        // that this node no longer uses the copy's earlier content. So the owner need not wait for
+        // this copy before it confirms an uploaded stock.
         loop {
             let read = ReadStock {
                 follower: self.copy.follower,

@@ -93,7 +93,7 @@ impl Topology {
         self.addresses.get(volume)
     }
 
-    /// Returns the volume that owns the slot of a key.
+    /// Returns the volume that owns the slot of a key. `None` if the ring has no owner of the slot.
     pub(crate) fn volume_of(&self, key: &RoutingKey) -> Option<NodeName> {
         let slot = match key {
             RoutingKey::Order(order) => owned_slots::of_order(&self.ring, order),
@@ -116,7 +116,7 @@ impl Topology {
             .map(|(volume, _)| volume)
     }
 
-    /// Returns the name of the volume if the ring still has it as a member.
+    /// Returns the name of the volume if the volume is still a member of the ring, or else `None`.
     pub(crate) fn known(&self, volume: &NodeName) -> Option<NodeName> {
         self.ring.member(volume).map(|member| member.name().clone())
     }

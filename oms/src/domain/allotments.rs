@@ -36,7 +36,7 @@ const HOT_AFTER: u32 = if cfg!(test) { 2 } else { 64 };
 /// units of a product, they are not requested again for this time.
 const WINDOW_MS: u64 = if cfg!(test) { 4_000 } else { 1_000 };
 /// Number of units of a product that the first request asks for, or more if one order needs more.
-/// The number doubles each time the units run out.
+/// Each time the units run out, the number doubles, up to `TARGET_MAX`.
 pub(crate) const TARGET_FIRST: u32 = if cfg!(test) { 2 } else { 32 };
 /// Maximum number of units of a product that one request asks for.
 const TARGET_MAX: u32 = 1 << 16;

@@ -13,7 +13,7 @@
 use thiserror::Error;
 
 /// Maximum number of bytes that are kept of an unfinished line. Three ten-digit numbers with commas
-/// and line break take 34.
+/// and a line break of two bytes take 34.
 const LINE_BYTES_MAX: usize = 64;
 
 /// A fault in a body, with its line and column.
@@ -139,8 +139,8 @@ impl LineReader {
 
     fn keep(&mut self, bytes: &[u8]) -> Result<(), CsvError> {
         if self.unfinished.len() + bytes.len() > LINE_BYTES_MAX {
-            // If the first bytes of the line have a fault, it is reported instead of the excessive
-            // length, because it is more helpful to the client.
+            // If the first bytes of the line have a fault, this fault is reported instead of the
+            // excessive length, because it helps the client more.
             self.unfinished
                 .extend_from_slice(&bytes[..bytes.len().min(LINE_BYTES_MAX)]);
             let (column, reason) = match scan(&self.unfinished) {

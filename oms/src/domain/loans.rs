@@ -72,7 +72,8 @@ pub(crate) type Recalled = BTreeMap<u32, BTreeSet<u32>>;
 #[derive(Debug, Default)]
 pub(crate) struct Loans {
     open: BTreeMap<(u32, NodeName), OpenLoan>,
-    /// Lent units by store and product, summed over all borrowers.
+    /// Lent units by store and product, summed over all borrowers. Includes units that leave a loan
+    /// by a change that is not durable yet.
     sum: ReservedUnits,
     /// Number of loans with units, or with a change under way. Units that leave a loan count as
     /// lent until the row of the change is durable.
@@ -88,7 +89,8 @@ impl Loans {
         self.with_units > 0
     }
 
-    /// Returns the lent units of a product in a store.
+    /// Returns the lent units of a product in a store. They include units that leave a loan by a
+    /// change that is not durable yet.
     pub(crate) fn of(&self, store: u32, product: u32) -> u32 {
         if self.with_units == 0 {
             return 0;
@@ -96,18 +98,20 @@ impl Loans {
         self.sum.of(store, product)
     }
 
-    /// Returns the number of units in all loans.
+    /// Returns the number of units in all loans, without units that leave a loan by a change that
+    /// is not durable yet.
     pub(crate) fn units(&self) -> u64 {
         let units = self.open.values().flat_map(|open| open.loan.units.values());
         units.map(|units| u64::from(*units)).sum()
     }
 
-    /// Returns the loan of a store to a volume.
+    /// Returns the loan of a store to a volume, or `None` if the volume has no loan of the store.
     pub(crate) fn get(&self, store: u32, borrower: &NodeName) -> Option<&OpenLoan> {
         self.open.get(&(store, borrower.clone()))
     }
 
-    /// Returns the loan of a store to a volume, for changes of flags such as `is_changing`.
+    /// Returns the loan of a store to a volume, for changes of flags such as `is_changing`. `None`
+    /// if the volume has no loan of the store.
     pub(crate) fn get_mut(&mut self, store: u32, borrower: &NodeName) -> Option<&mut OpenLoan> {
         self.open.get_mut(&(store, borrower.clone()))
     }
@@ -227,13 +231,15 @@ impl Loans {
         std::mem::take(&mut self.recalled)
     }
 
-    /// Returns the stores with lent units.
+    /// Returns the stores with units in loans. Units that leave a loan by a change that is not
+    /// durable yet do not count.
     pub(crate) fn stores(&self) -> BTreeSet<u32> {
         let lent = self.open.iter().filter(|(_, open)| !open.loan.units.is_empty());
         lent.map(|((store, _), _)| *store).collect()
     }
 
-    /// Returns the lent products of a store.
+    /// Returns the products of a store with units in loans. Units that leave a loan by a change
+    /// that is not durable yet do not count.
     pub(crate) fn products(&self, store: u32) -> BTreeSet<u32> {
         let of_store = self.open.iter().filter(|((at, _), _)| *at == store);
         of_store

@@ -166,7 +166,7 @@ impl State {
         }
     }
 
-    /// Returns the state with this name.
+    /// Returns the state with this name, or `None` if no state has the name.
     pub fn from_name(name: &str) -> Option<State> {
         State::ALL.into_iter().find(|state| state.name() == name)
     }

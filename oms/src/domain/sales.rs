@@ -64,7 +64,7 @@ impl From<Sums> for ProductStats {
 /// Sums by product.
 pub(crate) type SumsByProduct = HashMap<u32, Sums>;
 
-/// Returns the sums of a whole file, or its first faulty line.
+/// Returns the sums of a whole file. If a line is faulty, returns the fault of the first such line.
 pub(crate) fn read_file(body: &[u8]) -> Result<SumsByProduct, CsvError> {
     let mut sums = SumsByProduct::new();
     let mut take = |[product, units, price]: [u32; 3]| {

@@ -69,7 +69,8 @@ pub(crate) struct Delivery {
 /// Facts about the applied snapshots, stored beside the quantities of the last one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct StockHead {
-    /// Highest `X-Stock-As-Of` of any applied snapshot. Snapshots with a lower number are rejected.
+    /// Highest `X-Stock-As-Of` of any applied snapshot; `None` if none had the header. Snapshots
+    /// with a lower number are rejected.
     pub(crate) newest_as_of: Option<u64>,
     /// Number of the last delivery that the current snapshot counts. `None` if the snapshot had no
     /// `X-Stock-As-Of`.
@@ -106,6 +107,7 @@ pub(crate) enum CountedTo {
 
 impl CountedTo {
     /// Returns the number of the last counted delivery. `head` is the head of the store's volume.
+    /// `None` if the snapshot of the quantities had no `X-Stock-As-Of`.
     pub(crate) fn resolve(self, head: &StockHead) -> Option<u64> {
         match self {
             CountedTo::OfVolume => head.counted_to,
@@ -167,6 +169,7 @@ pub(crate) struct Stock {
     counted_to_overrides: BTreeMap<u32, Option<u64>>,
     confirmed: u64,
     /// Highest number that the warehouse gave to any delivery that this `Stock` has recorded.
+    /// `None` if no recorded delivery has a number.
     newest_sequence: Option<u64>,
     demands: Vec<Line>,
 }
@@ -277,14 +280,15 @@ impl Stock {
         found
     }
 
-    /// Returns the store with the lowest number that has all of an order's units.
+    /// Returns the store with the lowest number that has all of an order's units, lent units
+    /// included. `None` if no store has them.
     pub(crate) fn first_store(&mut self, lines: &[Line]) -> Option<u32> {
         self.sum_demands(lines);
         self.matrix.first_store(&self.demands)
     }
 
-    /// Returns `true` if the store's quantity of each product covers all reserved units. A new stock
-    /// may cover fewer units than were reserved before.
+    /// Returns `true` if the store's quantity of each product in `lines` covers all reserved units
+    /// of that product. A new stock may cover fewer units than were reserved before.
     pub(crate) fn has_reserved(&self, store: u32, lines: &[Line]) -> bool {
         let suffices = |line: &Line| self.available_in(line.id, store).is_some_and(|left| left >= 0);
         lines.iter().all(suffices)
@@ -322,8 +326,8 @@ impl Stock {
 
     /// Records that an order's units left the store. The quantity on hand shrinks unless the
     /// quantities of the store count the delivery already. The units stay reserved until the caller
-    /// has made the delivery durable and calls `release`. Returns the delivery if the caller must
-    /// store it.
+    /// has made the delivery durable and calls `release`. Returns the delivery, which the caller
+    /// must store, or `None` if the quantities count it already.
     pub(crate) fn deliver(
         &mut self,
         order: &OrderId,
@@ -346,7 +350,8 @@ impl Stock {
         self.uncounted.get(order)
     }
 
-    /// Returns `true` if a delivery of the order from this store is subtracted.
+    /// Returns `true` if this stock subtracts a delivery of the order from this store, because the
+    /// store's quantities do not count the delivery.
     pub(crate) fn has_delivery(&self, order: &OrderId, store: u32) -> bool {
         self.uncounted
             .get(order)
@@ -389,7 +394,8 @@ impl Stock {
     }
 
     /// Makes a snapshot the current stock. Deliveries that the snapshot counts are removed. All
-    /// other deliveries are subtracted from its quantities.
+    /// other deliveries are subtracted from its quantities. Changes nothing if the snapshot is
+    /// rejected (see `accepts`).
     pub(crate) fn apply(
         &mut self,
         matrix: StockMatrix,
@@ -581,7 +587,8 @@ impl Stock {
         self.head
     }
 
-    /// Returns the levels of a product in every store, stores ascending.
+    /// Returns the levels of a product in every store, stores ascending. The list is empty if the
+    /// stock does not have the product.
     pub(crate) fn product(&self, product: u32) -> Vec<Level> {
         let cells = self.matrix.by_store(product).into_iter();
         cells

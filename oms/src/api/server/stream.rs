@@ -36,7 +36,8 @@ impl<S> WriteTimeout<S> {
         }
     }
 
-    /// Returns the result of a write, or an error if the write has waited for `pause_max`.
+    /// Returns `written`, the result of polling a write or a flush. If it is pending, and was
+    /// pending for all of the last `pause_max`, returns an error instead.
     fn watch<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
             self.pause = None;

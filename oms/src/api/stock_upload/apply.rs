@@ -69,8 +69,9 @@ pub(super) async fn apply(
     arrival: Arrival,
     slots: u64,
 ) -> Result<(), Problem> {
-    // The lock lets only one upload run at a time. A snapshot is encoded for the products and stores
-    // of the stock that it replaces, and another upload could change them in between.
+    // The lock lets only one upload run at a time in this volume. A snapshot is encoded for the
+    // products and stores of the stock that it replaces, and another upload could change these
+    // products and stores in between.
     let _applying = app.applying.lock().await;
     let state = app.state();
     let known = {
@@ -177,8 +178,9 @@ async fn read_stored(state: &Arc<VolumeState>) -> Result<StoredStock, Problem> {
 async fn restore(state: &Arc<VolumeState>) -> Result<(), Problem> {
     loop {
         let version = state.slots.version();
-        // Commits are in order. So once this empty batch is committed, every earlier batch is
-        // durable or has failed.
+        // Commits are in order. So once the commit of this empty batch has ended, every earlier
+        // batch is durable or has failed. This holds also if the empty batch fails, so its result
+        // is ignored.
         let _ = state
             .storage
             .permit()

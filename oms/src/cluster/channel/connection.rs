@@ -142,7 +142,8 @@ impl Connection {
         Unanswered::Broken(reason.unwrap_or_else(|| "the connection was closed".to_owned()))
     }
 
-    /// Opens the connection and serves it until it breaks or is closed.
+    /// Opens the connection and serves it until it breaks or is closed. Then all waiting callers
+    /// get [`Unanswered::Broken`], also if the connection could not be opened.
     pub(super) async fn run(self: Arc<Self>, opening: impl Future<Output = Result<Link, LinkError>>) {
         let reason = match opening.await {
             Ok(Link { mut sink, source }) => tokio::select! {

@@ -7,7 +7,8 @@
 //! | 12 | | payload: messages (`message`), without gaps |
 //!
 //! The length is checked before memory is allocated. A frame with a number that was received before
-//! is dropped. A gap in the numbers ends the connection. Its callers may send their requests again.
+//! is dropped. A gap in the numbers ends the connection. The callers that wait for answers on the
+//! connection may send their requests again.
 
 use std::pin::Pin;
 
@@ -37,7 +38,7 @@ pub(crate) trait FrameSink: Send {
 /// The receiving half of a connection.
 pub(crate) trait FrameSource: Send {
     /// Receives the next frame. Returns `None` if the other end has closed the connection after a
-    /// whole frame.
+    /// whole frame, or before the first one.
     fn receive(&mut self) -> Transfer<'_, Option<Frame>>;
 }
 

@@ -380,8 +380,8 @@ impl Question {
         }
     }
 
-    /// Splits the request into its trace context, if there is a context, and the request without
-    /// it.
+    /// Splits the request into its trace context and the request without it. The context is `None`
+    /// if the request has none.
     pub(crate) fn untraced(self) -> (Option<TraceContext>, Question) {
         match self {
             Question::Traced(trace, question) => (Some(trace), *question),

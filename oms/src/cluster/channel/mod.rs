@@ -182,8 +182,8 @@ impl Channels {
         }
     }
 
-    /// Returns the connection to a node. If there is none, or it has ended, a new one is opened in
-    /// the background.
+    /// Returns the connection to a node. If there is none, or it has ended, returns a new one,
+    /// which is opened in the background.
     pub(crate) fn connection(&self, address: SocketAddr) -> Arc<Connection> {
         let mut connections = self.connections.lock();
         if let Some(known) = connections.get(&address).filter(|known| !known.has_ended()) {

@@ -123,6 +123,7 @@ impl Protection {
     }
 
     /// Encrypts a connection that another node opened, and exchanges proofs with the initiator.
+    /// Returns the encrypted stream and the purpose that the initiator chose.
     pub(crate) async fn accept<S>(
         &self,
         stream: S,

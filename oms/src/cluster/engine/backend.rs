@@ -191,9 +191,10 @@ pub(super) fn further_engine(text: &str, first: &EngineUrl) -> Result<EngineUrl,
 }
 
 /// Opens or creates the local copy of a volume. An unreadable copy is deleted and created again,
-/// because the engine stores all its rows.
+/// because the engine stores all its rows. If another process has locked the copy, or the disk is
+/// full, the copy is kept and the result is the error.
 pub(super) fn open_copy(folder: &Path) -> Result<Cache, StorageError> {
-    // Mode 0700 keeps other users of the machine from reading orders.
+    // Mode 0700 of a new folder keeps other users of the machine from reading orders.
     let _ = std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -47,7 +47,7 @@ pub(super) const LEASE_WAIT: Duration = Duration::from_millis(1_125);
 /// previous look.
 const OWN_BEATS_MAX: u32 = 3;
 /// Maximum duration of a look, in intervals of beats. A look that took longer is late: it declares
-/// no silent node gone, and every node gets this much more time for its next beat.
+/// no silent node gone, and every node that is not gone gets this much more time for its next beat.
 const LATE_BEATS: u32 = 2;
 /// Number of nodes from which beats and looks are less frequent. Every node reads the rows of all
 /// nodes, so the load grows with the square of the number of nodes.
@@ -112,13 +112,14 @@ pub(super) struct Judge {
     pace: Pace,
     seen: BTreeMap<String, Seen>,
     last_look: Option<Duration>,
-    /// Time of sending and number of the last acknowledged beat of this process.
+    /// Time of sending and number of the last acknowledged beat of this process. `None` before the
+    /// first acknowledged beat, and after `replace`.
     acknowledged: Option<(Duration, i64)>,
     is_replaced: bool,
 }
 
 impl Judge {
-    /// Creates the value before the first look and the first acknowledged beat.
+    /// Creates a judge that has seen no look and no acknowledged beat.
     pub(super) fn new(me: &str, incarnation: i64) -> Judge {
         Judge {
             me: me.to_owned(),
@@ -135,7 +136,8 @@ impl Judge {
         self.pace
     }
 
-    /// Records that a beat of this process, sent at `sent`, was acknowledged.
+    /// Records that a beat of this process, sent at `sent`, was acknowledged. Has no effect after
+    /// `replace`.
     pub(super) fn acknowledge(&mut self, sent: Duration, number: i64) {
         if !self.is_replaced || seeded("engine-replaced-has-lease") {
             self.acknowledged = Some((sent, number));
@@ -179,7 +181,8 @@ impl Judge {
     }
 
     /// Records the rows of a look that was sent at `sent` and answered at `answered`. `own` is the
-    /// number of this process's last beat that was acknowledged before `sent`.
+    /// number of this process's last beat that was acknowledged before `sent`. It is `None` if
+    /// there was no such beat.
     pub(super) fn look(
         &mut self,
         sent: Duration,
@@ -264,13 +267,15 @@ impl Judge {
         }
     }
 
-    /// Returns `true` if a node is gone or unknown, or if its beat has not changed for `time`.
+    /// Returns `true` if a node is gone or unknown, or if its period without a new beat, which
+    /// begins at `Seen::since`, has lasted for `time`.
     pub(super) fn is_silent(&self, name: &str, now: Duration, time: Duration) -> bool {
         let seen = self.seen.get(name);
         seen.is_none_or(|seen| seen.is_gone || now.saturating_sub(seen.since) >= time)
     }
 
-    /// Returns the beat that the last look showed for a node.
+    /// Returns the beat that the last look showed for a node, or `None` if the look showed no such
+    /// node. Looks with the result `OldPrimary` do not count.
     pub(super) fn beat_of(&self, name: &str) -> Option<&Beat> {
         self.seen.get(name).map(|seen| &seen.beat)
     }

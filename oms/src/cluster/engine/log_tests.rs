@@ -126,7 +126,8 @@ impl Fencing {
         }
     }
 
-    /// Starts an owner. Waits until that owner has the volume, or a newer owner has it.
+    /// Starts an owner. Waits until that owner has the volume, or a newer owner has it. Returns the
+    /// owner's task, and the position of its takeover; `None` if a newer owner has the volume.
     async fn take(self: &Arc<Self>, name: &str, since: u64) -> (JoinHandle<()>, Option<Position>) {
         let (ready, taken) = tokio::sync::oneshot::channel();
         let owner = tokio::spawn(Arc::clone(self).own(name.to_owned(), since, ready));
@@ -204,8 +205,8 @@ impl Fencing {
                     faults.push(format!("round {round}: the takeover does not know {lost:?}"));
                 }
             }
-            // This takeover gets the newest epoch. So the engine refuses the next append of each
-            // former owner, and the tasks of these owners end.
+            // The last takeover of the round gets the newest epoch. So, with the fence, the engine
+            // refuses the next append of each former owner, and the tasks of these owners end.
             if let Some(second) = second {
                 let (third, _) = self.take(&format!("third {round}"), since).await;
                 for ended in [second, next, owner] {

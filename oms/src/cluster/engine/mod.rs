@@ -33,10 +33,11 @@
 //! - While the engine does not respond, no node is declared gone.
 //! - A volume is taken over once its former server has no lease. That server has released the
 //!   volume, or could not extend its lease since the state changed a lease's time ago, or was
-//!   silent for that time. In the last case, a *demand* is written to its row first. A demand is
-//!   the version of the state that the silent server must know before a beat extends its lease. It
-//!   is written only while the row still has the silent server's last beat, and every later beat
-//!   returns it. So a beat that is under way while the state changes extends no lease.
+//!   silent for that time. In the last case, a *demand* is written to its row first.
+//! - A demand is the version of the state that a silent server must know before a beat extends its
+//!   lease. The demand is written only while the row still has the silent server's last beat, and
+//!   every later beat returns the demand. So a beat that is under way while the state changes
+//!   extends no lease.
 //!
 //! Replication and fail-over of the engine are the task of PostgreSQL and its operator.
 
@@ -95,7 +96,8 @@ pub(crate) struct EngineCluster {
     followers: Followers,
     /// Volumes that wait for the end of their former server's lease.
     waiting: parking_lot::Mutex<BTreeMap<NodeName, Waiting>>,
-    /// The epochs under which this process has opened volumes.
+    /// For each volume that this process has opened and not released since: the epoch under which
+    /// it was opened.
     epochs: parking_lot::Mutex<BTreeMap<NodeName, u64>>,
     /// Number of attempts to open a volume that failed although no former server of the volume had
     /// a lease. It selects the host of the engine that the next attempt tries first.
@@ -103,8 +105,8 @@ pub(crate) struct EngineCluster {
 }
 
 impl EngineCluster {
-    /// Waits for the end of the last beat of this process, for at most `FAREWELL_TIMEOUT`. Must be
-    /// called after `withdraw`.
+    /// Waits until the last beat of this process is acknowledged or has failed, for at most
+    /// `FAREWELL_TIMEOUT`. Must be called after `withdraw`, which causes the last beat.
     pub(crate) async fn farewell(&self) {
         let beating = self.beating.lock().take();
         if let Some(beating) = beating {

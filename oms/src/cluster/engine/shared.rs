@@ -138,7 +138,8 @@ pub(super) fn label(name: &NodeName, incarnation: i64) -> String {
     format!("{name}/{incarnation}")
 }
 
-/// Splits a text that `label` returned into the node's name and its incarnation.
+/// Splits a text that `label` returned into the node's name and its incarnation. `None` if the text
+/// does not have this form.
 fn of_label(label: &str) -> Option<(&str, i64)> {
     let (name, incarnation) = label.split_once('/')?;
     Some((name, incarnation.parse().ok()?))
@@ -195,7 +196,7 @@ impl Shared {
 
     /// Returns a function that returns `true` while this process may answer reads of a volume.
     /// `since` is the version of the cluster's state in which the volume was assigned to this
-    /// process. A call of the function reads the clock and takes no lock.
+    /// node. A call of the function reads the clock and takes no lock.
     pub(super) fn lease_of(
         self: &Arc<Self>,
         volume: &NodeName,
@@ -219,7 +220,8 @@ impl Shared {
         move || shared.has_lease() && !is_lost.load(Ordering::Acquire)
     }
 
-    /// Returns the identity of a volume's log according to the last confirmed state.
+    /// Returns the identity of a volume's log according to the last confirmed state. `None` if this
+    /// process has read no confirmed state yet.
     pub(super) fn known_log_of(&self, volume: &NodeName) -> Option<VolumeLog> {
         let inside = self.inside();
         inside.cached.as_ref().map(|cached| cached.state.log_of(volume))
@@ -271,7 +273,8 @@ impl Shared {
         sorted(others.cloned().chain(inside.card.clone()).collect())
     }
 
-    /// Returns the last beat of a node that is gone, or `None` if the node runs or is unknown.
+    /// Returns the last known beat of a node that is gone. `None` if the node runs, is unknown, or
+    /// is this node.
     pub(super) fn gone(&self, node: &NodeName) -> Option<Beat> {
         let inside = self.inside();
         let beat = inside.judge.beat_of(node.as_str())?;
@@ -331,7 +334,8 @@ impl Shared {
         }
     }
 
-    /// Returns the input of the next beat, with all callers that wait for a state.
+    /// Returns the input of the next beat, with all callers that wait for a state. These callers
+    /// are removed from the list. The task of beats answers them, or adds them again (`ask_again`).
     pub(super) fn due(&self) -> Due {
         let mut inside = self.inside();
         inside.readers.retain(|reader| !reader.is_closed());

@@ -75,7 +75,8 @@ pub(crate) trait ClusterTables: Send {
     /// empty if there is no state.
     fn look(&mut self) -> Answer<'_, Look>;
 
-    /// Reads the last beat and the description of one node.
+    /// Reads the last beat and the description of one node. Returns `None` if the node has no row.
+    /// The description is `None` if it is missing, too long or invalid.
     fn node<'a>(&'a mut self, name: &'a str) -> Answer<'a, Option<(Beat, Option<NodeInfo>)>>;
 
     /// Writes a beat and the description of a node. Returns the version of the state at that time,
@@ -103,7 +104,8 @@ pub(crate) trait ClusterTables: Send {
     /// Removes the row of a node, if `last` is its last beat.
     fn remove_node<'a>(&'a mut self, name: &'a str, last: &'a Beat) -> Answer<'a, ()>;
 
-    /// Commits without a change of data. Only the primary that the standbys follow acknowledges it.
+    /// Commits without a change of data. Only the primary that the standbys follow acknowledges
+    /// this commit.
     fn probe(&mut self) -> Answer<'_, ()>;
 
     /// Reads the cluster's secret. The result is empty if no node was ever started, or if the nodes

@@ -55,7 +55,8 @@ enum Beaten {
         version: u64,
     },
     Replaced,
-    /// The connection changed between two statements of the attempt, so the beat must be repeated.
+    /// The connection changed during the attempt, after the state was read or because the beat
+    /// changed no row. So the beat confirms neither the state nor a replacement, and is repeated.
     Again,
 }
 

@@ -3,8 +3,8 @@
 //!
 //! **Invariants**
 //! - `init_engine` may be repeated, and deletes nothing.
-//! - `check_engine` deletes its test entries. They belong to a volume with a name that no node can
-//!   have.
+//! - `check_engine` deletes its test entries, unless the connection fails before. The entries
+//!   belong to a volume with a name that no node can have, so nodes never read them.
 //!
 //! The commands' output is in the crate `cli`.
 

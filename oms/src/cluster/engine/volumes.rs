@@ -39,8 +39,8 @@ use crate::storage::log::{Log, LogError};
 use crate::storage::volume::Volume;
 
 /// Pause after an attempt to open a volume that failed because the former server may still have a
-/// lease, or because the owner of the log could not be read. It bounds the number of statements
-/// until the lease ends.
+/// lease, or because the owner of the log could not be read or confirmed. The pause bounds the
+/// number of statements until the lease ends.
 const LEASE_PAUSE: Duration = Duration::from_millis(10);
 /// Pause after an attempt to open a volume that failed because its engine is not usable, its log
 /// could not be taken over, or this node had no lease. The next attempt would probably fail too if
@@ -110,7 +110,8 @@ pub(super) struct Waiting {
 }
 
 impl EngineCluster {
-    /// Returns `true` once no former server of a volume can answer reads. There are three cases:
+    /// Returns `true` once no former server of a volume can answer reads. Returns `false` also if
+    /// the owner of the log could not be read and confirmed. There are three cases of `true`:
     /// - No other node has the volume: the former server has released it, or was this node, or
     ///   there was none.
     /// - `LEASE_WAIT` has passed since this process learned that it must serve the volume. Every

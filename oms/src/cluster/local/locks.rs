@@ -93,7 +93,8 @@ pub(super) fn lock(path: &Path) -> Result<Option<OpenPath>, NodeError> {
     }
 }
 
-/// Returns `true` if a process holds the exclusive lock of this file.
+/// Returns `true` if a process, also this one, holds the exclusive lock of this file. Returns
+/// `false` also if the file does not exist or cannot be opened.
 pub(super) fn is_held(path: &Path) -> bool {
     let file = regular_file::open_with(OpenOptions::new().read(true), path);
     file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))

@@ -19,8 +19,8 @@ use crate::cluster::local::{LocalCluster, RETRY_INTERVAL, STATE_TIMEOUT, lock_pa
 use crate::domain::warehouse_url::WarehouseUrl;
 use crate::error::NodeError;
 
-/// Checks that a node with the setting `asked` may join the running nodes of a data folder. The
-/// function changes nothing.
+/// Checks that a node with the setting `asked` may join the running nodes of a data folder. If no
+/// running node is the coordinator, every setting passes. The function changes nothing.
 ///
 /// # Errors
 /// `NodeError::OtherWarehouse` if the running nodes call another warehouse, or the error of reading
