@@ -56,8 +56,8 @@ impl Default for CircuitBreaker {
 }
 
 impl CircuitBreaker {
-    /// Returns the earliest time at which a call that is due at `due_ms` may be made, as far as
-    /// known now. Returns `u64::MAX` while the maximum number of probes is in flight.
+    /// Returns the earliest monotonic time at which a call that is due at `due_ms` may be made, as
+    /// far as known now. Returns `u64::MAX` while the maximum number of probes is in flight.
     pub(super) fn ready_ms(&self, due_ms: u64) -> u64 {
         match self {
             CircuitBreaker::Closed { .. } => due_ms,

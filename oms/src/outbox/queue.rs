@@ -208,7 +208,7 @@ impl MessageQueue {
     }
 
     /// Returns the earliest time at which a message of a class is due. Drops the outdated entries
-    /// before it.
+    /// before that of this message. `None` if no current entry is left.
     fn first(&mut self, class: RetryClass) -> Option<u64> {
         let migrations = self.migrations;
         let due = &mut self.due[class as usize];
@@ -308,7 +308,7 @@ impl MessageQueue {
         Some(order)
     }
 
-    /// Returns `true` if the calls fail (`is_failing`) and a message waits for the next try.
+    /// Returns `true` if the calls fail (`is_failing`) and a message is neither dead nor parked.
     pub(super) fn has_failing_calls(&self) -> bool {
         self.is_failing && self.messages.len() - self.parked.all > self.dead
     }

@@ -224,7 +224,8 @@ impl Server {
         self.owned_head(volume).map(|owned| owned.head)
     }
 
-    /// Returns the name of the owner of a volume. It is empty if there is none.
+    /// Returns the name of the owner of a volume. Empty if the volume has no owner or does not
+    /// exist.
     pub(super) fn owner(&self, volume: &str) -> String {
         let owned = self.owned_head(volume);
         owned.map(|owned| owned.owner.clone()).unwrap_or_default()

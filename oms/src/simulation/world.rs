@@ -272,8 +272,8 @@ impl World {
         drop((handles, standing, watches));
     }
 
-    /// Returns the number and the process of the last incarnation that has this name. The process
-    /// may be stopped.
+    /// Returns the number and the process of the last incarnation with this name that is a member
+    /// of the cluster. The process may be stopped. `None` if there is no such member.
     pub(super) fn running(&self, name: &str) -> Option<(usize, Arc<Process>)> {
         let inside = self.inside();
         let found = inside.holder(name)?;
@@ -392,8 +392,8 @@ impl World {
         Duration::from_millis(self.dice.between(0, 4))
     }
 
-    /// Makes one of the candidates the coordinator, unless there is one. A stopped process cannot
-    /// be chosen.
+    /// Makes one of the members that stand for election the coordinator, unless there is a
+    /// coordinator. A stopped process cannot be chosen.
     pub(super) fn elect(&self) {
         let mut inside = self.inside();
         if inside.coordinator.is_some() {
@@ -460,7 +460,7 @@ impl Node {
         self.world.inside().incarnations[self.id].address
     }
 
-    /// Starts to receive requests.
+    /// Starts to receive requests, unless the process is no longer a member.
     pub(super) fn listen(&self, cluster: &Arc<ClusterHandle>) {
         let incarnation = &mut self.world.inside().incarnations[self.id];
         incarnation.cluster = incarnation.is_member.then(|| Arc::clone(cluster));
@@ -481,7 +481,7 @@ impl Node {
             .segment_bytes_max(256 * 1_024)
     }
 
-    /// Ends the membership of the process, if the process is still a member, and then the process.
+    /// Ends the membership of the process, and then kills the process.
     pub(super) fn exit(&self) {
         self.world.end_membership(self.id);
         self.process().kill();
