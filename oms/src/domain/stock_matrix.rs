@@ -60,7 +60,7 @@ pub(crate) struct StockMatrix {
     /// Units that are reserved, or were delivered without being counted by the current snapshot.
     /// More than on hand if the snapshot has too few units.
     deducted: Vec<i32>,
-    /// Changed cells, for the copies of other nodes.
+    /// Changed cells, for the copies of this stock that other nodes keep.
     journal: Journal,
 }
 
@@ -144,7 +144,8 @@ impl StockMatrix {
         self.on_hand[at].saturating_sub(self.deducted[at])
     }
 
-    /// Returns the available quantities of a product, by store. Empty for an unknown product.
+    /// Returns the available quantities of a product, by store ascending. Empty for a product
+    /// without a row.
     pub(crate) fn by_store(&self, product: u32) -> Vec<(u32, i32)> {
         let Some(row) = self.layout.row(product) else {
             return Vec::new();
@@ -169,8 +170,9 @@ impl StockMatrix {
         Some(cells.collect())
     }
 
-    /// Adds or replaces stores, without deductions. `products` names the product of each row: first
-    /// the known products in their present order, then the new products.
+    /// Adds or replaces the stores in `columns`, which then have no deductions. `products` names
+    /// the product of each row: first the known products in their present order, then the new
+    /// products.
     pub(crate) fn add_stores(&mut self, products: &[u32], columns: &[Column]) {
         let mut row_of = self.layout.row_of.clone();
         for (row, product) in products.iter().enumerate() {

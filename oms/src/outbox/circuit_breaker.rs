@@ -128,7 +128,8 @@ impl CircuitBreaker {
         matches!(self, CircuitBreaker::Open { out: 1, .. })
     }
 
-    /// Returns the number of failures in a row. An open breaker returns the number that opened it.
+    /// Returns the number of counted failures in a row. An open breaker returns the number that
+    /// opened it.
     pub(super) fn failures(&self, limits: &OutboxLimits) -> u32 {
         match self {
             CircuitBreaker::Closed { failures } => *failures,

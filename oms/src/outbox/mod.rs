@@ -393,8 +393,8 @@ impl Outbox {
         announce.max(deliver)
     }
 
-    /// Returns the number of failures in a row of this kind, but at most the number that opens the
-    /// breaker.
+    /// Returns the number of counted failures in a row of calls of this kind, but at most the
+    /// number that opens the breaker.
     pub(crate) fn failures(&self, kind: Kind) -> u32 {
         self.queues[kind as usize].breaker.failures(&self.limits)
     }
@@ -417,7 +417,8 @@ impl Outbox {
         queue.messages.get(order).filter(|slot| !queue.is_parked(slot))
     }
 
-    /// Returns at most `limit` messages after `cursor`, ascending by order and kind.
+    /// Returns at most `limit` messages after `cursor`, ascending by order and kind. Parked
+    /// messages are left out. Without a cursor, begins with the first message.
     pub(crate) fn page(
         &self,
         cursor: Option<&(OrderId, Kind)>,
@@ -445,8 +446,8 @@ impl Outbox {
         smallest.into_iter().map(list).collect()
     }
 
-    /// Returns the reason why untried messages of this kind wait. `None` while the breaker is
-    /// closed.
+    /// Returns the reason why untried messages of this kind wait while the breaker is open. `None`
+    /// while the breaker is closed.
     fn breaker_cause(&self, kind: Kind) -> Option<Box<str>> {
         let cause = self.queues[kind as usize].cause.as_deref()?;
         Some(format!("not tried yet, since other calls fail: {cause}").into())

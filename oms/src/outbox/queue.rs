@@ -10,10 +10,10 @@
 //! - If other messages were answered since a message last failed, the message itself is at fault
 //!   for its next failure. The breaker counts this failure only if the call is a probe.
 //! - A message becomes a dead letter if it is malformed or given up. A message that has used up its
-//!   tries is given up if other messages were answered since it last failed. Such a message is also
-//!   given up if the breaker is closed and the last try of the message was answered (the failure is
-//!   not `FailureKind::Unreachable`). An answer "in progress" gives a message up
-//!   only if the warehouse has answered the try before, too.
+//!   tries is given up if other messages were answered since that message last failed. The message
+//!   is also given up if the breaker is closed and its last try was answered (the failure is not
+//!   `FailureKind::Unreachable`). If the last answer was "in progress", the message is given up
+//!   only if the try before was answered, too.
 //!
 //! Deliberately absent: rows, tasks and the HTTP client.
 

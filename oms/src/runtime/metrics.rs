@@ -85,7 +85,7 @@ pub(crate) struct VolumeCounters {
     pub(crate) orders_from_borrowed_units: AtomicU64,
     /// Number of stock snapshots applied.
     pub(crate) stock_snapshots: AtomicU64,
-    /// Number of statistics files added.
+    /// Number of statistics files added to the statistics.
     pub(crate) stat_files: AtomicU64,
     /// Number of statistics files renamed to `NAME.rejected`: files that can never be added, and
     /// files that were changed after they were added.

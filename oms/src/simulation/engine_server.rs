@@ -351,7 +351,7 @@ impl Server {
     }
 }
 
-/// A statement that writes. The name of its volume or node is passed with it.
+/// A statement that writes. The name of its volume or node is passed with the statement.
 #[derive(Clone, Debug)]
 pub(super) enum Statement {
     Append {
@@ -385,7 +385,8 @@ pub(super) enum Statement {
 
 /// The result of one attempt to write.
 pub(super) enum Write {
-    /// The change with this index was written. The number belongs into the reply.
+    /// The change with the first number as its index was written. The second number is that of
+    /// `Reply::Rows`.
     Written(usize, u64),
     NoRow,
     Locked,
