@@ -21,7 +21,8 @@ const PROBES_MAX: u32 = 16;
 /// The state of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CircuitBreaker {
-    /// Calls are made. `failures` counts the failures in a row.
+    /// Calls are made. `failures` is the number of counted failures since the last answer that
+    /// closed the breaker.
     Closed { failures: u32 },
     /// The breaker lets only probes through.
     Open {

@@ -25,7 +25,8 @@ use crate::outbox::schedule::Schedule;
 use crate::outbox::slow_start::SlowStart;
 use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState, OutboxLimits};
 
-/// Number of failures in a row from which the calls count as failing, if the last one is a retry.
+/// Number of counted failures in a row from which the calls count as failing, if the last of these
+/// calls was a retry.
 /// With few orders, the retries of one message reach this number within seconds, and the number
 /// that opens the breaker after minutes. A healthy warehouse that fails single calls answers other
 /// calls before a retry, so at a high rate three failures in a row are no trouble yet.
@@ -78,9 +79,10 @@ pub(super) struct MessageQueue {
     pub(super) slow_start: SlowStart,
     pub(super) breaker: CircuitBreaker,
     budget: RetryBudget,
-    /// No failed message is tried before this monotonic time, because the retry budget is used up.
+    /// No failed message is tried before this monotonic time in milliseconds, because the retry
+    /// budget was used up. In the past, or 0, if failed messages need not wait.
     again_from_ms: u64,
-    /// The class of the message that was sent last.
+    /// The class of the message that was sent last. `Again` before the first message.
     served: RetryClass,
     /// Order of the fresh message that was added last, until a probe takes it. This message is the
     /// best probe, because it resembles the next orders most.
@@ -90,7 +92,8 @@ pub(super) struct MessageQueue {
     /// While the breaker is open, the reason of the last failure that `count_failure` counted.
     /// `None` while the breaker is closed.
     pub(super) cause: Option<Box<str>>,
-    /// `true` from a failed retry that is at least the third failure in a row until the next answer.
+    /// `true` after a failed retry that was at least the third counted failure in a row, until the
+    /// next answer.
     pub(super) is_failing: bool,
 }
 
@@ -346,8 +349,8 @@ impl MessageQueue {
             .get(&job.order)
             .is_some_and(|slot| slot.attempts > 0 && slot.answers_before != answers);
         match failure.kind {
-            // Such an answer shows that the warehouse has examined the message, so it is reachable.
-            // A message that this node cannot build is treated in the same way.
+            // Such an answer shows that the warehouse has examined the message, so the warehouse is
+            // reachable. A message that this node cannot build is treated in the same way.
             FailureKind::InProgress | FailureKind::Malformed => self.answered(limits),
             FailureKind::Unreachable | FailureKind::Error => {
                 if job.probe || !is_own {

@@ -92,7 +92,7 @@ impl TraceContext {
     }
 }
 
-/// Parses a fixed number of lower-case hexadecimal digits.
+/// Parses a fixed number of lower-case hexadecimal digits. `None` for any other text.
 fn hex(text: &str, digits: usize) -> Option<u128> {
     let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     if text.len() != digits || !text.bytes().all(is_hex) {

@@ -101,7 +101,7 @@ pub(crate) struct World {
     /// `true` if nodes borrow units in advance from stores with many orders, as in three runs of
     /// four.
     pub(super) has_allotments: bool,
-    /// Number of lost messages per thousand.
+    /// Number of lost calls, answers and frames between processes per thousand.
     pub(super) loss: std::sync::atomic::AtomicU64,
 }
 
@@ -191,14 +191,14 @@ impl World {
         }
     }
 
-    /// Returns the epoch of the current ring.
+    /// Returns the epoch of the current ring. `None` before the cluster has its first state.
     pub(super) fn epoch(&self) -> Option<u64> {
         self.observe_state();
         let inside = self.inside();
         inside.state.as_ref().map(|state| state.ring.epoch().0)
     }
 
-    /// Returns the current state of the cluster.
+    /// Returns the current state of the cluster. `None` before the first state.
     pub(super) fn state(&self) -> Option<ClusterState> {
         self.observe_state();
         self.inside().state.as_deref().cloned()
@@ -248,7 +248,8 @@ impl World {
         });
     }
 
-    /// Returns the address of the warehouse, and the moment of its last change.
+    /// Returns the warehouse's address in the cluster's state, and the moment of its last change:
+    /// the beginning of the run if the address never changed.
     pub(super) fn warehouse(&self) -> (Option<String>, Instant) {
         self.observe_state();
         let inside = self.inside();
