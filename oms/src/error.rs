@@ -28,7 +28,8 @@ pub struct DecodeError {
 /// reported to many callers.
 #[derive(Clone, Debug, Error)]
 pub enum StorageError {
-    /// The database of a volume could not be opened. With an engine, it is the volume's cache.
+    /// The database of a volume could not be opened. With an engine, this database is the volume's
+    /// local copy (cache).
     #[error("cannot open the volume {}", folder.display())]
     Open {
         /// The folder of the database.
@@ -61,8 +62,8 @@ pub enum StorageError {
         #[source]
         fault: DecodeError,
     },
-    /// A write to the database of a volume could not be committed, or the database could not be
-    /// closed.
+    /// A write to the database of a volume could not be committed, a checkpoint of the database
+    /// could not be written, or the database could not be closed.
     #[error("cannot make a write durable")]
     Commit {
         /// The error of microdb.
@@ -284,7 +285,8 @@ impl NodeError {
         }
     }
 
-    /// Returns `true` if the ring names a volume that has no database or log.
+    /// Returns `true` if the ring or an operator names a volume that has no database (in a data
+    /// folder) or no log (in an engine).
     pub(crate) fn is_missing_volume(&self) -> bool {
         matches!(
             self,

@@ -196,8 +196,8 @@ impl Node {
     /// Stops the node. Hands its volumes over if there are other nodes, accepts no more
     /// connections, and finishes the requests in progress within the drain timeout. Then closes the
     /// remaining volumes. A close writes a checkpoint only if more than 256 KiB of the log are
-    /// newer than the last one. The next node that serves one of these volumes repeats the volume's
-    /// unanswered calls to the warehouse.
+    /// newer than the last checkpoint. The next node that serves one of these volumes repeats the
+    /// volume's unanswered calls to the warehouse.
     ///
     /// # Errors
     /// `NodeError::Drain` if requests outlasted the drain timeout, or the error of a volume that

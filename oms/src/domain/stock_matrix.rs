@@ -60,7 +60,7 @@ pub(crate) struct StockMatrix {
     /// Units that are reserved, or were delivered without being counted by the current snapshot.
     /// More than on hand if the snapshot has too few units.
     deducted: Vec<i32>,
-    /// Changed cells, for the copies of other nodes.
+    /// Changed cells, for the copies of this stock that other nodes keep.
     journal: Journal,
 }
 
@@ -85,8 +85,9 @@ impl StockMatrix {
         &self.layout
     }
 
-    /// Replaces the quantities on hand and keeps the deductions. Returns the former matrix and
-    /// `true`. If the layouts differ, all deductions are set to 0 and the second value is `false`.
+    /// Replaces the quantities on hand, and keeps the deductions if the layouts are equal. If the
+    /// layouts differ, all deductions become 0. Returns the former matrix, and `true` if the
+    /// layouts are equal.
     pub(crate) fn replace(&mut self, other: StockMatrix) -> (StockMatrix, bool) {
         let mut before = std::mem::replace(self, other);
         self.journal = std::mem::take(&mut before.journal);
@@ -111,7 +112,8 @@ impl StockMatrix {
         }
     }
 
-    /// Undoes the deduction of units of a product in a store.
+    /// Undoes the deduction of units of a product in a store. Does nothing if the cell does not
+    /// exist.
     pub(crate) fn restore(&mut self, store: u32, line: Line) {
         if let Some(at) = self.layout.cell(line.id, store) {
             self.deducted[at] = self.deducted[at].saturating_sub_unsigned(line.quantity);
@@ -130,7 +132,7 @@ impl StockMatrix {
     }
 
     /// Changes the quantity on hand of a product in a store by a positive or negative number of
-    /// units.
+    /// units. Does nothing if the cell does not exist.
     pub(crate) fn step(&mut self, product: u32, store: u32, by: i32) {
         if let Some(at) = self.layout.cell(product, store) {
             self.on_hand[at] = self.on_hand[at].saturating_add(by);
@@ -142,7 +144,8 @@ impl StockMatrix {
         self.on_hand[at].saturating_sub(self.deducted[at])
     }
 
-    /// Returns the available quantities of a product, by store. Empty for an unknown product.
+    /// Returns the available quantities of a product, by store ascending. Empty for a product
+    /// without a row.
     pub(crate) fn by_store(&self, product: u32) -> Vec<(u32, i32)> {
         let Some(row) = self.layout.row(product) else {
             return Vec::new();
@@ -167,8 +170,9 @@ impl StockMatrix {
         Some(cells.collect())
     }
 
-    /// Adds or replaces stores, without deductions. `products` names the product of each row: first
-    /// the known products in their present order, then the new products.
+    /// Adds or replaces the stores in `columns`, which then have no deductions. `products` names
+    /// the product of each row: first the known products in their present order, then the new
+    /// products.
     pub(crate) fn add_stores(&mut self, products: &[u32], columns: &[Column]) {
         let mut row_of = self.layout.row_of.clone();
         for (row, product) in products.iter().enumerate() {
@@ -193,8 +197,9 @@ impl StockMatrix {
     }
 
     /// Rebuilds the cells for these stores, ascending, and this number of rows. The quantities of a
-    /// store come from `columns` if it is listed there, or else from the existing cells. All other
-    /// quantities, and the deductions of stores in `columns`, are 0.
+    /// store come from `columns` if the store is listed there, or else from the existing cells,
+    /// with their deductions. All other quantities and deductions are 0, except for the quantities
+    /// of padding cells (`NO_STORE`).
     fn arrange(&mut self, row_of: Vec<u32>, stores: Vec<u32>, rows: usize, columns: &[Column]) {
         enum Origin<'a> {
             Nowhere,
@@ -247,8 +252,8 @@ impl StockMatrix {
         &self.layout.stores
     }
 
-    /// Returns the first store, ascending, that has every demanded quantity. `demands` names each
-    /// product once.
+    /// Returns the store with the lowest id that has every demanded quantity available. `None` if
+    /// no store has. `demands` names each product once.
     pub(crate) fn first_store(&self, demands: &[Line]) -> Option<u32> {
         let mut rows: [Row<'_>; 4] = [Row::default(); 4];
         // Most orders have few products. An array on the stack holds the rows of up to four
@@ -266,7 +271,8 @@ impl StockMatrix {
         self.scan(&rows)
     }
 
-    /// Returns `true` if a store has every demanded quantity. `demands` names each product once.
+    /// Returns `true` if this store has every demanded quantity available. `demands` names each
+    /// product once.
     pub(crate) fn has_all(&self, store: u32, demands: &[Line]) -> bool {
         demands.iter().all(|line| {
             let at = self.layout.cell(line.id, store);

@@ -47,7 +47,7 @@ pub(crate) struct Column {
     pub(crate) counted_to: CountedTo,
 }
 
-/// The quantities so far, by product and store.
+/// A snapshot, complete or still being filled line by line: quantities by product and store.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct StockSnapshot {
     products: Vec<u32>,
@@ -58,7 +58,8 @@ pub(crate) struct StockSnapshot {
     /// Number of cells of a row: a multiple of `LANES`, and at least the number of stores.
     width: usize,
     cells: Vec<i32>,
-    /// Last delivery that a store's quantities count, for the stores with a row that names it.
+    /// Last delivery that a store's quantities count, for each store with a number of its own. Only
+    /// a snapshot from the rows of a volume can have such stores.
     counted_to: BTreeMap<u32, CountedTo>,
     /// Last delivery that the quantities of the stores not in `counted_to` count.
     counted_to_default: CountedTo,
@@ -114,7 +115,8 @@ impl StockSnapshot {
         snapshot
     }
 
-    /// Sets the quantity of one line: product, store, quantity.
+    /// Sets the quantity of one line: product, store, quantity. Fails if the line exceeds one of
+    /// the limits of a snapshot, or would add too many cells.
     #[inline]
     pub(crate) fn set(&mut self, [product, store, quantity]: [u32; 3]) -> Result<(), FieldFault> {
         let row = match place(&self.row_of, product) {
@@ -132,7 +134,8 @@ impl StockSnapshot {
         Ok(())
     }
 
-    /// Ensures that a product has a cell in each store, with quantity 0 if no line sets it.
+    /// Ensures that a product has a cell in each store, with quantity 0 if no line sets it. Fails
+    /// if the id is out of range, or if the product would add too many cells.
     pub(crate) fn name_product(&mut self, product: u32) -> Result<(), FieldFault> {
         if place(&self.row_of, product).is_none() {
             self.add_product(product)?;
@@ -151,7 +154,8 @@ impl StockSnapshot {
         Err(FieldFault { field, reason })
     }
 
-    /// Checks that a line is within the limits.
+    /// Checks that product, store and quantity of a line are within their limits. The number of
+    /// cells is not checked.
     pub(crate) fn check([product, store, quantity]: [u32; 3]) -> Result<(), FieldFault> {
         let (field, reason) = if product == 0 || product > PRODUCT_MAX {
             (0, format!("a product id is 1 to {PRODUCT_MAX}"))

@@ -1,7 +1,7 @@
 //! The base URL of the warehouse.
 //!
-//! The URL is checked when the configuration is read, so that a mistake is reported at the start
-//! and not with the first order.
+//! The URL in a node's settings is checked when the node starts, so that a mistake is reported
+//! then and not with the first order.
 //!
 //! **Invariant**: a `WarehouseUrl` has the scheme http and a host, and has no user, query or
 //! fragment.
@@ -78,8 +78,8 @@ impl fmt::Display for WarehouseUrl {
 impl WarehouseUrl {
     /// Returns the URL of a route. The path of the route begins with a slash.
     pub(crate) fn with_path(&self, route: &'static str) -> Uri {
-        // A plain path after a valid base URL is valid. If it were not, the call would fail,
-        // because the default URL `/` has no host.
+        // A plain path after a valid base URL is valid. If the URL were invalid, the call to the
+        // warehouse would fail, because the default URL `/` has no host.
         format!("{self}{route}").parse().unwrap_or_default()
     }
 }

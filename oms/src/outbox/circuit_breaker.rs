@@ -21,7 +21,8 @@ const PROBES_MAX: u32 = 16;
 /// The state of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CircuitBreaker {
-    /// Calls are made. `failures` counts the failures in a row.
+    /// Calls are made. `failures` is the number of counted failures since the last answer that
+    /// closed the breaker.
     Closed { failures: u32 },
     /// The breaker lets only probes through.
     Open {
@@ -56,8 +57,8 @@ impl Default for CircuitBreaker {
 }
 
 impl CircuitBreaker {
-    /// Returns the earliest time at which a call that is due at `due_ms` may be made, as far as
-    /// known now. Returns `u64::MAX` while the maximum number of probes is in flight.
+    /// Returns the earliest monotonic time at which a call that is due at `due_ms` may be made, as
+    /// far as known now. Returns `u64::MAX` while the maximum number of probes is in flight.
     pub(super) fn ready_ms(&self, due_ms: u64) -> u64 {
         match self {
             CircuitBreaker::Closed { .. } => due_ms,
@@ -128,7 +129,8 @@ impl CircuitBreaker {
         matches!(self, CircuitBreaker::Open { out: 1, .. })
     }
 
-    /// Returns the number of failures in a row. An open breaker returns the number that opened it.
+    /// Returns the number of counted failures in a row. An open breaker returns the number that
+    /// opened it.
     pub(super) fn failures(&self, limits: &OutboxLimits) -> u32 {
         match self {
             CircuitBreaker::Closed { failures } => *failures,

@@ -7,8 +7,8 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutboxLimits {
     /// Number of failed tries after which a message becomes a dead letter. A malformed message
-    /// becomes one at once. A message is tried more often if its failures may be those of an outage
-    /// (`queue`).
+    /// becomes a dead letter after its first try. A message is tried more often if its failures may
+    /// be those of an outage (`queue`).
     pub tries_max: u32,
     /// Maximum wait after the first failed try, in milliseconds, unless the warehouse requests a
     /// longer wait (`Retry-After`). The maximum doubles with each further failed try.
@@ -18,16 +18,17 @@ pub struct OutboxLimits {
     pub backoff_max_ms: u64,
     /// Maximum number of calls in flight of each kind.
     pub in_flight_max: usize,
-    /// Maximum number of messages, dead letters included, because they need the same memory. At
-    /// this number, new orders are rejected.
+    /// Maximum number of messages of both kinds. Dead letters are included, because they need the
+    /// same memory. At this number, new orders are rejected.
     pub messages_max: usize,
-    /// Number of retries permitted per hundred first tries. The limit keeps retries from adding to
-    /// the load of a warehouse in trouble.
+    /// Number of retries permitted per hundred first tries of the same kind of message. The limit
+    /// keeps retries from adding to the load of a warehouse in trouble.
     pub retry_percent: u32,
-    /// Number of retries permitted per second in addition to `retry_percent`. Unused retries of up
-    /// to ten seconds are saved.
+    /// Number of retries of each kind of message permitted per second in addition to
+    /// `retry_percent`. Unused retries of up to ten seconds are saved.
     pub retries_per_second: u32,
-    /// Number of failures in a row that open a circuit breaker, of those that count (`queue`).
+    /// Number of counted failures in a row that open the circuit breaker of a kind of message.
+    /// `queue` decides if a failure counts.
     pub breaker_failures: u32,
     /// Wait of an open breaker before its first probe, in milliseconds. The wait doubles with each
     /// probe that finds the warehouse unreachable.

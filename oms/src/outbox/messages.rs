@@ -21,13 +21,13 @@ pub(crate) struct Slot {
     pub(crate) attempts: u32,
     /// Monotonic time of the next try, in milliseconds.
     pub(super) due_ms: u64,
-    /// Reason of the last failure.
+    /// Reason of the last failure. `None` if no try has failed.
     pub(super) last_error: Option<Box<str>>,
     pub(super) in_flight: bool,
     /// The value of `MessageQueue::answers` at the last failure of this message.
     pub(super) answers_before: u32,
-    /// `true` if the warehouse did not respond to the last try, or if the response is not known,
-    /// such as after a restart. It may then still execute an earlier try.
+    /// `true` if the last try failed with `FailureKind::Unreachable`, or if this process knows of
+    /// no try, such as after a restart. The warehouse may then still execute an earlier try.
     pub(super) unanswered: bool,
     /// Number of migrations to this volume that must be activated before the message is sent. While
     /// it is higher than `MessageQueue::migrations`, the message is parked.

@@ -60,7 +60,7 @@ impl Kind {
         }
     }
 
-    /// Returns the kind with this name.
+    /// Returns the kind with this name. `None` for another name.
     pub(crate) fn from_name(name: &str) -> Option<Kind> {
         Kind::ALL.into_iter().find(|kind| kind.name() == name)
     }
@@ -83,11 +83,11 @@ pub(crate) enum MessageState {
 pub(crate) struct Message {
     /// The state of the message.
     pub state: MessageState,
-    /// Number of failed tries.
+    /// Number of failed tries since the message was added or an operator retried it.
     pub attempts: u32,
-    /// UTC milliseconds of the next try.
+    /// UTC milliseconds of the next try. Without a meaning for a dead letter.
     pub next_try_ms: u64,
-    /// Reason of the last failure.
+    /// Reason of the last failure. `None` if no try has failed.
     pub last_error: Option<Box<str>>,
 }
 
@@ -124,9 +124,11 @@ pub(crate) enum FailureKind {
 /// The condition of the calls of one kind. The worse condition is the greater one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum CallHealth {
-    /// The warehouse answers, or no call was made yet.
+    /// Neither `Failing` nor `Away` applies. For example, the last call was answered, or no call
+    /// was made yet.
     Answered,
-    /// At least three calls in a row failed, a retry among them. Calls are still made (`queue`).
+    /// A failed retry was at least the third failure in a row, no answer came since, and a message
+    /// still waits. Calls are still made (`queue`).
     Failing,
     /// The circuit breaker is open: only probes are sent.
     Away,
@@ -230,7 +232,8 @@ impl Outbox {
         calls
     }
 
-    /// Removes a message that was answered or is no longer needed.
+    /// Removes a message that was answered or is no longer needed. Does nothing if the message does
+    /// not exist.
     pub(crate) fn remove(&mut self, order: &OrderId, kind: Kind) {
         let queue = &mut self.queues[kind as usize];
         if let Some(slot) = queue.messages.remove(order) {
@@ -364,7 +367,7 @@ impl Outbox {
         in_force.sum()
     }
 
-    /// Returns the number of dead letters.
+    /// Returns the number of dead letters, parked ones excluded.
     pub(crate) fn dead(&self) -> usize {
         self.queues.iter().map(|queue| queue.dead).sum()
     }
@@ -390,8 +393,8 @@ impl Outbox {
         announce.max(deliver)
     }
 
-    /// Returns the number of failures in a row of this kind, but at most the number that opens the
-    /// breaker.
+    /// Returns the number of counted failures in a row of calls of this kind, but at most the
+    /// number that opens the breaker.
     pub(crate) fn failures(&self, kind: Kind) -> u32 {
         self.queues[kind as usize].breaker.failures(&self.limits)
     }
@@ -414,7 +417,8 @@ impl Outbox {
         queue.messages.get(order).filter(|slot| !queue.is_parked(slot))
     }
 
-    /// Returns at most `limit` messages after `cursor`, ascending by order and kind.
+    /// Returns at most `limit` messages after `cursor`, ascending by order and kind. Parked
+    /// messages are left out. Without a cursor, begins with the first message.
     pub(crate) fn page(
         &self,
         cursor: Option<&(OrderId, Kind)>,
@@ -442,8 +446,8 @@ impl Outbox {
         smallest.into_iter().map(list).collect()
     }
 
-    /// Returns the reason why untried messages of this kind wait. `None` while the breaker is
-    /// closed.
+    /// Returns the reason why untried messages of this kind wait while the breaker is open. `None`
+    /// while the breaker is closed.
     fn breaker_cause(&self, kind: Kind) -> Option<Box<str>> {
         let cause = self.queues[kind as usize].cause.as_deref()?;
         Some(format!("not tried yet, since other calls fail: {cause}").into())

@@ -10,10 +10,10 @@
 //! - If other messages were answered since a message last failed, the message itself is at fault
 //!   for its next failure. The breaker counts this failure only if the call is a probe.
 //! - A message becomes a dead letter if it is malformed or given up. A message that has used up its
-//!   tries is given up if other messages were answered since it last failed. Such a message is also
-//!   given up if the breaker is closed and the last try of the message was answered (the failure is
-//!   not `FailureKind::Unreachable`). An answer "in progress" gives a message up
-//!   only if the warehouse has answered the try before, too.
+//!   tries is given up if other messages were answered since that message last failed. The message
+//!   is also given up if the breaker is closed and its last try was answered (the failure is not
+//!   `FailureKind::Unreachable`). If the last answer was "in progress", the message is given up
+//!   only if the try before was answered, too.
 //!
 //! Deliberately absent: rows, tasks and the HTTP client.
 
@@ -25,7 +25,8 @@ use crate::outbox::schedule::Schedule;
 use crate::outbox::slow_start::SlowStart;
 use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState, OutboxLimits};
 
-/// Number of failures in a row from which the calls count as failing, if the last one is a retry.
+/// Number of counted failures in a row from which the calls count as failing, if the last of these
+/// calls was a retry.
 /// With few orders, the retries of one message reach this number within seconds, and the number
 /// that opens the breaker after minutes. A healthy warehouse that fails single calls answers other
 /// calls before a retry, so at a high rate three failures in a row are no trouble yet.
@@ -78,9 +79,10 @@ pub(super) struct MessageQueue {
     pub(super) slow_start: SlowStart,
     pub(super) breaker: CircuitBreaker,
     budget: RetryBudget,
-    /// No failed message is tried before this monotonic time, because the retry budget is used up.
+    /// No failed message is tried before this monotonic time in milliseconds, because the retry
+    /// budget was used up. In the past, or 0, if failed messages need not wait.
     again_from_ms: u64,
-    /// The class of the message that was sent last.
+    /// The class of the message that was sent last. `Again` before the first message.
     served: RetryClass,
     /// Order of the fresh message that was added last, until a probe takes it. This message is the
     /// best probe, because it resembles the next orders most.
@@ -90,7 +92,8 @@ pub(super) struct MessageQueue {
     /// While the breaker is open, the reason of the last failure that `count_failure` counted.
     /// `None` while the breaker is closed.
     pub(super) cause: Option<Box<str>>,
-    /// `true` from a failed retry that is at least the third failure in a row until the next answer.
+    /// `true` after a failed retry that was at least the third counted failure in a row, until the
+    /// next answer.
     pub(super) is_failing: bool,
 }
 
@@ -208,7 +211,7 @@ impl MessageQueue {
     }
 
     /// Returns the earliest time at which a message of a class is due. Drops the outdated entries
-    /// before it.
+    /// before that of this message. `None` if no current entry is left.
     fn first(&mut self, class: RetryClass) -> Option<u64> {
         let migrations = self.migrations;
         let due = &mut self.due[class as usize];
@@ -308,7 +311,7 @@ impl MessageQueue {
         Some(order)
     }
 
-    /// Returns `true` if the calls fail (`is_failing`) and a message waits for the next try.
+    /// Returns `true` if the calls fail (`is_failing`) and a message is neither dead nor parked.
     pub(super) fn has_failing_calls(&self) -> bool {
         self.is_failing && self.messages.len() - self.parked.all > self.dead
     }
@@ -346,8 +349,8 @@ impl MessageQueue {
             .get(&job.order)
             .is_some_and(|slot| slot.attempts > 0 && slot.answers_before != answers);
         match failure.kind {
-            // Such an answer shows that the warehouse has examined the message, so it is reachable.
-            // A message that this node cannot build is treated in the same way.
+            // Such an answer shows that the warehouse has examined the message, so the warehouse is
+            // reachable. A message that this node cannot build is treated in the same way.
             FailureKind::InProgress | FailureKind::Malformed => self.answered(limits),
             FailureKind::Unreachable | FailureKind::Error => {
                 if job.probe || !is_own {

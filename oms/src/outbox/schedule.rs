@@ -68,12 +68,12 @@ impl Schedule {
         firsts.min_by_key(|(_, first)| *first)
     }
 
-    /// Returns the earliest entry.
+    /// Returns the earliest entry, parked entries excluded.
     pub(super) fn peek(&self) -> Option<&(u64, OrderId)> {
         self.first().map(|(_, first)| first)
     }
 
-    /// Removes the earliest entry.
+    /// Removes and returns the earliest entry, parked entries excluded.
     pub(super) fn pop(&mut self) -> Option<(u64, OrderId)> {
         let (at, _) = self.first()?;
         let due = if at == 0 {

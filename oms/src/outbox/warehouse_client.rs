@@ -73,7 +73,7 @@ pub(crate) trait Warehouse: Send + Sync {
     /// Sends a message about an order once, without a retry.
     fn send<'a>(&'a self, kind: Kind, order: &'a Order) -> SendFuture<'a>;
 
-    /// Returns the URL of the warehouse, for the log.
+    /// Returns the URL of the warehouse to which further messages are sent, for the log.
     fn address(&self) -> String;
 
     /// Sends all further messages to the warehouse at this URL, if it is valid. Calls in flight end
@@ -179,15 +179,17 @@ struct Problem {
     kind: String,
 }
 
-/// Returns the name of a problem: the last part of its type, as in `urn:x:out-of-stock`.
+/// Returns the name of a problem: the last part of its type, such as `out-of-stock` of
+/// `urn:x:out-of-stock`. `None` if the body is not JSON with a type as text.
 fn problem_name(body: &[u8]) -> Option<String> {
     let problem: Problem = serde_json::from_slice(body).ok()?;
     let name = problem.kind.rsplit([':', '/', '#']).next()?;
     Some(name.to_owned())
 }
 
-/// Returns the wait that the header `Retry-After` requests, in milliseconds. A date is ignored,
-/// because it would make the wait depend on two wall clocks.
+/// Returns the wait that the header `Retry-After` requests, in milliseconds. `None` without a
+/// number of seconds. A date is ignored, because a date would make the wait depend on two wall
+/// clocks.
 fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
     Some(text.trim().parse::<u64>().ok()?.saturating_mul(1_000))

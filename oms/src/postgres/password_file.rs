@@ -31,7 +31,8 @@ pub(super) fn read(path: &Path) -> std::io::Result<String> {
     String::from_utf8(bytes).map_err(|error| Error::new(ErrorKind::InvalidData, error))
 }
 
-/// Returns the password of the first line that matches host, port, database and user.
+/// Returns the password of the first line that matches host, port, database and user, in this
+/// order in `wanted`. `None` if no line matches.
 pub(super) fn find(lines: &str, wanted: [&str; 4]) -> Option<String> {
     let rest_of = |line: &str| {
         let mut fields = fields_of(line).into_iter();

@@ -142,7 +142,8 @@ async fn an_engine_that_nobody_runs_is_away_with_the_fault_of_each_host() {
 async fn answer_one_statement(listener: tokio::net::TcpListener) {
     let (mut stream, _) = listener.accept().await.unwrap();
     let mut read = [0; 1_024];
-    // Each message of the client arrives whole, because the client waits for its answer.
+    // One read gets a whole message of the client: the message is small, and the client sends
+    // nothing more before its answer.
     assert!(stream.read(&mut read).await.unwrap() > 0);
     // Login accepted ("R"), and ready for a statement ("Z").
     stream

@@ -114,7 +114,8 @@ impl StepWatch {
         }
     }
 
-    /// Reads the clock, and records a step if the clock has stepped since the last call.
+    /// Reads the clock, and records a step if the clock has stepped by at least `STEP_MIN_MS` since
+    /// the last call.
     pub(crate) fn read_clock(&mut self, clock: &Clock) -> Watched {
         let (wall_ms, now) = (clock.now_ms(), Instant::now());
         let expected_ms = self.last.0 as i128 + (now - self.last.1).as_millis() as i128;

@@ -34,7 +34,7 @@ pub(crate) enum Value {
 }
 
 /// Returns a number without a fraction, from 0 to below 2^53, as an integer, which is written
-/// without `.0`.
+/// without `.0`. `None` for every other number.
 fn whole(value: f64) -> Option<u64> {
     // From 2^53 on, an `f64` represents neither fractions nor every integer.
     let is_whole = value.fract() == 0.0 && (0.0..9_007_199_254_740_992.0).contains(&value);

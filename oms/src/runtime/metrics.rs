@@ -72,7 +72,7 @@ pub(crate) struct ChannelCounters {
 /// Counters of one volume since the start of this process.
 ///
 /// The counters outlive the volume's server. So they do not begin at 0 again when the volume leaves
-/// this process and returns. Two of them are gauges, which may decrease.
+/// this process and returns. Two of the fields are gauges, which may decrease.
 #[derive(Default)]
 pub(crate) struct VolumeCounters {
     /// Number of steps of transactors that ended in a panic.
@@ -85,7 +85,7 @@ pub(crate) struct VolumeCounters {
     pub(crate) orders_from_borrowed_units: AtomicU64,
     /// Number of stock snapshots applied.
     pub(crate) stock_snapshots: AtomicU64,
-    /// Number of statistics files added.
+    /// Number of statistics files added to the statistics.
     pub(crate) stat_files: AtomicU64,
     /// Number of statistics files renamed to `NAME.rejected`: files that can never be added, and
     /// files that were changed after they were added.
@@ -116,7 +116,7 @@ impl Recent {
     }
 
     /// Returns the requests per second since the oldest sample, or since the node's start if there
-    /// is no sample.
+    /// is no sample. 0 if no time has passed since then.
     fn rate(&self, at: Duration, count: u64) -> f64 {
         let (from, before) = self.0.front().copied().unwrap_or_default();
         let seconds = at.saturating_sub(from).as_secs_f64();

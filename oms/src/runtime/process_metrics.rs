@@ -30,10 +30,10 @@ struct Stat {
 }
 
 impl Stat {
-    /// Parses the text of `/proc/PID/stat`.
+    /// Parses the text of `/proc/PID/stat`. `None` if a used field is missing or not a number.
     fn parse(text: &str, ticks_per_second: u64) -> Option<Stat> {
-        // The name of the program may have spaces and parentheses in it, so it is cut off at the
-        // last parenthesis.
+        // The name of the program may have spaces and parentheses in it. So the fields begin after
+        // the last parenthesis of the text.
         let (_, rest) = text.rsplit_once(')')?;
         let fields: Vec<&str> = rest.split_whitespace().collect();
         let number = |at: usize| fields.get(at)?.parse::<u64>().ok();
@@ -48,7 +48,8 @@ impl Stat {
     }
 }
 
-/// Returns the start of the machine as seconds since 1970.
+/// Returns the start of the machine as seconds since 1970. `None` if `/proc/stat` does not state
+/// it.
 fn machine_started_at() -> Option<f64> {
     static STARTED_AT: OnceLock<Option<f64>> = OnceLock::new();
     *STARTED_AT.get_or_init(|| {

@@ -97,7 +97,7 @@ impl Process {
         })
     }
 
-    /// Returns the process of the running task.
+    /// Returns the process of the running task. `None` outside of a simulated process.
     pub(crate) fn current() -> Option<Arc<Process>> {
         CURRENT.with_borrow(Clone::clone)
     }
@@ -165,7 +165,8 @@ impl Process {
         })
     }
 
-    /// Stops the process until it is resumed.
+    /// Stops the process until it is resumed: no task of it is polled. Does nothing if the process
+    /// is dead.
     pub(crate) fn stop(&self) {
         let mut inside = self.inside();
         if inside.run_state == RunState::Runs {

@@ -35,7 +35,8 @@ pub struct TraceContext {
 }
 
 impl TraceContext {
-    /// Parses the value of a `traceparent` header.
+    /// Parses the value of a `traceparent` header. `None` if the value is not of the standard's
+    /// form.
     pub(crate) fn parse(text: &str) -> Option<TraceContext> {
         let mut parts = text.splitn(5, '-');
         let version = hex(parts.next()?, 2)?;
@@ -91,7 +92,7 @@ impl TraceContext {
     }
 }
 
-/// Parses a fixed number of lower-case hexadecimal digits.
+/// Parses a fixed number of lower-case hexadecimal digits. `None` for any other text.
 fn hex(text: &str, digits: usize) -> Option<u128> {
     let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
     if text.len() != digits || !text.bytes().all(is_hex) {
@@ -110,7 +111,7 @@ tokio::task_local! {
     static CURRENT: TraceContext;
 }
 
-/// Returns the context of the running task.
+/// Returns the context of the running task. `None` outside of `TraceContext::scope`.
 pub(crate) fn current() -> Option<TraceContext> {
     CURRENT.try_with(|context| *context).ok()
 }
@@ -146,7 +147,7 @@ pub struct FinishedSpan {
     pub kind: SpanKind,
     /// Identity of the span and its trace.
     pub context: TraceContext,
-    /// Identity of the span that caused this span.
+    /// Identity of the span that caused this span. `None` for the first span of a trace.
     pub parent: Option<u64>,
     /// Start of the span by the wall clock.
     pub started: SystemTime,

@@ -33,7 +33,7 @@ const CLIENTS: u64 = 8;
 const ORDERS_AT_ONCE: usize = 4;
 /// Default number of operations of an order, not counting the reads at the end.
 const STEPS_PER_ORDER: usize = 24;
-/// Maximum number of reads of an order at the end. They are repeated until one is answered.
+/// Maximum number of reads of an order at the end. The reads are repeated until one is answered.
 const TRIES: u32 = 200;
 
 /// Returns the number of operations of an order. The environment variable `IMT_SIM_STEPS` overrides

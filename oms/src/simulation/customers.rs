@@ -30,7 +30,8 @@ const TRIES: u32 = 30;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     pub(super) products: Value,
-    /// The store in the acknowledgement of the order. `Some(None)` if no store has the products.
+    /// The store in the acknowledgement of the order. `Some(None)` if no store had the products.
+    /// `None` while the order is not acknowledged.
     pub(super) store: Option<Option<u64>>,
     pub(super) paid: Option<u64>,
     /// The transaction of a payment that was sent, with or without an answer.

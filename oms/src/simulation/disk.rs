@@ -30,8 +30,8 @@ struct Inside {
     locks_taken: u64,
 }
 
-/// The process that owns a lock. `turn` is the number of this acquisition among all acquisitions of
-/// locks.
+/// The process that owns a lock. `None` for code outside of a simulated process, such as a test.
+/// `turn` is the number of this acquisition among all acquisitions of locks.
 struct Owner {
     turn: u64,
     process: Option<Arc<Process>>,

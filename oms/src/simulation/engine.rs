@@ -67,7 +67,7 @@ pub(super) struct Inside {
     /// Index of the server that became a primary last. It has every acknowledged commit.
     present: usize,
     is_failing_over: bool,
-    /// Number of lost messages per thousand.
+    /// Number of lost messages between clients and servers per thousand.
     loss: u64,
     /// Number of statements per thousand that are stalled for 100 ms to `STALL_MAX_MS`.
     stalls: u64,

@@ -22,7 +22,7 @@ use crate::simulation::engine_server::{Role, Server, Statement};
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A function that is called at the moment when the engine acknowledges a statement that has
-/// affected rows. It gets the name of the statement's volume or node.
+/// affected rows. The function gets the name of the statement's volume or node.
 pub(super) type OnDone = Arc<dyn Fn(&str, &Statement) + Send + Sync>;
 
 /// A client of the engine, with at most one connection at a time.
@@ -141,7 +141,8 @@ impl SimClient {
         }
     }
 
-    /// Reads from a server.
+    /// Reads from the primary that this client is connected to. Fails if the connection ends before
+    /// the read, or if the network loses the call.
     pub(super) async fn read<T>(&mut self, read: impl FnOnce(&Server) -> T) -> Result<T, SessionError> {
         let connection = self.connect().await?;
         tokio::time::sleep(Duration::from_millis(self.engine.dice().between(0, 2))).await;

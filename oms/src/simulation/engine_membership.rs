@@ -140,7 +140,7 @@ impl ClusterTables for SimTables {
     fn write_first<'a>(&'a mut self, first: FirstState<'a>) -> Answer<'a, bool> {
         Box::pin(async move {
             let state = first.state.clone();
-            // An operator adds the second engine before any other volume exists.
+            // The first state is written as if an operator had already added the second engine.
             let state = match self.has_further {
                 true => state.with_engine("further", FURTHER_ENGINE).unwrap_or(state),
                 false => state,
@@ -202,7 +202,8 @@ impl SimBackend {
                 _ => {}
             }
         });
-        // The URLs of the nodes name the servers in different orders.
+        // Processes begin with different servers, as if the URLs of the nodes named the servers in
+        // different orders.
         SimClient::watched(Arc::clone(engine), self.id % SERVERS, on_done)
     }
 

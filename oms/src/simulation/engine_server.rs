@@ -224,7 +224,8 @@ impl Server {
         self.owned_head(volume).map(|owned| owned.head)
     }
 
-    /// Returns the name of the owner of a volume. It is empty if there is none.
+    /// Returns the name of the owner of a volume. Empty if the volume has no owner or does not
+    /// exist.
     pub(super) fn owner(&self, volume: &str) -> String {
         let owned = self.owned_head(volume);
         owned.map(|owned| owned.owner.clone()).unwrap_or_default()
@@ -350,7 +351,7 @@ impl Server {
     }
 }
 
-/// A statement that writes. The name of its volume or node is passed with it.
+/// A statement that writes. The name of its volume or node is passed with the statement.
 #[derive(Clone, Debug)]
 pub(super) enum Statement {
     Append {
@@ -384,7 +385,8 @@ pub(super) enum Statement {
 
 /// The result of one attempt to write.
 pub(super) enum Write {
-    /// The change with this index was written. The number belongs into the reply.
+    /// The change with the first number as its index was written. The second number is that of
+    /// `Reply::Rows`.
     Written(usize, u64),
     NoRow,
     Locked,

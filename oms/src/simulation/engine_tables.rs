@@ -43,7 +43,7 @@ pub(super) enum TableChange {
     Probe,
 }
 
-/// A statement that writes to the tables. Its node is the one with the name that is passed with it.
+/// A statement that writes to the tables. The name of its node is passed with the statement.
 #[derive(Clone, Debug)]
 pub(super) enum TableStatement {
     Beat {
@@ -122,7 +122,7 @@ impl Tables {
     }
 
     /// Returns the result of a look: the version of the state, the coordinator, and the beats and
-    /// cards of all nodes. It is empty before the first state.
+    /// descriptions (`NodeInfo`) of all nodes. The result is empty before the first state.
     pub(super) fn look(&self, waiting: &BTreeSet<usize>) -> Look {
         let mut look = Look::default();
         let Some(cluster) = self.cluster(waiting) else {

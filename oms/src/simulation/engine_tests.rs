@@ -357,7 +357,8 @@ fn a_copy_of_entries_that_a_restored_engine_does_not_have_is_dropped() {
     });
 }
 
-/// Waits as long as a follower needs to drop a copy that contradicts the log.
+/// Runs a follower for as long as it needs to drop a copy that contradicts the log. Returns the
+/// follower's copy.
 async fn follow(open: impl Fn() -> Cache + Send + Sync + 'static, engine: &Arc<SimEngine>) -> Cache {
     let log = Box::new(engine.log(VOLUME));
     let follower = Follower::start(move || Ok(open()), log, VOLUME);

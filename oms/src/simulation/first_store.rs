@@ -38,7 +38,7 @@ const ORDERS_MAX: i64 = 16;
 const KILL_MS: u64 = 40;
 /// Time in which orders are placed while slots migrate, in milliseconds.
 const MOVE_MS: u64 = 400;
-/// Maximum number of tries of a read or of a check that is repeated.
+/// Maximum number of tries of a read, or of a check, that is repeated until it succeeds.
 const READS_MAX: u32 = 600;
 const READ_INTERVAL: Duration = Duration::from_millis(100);
 

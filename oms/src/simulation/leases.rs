@@ -11,10 +11,11 @@ use std::time::Duration;
 
 use crate::simulation::world::World;
 
-/// Pause between two looks at all leases.
+/// Pause between two checks of all leases.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// Looks at all leases until the caller aborts this task. Returns at once without an engine.
+/// Checks all leases repeatedly until the caller aborts this task. Returns at once without an
+/// engine.
 pub(super) async fn watch(world: Arc<World>) {
     while world.has_engine() {
         tokio::time::sleep(LOOK_EVERY).await;

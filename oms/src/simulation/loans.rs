@@ -1,8 +1,9 @@
 //! Watches the loans of units between volumes during a simulation.
 //!
 //! **Violation**: a volume holds more units of a store than the store's owner has lent to it. A
-//! volume holds its usable and recalled units, and the units of its orders that no request of its
-//! present server has named to the owner and for which the owner has no reservation.
+//! volume holds its usable units, its recalled units, and the units that its orders took from
+//! them. The units of an order count until a request of the volume's present server names the
+//! order to the owner. They do not count if the owner already has the order's reservation.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;

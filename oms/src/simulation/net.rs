@@ -85,7 +85,8 @@ impl Net {
         })
     }
 
-    /// Creates one direction of a connection to the incarnation with the number `to`. Frames are
+    /// Creates one direction of a connection to the incarnation with the number `to`. `is_there` is
+    /// `true` for the direction to that incarnation, and is only noted in the trace. Frames are
     /// delayed, lost or repeated on their way.
     fn carry_frames(&self, to: usize, is_there: bool) -> (mpsc::Sender<Frame>, mpsc::Receiver<Frame>) {
         let (sender, mut sent) = mpsc::channel::<Frame>(FRAMES_BUFFERED);

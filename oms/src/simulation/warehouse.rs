@@ -8,7 +8,8 @@
 //! - a delivery of an order that was not announced, or was announced with other content
 //! - a second announcement of an order with other content
 //! - a second delivery for another transaction
-//! - a call to an address that the cluster replaced long ago
+//! - a call to another address than that of the cluster's state, longer than `FOLLOW_TIME_MAX`
+//!   after the last change of the address
 //!
 //! In some runs the warehouse answers messages about some orders with an error until `cure` is
 //! called. In other runs it permanently refuses the deliveries of some orders.
@@ -266,7 +267,8 @@ impl Caller {
         }
     }
 
-    /// Records a violation if the client calls an address that the cluster replaced long ago.
+    /// Records a violation if the client calls another address than that of the cluster's state,
+    /// although the address has not changed for `FOLLOW_TIME_MAX`.
     fn check_address(&self) {
         let world = &self.model.world;
         let (known, since) = world.warehouse();

@@ -101,7 +101,7 @@ pub(crate) struct World {
     /// `true` if nodes borrow units in advance from stores with many orders, as in three runs of
     /// four.
     pub(super) has_allotments: bool,
-    /// Number of lost messages per thousand.
+    /// Number of lost calls, answers and frames between processes per thousand.
     pub(super) loss: std::sync::atomic::AtomicU64,
 }
 
@@ -191,14 +191,14 @@ impl World {
         }
     }
 
-    /// Returns the epoch of the current ring.
+    /// Returns the epoch of the current ring. `None` before the cluster has its first state.
     pub(super) fn epoch(&self) -> Option<u64> {
         self.observe_state();
         let inside = self.inside();
         inside.state.as_ref().map(|state| state.ring.epoch().0)
     }
 
-    /// Returns the current state of the cluster.
+    /// Returns the current state of the cluster. `None` before the first state.
     pub(super) fn state(&self) -> Option<ClusterState> {
         self.observe_state();
         self.inside().state.as_deref().cloned()
@@ -248,7 +248,8 @@ impl World {
         });
     }
 
-    /// Returns the address of the warehouse, and the moment of its last change.
+    /// Returns the warehouse's address in the cluster's state, and the moment of its last change:
+    /// the beginning of the run if the address never changed.
     pub(super) fn warehouse(&self) -> (Option<String>, Instant) {
         self.observe_state();
         let inside = self.inside();
@@ -272,8 +273,8 @@ impl World {
         drop((handles, standing, watches));
     }
 
-    /// Returns the number and the process of the last incarnation that has this name. The process
-    /// may be stopped.
+    /// Returns the number and the process of the last incarnation with this name that is a member
+    /// of the cluster. The process may be stopped. `None` if there is no such member.
     pub(super) fn running(&self, name: &str) -> Option<(usize, Arc<Process>)> {
         let inside = self.inside();
         let found = inside.holder(name)?;
@@ -392,8 +393,8 @@ impl World {
         Duration::from_millis(self.dice.between(0, 4))
     }
 
-    /// Makes one of the candidates the coordinator, unless there is one. A stopped process cannot
-    /// be chosen.
+    /// Makes one of the members that stand for election the coordinator, unless there is a
+    /// coordinator. A stopped process cannot be chosen.
     pub(super) fn elect(&self) {
         let mut inside = self.inside();
         if inside.coordinator.is_some() {
@@ -460,7 +461,7 @@ impl Node {
         self.world.inside().incarnations[self.id].address
     }
 
-    /// Starts to receive requests.
+    /// Starts to receive requests, unless the process is no longer a member.
     pub(super) fn listen(&self, cluster: &Arc<ClusterHandle>) {
         let incarnation = &mut self.world.inside().incarnations[self.id];
         incarnation.cluster = incarnation.is_member.then(|| Arc::clone(cluster));
@@ -481,7 +482,7 @@ impl Node {
             .segment_bytes_max(256 * 1_024)
     }
 
-    /// Ends the membership of the process, if the process is still a member, and then the process.
+    /// Ends the membership of the process, and then kills the process.
     pub(super) fn exit(&self) {
         self.world.end_membership(self.id);
         self.process().kill();

@@ -85,7 +85,7 @@ impl Volume {
         })
     }
 
-    /// Returns the current value of a row.
+    /// Returns the current value of a row. `None` if the row does not exist.
     pub(crate) fn raw(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
         let row = self.volume.table(table).get(key);
         let row = row.map_err(reading(TABLES[table as usize].1))?;

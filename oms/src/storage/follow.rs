@@ -86,7 +86,8 @@ impl Followers {
         self.0.lock()
     }
 
-    /// Stops the follower of a volume, and returns its open local copy.
+    /// Stops the follower of a volume, and returns its open local copy. `None` if the volume has no
+    /// follower, or if the follower has not opened the copy.
     pub(crate) async fn take(&self, volume: &str) -> Option<Cache> {
         let follower = self.all().remove(volume);
         follower?.1.stop().await

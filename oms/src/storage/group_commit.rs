@@ -40,9 +40,9 @@ type Waiting = oneshot::Sender<Result<Durable, StorageError>>;
 /// The outcome of a durable batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Durable {
-    /// `true` if every reservation that the batch removes existed. If `false`, one of them did not
-    /// exist, for example because an earlier batch has removed it. Its units are already released,
-    /// so the caller must not release them again.
+    /// `true` if every reservation that the batch removes existed. `false` if one of them did not
+    /// exist, for example because an earlier batch has removed it. The units of such a reservation
+    /// are already released, so the caller must not release them again.
     pub(crate) reservations_ended: bool,
 }
 
@@ -396,8 +396,8 @@ impl Committer {
     }
 
     /// Adds `first` and waiting batches to the group, until the group has `GROUP_ROWS_MAX` rows,
-    /// a batch above `ALONE_BYTES` comes, or no batch waits. Returns `true` if the committer must
-    /// stop after this group.
+    /// a batch above `ALONE_BYTES` comes, or no batch waits. A `first` above `ALONE_BYTES` stays
+    /// alone. Returns `true` if `Stop` was received, so the committer must stop after this group.
     fn gather(&mut self, group: &mut Vec<WriteBatch>, answers: &mut Vec<Waiting>, first: WriteBatch) -> bool {
         let mut rows = first.rows().len();
         let alone = first.bytes() > ALONE_BYTES;

@@ -27,8 +27,8 @@ use crate::storage::write_batch::{CATALOGUE, STATS_FORGOTTEN, STOCK_HEAD, Table}
 const ELSEWHERE: u8 = 0;
 const HERE: u8 = 1;
 const SEALED: u8 = 2;
-/// Key that is hashed to find the slot of the statistics. The slash makes it different from all
-/// order ids.
+/// Key that is hashed to find the slot of the statistics. The slash makes the key different from
+/// all order ids.
 const STATISTICS: &[u8] = b"statistics/";
 
 /// Kinds of changes that a new ring makes to the slots of a volume.
@@ -353,8 +353,8 @@ impl Slots {
         Some(self.sealed_for.load(Ordering::Acquire)).filter(|id| *id > 0)
     }
 
-    /// Seals slots for a move. Call this while the stock is locked, because the same lock protects
-    /// the queueing of rows.
+    /// Seals those of the slots that are here, for the move with this id. Call this while the stock
+    /// is locked, because the same lock protects the queueing of rows.
     pub(crate) fn seal(&self, slots: impl Iterator<Item = u32>, id: u64) {
         self.sealed_for.store(id, Ordering::Release);
         self.all_here.store(false, Ordering::Release);

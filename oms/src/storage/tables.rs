@@ -153,9 +153,9 @@ impl VolumeTables {
         })
     }
 
-    /// Makes the rows of a group visible. With a `position`, the volume's log has already made the
-    /// rows durable. Then the database is written without a sync, and the position is stored with
-    /// the rows.
+    /// Makes the rows of a group visible. Without a `position`, the commit of microdb also makes
+    /// the rows durable. With a `position`, the volume's log has already made the rows durable.
+    /// Then the database is written without a sync, and the position is stored with the rows.
     fn publish(
         &self,
         prepared: Prepared<'_>,
@@ -360,8 +360,8 @@ impl VolumeTables {
     /// Closes the database.
     pub(super) fn close(&self) -> Result<(), StorageError> {
         // The next server of the volume waits until the database is closed. So this call writes no
-        // checkpoint if little log has been written since the last one. A stopping node has written
-        // one shortly before.
+        // checkpoint if little log has been written since the last checkpoint. A stopping node has
+        // written that checkpoint shortly before.
         let closed = self.db.clone().close_quickly();
         closed.map_err(|source| StorageError::Commit {
             source: Arc::new(source),

@@ -1,9 +1,9 @@
 //! The changed cells of the stock, for the copies that other nodes keep.
 //!
-//! Each request of a copy has the number of changes that the copy has applied. The answer has the
-//! cells of all later changes with their present quantities. So a repeated or lost answer does no
-//! harm. A copy that lacks more changes than are recorded, or that is of an earlier generation, is
-//! read again as a whole.
+//! Each request of a copy has the copy's generation and the number of changes that the copy has
+//! applied. The answer has the cells of all later changes with their present quantities. So a
+//! repeated or lost answer does no harm. If a copy lacks more changes than are recorded, or is of
+//! an earlier generation, the other node reads the whole stock again.
 //!
 //! **Invariants**
 //! - Changes are recorded only between `follow` and `unfollow`.
@@ -15,8 +15,9 @@ use std::collections::VecDeque;
 /// seconds at full load. A copy that lacks more changes reads the whole stock.
 const CHANGES_MAX: usize = if cfg!(test) { 64 } else { 256 << 10 };
 
-/// A moment of the stock: the number of changes recorded so far, and the generation. The generation
-/// grows whenever the layout or all quantities change, and when recording starts.
+/// A moment of the stock: the generation, and the number of changes recorded so far in all
+/// generations. The generation grows whenever the layout or all quantities change, and when
+/// recording starts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment {
     pub(crate) generation: u64,
@@ -33,7 +34,7 @@ pub(crate) struct Journal {
 }
 
 impl Journal {
-    /// Records a change of a cell.
+    /// Records a change of a cell between `follow` and `unfollow`. Does nothing at other times.
     pub(crate) fn note(&mut self, cell: usize) {
         if !self.is_followed {
             return;
@@ -51,7 +52,7 @@ impl Journal {
         self.cells.clear();
     }
 
-    /// Starts recording changes.
+    /// Starts recording changes. Does nothing if changes are already recorded.
     pub(crate) fn follow(&mut self) {
         if !self.is_followed {
             self.is_followed = true;
@@ -60,7 +61,8 @@ impl Journal {
         }
     }
 
-    /// Stops recording changes.
+    /// Stops recording changes and drops the recorded changes. The generation and the number of
+    /// changes stay.
     pub(crate) fn unfollow(&mut self) {
         *self = Journal {
             now: self.now,
@@ -74,7 +76,8 @@ impl Journal {
     }
 
     /// Returns the cells that changed after a moment, ascending and without duplicates. `None` if
-    /// not all changes since that moment are recorded.
+    /// not all of these changes are recorded: after `unfollow`, in another generation, or after
+    /// more than `CHANGES_MAX` changes.
     pub(crate) fn since(&self, then: Moment) -> Option<Vec<u32>> {
         let count = self.now.changes.checked_sub(then.changes)? as usize;
         if !self.is_followed || then.generation != self.now.generation || count > self.cells.len() {

@@ -18,8 +18,8 @@ pub(crate) const RECALL_BELOW: u32 = if cfg!(test) { 2 } else { 256 };
 pub(crate) enum Found {
     /// The store has all units of the order free.
     Free,
-    /// The store has all units of the order, but some are lent to other volumes. These are being
-    /// recalled.
+    /// The store has all units of the order, but some are lent to other volumes. The lent units are
+    /// being recalled.
     Lent,
     /// The store has too few units of the order, even with the lent units.
     Short,
@@ -58,13 +58,13 @@ impl Stock {
         }
     }
 
-    /// Returns the loans of this volume's stores.
+    /// Returns the loans from this volume's stores to other volumes.
     pub(crate) fn loans(&mut self) -> &mut Loans {
         &mut self.loans
     }
 
-    /// Returns `true` if the units on hand suffice for all reserved and lent units of each lent
-    /// product. A new snapshot may have fewer units.
+    /// Returns `true` if, in each store, the units on hand suffice for all deducted and lent units
+    /// of each lent product. After a new snapshot with fewer units, they may not suffice.
     pub(crate) fn covers_loans(&self) -> bool {
         let stores = self.loans.stores().into_iter();
         let mut cells = stores.flat_map(|store| {

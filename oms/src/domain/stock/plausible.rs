@@ -13,15 +13,16 @@
 //! | 10^12 or more: Unix milliseconds | the clock plus ten minutes, at least that number |
 
 /// Maximum amount by which a count of deliveries may exceed the highest number so far. No warehouse
-/// makes that many deliveries between two messages.
+/// makes that many deliveries between two numbered snapshots or deliveries.
 const AHEAD_MAX: u64 = 1_000_000_000;
-/// Smallest number that is taken for Unix milliseconds. As a time it is in the year 2001, and no
-/// warehouse makes that many deliveries.
+/// Smallest number that is taken for Unix milliseconds. As a time, this number is in the year 2001.
+/// As a count, it exceeds the deliveries of any warehouse.
 const MILLISECONDS_FROM: u64 = 1_000_000_000_000;
 /// Maximum time by which the warehouse's clock may be ahead of the clock of this node.
 const CLOCK_AHEAD_MAX_MS: u64 = 10 * 60 * 1_000;
 
-/// Returns the largest plausible delivery number. `newest` is the highest delivery number so far.
+/// Returns the largest plausible delivery number. `newest` is the highest number of all snapshots
+/// and deliveries so far, or `None` if none had a number.
 pub(crate) fn largest_plausible(newest: Option<u64>, now_ms: u64) -> u64 {
     let by_clock = now_ms.saturating_add(CLOCK_AHEAD_MAX_MS);
     match newest {

@@ -174,7 +174,7 @@ impl<'a> Reader<'a> {
         &self.bytes[self.at..]
     }
 
-    /// Returns an error with the end of the row as its offset.
+    /// Returns an error with the end of the row as its offset, such as for left-over bytes.
     pub(crate) fn fault_at_end(&self, expected: &'static str) -> DecodeError {
         DecodeError {
             offset: self.bytes.len(),

@@ -1,8 +1,8 @@
 //! Encoding and decoding of the volume's values, and of keys that have several parts.
 //!
 //! **Invariants**
-//! - Every value that this module encodes begins with a layout version. Rows that earlier releases
-//!   wrote stay readable.
+//! - Every value that this module encodes begins with a layout version, except for the time at
+//!   which a statistics file was added. Rows that earlier releases wrote stay readable.
 //! - In values, numbers are LEB128 varints unless stated otherwise. A text is its length and its
 //!   UTF-8 bytes.
 //! - Encoding appends to the buffer. Decoding never panics: bytes that cannot be decoded cause an

@@ -150,7 +150,7 @@ pub(crate) fn encode_delivery(delivery: &Delivery, bytes: &mut Vec<u8>) {
     row.lines(&delivery.lines);
 }
 
-/// Decodes a delivery.
+/// Decodes a delivery. Its `ordinal` is not stored and becomes 0.
 pub(crate) fn decode_delivery(bytes: &[u8]) -> Result<Delivery, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let store = row.small("a store")?;
@@ -165,7 +165,8 @@ pub(crate) fn decode_delivery(bytes: &[u8]) -> Result<Delivery, DecodeError> {
     })
 }
 
-/// Encodes the facts about the applied stock snapshots.
+/// Encodes the facts about the applied stock snapshots: the highest `X-Stock-As-Of`, the last
+/// counted delivery, and the number of snapshots.
 pub(crate) fn encode_stock_head(head: &StockHead, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 32);
     row.optional(head.newest_as_of);
@@ -173,7 +174,7 @@ pub(crate) fn encode_stock_head(head: &StockHead, bytes: &mut Vec<u8>) {
     row.number(head.snapshots);
 }
 
-/// Decodes the facts about the applied stock snapshots.
+/// Decodes the facts about the applied stock snapshots (`encode_stock_head`).
 pub(crate) fn decode_stock_head(bytes: &[u8]) -> Result<StockHead, DecodeError> {
     let mut row = Reader::new(bytes)?;
     let newest_as_of = row.optional("an as-of sequence")?;

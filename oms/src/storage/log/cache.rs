@@ -244,8 +244,8 @@ async fn resume(
         return Ok(Some(position));
     }
     if position.seq == 0 {
-        // The copy has no entry to compare. If the log no longer begins with its first entry, the
-        // copy cannot be continued.
+        // The copy has no entry to compare. Once a checkpoint has copied entries of the log, the
+        // first entries may be removed from the log, and the copy cannot be continued.
         let head = log.head().await?;
         let is_trimmed = head.is_some_and(|head| head.kept_from > 1);
         return Ok(Some(position).filter(|_| !is_trimmed));

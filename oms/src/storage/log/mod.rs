@@ -117,8 +117,9 @@ pub(crate) trait Log: Send {
     /// Returns the engine's record of the volume, if it exists.
     fn head(&mut self) -> Answer<'_, Option<Head>>;
 
-    /// Returns the name of the node that took the volume over last, if it has not released the
-    /// volume. The answer may come from an old primary, unless `confirm` follows.
+    /// Returns the name of the node that took the volume over last. `None` if this node has
+    /// released the volume, or no node ever took it over. The answer may come from an old primary,
+    /// unless `confirm` follows and returns `true`.
     fn owner(&mut self) -> Answer<'_, Option<String>>;
 
     /// Commits without a change of data. Returns `true` if the commit was acknowledged on the
@@ -138,7 +139,7 @@ pub(crate) trait Log: Send {
     fn raise<'a>(&'a mut self, owner: &'a str, since: u64, until: u64) -> Answer<'a, Option<u64>>;
 
     /// Returns entries after the number `after` up to `last`, in order, beginning with the first
-    /// one. May return only a part of them.
+    /// such entry in the log. May leave out later entries, but is empty only if the log has none.
     fn tail(&mut self, after: u64, last: u64) -> Answer<'_, Vec<Entry>>;
 
     /// Passes every row of the volume in the engine's table of rows to `take`, until `take` returns
@@ -156,7 +157,7 @@ pub(crate) trait Log: Send {
     fn trim(&mut self, last: u64) -> Answer<'_, u64>;
 
     /// Makes the next statement use the next host of the engine's URL, for example because the
-    /// current one answered with old rows.
+    /// current host answered with old rows.
     fn next_host(&mut self);
 
     /// Removes the volume from the engine, with its log and rows.

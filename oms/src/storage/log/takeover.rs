@@ -75,8 +75,8 @@ pub(crate) async fn take_over(
             position: newest,
         });
     }
-    // With this status, `settle` does not wait for an unknown outcome. The caller tries the
-    // takeover again.
+    // This status stops the writer. So `settle` returns `Abandoned` after a statement without a
+    // result, and the caller tries the takeover again.
     let status = LogStatus::default();
     status.stop_waiting();
     for _ in 0..ATTEMPTS_MAX {

@@ -36,7 +36,8 @@ const UNACKNOWLEDGED_MAX: usize = 16;
 
 /// Number of answers in a row that lack the previous acknowledged entry or show an earlier epoch,
 /// during one append. After one more such answer, that entry is treated as lost. The next host is
-/// tried after each of them, so a primary that has the entry would be found earlier.
+/// tried after each of these answers, so a primary that has the entry would be found earlier. A
+/// writer that is being stopped treats the entry as lost after the first such answer.
 const OLD_ANSWERS_MAX: u32 = 40;
 
 /// The state that a writer and its volume share.
@@ -91,7 +92,8 @@ pub(crate) enum Settled {
     Durable(Position),
     /// The volume has another owner or was removed, or another entry has this number.
     Refused {
-        /// `true` if an earlier attempt had no result. Its entry may still appear in the log.
+        /// `true` if an earlier attempt to append had no result. So the entry may be in the log, or
+        /// may still appear there.
         may_appear: bool,
     },
     /// The servers that answered lack the previous entry, although that entry was in the log
