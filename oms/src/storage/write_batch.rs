@@ -209,7 +209,8 @@ impl WriteBatch {
         self.arrived.iter().chain(migrated_in)
     }
 
-    /// Adds the changes of the batch to the counters.
+    /// Adds the changes of the batch to the counters, and sets the progress of expiry if the batch
+    /// contains it (`expired_to`).
     pub(crate) fn count(&self, counters: &mut Counters) {
         if let Some((before, after)) = self.moved {
             if let Some(before) = before {
@@ -285,7 +286,7 @@ impl WriteBatch {
         }
     }
 
-    /// Adds the reservation of an order of this volume.
+    /// Adds the reservation of an order of this volume in a store of this volume.
     pub(crate) fn reserve(&mut self, order: &Order, store: u32) {
         self.reserve_for(&order.id, store, &order.lines, None);
     }
@@ -399,7 +400,7 @@ impl WriteBatch {
         self.rare().record = Some(record);
     }
 
-    /// Returns the slot ownership after this batch, if the batch changes it.
+    /// Returns the slot ownership after this batch. `None` if the batch does not change it.
     pub(crate) fn record(&self) -> Option<&SlotOwnership> {
         self.rare.as_ref()?.record.as_ref()
     }

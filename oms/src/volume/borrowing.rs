@@ -78,8 +78,8 @@ impl VolumeState {
         Ok(())
     }
 
-    /// Commits this volume's incarnation as a borrower if it is not durable yet. The next request
-    /// contains it.
+    /// Commits this volume's incarnation as a borrower if the incarnation is not durable yet. Every
+    /// later request to an owner contains this incarnation.
     async fn begin_incarnation(&self) -> Result<(), OrderError> {
         let Some(incarnation) = self.allotments().new_incarnation() else {
             return Ok(());

@@ -106,8 +106,8 @@ impl Followers {
     }
 
     /// Records that a copy has sent a request, and the state of the stock in that copy. Returns the
-    /// number of commits (`commits`) at the newest answer to this copy, or `None` if the copy was
-    /// not known.
+    /// number of commits (`commits`) at the newest answer to this copy: 0 before the first answer,
+    /// or `None` if the owner did not know the copy before this request.
     fn note(&self, follower: u64, has: Option<StockMoment>) -> Option<u64> {
         let asked = Instant::now();
         let mut known = self.known();
@@ -234,8 +234,8 @@ impl VolumeState {
         }
     }
 
-    /// Waits until `ANSWER_SPACING` has passed since the last answer to a copy, or until a new
-    /// stock must be sent to all copies.
+    /// Waits until `ANSWER_SPACING` has passed since the last answer to a copy. Ends earlier at
+    /// `until`, or once an upload waits for the copies. Before the first answer, does not wait.
     async fn space_answers(&self, follower: u64, until: Instant) {
         let Some(from) = self.followers.answer_from(follower) else {
             return;
@@ -286,7 +286,8 @@ impl VolumeState {
         Reply::StockRows(stock.available_rows(ask.first_row as usize, QUANTITIES_AT_A_TIME))
     }
 
-    /// Waits until every copy that may still be used has the current stock.
+    /// Waits until every copy that may still be used has the stock of the time of this call, or a
+    /// newer stock.
     pub(crate) async fn copies_are_current(&self) {
         let moment = self.stock().moment();
         let _hurried = Hurried::begin(&self.followers);

@@ -307,8 +307,8 @@ impl VolumeState {
 
     /// Recalls the lent units of the products that `take_recalled` returns, and loans without a
     /// request for `FORGOTTEN_AFTER_MS`. Repeats recalls that are not answered. Returns `true` if
-    /// units are lent or a volume with a loan has left the cluster, and the loans of volumes that
-    /// have left.
+    /// units are lent or a volume with a loan has left the cluster. The returned list names the
+    /// loans of volumes that have left: the store and the volume of each.
     fn look_at_loans(&self, remote: &dyn RemoteVolumes) -> (bool, Vec<(u32, NodeName)>) {
         let now_ms = self.now().monotonic_ms;
         let ring = self.slots.ring();

@@ -310,7 +310,7 @@ impl VolumeState {
             return;
         }
         match before {
-            // Both have the same units.
+            // Both reservations have the same units, so the stock does not change.
             Some(before) => drop(remote_reservations.insert(&order, store, before)),
             None => {
                 stock.release(store, &now.lines);
@@ -386,8 +386,8 @@ impl VolumeState {
         ended.await.unwrap_or(Err(OrderError::Interrupted))
     }
 
-    /// Removes the reservation from memory if the commit that ends it succeeded. Otherwise restores
-    /// the state of the reservation before the commit.
+    /// Releases the units of a reservation and removes it from memory if the commit that ends it
+    /// succeeded. Otherwise restores the state of the reservation before the commit.
     fn finish_ending(
         &self,
         stock: &mut Stock,
@@ -558,7 +558,8 @@ async fn remove_settlements(state: &VolumeState, confirmed: &[OrderId]) -> Resul
     Ok(())
 }
 
-/// Returns the available quantities of the requested products in the requested store.
+/// Returns the available quantities of the requested products in the requested store. Products that
+/// the stock lacks are left out.
 fn available(stock: &Stock, ask: &Reserve) -> Vec<Cell> {
     let cell = |line: &Line| {
         Some(Cell {

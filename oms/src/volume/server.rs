@@ -89,7 +89,8 @@ pub(crate) struct VolumeServer {
     pub(crate) app: Arc<App>,
     /// The copies of slots to other volumes.
     pub(crate) exports: Exports,
-    /// The copy of slots to this volume. `None` if no migration brings slots to this volume.
+    /// The copy of slots to this volume. `None` unless the server has prepared for a migration that
+    /// brings slots to this volume (`expect`).
     pub(crate) incoming: tokio::sync::Mutex<Option<Incoming>>,
     /// Progress of the copy in `incoming`, readable without its lock.
     pub(crate) progress: Mutex<Progress>,
@@ -533,8 +534,8 @@ impl VolumeServer {
         target::blocking(move || storage.checkpoint()).await
     }
 
-    /// Stops all work on the volume: seals all slots, ends the jobs, and waits for the queued
-    /// writes.
+    /// Stops all work on the volume: seals all slots, ends the jobs, and waits for the cleanup and,
+    /// unless the engine does not answer, for the queued writes.
     pub(crate) async fn quiesce(&self) {
         self.end_jobs().await;
         self.finish_writes().await;
@@ -559,7 +560,7 @@ impl VolumeServer {
         }
     }
 
-    /// Waits for the cleanup and for the queued writes.
+    /// Waits for the cleanup and, unless the engine does not answer, for the queued writes.
     async fn finish_writes(&self) {
         let state = self.app.state();
         let cleaning = self.cleaning().take();

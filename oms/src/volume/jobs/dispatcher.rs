@@ -193,9 +193,9 @@ fn command(kind: Kind, answer: &Answer) -> Result<Command, Failure> {
     }
 }
 
-/// Calls `end`, which records the end of a call to the warehouse in the outbox, and returns the
-/// cause if the call failed. Logs if the calls of this kind begin to fail or are answered again,
-/// and if the circuit breaker opened or closed.
+/// Calls `end`, which records the end of a call to the warehouse in the outbox. `end` returns the
+/// cause if the call failed, and `None` if the warehouse answered. Logs if the calls of this kind
+/// begin to fail or are answered again, and if the circuit breaker opened or closed.
 fn count(
     state: &VolumeState,
     wms: &dyn Warehouse,

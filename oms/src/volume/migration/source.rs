@@ -304,7 +304,7 @@ impl Exports {
 
     /// Returns the reservations that remain in this volume, although their orders migrate with the
     /// migration `id`. Returns `None` if a copy of this migration is not complete, or if the ring
-    /// takes slots from this volume that were not copied. Ends the copies.
+    /// takes slots from this volume that were not copied. Ends the copies of this migration.
     pub(crate) async fn left_behind(
         &self,
         slots: &Slots,
@@ -458,7 +458,8 @@ impl Reading {
     }
 }
 
-/// Updates `left_behind` with a reservation if its order migrates and its store does not.
+/// Applies the row of a reservation to `left_behind`, if the order migrates and the store stays in
+/// this volume. `value` is `None` if the row was removed.
 fn note_left_behind(
     left_behind: &mut RemoteReservations,
     slots: &Slots,

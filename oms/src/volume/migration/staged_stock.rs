@@ -8,9 +8,9 @@
 //! **Invariants**
 //! - A fitted (rearranged) column has the row order of this volume. Products that are new to the
 //!   volume are appended.
-//! - Each fitted column names the last delivery that its quantities count. Before, the stock head
-//!   of the source (facts about its snapshots) may have named this delivery, but this volume has
-//!   another head.
+//! - Each fitted column names the last delivery that its quantities count. In the source, the
+//!   volume's stock head (facts about its snapshots) may name this delivery instead of the column.
+//!   This volume has another head.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -66,15 +66,16 @@ impl StagedStock {
         Ok(())
     }
 
-    /// Rearranges the columns in the row order of a volume and adds their rows to a batch.
+    /// Rearranges the columns in the row order of a volume. Adds to a batch the rows of the
+    /// columns, the catalogue if it has new products, and the stock head if a source has one.
     pub(crate) fn fit(&mut self, storage: &Volume, batch: &mut WriteBatch) -> Result<(), StorageError> {
         self.head = storage.stock_head()?;
         for head in self.heads.values() {
             self.head = self.head.joined_with(head);
         }
         for (source, column) in &mut self.arrived {
-            // A column may leave it to the stock head of its volume to name the last delivery that
-            // its quantities count. This volume has another head, so the column must name the
+            // A column without a delivery of its own counts the deliveries up to the one in the
+            // stock head of its volume. This volume has another head, so the column must name the
             // delivery itself.
             let head = self.heads.get(source).copied().unwrap_or_default();
             column.counted_to = CountedTo::Delivery(column.counted_to.resolve(&head));

@@ -108,8 +108,8 @@ pub(crate) fn read(path: &Path, stamp: &Stamp) -> Result<Content> {
     })
 }
 
-/// Deletes a file that was added to the statistics. Returns `false` without deleting if the file's
-/// stamp is no longer `stamp`, and `true` if the file no longer exists.
+/// Deletes a file that was added to the statistics. Returns `true` if the file was deleted or no
+/// longer existed. Returns `false` without deleting if the file's stamp is no longer `stamp`.
 pub(crate) fn delete(path: &Path, stamp: &Stamp) -> Result<bool> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
