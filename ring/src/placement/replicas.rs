@@ -403,7 +403,8 @@ impl<'p> Work<'p> {
     }
 }
 
-/// Puts the set of a slot into the order of a table row.
+/// Puts the set of a slot into the order of a table row: the primary first, then copies in their
+/// former cells if possible, and new nodes in the gaps.
 fn order(row: &mut [Node], before: &[Node], primary: Node, depth: usize) {
     let mut set = [NONE; REPLICATION_MAX as usize];
     set[..row.len()].copy_from_slice(row);

@@ -128,7 +128,8 @@ struct HistoryPage {
     events: Vec<HistoryEvent>,
 }
 
-/// Reads the history of an order; `None` if the order management returns none.
+/// Reads the history of an order; `None` if the request fails, for example because the order
+/// management does not know the order.
 pub(super) async fn history(oms: &Client, order: &str) -> Option<History> {
     let path = format!("/order/{}/history", escape(order));
     let page: HistoryPage = oms.get_json(OMS, &path).await.ok()?;
@@ -171,8 +172,8 @@ struct ProductOnHand {
     on_hand: i64,
 }
 
-/// Reads the units on hand of the stores to which orders were assigned, for at most [`STORES_MAX`]
-/// stores.
+/// Reads the units on hand of the stores to which orders were assigned, for the first
+/// [`STORES_MAX`] of these stores by number. A store that cannot be read is left out.
 async fn on_hand(oms: &Client, orders: &[Order]) -> BTreeMap<u32, BTreeMap<u32, i64>> {
     let stores: std::collections::BTreeSet<u32> = orders.iter().filter_map(|order| order.store_id).collect();
     let mut on_hand = BTreeMap::new();
