@@ -74,7 +74,7 @@ pub(crate) struct Loaded {
     /// orders yet.
     pub(crate) spent: Vec<Reservation>,
     /// The last incarnation of the volume as a borrower: a number that grows with each server of
-    /// the volume that borrows units.
+    /// the volume that borrows units. 0 if no server has borrowed units yet.
     pub(crate) borrower: u64,
     pub(crate) sums: SumsByProduct,
 }

@@ -48,7 +48,7 @@ impl Table {
         )
     }
 
-    /// Returns the table with this code.
+    /// Returns the table with this code. `None` if no table has the code.
     pub(crate) fn of_code(code: u8) -> Option<Table> {
         TABLES.get(usize::from(code)).map(|(table, _)| *table)
     }

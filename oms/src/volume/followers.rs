@@ -77,7 +77,7 @@ struct Follower {
     /// Value of `Followers::commits` at the time of the newest answer to this copy; 0 before the
     /// first answer.
     answered: u64,
-    /// Time of the newest answer to this copy.
+    /// Time of the newest answer to this copy. `None` before the first answer.
     answered_at: Option<Instant>,
 }
 

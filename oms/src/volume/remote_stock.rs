@@ -54,7 +54,8 @@ use crate::volume::remote_reservations::{
 use crate::volume::state::{OrderError, VolumeState};
 use crate::volume::store_search::Search;
 
-/// Error message for a reservation while other units are reserved for the same order.
+/// Error message for a request to reserve units while other units of the store are reserved for the
+/// same order.
 const OTHER_UNITS: &str = "other units are still reserved for an earlier attempt to place the order; retry";
 /// Usual time after which the order's volume is first asked about a reservation. Most reservations
 /// are confirmed earlier and need no question.

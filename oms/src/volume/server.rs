@@ -67,7 +67,7 @@ async fn is_under_way(authority: &Arc<dyn Authority>, id: u64) -> Result<bool, M
 }
 
 /// Seals the slots that the migration under way takes from a volume. Returns `true` if there are
-/// any.
+/// such slots, and `false` if not, or if no migration is under way.
 ///
 /// The rows of these slots may have been copied completely before the volume was closed. A further
 /// commit would be missing in the copy.

@@ -49,9 +49,8 @@ const PAGE_HEAD_BYTES: usize = 1 + 8 + 8 + 16;
 const ROW_HEAD_BYTES: usize = 9;
 /// Added to the table code of a row in a page if the row was removed.
 const REMOVED: u8 = 128;
-/// Number of rows at which a page is complete. A page of the feed has whole commits, so it may have
-/// more rows. The target commits a page of this size within milliseconds, so orders in the same
-/// group commit are hardly delayed.
+/// Maximum number of rows of a page. A page of the feed may end within a commit. The target commits
+/// a page of this size within milliseconds, so orders in the same group commit are hardly delayed.
 const PAGE_ROWS_MAX: usize = 4_000;
 /// Size of the keys and values at which a page is complete, in bytes. A page is larger by at most
 /// one row, and far below the limit of an answer between nodes.

@@ -8,9 +8,9 @@
 //! **Invariants**
 //! - A fitted (rearranged) column has the row order of this volume. Products that are new to the
 //!   volume are appended.
-//! - Each fitted column names the last delivery that its quantities count. In the source, the
-//!   volume's stock head (facts about its snapshots) may name this delivery instead of the column.
-//!   This volume has another head.
+//! - Each fitted column names the last delivery that its quantities count. A row of an earlier
+//!   release names no delivery, because the stock head of the source (facts about its snapshots)
+//!   names it. This volume has another head.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -74,8 +74,8 @@ impl StagedStock {
             self.head = self.head.joined_with(head);
         }
         for (source, column) in &mut self.arrived {
-            // A column without a delivery of its own counts the deliveries up to the one in the
-            // stock head of its volume. This volume has another head, so the column must name the
+            // If an earlier release wrote the row of the column, the stock head of the source names
+            // the last counted delivery. This volume has another head, so the column must name the
             // delivery itself.
             let head = self.heads.get(source).copied().unwrap_or_default();
             column.counted_to = CountedTo::Delivery(column.counted_to.resolve(&head));
