@@ -102,7 +102,7 @@ impl Volume {
         Volume::open_by(microdb::Options::new(), folder)
     }
 
-    /// Opens the volume in `folder`, which must exist.
+    /// Opens the volume in `folder` and starts its committer. Fails if the folder has no volume.
     pub(crate) fn open_existing(folder: &Path) -> Result<Volume, StorageError> {
         Volume::open_by(microdb::Options::new().create(false), folder)
     }
@@ -135,7 +135,8 @@ impl Volume {
         })
     }
 
-    /// Sets the counters in which further commits are counted. Only the first call has an effect.
+    /// Sets the counters in which later commits of this volume are counted. Only the first call has
+    /// an effect.
     pub(crate) fn count_commits(&self, counters: &Arc<VolumeCounters>) {
         let _ = self.volume.commit_counters.set(Arc::clone(counters));
     }

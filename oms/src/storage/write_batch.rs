@@ -168,7 +168,7 @@ pub(crate) struct WriteBatch {
 #[derive(Debug, Default)]
 struct Rare {
     fences: Vec<Fence>,
-    /// The slot ownership after this batch.
+    /// The slot ownership after this batch. `None` if the batch does not change it.
     record: Option<SlotOwnership>,
     /// Ids of orders that came from another volume, for the page of arrivals (a row in `arrivals`)
     /// of this commit. The counters include these orders only after activation.
@@ -301,7 +301,7 @@ impl WriteBatch {
         );
     }
 
-    /// Adds the units that an order of this volume took from an allotment.
+    /// Adds to the table `spent` the units that an order of this volume took from an allotment.
     pub(crate) fn spend(&mut self, order: &OrderId, store: u32, lines: &[Line], nonce: u64) {
         self.row(
             Table::Spent,
@@ -435,7 +435,7 @@ impl WriteBatch {
         );
     }
 
-    /// Removes a message that is no longer needed.
+    /// Removes a message to the warehouse that its order does not need.
     pub(crate) fn forget_message(&mut self, order: &OrderId, kind: Kind) {
         self.row(
             Table::Outbox,

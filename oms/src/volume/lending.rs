@@ -216,7 +216,8 @@ impl VolumeState {
         wanted.filter_map(grant).take(room).collect()
     }
 
-    /// Ends the change of a loan after its commit.
+    /// Ends the change of a loan after its commit. Reverts the change if `durable` is `None`,
+    /// because the commit failed.
     fn end_allotting(&self, fence: Fence, changing: Changing, durable: Option<&Durable>) {
         let Changing { change, entered, .. } = changing;
         let store = change.store;

@@ -136,7 +136,8 @@ pub(super) fn was_lent(nonce: u64) -> bool {
     nonce & LENT_NONCES == LENT_NONCES
 }
 
-/// Releases the units of a reservation in memory, if the commit removed an existing row.
+/// Releases the units of a reservation in memory if the commit removed the reservation's row. If
+/// there was no such row, releases nothing and logs an error.
 pub(crate) fn release(stock: &mut Stock, order: &OrderId, store: u32, lines: &[Line], durable: Durable) {
     if seeded("released-twice") && durable.reservations_ended {
         stock.release(store, lines);
@@ -533,7 +534,8 @@ async fn send_settlements(remote: &Arc<dyn RemoteVolumes>, some: Vec<(OrderId, S
     confirmed
 }
 
-/// Removes the rows of confirmed settlements in one commit.
+/// Removes confirmed settlements in one commit, and then from memory. Leaves out the settlements of
+/// orders that are migrating or have migrated.
 async fn remove_settlements(state: &VolumeState, confirmed: &[OrderId]) -> Result<(), OrderError> {
     let permit = state.storage.permit().await?;
     let mut here = Vec::with_capacity(confirmed.len());

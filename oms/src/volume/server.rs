@@ -360,7 +360,7 @@ impl VolumeServer {
         Err(MigrationError::Over)
     }
 
-    /// Removes all seals. The slots stay in this volume.
+    /// Removes all seals, unless this server is stopping. The slots stay in this volume.
     pub(crate) async fn unseal(&self) -> Result<(), StorageError> {
         let state = self.app.state();
         let permit = state.storage.permit().await?;

@@ -130,6 +130,7 @@ pub(crate) struct RemotePlacement {
     /// the units.
     pub(crate) asked_below: Option<u32>,
     /// Units in a store of another volume that are reserved or borrowed (see `remote_stock`).
+    /// `None` if the search found no store in another volume.
     pub(crate) reserved: Option<ReservedElsewhere>,
 }
 

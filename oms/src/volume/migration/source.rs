@@ -253,7 +253,8 @@ impl Exports {
             .retain(|_, export| export.id > version || Some(export.id) == under_way);
     }
 
-    /// Returns the requested page.
+    /// Returns the requested page. A repeated request for the newest page gets the bytes of that
+    /// page again.
     pub(crate) async fn page(
         &self,
         state: &Arc<VolumeState>,

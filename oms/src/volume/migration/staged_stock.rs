@@ -22,7 +22,7 @@ use crate::storage::codec::{self, DecodeError};
 use crate::storage::volume::{Volume, u32_key};
 use crate::storage::write_batch::{CATALOGUE, STOCK_HEAD, Table, WriteBatch};
 
-/// Stores that arrive from other volumes.
+/// The stock of the stores that migrate to this volume.
 #[derive(Default)]
 pub(crate) struct StagedStock {
     /// Product ids in the row order of this volume, with the new ones at the end. Empty before

@@ -123,7 +123,7 @@ pub(crate) struct Incoming {
     pub(crate) id: u64,
     pub(crate) state: StagedState,
     pub(crate) note: StagingNote,
-    /// The staged rows of stock, rearranged once the copy is complete.
+    /// The staged rows of stock, rearranged once the copy is complete. `None` before that.
     pub(crate) staged: Option<StagedRows>,
     sources: BTreeMap<u8, Source>,
     /// The time at which the copy from the first source began.
