@@ -88,8 +88,8 @@ pub(crate) const STOCK_HEAD: &[u8] = b"stock";
 pub(crate) const ARRIVING: &[u8] = b"arriving";
 /// Key, in the table `meta`, of the volume's slot ownership.
 pub(crate) const SLOTS: &[u8] = b"slots";
-/// Key, in the table `meta`, of the note that the volume may have rows of slots that it does not
-/// own, or gets such rows if the migration of its sealed slots is committed.
+/// Key, in the table `meta`, of the note about rows of slots that the volume does not own. The
+/// volume may have such rows now, or gets them if the migration of its sealed slots is committed.
 pub(crate) const CLEANUP: &[u8] = b"purge";
 /// Key, in the table `meta`, of the volume's incarnation as a borrower: a number that grows with
 /// each server of the volume that borrows units.

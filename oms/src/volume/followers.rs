@@ -5,10 +5,10 @@
 //! older than the request.
 //!
 //! The owner answers a request that may wait (`FollowStock::waits`) after a group commit that
-//! changed the stock, or without a change after `ANSWER_AFTER`. Unless an upload waits for the
-//! copies, the owner answers such a request not sooner than `ANSWER_SPACING` after its previous
-//! answer to that copy, so one answer has the changes of many orders. If a request has no position
-//! that the owner knows, the answer is the layout of the stock, and the copy reads the whole stock.
+//! changed the stock, or without a change after `ANSWER_AFTER`. Between two answers to one copy,
+//! the owner lets `ANSWER_SPACING` pass, so that one answer has the changes of many orders. While
+//! an upload waits for the copies, answers need no such spacing. If a request has no position that
+//! the owner knows, the answer is the layout of the stock, and the copy reads the whole stock.
 //!
 //! **Invariants**
 //! - A copy is used for at most `COPY_AGE_MAX` after it sent the request of its newest answer. So

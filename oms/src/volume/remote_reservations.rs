@@ -130,8 +130,8 @@ impl RemoteReservations {
         self.by_store.get_mut(&store)?.get_mut(order)
     }
 
-    /// Returns the first store below `below` in which an earlier attempt to place the order has
-    /// reserved exactly these units, or the first of all such stores if `below` is `None`. Skips
+    /// Returns the first store in which an earlier attempt to place the order has reserved exactly
+    /// these units. Searches the stores below `below`, or all stores if `below` is `None`. Skips
     /// stores for which `is_backed` returns `false`. Returns an error while a commit changes the
     /// found reservation.
     pub(crate) fn first_store_of(

@@ -97,9 +97,9 @@ pub(crate) struct VolumeServer {
     /// Maximum rate of the copy in `incoming`, from all sources together, in rows per second.
     /// `None` means unlimited.
     pub(crate) move_rows_per_second: Option<u64>,
-    /// `true` while the volume owns exactly the slots that the server's ring assigns to it, is not
-    /// prepared for a migration (as a target, or as a source with sealed slots), and has neither
-    /// staged rows nor rows that a cleanup must remove.
+    /// `true` while the volume owns exactly the slots that the server's ring assigns to it, and has
+    /// neither staged rows nor rows that a cleanup must remove. `false` while the server is
+    /// prepared for a migration, as a target or as a source with sealed slots.
     is_clean: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
     working: Mutex<Vec<JoinHandle<()>>>,

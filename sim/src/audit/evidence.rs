@@ -58,8 +58,8 @@ pub struct Evidence {
     /// if the response has no counters.
     pub counted_orders: BTreeMap<String, u64>,
     /// Number of requests that the node at the audit's address has answered with 2xx since its
-    /// start, by route; empty if its metrics could not be read, or if the audit does not compare
-    /// them with the log (`AuditConfig::log_is_of_node`).
+    /// start, by route. Empty if the node's metrics could not be read, or if the audit does not
+    /// compare them with the log (`AuditConfig::log_is_of_node`).
     pub answered: BTreeMap<String, u64>,
     /// Start of the node at the audit's address, unix milliseconds; 0 if unknown.
     pub node_started_at_ms: u64,

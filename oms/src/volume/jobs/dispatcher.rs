@@ -99,8 +99,9 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
     match state.storage.order(&job.order) {
         Err(error) => put_back(&OrderError::Storage(error)),
         Ok(None) => {
-            // This cannot happen, because order and message are committed together. The message
-            // becomes a dead letter, because no retry would find the order.
+            // A message without its order cannot occur, because both are committed together. If it
+            // occurs nevertheless, the message becomes a dead letter, because no retry would find
+            // the order.
             tracing::error!(order = %job.order, "message without an order failed for good");
             let failure = Failure::new(FailureKind::Malformed, "the order does not exist");
             count(state, &*wms, job.kind, |outbox| {
