@@ -63,8 +63,8 @@ pub struct Balance {
 
 /// Computes the evenness of `counts`, the number of slots of each member, by weight.
 ///
-/// The arithmetic cannot overflow. A node holds at most 65,536 x 7 copies, and all weights add up
-/// to at most 16,384 x 1,000,000. So 1,000 times their product stays below 2^63.
+/// The arithmetic cannot overflow. All counts add up to at most 65,536 x 7, and all weights to at
+/// most 16,384 x 1,000,000. So 1,000 times the product of both sums stays below 2^63.
 fn spread(members: &[Member], counts: &[u32]) -> Spread {
     let weight: u64 = members.iter().map(|member| u64::from(member.weight())).sum();
     let total: u64 = counts.iter().map(|&count| u64::from(count)).sum();

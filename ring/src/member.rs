@@ -248,7 +248,7 @@ impl FromStr for Member {
     }
 }
 
-/// Writes the text that [`FromStr`] parses.
+/// Writes `NAME:WEIGHT` or `NAME:WEIGHT@ZONE`, which [`FromStr`] parses.
 impl fmt::Display for Member {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.name, self.weight)?;

@@ -206,7 +206,7 @@ impl Plan {
         self.moves.is_empty()
     }
 
-    /// Makes the plan to the members `target`, which must be sorted and checked.
+    /// Makes the plan to the members `target`, which [`in_order`] has sorted and checked.
     fn to_target(ring: &Ring, target: Vec<Member>) -> Result<Plan, Error> {
         if target.is_empty() && !ring.members.is_empty() {
             return Err(Error::NoMembers);

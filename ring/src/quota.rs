@@ -133,7 +133,7 @@ pub(crate) fn whole(total: u64, claims: &[Claim], shares: &[Share]) -> Vec<u64> 
     let mut order: Vec<usize> = Vec::new();
     if sum > total {
         order.extend((0..claims.len()).filter(|&i| quotas[i] > shares[i].floor));
-        // Here each claim has one slot more than the floor of its share. The claims with the
+        // Each claim in `order` has one slot more than the floor of its share. The claims with the
         // smallest remainders give up that slot.
         order.sort_by_key(|&i| {
             (

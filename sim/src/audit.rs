@@ -275,7 +275,8 @@ async fn repeat(oms: &Client, repeats: usize, orders: &[Order], findings: &mut V
             oms.post_json("/order", body.clone()).await,
             oms.post_json("/order", body).await,
         ];
-        // If the node does not answer, there is nothing to compare, so there is no finding.
+        // If one of the two requests gets no answer, there is nothing to compare, so there is no
+        // finding.
         let [Ok(first), Ok(second)] = answers else {
             continue;
         };

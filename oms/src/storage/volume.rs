@@ -74,7 +74,7 @@ pub(crate) struct Loaded {
     /// orders yet.
     pub(crate) spent: Vec<Reservation>,
     /// The last incarnation of the volume as a borrower: a number that grows with each server of
-    /// the volume that borrows units.
+    /// the volume that borrows units. 0 if no server has borrowed units yet.
     pub(crate) borrower: u64,
     pub(crate) sums: SumsByProduct,
 }
@@ -102,7 +102,7 @@ impl Volume {
         Volume::open_by(microdb::Options::new(), folder)
     }
 
-    /// Opens the volume in `folder`, which must exist.
+    /// Opens the volume in `folder` and starts its committer. Fails if the folder has no volume.
     pub(crate) fn open_existing(folder: &Path) -> Result<Volume, StorageError> {
         Volume::open_by(microdb::Options::new().create(false), folder)
     }
@@ -135,7 +135,8 @@ impl Volume {
         })
     }
 
-    /// Sets the counters in which further commits are counted. Only the first call has an effect.
+    /// Sets the counters in which later commits of this volume are counted. Only the first call has
+    /// an effect.
     pub(crate) fn count_commits(&self, counters: &Arc<VolumeCounters>) {
         let _ = self.volume.commit_counters.set(Arc::clone(counters));
     }
@@ -209,7 +210,7 @@ impl Volume {
         self.volume.checkpoint()
     }
 
-    /// Returns the durable state of an order.
+    /// Returns the durable state of an order. `None` if the volume has no row of the order.
     pub(crate) fn order(&self, id: &OrderId) -> Result<Option<Order>, StorageError> {
         let row = self
             .volume
@@ -263,7 +264,7 @@ impl Volume {
         Ok(row.map(|name| String::from_utf8_lossy(&name).into_owned()))
     }
 
-    /// Returns the stored response of an idempotency key.
+    /// Returns the stored response of an idempotency key. `None` if no response is stored.
     pub(crate) fn kept_answer(&self, key: &str) -> Result<Option<KeptAnswer>, StorageError> {
         let row = self.volume.table(Table::Answers).get(key.as_bytes());
         let Some(row) = row.map_err(reading("answers"))? else {
@@ -326,7 +327,8 @@ impl Volume {
         self.log_status.is_some()
     }
 
-    /// Returns the product ids in the order of the rows of the stock matrix.
+    /// Returns the product ids in the order of the rows of the stock matrix. The list is empty if
+    /// no stock was ever stored.
     pub(crate) fn catalogue(&self) -> Result<Vec<u32>, StorageError> {
         let row = self.volume.table(Table::Stock).get(CATALOGUE);
         match row.map_err(reading("stock"))? {
@@ -335,7 +337,7 @@ impl Volume {
         }
     }
 
-    /// Returns the current quantities of some stores. Unknown stores are omitted.
+    /// Returns the durable quantities of the stores in `stores`. Stores without a row are omitted.
     pub(crate) fn snapshot_of(&self, stores: &BTreeSet<u32>) -> Result<StockSnapshot, StorageError> {
         let mut columns = Vec::with_capacity(stores.len());
         for store in stores {
@@ -354,7 +356,7 @@ impl Volume {
         Ok(StockSnapshot::from_rows(self.catalogue()?, columns))
     }
 
-    /// Returns the current stock of the stores in these slots.
+    /// Returns the durable stock of the stores in the slots that `slots` owns.
     pub(crate) fn snapshot(&self, slots: &Slots) -> Result<StockSnapshot, StorageError> {
         let products = self.catalogue()?;
         let columns = self.scan(Table::Stock, |key, value| {
@@ -379,7 +381,7 @@ impl Volume {
     }
 
     /// Returns the facts about the current stock snapshot, such as the number of the last delivery
-    /// that it reflects.
+    /// that the snapshot reflects. Returns the default values if no facts are stored.
     pub(crate) fn stock_head(&self) -> Result<StockHead, StorageError> {
         match self.note(STOCK_HEAD)? {
             None => Ok(StockHead::default()),
@@ -387,8 +389,8 @@ impl Volume {
         }
     }
 
-    /// Reads the rows that are kept in memory. The time depends on the open orders and on the
-    /// stock, not on the number of all orders.
+    /// Reads the rows that a volume server with these slots keeps in memory. The time depends on
+    /// the open orders and on the stock, not on the number of all orders.
     pub(crate) fn load(&self, slots: &Slots) -> Result<Loaded, StorageError> {
         let stock_head = self.stock_head()?;
         let mut deliveries = self.scan(Table::Deliveries, |key, value| {
@@ -444,7 +446,7 @@ impl Volume {
         })
     }
 
-    /// Returns a row of the table `meta`.
+    /// Returns the value of a row of the table `meta`. `None` if the row does not exist.
     pub(crate) fn note(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StorageError> {
         self.volume.meta(key)
     }

@@ -48,7 +48,7 @@ impl Table {
         )
     }
 
-    /// Returns the table with this code.
+    /// Returns the table with this code. `None` if no table has the code.
     pub(crate) fn of_code(code: u8) -> Option<Table> {
         TABLES.get(usize::from(code)).map(|(table, _)| *table)
     }
@@ -88,8 +88,8 @@ pub(crate) const STOCK_HEAD: &[u8] = b"stock";
 pub(crate) const ARRIVING: &[u8] = b"arriving";
 /// Key, in the table `meta`, of the volume's slot ownership.
 pub(crate) const SLOTS: &[u8] = b"slots";
-/// Key, in the table `meta`, of the note that the volume may have rows of slots that it does not
-/// own, or gets such rows if the migration of its sealed slots is committed.
+/// Key, in the table `meta`, of the note about rows of slots that the volume does not own. The
+/// volume may have such rows now, or gets them if the migration of its sealed slots is committed.
 pub(crate) const CLEANUP: &[u8] = b"purge";
 /// Key, in the table `meta`, of the volume's incarnation as a borrower: a number that grows with
 /// each server of the volume that borrows units.
@@ -168,7 +168,7 @@ pub(crate) struct WriteBatch {
 #[derive(Debug, Default)]
 struct Rare {
     fences: Vec<Fence>,
-    /// The slot ownership after this batch.
+    /// The slot ownership after this batch. `None` if the batch does not change it.
     record: Option<SlotOwnership>,
     /// Ids of orders that came from another volume, for the page of arrivals (a row in `arrivals`)
     /// of this commit. The counters include these orders only after activation.
@@ -209,7 +209,8 @@ impl WriteBatch {
         self.arrived.iter().chain(migrated_in)
     }
 
-    /// Adds the changes of the batch to the counters.
+    /// Adds the changes of the batch to the counters, and sets the progress of expiry if the batch
+    /// contains it (`expired_to`).
     pub(crate) fn count(&self, counters: &mut Counters) {
         if let Some((before, after)) = self.moved {
             if let Some(before) = before {
@@ -285,7 +286,7 @@ impl WriteBatch {
         }
     }
 
-    /// Adds the reservation of an order of this volume.
+    /// Adds the reservation of an order of this volume in a store of this volume.
     pub(crate) fn reserve(&mut self, order: &Order, store: u32) {
         self.reserve_for(&order.id, store, &order.lines, None);
     }
@@ -300,7 +301,7 @@ impl WriteBatch {
         );
     }
 
-    /// Adds the units that an order of this volume took from an allotment.
+    /// Adds to the table `spent` the units that an order of this volume took from an allotment.
     pub(crate) fn spend(&mut self, order: &OrderId, store: u32, lines: &[Line], nonce: u64) {
         self.row(
             Table::Spent,
@@ -399,7 +400,7 @@ impl WriteBatch {
         self.rare().record = Some(record);
     }
 
-    /// Returns the slot ownership after this batch, if the batch changes it.
+    /// Returns the slot ownership after this batch. `None` if the batch does not change it.
     pub(crate) fn record(&self) -> Option<&SlotOwnership> {
         self.rare.as_ref()?.record.as_ref()
     }
@@ -434,7 +435,7 @@ impl WriteBatch {
         );
     }
 
-    /// Removes a message that is no longer needed.
+    /// Removes a message to the warehouse that its order does not need.
     pub(crate) fn forget_message(&mut self, order: &OrderId, kind: Kind) {
         self.row(
             Table::Outbox,

@@ -78,8 +78,8 @@ impl VolumeState {
         Ok(())
     }
 
-    /// Commits this volume's incarnation as a borrower if it is not durable yet. The next request
-    /// contains it.
+    /// Commits this volume's incarnation as a borrower if the incarnation is not durable yet. Later
+    /// requests to owners contain this incarnation, until a new one begins.
     async fn begin_incarnation(&self) -> Result<(), OrderError> {
         let Some(incarnation) = self.allotments().new_incarnation() else {
             return Ok(());
@@ -159,8 +159,8 @@ pub(crate) async fn borrow_always(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut asking = JoinSet::new();
-    // The stores of the running tasks, with the id of each task. A task that panicked returns no
-    // store, so its store is found by its id.
+    // The stores of the running tasks, with the id of each task. A task that panicked has no
+    // result, so the store of an ended task is found by the id of the task.
     let mut asked = BTreeMap::new();
     loop {
         let called = state.borrower_called.notified();

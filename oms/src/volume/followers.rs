@@ -5,10 +5,10 @@
 //! older than the request.
 //!
 //! The owner answers a request that may wait (`FollowStock::waits`) after a group commit that
-//! changed the stock, or without a change after `ANSWER_AFTER`. Unless an upload waits for the
-//! copies, the owner answers such a request not sooner than `ANSWER_SPACING` after its previous
-//! answer to that copy, so one answer has the changes of many orders. If a request has no position
-//! that the owner knows, the answer is the layout of the stock, and the copy reads the whole stock.
+//! changed the stock, or without a change after `ANSWER_AFTER`. Between two answers to one copy,
+//! the owner lets `ANSWER_SPACING` pass, so that one answer has the changes of many orders. While
+//! an upload waits for the copies, answers need no such spacing. If a request has no position that
+//! the owner knows, the answer is the layout of the stock, and the copy reads the whole stock.
 //!
 //! **Invariants**
 //! - A copy is used for at most `COPY_AGE_MAX` after it sent the request of its newest answer. So
@@ -77,7 +77,7 @@ struct Follower {
     /// Value of `Followers::commits` at the time of the newest answer to this copy; 0 before the
     /// first answer.
     answered: u64,
-    /// Time of the newest answer to this copy.
+    /// Time of the newest answer to this copy. `None` before the first answer.
     answered_at: Option<Instant>,
 }
 
@@ -106,8 +106,8 @@ impl Followers {
     }
 
     /// Records that a copy has sent a request, and the state of the stock in that copy. Returns the
-    /// number of commits (`commits`) at the newest answer to this copy, or `None` if the copy was
-    /// not known.
+    /// number of commits (`commits`) at the newest answer to this copy: 0 before the first answer,
+    /// or `None` if the owner did not know the copy before this request.
     fn note(&self, follower: u64, has: Option<StockMoment>) -> Option<u64> {
         let asked = Instant::now();
         let mut known = self.known();
@@ -234,8 +234,8 @@ impl VolumeState {
         }
     }
 
-    /// Waits until `ANSWER_SPACING` has passed since the last answer to a copy, or until a new
-    /// stock must be sent to all copies.
+    /// Waits until `ANSWER_SPACING` has passed since the last answer to a copy. Ends earlier at
+    /// `until`, or once an upload waits for the copies. Before the first answer, does not wait.
     async fn space_answers(&self, follower: u64, until: Instant) {
         let Some(from) = self.followers.answer_from(follower) else {
             return;
@@ -286,7 +286,8 @@ impl VolumeState {
         Reply::StockRows(stock.available_rows(ask.first_row as usize, QUANTITIES_AT_A_TIME))
     }
 
-    /// Waits until every copy that may still be used has the current stock.
+    /// Waits until every copy that may still be used has the stock of the time of this call, or a
+    /// newer stock.
     pub(crate) async fn copies_are_current(&self) {
         let moment = self.stock().moment();
         let _hurried = Hurried::begin(&self.followers);

@@ -53,9 +53,9 @@ impl VolumeState {
         }
     }
 
-    /// Applies a ring that gives more slots to this volume, and activates their staged rows. The
-    /// caller should drop the rest of `staged_state` later in another task, because the drop takes
-    /// long.
+    /// Applies a ring that gives more slots to this volume, and activates their staged rows.
+    /// Returns the ticket of the commit that makes the activation durable. The caller should drop
+    /// the rest of `staged_state` later in another task, because the drop takes long.
     pub(crate) fn activate_slots(
         &self,
         ring: &Arc<Ring>,

@@ -216,7 +216,8 @@ impl VolumeState {
         wanted.filter_map(grant).take(room).collect()
     }
 
-    /// Ends the change of a loan after its commit.
+    /// Ends the change of a loan after its commit. Reverts the change if `durable` is `None`,
+    /// because the commit failed.
     fn end_allotting(&self, fence: Fence, changing: Changing, durable: Option<&Durable>) {
         let Changing { change, entered, .. } = changing;
         let store = change.store;
@@ -307,8 +308,8 @@ impl VolumeState {
 
     /// Recalls the lent units of the products that `take_recalled` returns, and loans without a
     /// request for `FORGOTTEN_AFTER_MS`. Repeats recalls that are not answered. Returns `true` if
-    /// units are lent or a volume with a loan has left the cluster, and the loans of volumes that
-    /// have left.
+    /// units are lent or a volume with a loan has left the cluster. The returned list names the
+    /// loans of volumes that have left: the store and the volume of each.
     fn look_at_loans(&self, remote: &dyn RemoteVolumes) -> (bool, Vec<(u32, NodeName)>) {
         let now_ms = self.now().monotonic_ms;
         let ring = self.slots.ring();

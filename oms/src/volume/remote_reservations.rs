@@ -1,5 +1,5 @@
 //! Reservations in stores of this volume for orders of other volumes. A reservation may stay here
-//! after its order has migrated to this volume (see `among`).
+//! after its order has migrated to this volume (see `RemoteReservations::among`).
 //!
 //! Deliberately absent: rows, and messages between volumes (`remote_stock`).
 
@@ -28,7 +28,8 @@ pub(crate) struct RemoteReservation {
 }
 
 impl RemoteReservation {
-    /// Creates the reservation from its row.
+    /// Creates the unconfirmed reservation from its row. The nonce is 0 if the row has none,
+    /// because the volume of the store placed the order itself.
     pub(crate) fn of(reservation: &Reservation) -> RemoteReservation {
         RemoteReservation::new(&reservation.lines, reservation.nonce.unwrap_or(0))
     }
@@ -50,13 +51,14 @@ impl RemoteReservation {
         &self.lines
     }
 
-    /// Returns `true` if exactly these units are reserved, and not by an order that took lent units.
+    /// Returns `true` if exactly these units are reserved, and not by an order that took lent
+    /// units.
     pub(crate) fn has(&self, lines: &[Line]) -> bool {
         *self.lines == *lines && !was_lent(self.nonce)
     }
 
-    /// Makes the next question about the reservation due at once. Has no effect if the order is known
-    /// to be durable, because `due` skips such a reservation.
+    /// Makes the next question about the reservation due at once. Has no effect if the order is
+    /// known to be durable, because `due` skips such a reservation.
     pub(crate) fn ask_at_once(&mut self) {
         self.ask_at = self.ask_at.min(Instant::now());
     }
@@ -128,9 +130,10 @@ impl RemoteReservations {
         self.by_store.get_mut(&store)?.get_mut(order)
     }
 
-    /// Returns the first store below `below` in which an earlier attempt to place the order has
-    /// reserved exactly these units. Skips stores for which `is_backed` returns `false`. Returns an
-    /// error while a commit changes that reservation.
+    /// Returns the first store in which an earlier attempt to place the order has reserved exactly
+    /// these units. Searches the stores below `below`, or all stores if `below` is `None`. Skips
+    /// stores for which `is_backed` returns `false`. Returns an error while a commit changes the
+    /// found reservation.
     pub(crate) fn first_store_of(
         &self,
         order: &OrderId,

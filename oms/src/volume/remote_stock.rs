@@ -54,7 +54,8 @@ use crate::volume::remote_reservations::{
 use crate::volume::state::{OrderError, VolumeState};
 use crate::volume::store_search::Search;
 
-/// Error message for a reservation while other units are reserved for the same order.
+/// Error message for a request to reserve units while other units of the store are reserved for the
+/// same order.
 const OTHER_UNITS: &str = "other units are still reserved for an earlier attempt to place the order; retry";
 /// Usual time after which the order's volume is first asked about a reservation. Most reservations
 /// are confirmed earlier and need no question.
@@ -135,7 +136,8 @@ pub(super) fn was_lent(nonce: u64) -> bool {
     nonce & LENT_NONCES == LENT_NONCES
 }
 
-/// Releases the units of a reservation in memory, if the commit removed an existing row.
+/// Releases the units of a reservation in memory if the commit removed the reservation's row. If
+/// there was no such row, releases nothing and logs an error.
 pub(crate) fn release(stock: &mut Stock, order: &OrderId, store: u32, lines: &[Line], durable: Durable) {
     if seeded("released-twice") && durable.reservations_ended {
         stock.release(store, lines);
@@ -310,7 +312,7 @@ impl VolumeState {
             return;
         }
         match before {
-            // Both have the same units.
+            // Both reservations have the same units, so the stock does not change.
             Some(before) => drop(remote_reservations.insert(&order, store, before)),
             None => {
                 stock.release(store, &now.lines);
@@ -386,8 +388,8 @@ impl VolumeState {
         ended.await.unwrap_or(Err(OrderError::Interrupted))
     }
 
-    /// Removes the reservation from memory if the commit that ends it succeeded. Otherwise restores
-    /// the state of the reservation before the commit.
+    /// Releases the units of a reservation and removes it from memory if the commit that ends it
+    /// succeeded. Otherwise restores the state of the reservation before the commit.
     fn finish_ending(
         &self,
         stock: &mut Stock,
@@ -532,7 +534,8 @@ async fn send_settlements(remote: &Arc<dyn RemoteVolumes>, some: Vec<(OrderId, S
     confirmed
 }
 
-/// Removes the rows of confirmed settlements in one commit.
+/// Removes confirmed settlements in one commit, and then from memory. Leaves out the settlements of
+/// orders that are migrating or have migrated.
 async fn remove_settlements(state: &VolumeState, confirmed: &[OrderId]) -> Result<(), OrderError> {
     let permit = state.storage.permit().await?;
     let mut here = Vec::with_capacity(confirmed.len());
@@ -558,7 +561,8 @@ async fn remove_settlements(state: &VolumeState, confirmed: &[OrderId]) -> Resul
     Ok(())
 }
 
-/// Returns the available quantities of the requested products in the requested store.
+/// Returns the available quantities of the requested products in the requested store. Products that
+/// the stock lacks are left out.
 fn available(stock: &Stock, ask: &Reserve) -> Vec<Cell> {
     let cell = |line: &Line| {
         Some(Cell {

@@ -67,7 +67,7 @@ async fn is_under_way(authority: &Arc<dyn Authority>, id: u64) -> Result<bool, M
 }
 
 /// Seals the slots that the migration under way takes from a volume. Returns `true` if there are
-/// any.
+/// such slots, and `false` if not, or if no migration is under way.
 ///
 /// The rows of these slots may have been copied completely before the volume was closed. A further
 /// commit would be missing in the copy.
@@ -89,16 +89,17 @@ pub(crate) struct VolumeServer {
     pub(crate) app: Arc<App>,
     /// The copies of slots to other volumes.
     pub(crate) exports: Exports,
-    /// The copy of slots to this volume. `None` if no migration brings slots to this volume.
+    /// The copy of slots to this volume. `None` unless the server has prepared for a migration that
+    /// brings slots to this volume (`expect`).
     pub(crate) incoming: tokio::sync::Mutex<Option<Incoming>>,
     /// Progress of the copy in `incoming`, readable without its lock.
     pub(crate) progress: Mutex<Progress>,
     /// Maximum rate of the copy in `incoming`, from all sources together, in rows per second.
     /// `None` means unlimited.
     pub(crate) move_rows_per_second: Option<u64>,
-    /// `true` while the volume owns exactly the slots that the server's ring assigns to it, is not
-    /// prepared for a migration (as a target, or as a source with sealed slots), and has neither
-    /// staged rows nor rows that a cleanup must remove.
+    /// `true` while the volume owns exactly the slots that the server's ring assigns to it, and has
+    /// neither staged rows nor rows that a cleanup must remove. `false` while the server is
+    /// prepared for a migration, as a target or as a source with sealed slots.
     is_clean: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
     working: Mutex<Vec<JoinHandle<()>>>,
@@ -359,7 +360,7 @@ impl VolumeServer {
         Err(MigrationError::Over)
     }
 
-    /// Removes all seals. The slots stay in this volume.
+    /// Removes all seals, unless this server is stopping. The slots stay in this volume.
     pub(crate) async fn unseal(&self) -> Result<(), StorageError> {
         let state = self.app.state();
         let permit = state.storage.permit().await?;
@@ -533,8 +534,8 @@ impl VolumeServer {
         target::blocking(move || storage.checkpoint()).await
     }
 
-    /// Stops all work on the volume: seals all slots, ends the jobs, and waits for the queued
-    /// writes.
+    /// Stops all work on the volume: seals all slots, ends the jobs, and waits for the cleanup and,
+    /// unless the engine does not answer, for the queued writes.
     pub(crate) async fn quiesce(&self) {
         self.end_jobs().await;
         self.finish_writes().await;
@@ -559,7 +560,7 @@ impl VolumeServer {
         }
     }
 
-    /// Waits for the cleanup and for the queued writes.
+    /// Waits for the cleanup and, unless the engine does not answer, for the queued writes.
     async fn finish_writes(&self) {
         let state = self.app.state();
         let cleaning = self.cleaning().take();

@@ -61,8 +61,8 @@ pub(crate) enum OrderError {
     /// number of its payments.
     #[error(transparent)]
     Refused(Refusal),
-    /// This volume does not own the order, store or statistics, or refuses the request for a moment:
-    /// for example, because a slot is sealed, because lent units are being recalled, or because
+    /// This volume does not own the order, store or statistics, or refuses the request for now: for
+    /// example, because a slot is sealed, because lent units are being recalled, or because
     /// another commit changes the same reservation. The caller must look up the owner again, which
     /// may still be this volume, and repeat the request.
     #[error("the order or store is being moved to another node; retry")]
@@ -130,6 +130,7 @@ pub(crate) struct RemotePlacement {
     /// the units.
     pub(crate) asked_below: Option<u32>,
     /// Units in a store of another volume that are reserved or borrowed (see `remote_stock`).
+    /// `None` if the search found no store in another volume.
     pub(crate) reserved: Option<ReservedElsewhere>,
 }
 

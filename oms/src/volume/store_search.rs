@@ -1,11 +1,11 @@
 //! The search for the store of a new order: the store with the lowest number, over all volumes,
 //! that has all units of the order.
 //!
-//! An earlier attempt to place an order with the same lines may have reserved its units, for example
-//! if the order's slot migrated before the commit. The owner of the store counts these units as
-//! available to that order. Copies of the stock show them as reserved. So all owners are asked if a
-//! node routes a request again, and before an order is rejected. A request that the client sends
-//! again may get a later store.
+//! An earlier attempt to place an order with the same lines may have reserved its units, for
+//! example if the order's slot migrated before the commit. The owner of the store counts these
+//! units as available to that order. Copies of the stock show them as reserved. So all owners are
+//! asked if a node routes a request again, and before an order is rejected. A request that the
+//! client sends again may get a later store.
 //!
 //! **Invariants**
 //! - All answers of a search follow the same ring.
@@ -44,10 +44,12 @@ pub(crate) struct Search<'a> {
 /// The result of a search for the first store of a new order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Searched {
-    /// The first store of this volume that had the units, if any was searched. The other volumes
-    /// were asked only for stores with lower numbers, or for all stores if this is `None`.
+    /// The first store of this volume that had the units. The other volumes were asked only for
+    /// stores with lower numbers. `None` if no store of this volume had the units, so that the
+    /// other volumes were asked for all stores, or if nothing was searched.
     pub(crate) here: Option<u32>,
-    /// The units for the order in a store of another volume, if that store is the first one.
+    /// The units for the order in a store of another volume. `None` unless that store is the first
+    /// one of all volumes.
     pub(crate) elsewhere: Option<ReservedElsewhere>,
 }
 

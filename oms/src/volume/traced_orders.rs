@@ -64,7 +64,7 @@ impl TracedOrders {
         self.count.store(inside.traces.len(), Ordering::Relaxed);
     }
 
-    /// Returns the trace of an order.
+    /// Returns the trace of an order. `None` if no trace is stored for the order.
     pub(crate) fn of(&self, order: &OrderId) -> Option<TraceContext> {
         if self.count.load(Ordering::Relaxed) == 0 {
             return None;

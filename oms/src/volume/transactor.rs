@@ -56,8 +56,8 @@ const TROUBLED_MAX: usize = 1_024;
 pub(crate) enum Ask {
     /// Place this order, or repeat the answer of its first placement.
     Place(Box<[Line]>),
-    /// Place this order after an earlier try of the client's request. That try may have reserved the
-    /// units.
+    /// Place this order after an earlier try of the client's request. That try may have reserved
+    /// the units.
     PlaceAgain(Box<[Line]>),
     /// Execute this command.
     Command(Command),
@@ -148,7 +148,8 @@ impl Transactors {
     }
 
     /// Executes a request at the order's transactor. If the order is idle, the caller's task
-    /// becomes the transactor. Otherwise the request waits in the mailbox.
+    /// becomes the transactor. Otherwise the request waits in the mailbox, or fails with `Busy` if
+    /// the mailbox is full. Requests for a suspended order fail with `Busy` too.
     pub(crate) async fn ask(self: &Arc<Self>, id: &OrderId, ask: Ask) -> Result<Outcome, OrderError> {
         self.check_trouble(id)?;
         match self.enter(id, ask)? {
@@ -286,8 +287,8 @@ struct Work {
 }
 
 impl Work {
-    /// Removes the order from the registry if no request is waiting. Requests are added under the
-    /// same lock, so no request is lost.
+    /// Removes the order from the registry and returns `true` if no request is waiting. Requests
+    /// are added under the same lock, so no request is lost.
     fn remove_if_idle(&self) -> bool {
         let mut shard = self.transactors.shard(&self.id);
         let is_idle = shard.get(&self.id).is_none_or(VecDeque::is_empty);

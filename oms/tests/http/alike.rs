@@ -222,8 +222,9 @@ impl Both {
     }
 
     /// Sends a request to the single node and to one node of the pair. Then sends it again to the
-    /// single node, and to the other node of the pair. `is_first_alpha` is `true` if alpha gets it
-    /// before beta. Returns the single node's last status, and the differences between the answers.
+    /// single node, and to the other node of the pair. `is_first_alpha` is `true` if alpha gets the
+    /// request before beta. Returns the single node's last status, and the differences between the
+    /// answers.
     async fn compare(&self, request: &Request, is_first_alpha: bool) -> (u16, Vec<String>) {
         let mut shops = self.pair.shops();
         if !is_first_alpha {

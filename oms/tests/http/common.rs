@@ -84,8 +84,8 @@ fn refusal(mood: Mood, order: &Value) -> Option<Response> {
 #[derive(Default)]
 pub(crate) struct Seen {
     pub announced: HashMap<String, (usize, Value)>,
-    /// For each delivered order: number of executed calls, content of the first one, and delivery
-    /// number.
+    /// For each delivered order: number of executed calls, body of the first executed call, and
+    /// delivery number.
     pub delivered: HashMap<String, (usize, Value, u64)>,
     pub keys: Vec<String>,
     /// The header `traceparent` of the last call with each idempotency key, by this key.

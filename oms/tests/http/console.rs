@@ -90,7 +90,7 @@ fn has_event(state: &Value, kind: &str, node: &str) -> bool {
     events.any(|event| event["kind"] == kind && event["node"] == node)
 }
 
-/// Returns the number of requests of a route, summed over all seconds in a state.
+/// Returns the number of requests of a route, summed over all samples in a state of the console.
 fn requests(state: &Value, route: &str) -> u64 {
     let samples = state["samples"].as_array().unwrap().iter();
     samples

@@ -90,7 +90,7 @@ async fn relay(mut stream: TcpStream, warehouse: std::net::SocketAddr, fault: Fa
     }
 }
 
-/// Reads a request to the end of its body.
+/// Reads a request to the end of its body. `None` if the connection ends before that.
 async fn read_request(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let (mut bytes, mut piece) = (Vec::new(), [0u8; 4_096]);
     loop {

@@ -142,7 +142,8 @@ impl Pair {
     }
 }
 
-/// Returns the stock of stores 1 to 40. Each node owns some of these stores.
+/// Returns a stock snapshot: `quantity` units of each of the products 1 and 2 in each of the stores
+/// 1 to 40. Each node owns some of these stores.
 pub(crate) fn stock(quantity: u32) -> String {
     (1..=40)
         .map(|store| format!("1,{store},{quantity}\n2,{store},{quantity}\n"))

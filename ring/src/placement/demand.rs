@@ -10,9 +10,9 @@
 //! other two. When a node leaves, the others then become primaries of its slots in about equal
 //! parts.
 //!
-//! A large zone (with a quota above half of all slots) that needs a replica of every slot that is
-//! still to be filled is taken before all others, because otherwise the zone could not meet its
-//! quota. So filling an empty ring always meets every quota.
+//! A large zone has a quota above half of all slots. If a large zone needs a replica of every slot
+//! that is still to be filled, this zone is taken before all others, because otherwise it could not
+//! meet its quota. So filling an empty ring always meets every quota.
 //!
 //! Filling a new ring of 65,536 slots and three replicas takes a node from these queues 196,608
 //! times. So entries are changed in place, and a relative need is computed once per change.

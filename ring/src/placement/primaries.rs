@@ -166,9 +166,9 @@ impl Primaries<'_> {
     }
 
     /// Returns for each node the length of the shortest chain from a node that gives. The value is
-    /// `u32::MAX` for nodes that no chain reaches, for nodes farther away than the nearest node
-    /// that takes, and for other nodes at its distance that do not take. Returns `None` if no node
-    /// that takes can be reached.
+    /// `u32::MAX` for nodes that no chain reaches, and for nodes farther away than the nearest node
+    /// that takes. At the distance of that node, the value is `u32::MAX` for nodes that do not
+    /// take. Returns `None` if no node that takes can be reached.
     fn levels(&self, round: Round) -> Option<Vec<u32>> {
         let nodes = self.count.len();
         let mut level = vec![u32::MAX; nodes];

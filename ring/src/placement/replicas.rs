@@ -300,7 +300,8 @@ impl<'p> Work<'p> {
                 let Some(needy) = demand.take(slot, self.set(slot), between, u64::MAX) else {
                     continue;
                 };
-                // A third node in the zone of the needy node would meet the same obstacle.
+                // The zone rule treats all nodes of a zone alike. So a third node in the zone of
+                // the needy node could not take the replicas that the needy node cannot take.
                 let helps = self.zones.of[usize::from(needy)] != self.zones.of[usize::from(between)];
                 let offer = helps
                     .then(|| self.offer_to(between, slot, &mut offers, &mut looks_left))
@@ -403,7 +404,8 @@ impl<'p> Work<'p> {
     }
 }
 
-/// Puts the set of a slot into the order of a table row.
+/// Puts the set of a slot into the order of a table row: the primary first, then copies in their
+/// former cells if possible, and new nodes in the gaps.
 fn order(row: &mut [Node], before: &[Node], primary: Node, depth: usize) {
     let mut set = [NONE; REPLICATION_MAX as usize];
     set[..row.len()].copy_from_slice(row);

@@ -186,7 +186,8 @@ fn check_reserved(view: &View<'_>, shelves: &Stock, findings: &mut Vec<Finding>)
     }
 }
 
-/// Checks the order that the order management keeps against the answers that the front got for it.
+/// Checks an order that the front sent: the order in the order management must agree with the
+/// answers that the front got to its requests about this order.
 fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Finding>) {
     let id = sent.id.to_string();
     let Some(kept) = view.orders.get(id.as_str()) else {

@@ -58,8 +58,8 @@ pub struct Evidence {
     /// if the response has no counters.
     pub counted_orders: BTreeMap<String, u64>,
     /// Number of requests that the node at the audit's address has answered with 2xx since its
-    /// start, by route; empty if its metrics could not be read, or if the audit does not compare
-    /// them with the log (`AuditConfig::log_is_of_node`).
+    /// start, by route. Empty if the node's metrics could not be read, or if the audit does not
+    /// compare them with the log (`AuditConfig::log_is_of_node`).
     pub answered: BTreeMap<String, u64>,
     /// Start of the node at the audit's address, unix milliseconds; 0 if unknown.
     pub node_started_at_ms: u64,
@@ -128,7 +128,8 @@ struct HistoryPage {
     events: Vec<HistoryEvent>,
 }
 
-/// Reads the history of an order; `None` if the order management returns none.
+/// Reads the history of an order; `None` if the request fails, for example because the order
+/// management does not know the order.
 pub(super) async fn history(oms: &Client, order: &str) -> Option<History> {
     let path = format!("/order/{}/history", escape(order));
     let page: HistoryPage = oms.get_json(OMS, &path).await.ok()?;
@@ -171,8 +172,8 @@ struct ProductOnHand {
     on_hand: i64,
 }
 
-/// Reads the units on hand of the stores to which orders were assigned, for at most [`STORES_MAX`]
-/// stores.
+/// Reads the units on hand of the stores to which orders were assigned, for the first
+/// [`STORES_MAX`] of these stores by number. A store that cannot be read is left out.
 async fn on_hand(oms: &Client, orders: &[Order]) -> BTreeMap<u32, BTreeMap<u32, i64>> {
     let stores: std::collections::BTreeSet<u32> = orders.iter().filter_map(|order| order.store_id).collect();
     let mut on_hand = BTreeMap::new();

@@ -112,8 +112,8 @@ pub enum Finding {
         /// State of the order.
         state: OrderState,
     },
-    /// A message of a paid order without a delivery waits in the outbox without a recorded error,
-    /// although no circuit breaker of the order management is known to be open.
+    /// A message of a paid order without a delivery waits in the outbox without a recorded error.
+    /// No circuit breaker of the order management that could explain the wait is known to be open.
     WaitsWithoutReason {
         /// Id of the order.
         order: String,

@@ -99,8 +99,9 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
     match state.storage.order(&job.order) {
         Err(error) => put_back(&OrderError::Storage(error)),
         Ok(None) => {
-            // This cannot happen, because order and message are committed together. The message
-            // becomes a dead letter, because no retry would find the order.
+            // A message without its order cannot occur, because both are committed together. If it
+            // occurs nevertheless, the message becomes a dead letter, because no retry would find
+            // the order.
             tracing::error!(order = %job.order, "message without an order failed for good");
             let failure = Failure::new(FailureKind::Malformed, "the order does not exist");
             count(state, &*wms, job.kind, |outbox| {
@@ -193,9 +194,9 @@ fn command(kind: Kind, answer: &Answer) -> Result<Command, Failure> {
     }
 }
 
-/// Calls `end`, which records the end of a call to the warehouse in the outbox, and returns the
-/// cause if the call failed. Logs if the calls of this kind begin to fail or are answered again,
-/// and if the circuit breaker opened or closed.
+/// Calls `end`, which records the end of a call to the warehouse in the outbox. `end` returns the
+/// cause if the call failed, and `None` if the warehouse answered. Logs if the calls of this kind
+/// begin to fail or are answered again, and if the circuit breaker opened or closed.
 fn count(
     state: &VolumeState,
     wms: &dyn Warehouse,

@@ -80,7 +80,8 @@ pub(crate) struct Removed {
     pub(crate) names: usize,
 }
 
-/// Removes responses and names of statistics files that have been stored long enough.
+/// Removes responses that are older than `ANSWERS_KEPT_MS`, and names of statistics files that are
+/// older than `STAT_NAMES_KEPT_MS`.
 pub(crate) async fn remove_expired(
     state: &Arc<VolumeState>,
     steps: &mut StepWatch,

@@ -49,9 +49,8 @@ const PAGE_HEAD_BYTES: usize = 1 + 8 + 8 + 16;
 const ROW_HEAD_BYTES: usize = 9;
 /// Added to the table code of a row in a page if the row was removed.
 const REMOVED: u8 = 128;
-/// Number of rows at which a page is complete. A page of the feed has whole commits, so it may have
-/// more rows. The target commits a page of this size within milliseconds, so orders in the same
-/// group commit are hardly delayed.
+/// Maximum number of rows of a page. A page of the feed may end within a commit. The target commits
+/// a page of this size within milliseconds, so orders in the same group commit are hardly delayed.
 const PAGE_ROWS_MAX: usize = 4_000;
 /// Size of the keys and values at which a page is complete, in bytes. A page is larger by at most
 /// one row, and far below the limit of an answer between nodes.
@@ -254,7 +253,8 @@ impl Exports {
             .retain(|_, export| export.id > version || Some(export.id) == under_way);
     }
 
-    /// Returns the requested page.
+    /// Returns the requested page. A repeated request for the newest page gets the bytes of that
+    /// page again.
     pub(crate) async fn page(
         &self,
         state: &Arc<VolumeState>,
@@ -304,7 +304,7 @@ impl Exports {
 
     /// Returns the reservations that remain in this volume, although their orders migrate with the
     /// migration `id`. Returns `None` if a copy of this migration is not complete, or if the ring
-    /// takes slots from this volume that were not copied. Ends the copies.
+    /// takes slots from this volume that were not copied. Ends the copies of this migration.
     pub(crate) async fn left_behind(
         &self,
         slots: &Slots,
@@ -458,7 +458,8 @@ impl Reading {
     }
 }
 
-/// Updates `left_behind` with a reservation if its order migrates and its store does not.
+/// Applies the row of a reservation to `left_behind`, if the order migrates and the store stays in
+/// this volume. `value` is `None` if the row was removed.
 fn note_left_behind(
     left_behind: &mut RemoteReservations,
     slots: &Slots,

@@ -8,9 +8,9 @@
 //! **Invariants**
 //! - A fitted (rearranged) column has the row order of this volume. Products that are new to the
 //!   volume are appended.
-//! - Each fitted column names the last delivery that its quantities count. Before, the stock head
-//!   of the source (facts about its snapshots) may have named this delivery, but this volume has
-//!   another head.
+//! - Each fitted column names the last delivery that its quantities count. A row of an earlier
+//!   release names no delivery, because the stock head of the source (facts about its snapshots)
+//!   names it. This volume has another head.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,7 +22,7 @@ use crate::storage::codec::{self, DecodeError};
 use crate::storage::volume::{Volume, u32_key};
 use crate::storage::write_batch::{CATALOGUE, STOCK_HEAD, Table, WriteBatch};
 
-/// Stores that arrive from other volumes.
+/// The stock of the stores that migrate to this volume.
 #[derive(Default)]
 pub(crate) struct StagedStock {
     /// Product ids in the row order of this volume, with the new ones at the end. Empty before
@@ -66,15 +66,16 @@ impl StagedStock {
         Ok(())
     }
 
-    /// Rearranges the columns in the row order of a volume and adds their rows to a batch.
+    /// Rearranges the columns in the row order of a volume. Adds to a batch the rows of the
+    /// columns, the catalogue if it has new products, and the stock head if a source has one.
     pub(crate) fn fit(&mut self, storage: &Volume, batch: &mut WriteBatch) -> Result<(), StorageError> {
         self.head = storage.stock_head()?;
         for head in self.heads.values() {
             self.head = self.head.joined_with(head);
         }
         for (source, column) in &mut self.arrived {
-            // A column may leave it to the stock head of its volume to name the last delivery that
-            // its quantities count. This volume has another head, so the column must name the
+            // If an earlier release wrote the row of the column, the stock head of the source names
+            // the last counted delivery. This volume has another head, so the column must name the
             // delivery itself.
             let head = self.heads.get(source).copied().unwrap_or_default();
             column.counted_to = CountedTo::Delivery(column.counted_to.resolve(&head));

@@ -123,7 +123,7 @@ pub(crate) struct Incoming {
     pub(crate) id: u64,
     pub(crate) state: StagedState,
     pub(crate) note: StagingNote,
-    /// The staged rows of stock, rearranged once the copy is complete.
+    /// The staged rows of stock, rearranged once the copy is complete. `None` before that.
     pub(crate) staged: Option<StagedRows>,
     sources: BTreeMap<u8, Source>,
     /// The time at which the copy from the first source began.
@@ -165,8 +165,8 @@ impl Incoming {
         self.sources.values().fold(Imported::default(), add)
     }
 
-    /// Returns the earliest time at which all rows copied so far may have arrived. The sources
-    /// share the rate. `None` before the copy has begun.
+    /// Returns the time at which the rows copied so far, from all sources together, would have
+    /// arrived at the given rate. `None` before the copy has begun.
     fn due(&self, rows_per_second: u64) -> Option<Instant> {
         let seconds = self.copied().rows as f64 / rows_per_second.max(1) as f64;
         self.begun.map(|begun| begun + Duration::from_secs_f64(seconds))
@@ -387,9 +387,10 @@ pub(crate) async fn staged_migration(storage: &Arc<Volume>) -> Result<Option<u64
     Ok(note.map(|note| note.id))
 }
 
-/// Activates the rows of an unfinished migration if the cluster's state says that it was committed.
-/// Call this before the volume is served. Returns the kind of the volume's stale rows, if there are
-/// any.
+/// Activates the staged rows of an unfinished migration if its id is `committed`, the id of the
+/// migration that led to the cluster's current ring (`ClusterState::committed`). Call this before
+/// the volume is served. Returns the kind of the volume's stale rows, or `None` if there can be
+/// none.
 pub(crate) async fn resolve_unfinished(
     storage: &Arc<Volume>,
     committed: u64,

@@ -124,7 +124,8 @@ fn request(order: &OrderId, nonce: u64, store: u32, quantity: u32) -> Reserve {
     }
 }
 
-/// Reserves units for an order of another volume. Returns `false` if the store lacks some of them.
+/// Reserves units for an order of another volume. Returns `false` if the store lacks some of them,
+/// or if the order has taken lent units of this store.
 pub(crate) async fn reserve(
     state: &Arc<VolumeState>,
     order: &OrderId,
@@ -346,9 +347,9 @@ async fn units_of_an_order_that_was_never_placed_are_released_by_the_new_owner_o
     close(&opened).await;
 }
 
-/// The store's volume asks an order about its reservation while the settlement is not confirmed.
-/// That volume may have applied the settlement already, and a delayed request may have reserved the
-/// units again. The answer "kept" would leave these units reserved for ever.
+/// The store's volume asks if an order needs its reservation while the settlement is unconfirmed.
+/// The store's volume may have applied the settlement already, and a delayed request may have
+/// reserved the units again. The answer "kept" would leave these units reserved for ever.
 #[tokio::test]
 async fn a_question_about_a_reservation_is_not_answered_while_its_settlement_is_unconfirmed() {
     let (_, shared) = rings();

@@ -79,7 +79,8 @@ impl VolumeState {
     }
 
     /// Begins to make a dead letter (a message that is no longer sent) a waiting message without
-    /// failed attempts. Changes nothing if the message is waiting already.
+    /// failed attempts. Changes nothing if the message is waiting already. The error `NoMessage`
+    /// means that the order has no message of this kind, or no longer needs it.
     pub(crate) fn retry_message(
         &self,
         order: Arc<Order>,

@@ -43,7 +43,7 @@ async fn a_search_counts_units_that_the_order_has_reserved() {
     };
     assert_eq!(found(&order, 5), Some(store));
     assert_ne!(found(&other, 5), Some(store));
-    // The reservation is not for these units.
+    // The order has reserved five units, and a search for four units does not count them.
     assert_ne!(found(&order, 4), Some(store));
     close(&state).await;
 }

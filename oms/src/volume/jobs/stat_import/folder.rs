@@ -108,8 +108,8 @@ pub(crate) fn read(path: &Path, stamp: &Stamp) -> Result<Content> {
     })
 }
 
-/// Deletes a file that was added to the statistics. Returns `false` without deleting if the file's
-/// stamp is no longer `stamp`, and `true` if the file no longer exists.
+/// Deletes a file that was added to the statistics. Returns `true` if the file was deleted or no
+/// longer existed. Returns `false` without deleting if the file's stamp is no longer `stamp`.
 pub(crate) fn delete(path: &Path, stamp: &Stamp) -> Result<bool> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(true),
@@ -125,7 +125,7 @@ pub(crate) fn delete(path: &Path, stamp: &Stamp) -> Result<bool> {
 /// name, because a hard link never replaces a file. A crash before the old name is removed leaves
 /// both names, and the next scan sets the old name aside again.
 fn rename_by_link(path: &Path, aside: &Path) -> rustix::io::Result<()> {
-    // Without flags, a symbolic link is linked itself, not its target.
+    // Without flags, `linkat` links a symbolic link itself, not its target.
     match rustix::fs::linkat(CWD, path, CWD, aside, AtFlags::empty()) {
         Ok(()) => rustix::fs::unlink(path),
         // A folder has no hard links, and its rename replaces no file. The final slash makes the

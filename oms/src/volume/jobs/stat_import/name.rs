@@ -41,7 +41,7 @@ fn of_key(key: &str) -> &str {
 
 /// Returns the new mark after the stored names `forgotten` were removed: of these names and the
 /// former mark, the one with the latest time. Names that are implausibly far ahead of the clock are
-/// left out.
+/// left out. Returns `None` if no name is left.
 pub(crate) fn next_mark<'a>(
     mark: Option<&'a str>,
     forgotten: impl IntoIterator<Item = &'a str>,
