@@ -118,7 +118,7 @@ pub enum FailureKind {
     /// The connection was not established in time, or the whole answer did not arrive in time. The
     /// server may have performed the call.
     TimedOut,
-    /// The call failed for another reason.
+    /// The call failed for another reason. The server may have performed the call.
     Other,
 }
 
@@ -163,7 +163,7 @@ impl Failure {
     }
 
     /// Builds a failure from an error and its causes. The kind of the failure is that of the
-    /// innermost cause with a known kind.
+    /// innermost cause with a known kind, or `Other` if no cause has one.
     fn new(error: &(dyn std::error::Error + 'static)) -> Self {
         let mut kind = FailureKind::Other;
         let mut detail = String::new();
@@ -219,8 +219,9 @@ impl Answer {
         (200..300).contains(&self.status)
     }
 
-    /// Returns the shortened first line of the body, for an error message. Of a page for browsers,
-    /// returns a description, because its first line says nothing.
+    /// Returns at most 300 characters of the first line of the body, for an error message. If the
+    /// body begins with `<`, it is a page for browsers, and a description of the page is returned
+    /// instead.
     pub fn excerpt(&self) -> String {
         let text = String::from_utf8_lossy(&self.body);
         if text.trim_start().starts_with('<') {
@@ -247,7 +248,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Returns a client with a deadline of `timeout` for each call.
+    /// Returns a client with a deadline of `timeout` for each call, from the connection to the end
+    /// of the answer.
     pub fn new(endpoint: Endpoint, timeout: Duration) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);

@@ -79,7 +79,7 @@ impl Dice {
         ((u64::from(self.0.next_u32()) * u64::from(bound)) >> 32) as u32
     }
 
-    /// Returns a number in `low..=high`.
+    /// Returns a number in `low..=high`. `low` must not exceed `high`.
     pub(crate) fn between(&mut self, low: u32, high: u32) -> u32 {
         low + self.below(high - low + 1)
     }

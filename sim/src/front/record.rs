@@ -134,7 +134,8 @@ impl OrderRecord {
         &self.orders
     }
 
-    /// Returns the recorded order with this id.
+    /// Returns the recorded order with this id; `None` if the front neither sent nor dropped such
+    /// an order.
     pub fn get(&self, id: u64) -> Option<&RecordedOrder> {
         let index = self.orders.binary_search_by_key(&id, |order| order.id).ok()?;
         self.orders.get(index)
