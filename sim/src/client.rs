@@ -28,8 +28,8 @@ use crate::{Error, Result};
 /// Maximum size of an answer's body in bytes. The largest usual answer, a page of 10,000 orders,
 /// has about 2 MB.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
-/// Name of the response header with the address of the node that owns the request's order or the
-/// statistics.
+/// Name of the response header with the address of the node that owns the order of the request, or
+/// the statistics if the request is about statistics.
 const OWNER: &str = "x-imt-owner";
 
 /// Address of a server: `http://HOST[:PORT]`.

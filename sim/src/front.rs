@@ -86,8 +86,8 @@ pub struct FrontConfig {
     pub warm_up: Duration,
     /// Maximum number of requests in flight, including payments and cancellations that wait for
     /// their order. Further requests wait and can become late. If the order management runs in the
-    /// same process, each request takes two sockets of the process. With the default, they stay
-    /// below the usual limit of 1,024 open files.
+    /// same process, each request takes two sockets of the process. With the default, the sockets
+    /// stay below the usual limit of 1,024 open files.
     pub in_flight_max: usize,
     /// Largest lag of a request. A request with a larger lag is dropped.
     pub drop_after: Duration,

@@ -57,7 +57,7 @@ pub struct WarehouseFault {
     /// Time at which the change begins, since the start of the sending window.
     pub at: Duration,
     /// Length of the change. Afterwards the warehouse returns to its usual behaviour, unless the
-    /// next change has begun.
+    /// next change has begun by then.
     pub lasts: Duration,
     /// Behaviour of the warehouse during the change.
     pub profile: Profile,
@@ -69,9 +69,9 @@ pub enum NodeAction {
     /// Starts the node with this number, after those with lower numbers that the run has not
     /// started yet. Without effect on a node that runs.
     Join,
-    /// Stops a node gracefully and starts it again.
+    /// Stops a node gracefully, and starts it again once all volumes answer.
     Stop,
-    /// Kills a node (`kill -9`) and starts it again.
+    /// Kills a node (`kill -9`), and starts it again once all volumes answer.
     Kill,
     /// Pauses the process of a node (`SIGSTOP`) and lets it continue later.
     Pause,

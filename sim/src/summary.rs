@@ -66,7 +66,7 @@ pub struct FolderTotals {
     pub stock_snapshots: u64,
     /// Number of statistics files that the order management has applied.
     pub stat_files: u64,
-    /// Counts of the warehouse; `None` if the warehouse never answered.
+    /// Counts in the last answer of the warehouse; `None` if the warehouse never answered.
     pub warehouse: Option<WarehouseSummary>,
 }
 

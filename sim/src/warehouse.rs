@@ -322,7 +322,7 @@ impl Warehouse {
     }
 
     /// Waits until the order management has accepted a snapshot of the stock since the start of
-    /// this warehouse. Returns at once if it already has.
+    /// this warehouse. Returns at once if a snapshot was accepted before the call.
     pub async fn stocked(&self) {
         // `self` holds the shared state with the sender, so `wait_for` cannot fail.
         let _ = self.shared.stocked.subscribe().wait_for(|stocked| *stocked).await;

@@ -315,7 +315,7 @@ pub struct Health {
     /// Members of the ring and their slots.
     #[serde(default)]
     pub ring: RingHealth,
-    /// Start of the node that answered, unix milliseconds.
+    /// Start of the node that answered, unix milliseconds; 0 if the answer lacks it.
     #[serde(default)]
     pub up_since_ms: u64,
     /// Names of the volumes that are served by the node that answered.

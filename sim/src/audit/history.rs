@@ -42,6 +42,7 @@ pub struct History {
 }
 
 /// State of an order at one event of its history, while the history is checked event by event.
+/// `paid` is the transaction id of the first payment.
 #[derive(Default)]
 struct Walk {
     state: Option<OrderState>,

@@ -50,9 +50,10 @@ pub(super) fn replay(evidence: &Evidence, findings: &mut Vec<Finding>) -> Stock 
     stock
 }
 
-/// Checks each product in each store from which it was delivered, if the store's stock was read:
-/// the order management and the warehouse must have the same number of units. The latest arrivals
-/// of goods may be missing in the order management, because the next stock snapshot reports them.
+/// Checks each product in each store from which the product was delivered, if the store's stock was
+/// read: the order management and the warehouse must have the same number of units. The latest
+/// arrivals of goods may be missing in the order management, because the next stock snapshot
+/// reports them.
 pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &mut Vec<Finding>) {
     let mut arrivals: HashMap<(u32, u32), Vec<u32>> = HashMap::new();
     for came in &evidence.restocks {

@@ -87,8 +87,8 @@ struct Awaited {
 }
 
 /// Starts every request, or those before a stop, and waits until all of them have ended. Returns
-/// the time at which `stop` ended the run early, since the start of the run; `None` if the run
-/// ended normally.
+/// the time at which `stop` ended the run early, since the start of the run; `None` if all planned
+/// requests were received from the pacer.
 pub(super) async fn dispatch(
     config: &FrontConfig,
     workload: &Workload,

@@ -104,8 +104,8 @@ fn remove_link(usual: &Path) -> Result<()> {
         Ok(metadata) if metadata.is_file() && metadata.nlink() > 1 => {
             fs::remove_file(usual).map_err(Error::io("remove", usual))
         }
-        // A missing file, or a file with one link, stays as it is. Any other error of this look-up
-        // also makes the creation of the file fail, which reports it.
+        // A missing file, a file with one link, or a symbolic link stays as it is. Any other error
+        // of this look-up also makes the creation of the file fail, which reports it.
         _ => Ok(()),
     }
 }

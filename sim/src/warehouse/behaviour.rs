@@ -149,8 +149,8 @@ pub enum SnapshotFault {
     /// Snapshots are sent without a fault.
     #[default]
     None,
-    /// After each accepted snapshot, the one accepted before is sent again. It is out of date if
-    /// there was a delivery between the two.
+    /// After each accepted snapshot, the one accepted before is sent again. The repeated snapshot
+    /// is out of date if there was a delivery between the two snapshots.
     Late,
     /// Each accepted snapshot is sent once more.
     Twice,
@@ -164,7 +164,8 @@ pub struct Behaviour {
     /// Name of the behaviour, for events and reports.
     pub name: String,
     /// `true` if the warehouse is unreachable: open connections are reset at once, and new ones as
-    /// soon as they are accepted. Stock snapshots and statistics files are still sent.
+    /// soon as they are accepted. The warehouse still sends stock snapshots and writes statistics
+    /// files.
     pub is_away: bool,
     /// Behaviour for announcements.
     pub announce: CallBehaviour,
@@ -196,8 +197,8 @@ pub enum Profile {
     DuplicateAnswer,
     /// One answer in five is sent byte by byte.
     SlowDrip,
-    /// After each accepted snapshot, the one accepted before is sent again. It is out of date if
-    /// there was a delivery between the two.
+    /// After each accepted snapshot, the one accepted before is sent again. The repeated snapshot
+    /// is out of date if there was a delivery between the two snapshots.
     SnapshotsLate,
     /// Each accepted snapshot is sent once more.
     SnapshotsTwice,

@@ -131,8 +131,8 @@ pub(crate) struct Books {
     by_key: HashMap<String, usize>,
     refusals: Vec<Refusal>,
     restocks: Vec<Restock>,
-    /// Number of [`Entry::Restocked`] entries that were applied. It selects the random numbers of
-    /// the next restocking.
+    /// Number of [`Entry::Restocked`] entries that were applied. This number selects the random
+    /// numbers of the next restocking.
     restockings: u64,
     /// Product and store of each quantity from which units were sold since it was last restocked.
     sold: BTreeSet<(u32, u32)>,
