@@ -207,8 +207,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Returns the address of the node that owns the request's order or the statistics; `None` if
-    /// the answer has no valid header `x-imt-owner`.
+    /// Returns the address of the node that owns the order of the request, or the statistics if the
+    /// request is about statistics; `None` if the answer has no valid header `x-imt-owner`.
     pub fn owner(&self) -> Option<Endpoint> {
         let address = self.headers.get(OWNER)?.to_str().ok()?;
         format!("http://{address}").parse().ok()

@@ -91,7 +91,8 @@ pub struct FrontConfig {
     pub in_flight_max: usize,
     /// Largest lag of a request. A request with a larger lag is dropped.
     pub drop_after: Duration,
-    /// Maximum time of one call. With `route`, a request can take two calls.
+    /// Maximum time of one call. With `route`, a request can take two calls, and between them the
+    /// time to read the routes again.
     pub request_timeout: Duration,
     /// Maximum wait, before the run, until the order management is ready. Afterwards the run fails.
     pub ready_timeout: Duration,
