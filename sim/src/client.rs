@@ -28,8 +28,8 @@ use crate::{Error, Result};
 /// Maximum size of an answer's body in bytes. The largest usual answer, a page of 10,000 orders,
 /// has about 2 MB.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
-/// Name of the response header with the address of the node that owns the request's order or the
-/// statistics.
+/// Name of the response header with the address of the node that owns the order of the request, or
+/// the statistics if the request is about statistics.
 const OWNER: &str = "x-imt-owner";
 
 /// Address of a server: `http://HOST[:PORT]`.
@@ -118,7 +118,7 @@ pub enum FailureKind {
     /// The connection was not established in time, or the whole answer did not arrive in time. The
     /// server may have performed the call.
     TimedOut,
-    /// The call failed for another reason.
+    /// The call failed for another reason. The server may have performed the call.
     Other,
 }
 
@@ -163,7 +163,7 @@ impl Failure {
     }
 
     /// Builds a failure from an error and its causes. The kind of the failure is that of the
-    /// innermost cause with a known kind.
+    /// innermost cause with a known kind, or `Other` if no cause has one.
     fn new(error: &(dyn std::error::Error + 'static)) -> Self {
         let mut kind = FailureKind::Other;
         let mut detail = String::new();
@@ -207,8 +207,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Returns the address of the node that owns the request's order or the statistics; `None` if
-    /// the answer has no valid header `x-imt-owner`.
+    /// Returns the address of the node that owns the order of the request, or the statistics if the
+    /// request is about statistics; `None` if the answer has no valid header `x-imt-owner`.
     pub fn owner(&self) -> Option<Endpoint> {
         let address = self.headers.get(OWNER)?.to_str().ok()?;
         format!("http://{address}").parse().ok()
@@ -219,8 +219,9 @@ impl Answer {
         (200..300).contains(&self.status)
     }
 
-    /// Returns the shortened first line of the body, for an error message. Of a page for browsers,
-    /// returns a description, because its first line says nothing.
+    /// Returns at most 300 characters of the first line of the body, for an error message. If the
+    /// body begins with `<`, it is a page for browsers, and a description of the page is returned
+    /// instead.
     pub fn excerpt(&self) -> String {
         let text = String::from_utf8_lossy(&self.body);
         if text.trim_start().starts_with('<') {
@@ -247,7 +248,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Returns a client with a deadline of `timeout` for each call.
+    /// Returns a client with a deadline of `timeout` for each call, from the connection to the end
+    /// of the answer.
     pub fn new(endpoint: Endpoint, timeout: Duration) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);

@@ -170,7 +170,7 @@ impl Known {
 }
 
 /// Requests the web console's document from a node and applies it to `known`. `known` is cleared if
-/// the answer is missing or is not such a document.
+/// there is no answer, or the answer has another status than 200 or is not such a document.
 pub(crate) async fn ask(client: &Client, known: &mut Known) {
     let cursor = Some(("last-event-id", known.cursor.as_str())).filter(|(_, cursor)| !cursor.is_empty());
     let answer = client.get_with(PATH, cursor).await.ok();

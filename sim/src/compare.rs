@@ -32,8 +32,8 @@ struct Row {
     unit: Unit,
     first: f64,
     second: f64,
-    /// `true` for a percentile of too few samples, for the first and the second run. The table does
-    /// not show such a number.
+    /// One flag for the first and one for the second run: `true` if its number is a percentile of
+    /// too few samples. The table does not show such a number.
     #[serde(skip)]
     is_hidden: [bool; 2],
 }
@@ -106,8 +106,8 @@ pub(crate) struct RowText<'a> {
     pub(crate) better: Option<Better>,
 }
 
-/// Relative change of a latency or lag above which it is shown as better or worse. Two runs of the
-/// same program often differ by up to this much.
+/// Change of a latency or lag, relative to the first run, above which it is shown as better or
+/// worse. Two runs of the same program often differ by up to this much.
 const NOISE: f64 = 0.05;
 
 /// The comparison of two runs. `Display` prints it as a table.
@@ -203,7 +203,7 @@ impl Rows {
         }
     }
 
-    /// Adds the field `field` of two sets of latencies.
+    /// Adds the field `field` of two sets of latencies, unless one of the two does not have it.
     fn push_latency(&mut self, name: String, field: &str, latencies: [&Value; 2]) {
         let before = self.0.len();
         self.push(name, Unit::Microseconds, latencies.map(|latency| &latency[field]));

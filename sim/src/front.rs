@@ -86,12 +86,13 @@ pub struct FrontConfig {
     pub warm_up: Duration,
     /// Maximum number of requests in flight, including payments and cancellations that wait for
     /// their order. Further requests wait and can become late. If the order management runs in the
-    /// same process, each request takes two sockets of the process. With the default, they stay
-    /// below the usual limit of 1,024 open files.
+    /// same process, each request takes two sockets of the process. With the default, the sockets
+    /// stay below the usual limit of 1,024 open files.
     pub in_flight_max: usize,
     /// Largest lag of a request. A request with a larger lag is dropped.
     pub drop_after: Duration,
-    /// Maximum time of one call. With `route`, a request can take two calls.
+    /// Maximum time of one call. With `route`, a request can take two calls, and between them the
+    /// time to read the routes again.
     pub request_timeout: Duration,
     /// Maximum wait, before the run, until the order management is ready. Afterwards the run fails.
     pub ready_timeout: Duration,
@@ -171,7 +172,8 @@ pub struct FrontReport {
     pub drain: Duration,
     /// `true` if the run was stopped before its last planned request.
     pub stopped_early: bool,
-    /// Number of requests started, payments and cancellations included.
+    /// Number of requests started, payments and cancellations included, and dropped requests
+    /// excluded.
     pub requests: u64,
     /// Number of requests that were sent and have an intended start in the sending window.
     pub requests_in_window: u64,
@@ -305,9 +307,9 @@ pub async fn run_front(
 }
 
 /// Waits until the order management answers and has the stock of all stores of the warehouse. An
-/// order management without `/health` only has to answer. If the warehouse does not answer, one
-/// applied stock snapshot is enough. Returns `false` if the stock of some stores is still missing
-/// after `stock_timeout`.
+/// order management without `/health` only has to answer with a status below 500. If the warehouse
+/// does not answer, one applied stock snapshot is enough. Returns `false` if the stock of some
+/// stores is still missing after `stock_timeout`, and `true` if nothing is missing.
 ///
 /// # Errors
 /// [`Error::Unreachable`] if the order management is not ready within `ready_timeout`.
@@ -329,10 +331,10 @@ async fn wait_ready(client: &Client, config: &FrontConfig) -> Result<bool> {
         let problem = match client.get("/health").await {
             Ok(answer) if answer.status == 200 => {
                 let stocked = match serde_json::from_slice::<Health>(&answer.body) {
-                    // Several volumes apply the first snapshot one after the other. So the stock is
-                    // complete only when all stores have stock.
                     // The server is no node of ours, so it is treated as one without `/health`.
                     Ok(health) if health.node.is_empty() => true,
+                    // Several volumes apply the first snapshot one after the other. So the stock is
+                    // complete only when all stores have stock.
                     Ok(health) => health.stock_snapshots > 0 && health.stores >= stores_of(config).await,
                     Err(_) => true,
                 };

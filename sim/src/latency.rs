@@ -21,7 +21,7 @@ const DIGITS: u8 = 3;
 /// says little more than the largest sample, so the table shows `-`.
 pub const PERCENTILE_SAMPLES_MIN: u64 = 20;
 
-/// Percentiles of a set of latencies, in microseconds.
+/// Percentiles of a set of latencies, in microseconds; all 0 for an empty set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latency {
     /// Number of latencies.
@@ -111,7 +111,7 @@ impl LatencyHistogram {
 /// One bucket of a latency histogram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bucket {
-    /// Upper bound of the bucket, microseconds.
+    /// Largest latency that the bucket can contain, microseconds.
     pub upto_us: u64,
     /// Number of latencies in the bucket.
     pub count: u64,

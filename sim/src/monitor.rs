@@ -4,7 +4,8 @@
 //! Invariants:
 //! - The first poll is the baseline: the counts of a run are the present counts less those of the
 //!   first poll.
-//! - If a server does not answer, its last counts stay published. An order management that does not
+//! - If a server does not answer, its last counts stay published. If the web console does not
+//!   answer, the detail of the ring and the nodes is empty. An order management that does not
 //!   answer is marked as unreachable. A failed poll never ends a run.
 //! - Members that join or leave the ring, changes of `warehouse_away` (a circuit breaker is open),
 //!   and an order management that stops or resumes answering are recorded as events.

@@ -18,7 +18,8 @@ pub struct NodeEvents {
     pub kind: &'static str,
     /// Number of these events.
     pub count: u64,
-    /// Median of the times, milliseconds.
+    /// Median of the times, milliseconds; of an even number of times, the longer one of the two in
+    /// the middle.
     pub median_ms: f64,
     /// Longest time, milliseconds.
     pub longest_ms: f64,
@@ -64,7 +65,7 @@ impl fmt::Display for NodeEvents {
     }
 }
 
-/// A node that still runs at the end of a run, although the run did not start it.
+/// A node of the run's cluster that runs at the end of the run and was not started by the run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RunningNode {
     /// The node's name.

@@ -57,7 +57,7 @@ pub struct WarehouseFault {
     /// Time at which the change begins, since the start of the sending window.
     pub at: Duration,
     /// Length of the change. Afterwards the warehouse returns to its usual behaviour, unless the
-    /// next change has begun.
+    /// next change has begun by then.
     pub lasts: Duration,
     /// Behaviour of the warehouse during the change.
     pub profile: Profile,
@@ -66,11 +66,12 @@ pub struct WarehouseFault {
 /// Action of a node event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum NodeAction {
-    /// Starts a further node, or starts a stopped node again. Without effect on a node that runs.
+    /// Starts the node with this number, after those with lower numbers that the run has not
+    /// started yet. Without effect on a node that runs.
     Join,
-    /// Stops a node gracefully and starts it again.
+    /// Stops a node gracefully, and starts it again once all volumes answer.
     Stop,
-    /// Kills a node (`kill -9`) and starts it again.
+    /// Kills a node (`kill -9`), and starts it again once all volumes answer.
     Kill,
     /// Pauses the process of a node (`SIGSTOP`) and lets it continue later.
     Pause,
@@ -117,8 +118,9 @@ pub struct NodeEvent {
     pub action: NodeAction,
     /// Number of the node, from 1.
     pub node: u32,
-    /// Length of the pause of the process. For a stop, kill or leave, the time from the moment when
-    /// all volumes answer again until the node is started again. Without effect for a join.
+    /// For a pause, the time for which the process is paused. For a stop, kill or leave, the time
+    /// from the moment when all volumes answer again until the node is started again. Without
+    /// effect for a join.
     pub lasts: Duration,
 }
 
@@ -133,9 +135,9 @@ pub struct RandomEvents {
 }
 
 impl RandomEvents {
-    /// Returns the random events of a run. There are at most [`RANDOM_EVENTS_MAX`]. No event is
-    /// planned in the last interval of the run, so that nodes are available again when the last
-    /// requests are completed.
+    /// Returns the random events of a run. There are at most [`RANDOM_EVENTS_MAX`]. The last event
+    /// is planned at least one interval before the end of the sending window, so that nodes are
+    /// available again when the last requests are completed.
     fn draw(&self, nodes: u32, seed: u64, until: Duration) -> Vec<NodeEvent> {
         let mut dice = Dice::new(seed, Purpose::Faults);
         let mut events = Vec::new();

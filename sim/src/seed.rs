@@ -5,7 +5,7 @@
 //!   random number for the requests of the shop front never changes the stock of the warehouse.
 //! - Concurrent calls to the warehouse have a stream for each order id and number of the attempt.
 //!   So the delay and the fault of a call do not depend on the sequence in which the calls arrive.
-//!   Under the same behaviour of the warehouse, they are the same in a repeated run.
+//!   Under the same behaviour of the warehouse, a repeated run has the same delays and faults.
 //! - A number in a range is computed here by a multiplication, and not by a library. A new version
 //!   of a library may give other numbers, but the samples in `data/samples` must keep every byte.
 
@@ -79,7 +79,7 @@ impl Dice {
         ((u64::from(self.0.next_u32()) * u64::from(bound)) >> 32) as u32
     }
 
-    /// Returns a number in `low..=high`.
+    /// Returns a number in `low..=high`. `low` must not exceed `high`.
     pub(crate) fn between(&mut self, low: u32, high: u32) -> u32 {
         low + self.below(high - low + 1)
     }

@@ -26,7 +26,8 @@ use crate::thresholds::ThresholdResult;
 use crate::warehouse::Fault;
 use crate::wire::WarehouseSummary;
 
-/// Verdict on a run as a whole.
+/// Verdict on a run as a whole. If several apply, the verdict is the first one of `Findings`,
+/// `Unaudited`, `Invalid` and `ThresholdMissed`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
@@ -65,7 +66,7 @@ pub struct FolderTotals {
     pub stock_snapshots: u64,
     /// Number of statistics files that the order management has applied.
     pub stat_files: u64,
-    /// Counts of the warehouse; `None` if the warehouse never answered.
+    /// Counts in the last answer of the warehouse; `None` if the warehouse never answered.
     pub warehouse: Option<WarehouseSummary>,
 }
 
@@ -126,12 +127,12 @@ pub struct Summary {
     pub warehouse: Option<WarehouseSummary>,
     /// `true` if the warehouse did not answer at the end, so that its counts are older.
     pub warehouse_is_silent: bool,
-    /// Members of the ring at the end of the run.
+    /// Members of the ring at the last poll that the order management answered.
     pub nodes: Vec<NodeState>,
     /// Node events of the run by kind, with the times until every volume answered again. Empty for
     /// a run without events that end or pause a node.
     pub node_events: Vec<NodeEvents>,
-    /// Nodes that run at the end although the run did not start them.
+    /// Nodes of the run's cluster that run at the end and were not started by the run.
     pub still_up: Vec<RunningNode>,
     /// Totals of the order management and the warehouse, including earlier runs.
     pub data_folder: FolderTotals,
@@ -536,8 +537,8 @@ fn command_rows(command: &str) -> Vec<String> {
     rows
 }
 
-/// Splits a command before each option, except at blanks between single quotes. An option keeps its
-/// value.
+/// Splits a command before each option, except at blanks between single quotes or after a
+/// backslash. An option keeps its value.
 fn option_parts(command: &str) -> Vec<&str> {
     let mut parts = Vec::new();
     let (mut begin, mut is_quoted, mut is_escaped) = (0, false, false);

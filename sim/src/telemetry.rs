@@ -28,8 +28,8 @@ use crate::wire::WarehouseSummary;
 
 /// Maximum number of [`SecondPoint`]s kept in memory: one hour, more than a view can draw.
 pub const SECONDS_MAX: usize = 3_600;
-/// Maximum number of events kept in memory. It is enough for 16 events a second during 10 minutes,
-/// for example if all nodes restart again and again.
+/// Maximum number of events kept in memory. The number is enough for 16 events a second during 10
+/// minutes, for example if all nodes restart again and again.
 pub const EVENTS_MAX: usize = 10_000;
 
 /// A route of the order management that the shop front calls.

@@ -134,7 +134,7 @@ pub struct ThresholdError {
 pub struct ThresholdResult {
     /// The text of the condition.
     pub condition: String,
-    /// The measured value with its unit; `None` if the value is unknown, for example without an
+    /// The measured value with its unit; `None` if the metric is one of the audit and there was no
     /// audit.
     pub measured: Option<String>,
     /// `true` if the condition holds or cannot be checked. In both cases the run fails. A condition

@@ -321,7 +321,8 @@ impl Warehouse {
         WarehouseControl(Arc::clone(&self.shared))
     }
 
-    /// Waits until the order management has accepted a snapshot of the stock since the start.
+    /// Waits until the order management has accepted a snapshot of the stock since the start of
+    /// this warehouse. Returns at once if a snapshot was accepted before the call.
     pub async fn stocked(&self) {
         // `self` holds the shared state with the sender, so `wait_for` cannot fail.
         let _ = self.shared.stocked.subscribe().wait_for(|stocked| *stocked).await;

@@ -29,7 +29,7 @@ pub struct NewOrder {
 /// The body of `POST /order/{id}/payment-callback`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Payment {
-    /// The bank's number for the payment, 1 to 10,000.
+    /// The bank's number for the payment. The shop front draws it from 1 to 10,000.
     pub transaction_id: u64,
 }
 
@@ -41,9 +41,10 @@ pub enum OrderState {
     Received,
     /// A store has reserved the units of the order.
     Reserved,
-    /// The warehouse has confirmed that it prepares the order.
+    /// The warehouse has confirmed that it prepares the order, and the order is not paid yet.
     Announced,
-    /// The customer has paid the order, and its delivery is not requested yet.
+    /// The customer has paid the order before the warehouse confirmed the announcement. The
+    /// delivery is not requested yet.
     Paid,
     /// The order is paid and announced. The request to deliver it is in the outbox.
     Delivering,
@@ -314,7 +315,7 @@ pub struct Health {
     /// Members of the ring and their slots.
     #[serde(default)]
     pub ring: RingHealth,
-    /// Start of the node that answered, unix milliseconds.
+    /// Start of the node that answered, unix milliseconds; 0 if the answer lacks it.
     #[serde(default)]
     pub up_since_ms: u64,
     /// Names of the volumes that are served by the node that answered.
@@ -463,7 +464,8 @@ pub struct Restock {
     pub product: u32,
     /// Number of units that arrived.
     pub units: u32,
-    /// Sequence number of the last delivery before the units arrived.
+    /// Sequence number of the last delivery before the units arrived; before the first delivery,
+    /// the number with which the ledger began.
     pub after: u64,
 }
 

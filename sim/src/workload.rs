@@ -8,8 +8,8 @@
 //! - Requests are ordered by their intended starts. A payment or cancellation comes after its
 //!   order, except for a payment that is planned ahead of its order. In a replay, the
 //!   recorded starts decide the sequence.
-//! - Every statistics request and every order has a new id, from `first_id`. A replay gives one id
-//!   to all requests that placed the same order. Payments and cancellations have no id of their
+//! - Every statistics request and every order has a new id, from `first_id` on. A replay gives one
+//!   id to all requests that placed the same order. Payments and cancellations have no id of their
 //!   own.
 
 use std::cmp::Reverse;
@@ -68,8 +68,9 @@ pub struct Arrival {
 }
 
 /// Source of the intended starts. Phases determine the starts of statistics requests and orders. If
-/// an order has a payment ahead of it, they determine the start of this payment, and the order
-/// follows. All other payments and cancellations start at random times after their order.
+/// an order has a payment ahead of it, the phases determine the start of this payment, and the
+/// order follows 0.1 s later. All other payments and cancellations start at random times after
+/// their order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Load {
     /// Phases, each with a rate of requests.

@@ -2,7 +2,7 @@
 //!
 //! Only lines that begin with `//` after their indentation are found. Comments after code on the
 //! same line are usually short, and `//` within a line may also be part of a string. Lines between
-//! code fences are marked as code.
+//! code fences are marked as code. A fence without an end lasts to the end of its comment block.
 
 /// A comment line of a Rust file.
 #[derive(Debug, Clone, PartialEq, Eq)]

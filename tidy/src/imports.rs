@@ -3,7 +3,8 @@
 //! The file is parsed with `syn`, so strings and comments are ignored. A module is found if a path
 //! begins with `crate::NAME`, in a `use` or in code. Imports, modules, free functions, impl blocks
 //! and enum variants under `#[cfg(test)]` are ignored, because a test may use every module of its
-//! crate. Macro bodies, `pub(in crate::NAME)` and `use crate::*` are not searched.
+//! crate. Macro bodies, `pub(in crate::NAME)`, `use crate::*` and `use {crate::NAME, ..}` are not
+//! searched.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -43,7 +44,7 @@ pub fn re_exports(lib: &str) -> syn::Result<BTreeMap<String, String>> {
 }
 
 /// Returns the top-level module of a file, from its path below `src/`. Both `log.rs` and
-/// `log/writer.rs` belong to `log`.
+/// `log/writer.rs` belong to `log`. Returns `None` for an empty path.
 #[must_use]
 pub fn top_module(below_src: &Path) -> Option<String> {
     let first = below_src.components().next()?;

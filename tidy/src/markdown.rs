@@ -70,8 +70,8 @@ pub fn inline_code(markdown: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// Returns the words of a text that begin with `prefix` and are longer than it. A word consists of
-/// lower-case letters and underscores.
+/// Returns the words of a text that begin with `prefix` and are longer than `prefix`. A word
+/// consists of lower-case letters and underscores.
 #[must_use]
 pub fn names_with_prefix(text: &str, prefix: &str) -> Vec<String> {
     let is_part = |letter: char| letter.is_ascii_lowercase() || letter == '_';

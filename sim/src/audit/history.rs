@@ -42,6 +42,7 @@ pub struct History {
 }
 
 /// State of an order at one event of its history, while the history is checked event by event.
+/// `paid` is the transaction id of the first payment.
 #[derive(Default)]
 struct Walk {
     state: Option<OrderState>,
@@ -51,6 +52,7 @@ struct Walk {
 
 impl Walk {
     /// Returns the state after an event; `None` if the event is not permitted in the current state.
+    /// Also notes an announcement or a payment of the order, on which the later events depend.
     fn after(&mut self, event: &HistoryEvent) -> Option<OrderState> {
         use OrderState::{
             Announced, Cancelled, Delivered, Delivering, Expired, Failed, Paid, Received, RefundWanted,
@@ -79,8 +81,8 @@ impl Walk {
             ("cancelled", Some(Reserved | Announced | Paid)) => Cancelled,
             ("expired", Some(Reserved | Announced)) => Expired,
             ("failed", Some(Reserved | Paid | Delivering)) => Failed,
-            // The order was paid a second time, and the second payment is to be refunded. This does
-            // not change the state of the order.
+            // The order already has a payment, and the event is about a payment with another
+            // transaction id, which is to be refunded. The state of the order stays the same.
             ("refund_wanted", Some(state))
                 if self.paid.is_some_and(|paid| Some(paid) != event.transaction_id) =>
             {
@@ -97,7 +99,8 @@ impl Walk {
 }
 
 /// Checks that each event of an order was permitted in the state before it, and that the last event
-/// leads to `state`.
+/// leads to `state`. Stops at the first event that was not permitted. An empty history gives no
+/// finding.
 pub(super) fn check(history: &History, state: OrderState, findings: &mut Vec<Finding>) {
     let mut walk = Walk::default();
     for event in &history.events {

@@ -14,7 +14,8 @@ const WAITING_SHOWN: usize = 3;
 const REASON_CHARS_MAX: usize = 160;
 
 impl AuditReport {
-    /// Returns the verdict of the audit as one word.
+    /// Returns the verdict of the audit as one word: `CLEAN` if there is no finding, otherwise
+    /// `WRONG`.
     pub fn verdict(&self) -> &'static str {
         match self.is_clean() {
             true => "CLEAN",
@@ -43,8 +44,8 @@ impl AuditReport {
         steps
     }
 
-    /// Writes the counts, the waiting messages, the number of dead letters, and the findings with
-    /// their explanations.
+    /// Writes the counts, the waiting messages, the number of dead letters, and the first
+    /// [`FINDINGS_SHOWN`] findings with their explanations.
     pub(crate) fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut parts = vec![
             plural(self.orders, "order"),

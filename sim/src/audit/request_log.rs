@@ -15,7 +15,8 @@ use crate::front::OrderRecord;
 use crate::wire::{Order, OrderState};
 use crate::{Error, Result};
 
-/// Maximum length of a line in bytes. A line of the front has less than 100 bytes.
+/// Maximum length of a line in bytes, which bounds the memory if the file is no log of requests. A
+/// line of the front has less than 100 bytes.
 const LINE_BYTES_MAX: usize = 4_096;
 
 /// Routes of the log that change orders, each with the route's name in the order management's
@@ -26,8 +27,8 @@ const ROUTES: [(&str, &str); 3] = [
     ("cancel", "POST /order/{id}/cancel"),
 ];
 
-/// The acknowledged orders, payments and cancellations of a log. Statistics requests of the log
-/// only count in `lines` and `begun_at_ms`.
+/// The acknowledged orders, payments and cancellations of a log: those answered with 2xx. All other
+/// requests of the log only count in `lines` and `begun_at_ms`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RequestLog {
     /// Ids of the acknowledged orders.
@@ -145,7 +146,8 @@ impl RequestLog {
         self.check_counters(evidence, findings);
     }
 
-    /// Compares the acknowledged requests of the log with those of the front's record.
+    /// Compares the acknowledged requests of the log with those of the front's record. Does nothing
+    /// if the record is empty, as in an audit without a run.
     fn check_record(&self, record: &OrderRecord, findings: &mut Vec<Finding>) {
         if record.orders().is_empty() {
             return;
@@ -178,8 +180,9 @@ impl RequestLog {
     }
 
     /// Compares the log with the counters of the node at the audit's address, if that node has run
-    /// since before the first request. A counter may be higher than the log, because the node may
-    /// have other clients.
+    /// since the first request of the log or longer. Does nothing if the counters or the node's
+    /// start are unknown. A counter may be higher than the log, because the node may have other
+    /// clients.
     fn check_counters(&self, evidence: &Evidence, findings: &mut Vec<Finding>) {
         let started_at_ms = evidence.node_started_at_ms;
         if evidence.answered.is_empty() || started_at_ms == 0 || started_at_ms > self.begun_at_ms {

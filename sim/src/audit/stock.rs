@@ -1,5 +1,5 @@
 //! Checks of the stock, as pure functions: no unit is sold twice, lost or created, and no order
-//! missed a store with a lower number that certainly had its units.
+//! missed a store with a lower number than its own that certainly had its units.
 //!
 //! The present stock of the warehouse is computed from its stock of the first day, its deliveries
 //! and its arrivals of goods. The stock of the first day, with which its ledger began, is computed
@@ -23,7 +23,8 @@ pub(super) fn first_day(evidence: &Evidence) -> Stock {
 }
 
 /// Applies all deliveries and arrivals of goods in the ledger to the stock of the first day, and
-/// returns the resulting stock. Adds a finding for a delivery of more units than a store had.
+/// returns the resulting stock. Adds a finding for each product of a delivery of which the store
+/// had too few units. Such units are not subtracted.
 pub(super) fn replay(evidence: &Evidence, findings: &mut Vec<Finding>) -> Stock {
     let mut stock = first_day(evidence);
     let mut restocks = evidence.restocks.iter().peekable();
@@ -49,9 +50,10 @@ pub(super) fn replay(evidence: &Evidence, findings: &mut Vec<Finding>) -> Stock 
     stock
 }
 
-/// Checks each product in each store from which it was delivered, if the store's stock was read:
-/// the order management and the warehouse must have the same number of units. The latest arrivals
-/// of goods may be missing in the order management, because the next stock snapshot reports them.
+/// Checks each product in each store from which the product was delivered, if the store's stock was
+/// read: the order management and the warehouse must have the same number of units. The latest
+/// arrivals of goods may be missing in the order management, because the next stock snapshot
+/// reports them.
 pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &mut Vec<Finding>) {
     let mut arrivals: HashMap<(u32, u32), Vec<u32>> = HashMap::new();
     for came in &evidence.restocks {
@@ -110,18 +112,18 @@ pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &m
     }
 }
 
-/// Checks for each order of the run that no store with a lower number certainly had its units. For
-/// a rejected order, all stores are checked. Nothing is checked if the run began before the order
-/// management had the stock of all stores.
+/// Checks for each order of the run that no store with a lower number than the chosen one certainly
+/// had its units. For a rejected order, all stores are checked. Nothing is checked if the run has
+/// no order, or if it began before the order management had the stock of all stores.
 ///
 /// The stock of a store at the time of an order is not recorded, so a lower bound is used. A store
 /// certainly had the units if its stock of the first day is enough for the order and for all units
 /// that can have been unavailable at that time. The unavailable units are at most the sum of:
 ///
-/// - the units of every order, of any run, that got this store. With several volumes, or an unknown
-///   number of them, the units of every order that got a later store or none are added. Such an
-///   order asked this store first. If the answer between two nodes was lost, the units stayed
-///   reserved in this store for a while.
+/// - the units of every order, of any run, that got this store. An order without a store counts as
+///   one of the last store. With several volumes, or an unknown number of them, the units of every
+///   order that got a later store or none are added. Such an order asked this store first. If the
+///   answer between two nodes was lost, the units stayed reserved in this store for a while.
 /// - the units of the store's deliveries, a second time. A stock snapshot can already lack the
 ///   delivered units while the order still has its reservation. Then the order management subtracts
 ///   these units twice for a while.

@@ -2,8 +2,9 @@
 //!
 //! Invariants:
 //! - A permit (one of `FrontConfig::in_flight_max`) is acquired before the next planned request, an
-//!   [`Arrival`], is received from the pacer. A stop interrupts only the two waits, when no arrival
-//!   has been received yet. So every received arrival is sent or dropped, and recorded.
+//!   [`Arrival`], is received from the pacer. A stop interrupts only the wait for the permit and
+//!   the wait for the arrival, before an arrival has been received. So every received arrival is
+//!   sent or dropped, and recorded.
 //! - A payment or cancellation that is planned after its order waits until the request that places
 //!   the order has ended. If the order is dropped, the payments and cancellations that wait for it
 //!   are dropped as well. In a replay, no request waits for another one.
@@ -57,8 +58,11 @@ pub(super) struct Shop {
 /// it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OrderProgress {
+    /// The request has not ended yet.
     Pending,
+    /// The request was sent and has ended, with or without an answer.
     Answered,
+    /// The request was not sent.
     Dropped,
 }
 
@@ -75,15 +79,16 @@ struct Task {
     _permit: OwnedSemaphorePermit,
 }
 
-/// An order with payments or cancellations that are not received from the pacer yet.
+/// An order with payments or cancellations that are not received from the pacer yet. `follow_ups`
+/// is the number of those that are still to come.
 struct Awaited {
     progress: watch::Receiver<OrderProgress>,
     follow_ups: u8,
 }
 
 /// Starts every request, or those before a stop, and waits until all of them have ended. Returns
-/// the time at which `stop` ended the run early, since the start of the run; `None` if the run
-/// ended normally.
+/// the time at which `stop` ended the run early, since the start of the run; `None` if all planned
+/// requests were received from the pacer.
 pub(super) async fn dispatch(
     config: &FrontConfig,
     workload: &Workload,
@@ -136,7 +141,8 @@ pub(super) async fn dispatch(
 }
 
 /// Connects an order with the payments and cancellations that wait for it. Returns the receiver of
-/// the order's progress for such a payment or cancellation, and the sender for the order.
+/// the order's progress for such a payment or cancellation, and the sender for the order. Both are
+/// `None` for any other request.
 fn relate(
     awaited: &mut HashMap<u64, Awaited>,
     request: Request,
@@ -263,8 +269,8 @@ async fn perform(shop: Arc<Shop>, task: Task) {
         outcome,
         problem,
     };
-    // The recorder runs until all senders of samples are dropped. `shop` has one of them, so
-    // sending cannot fail.
+    // The recorder runs until all senders of samples are dropped, and `shop` has one of them. So
+    // sending fails only if the recorder's thread has panicked, which `Recorder::finish` reports.
     let _ = shop.samples.send(sample);
     if let Some(progress) = progress {
         progress.send_replace(match is_dropped {

@@ -71,7 +71,8 @@ impl OrderBook {
     }
 
     /// Returns the record of all orders. Payments and cancellations are left out if
-    /// [`Self::add_order`] was not called for their order, because its lines are unknown.
+    /// [`Self::add_order`] was not called for their order, because the lines of such an order are
+    /// unknown.
     pub(super) fn into_record(self) -> OrderRecord {
         OrderRecord::new(self.orders)
     }

@@ -75,7 +75,7 @@ impl Routes {
 
 struct State {
     routes: Routes,
-    /// Number of times that the routes were read again.
+    /// Number of times that the routes were read again with success, changed or not.
     generation: u64,
 }
 
@@ -202,8 +202,9 @@ impl Owners {
         tokio::spawn(async move { owners.read_again(vec![named], generation).await });
     }
 
-    /// Reads the routes from the first of these nodes that answers. Does nothing if another task
-    /// has read the routes since [`State::generation`] was `generation`.
+    /// Reads the routes from the first of these nodes that answers in time. If none does, the
+    /// present routes stay. Does nothing if another task has read the routes since
+    /// [`State::generation`] was `generation`.
     async fn read_again(&self, nodes: Vec<Client>, generation: u64) {
         let _turn = self.reading.lock().await;
         if self.state().generation != generation {

@@ -23,8 +23,8 @@ pub(super) struct Pacer {
 }
 
 impl Pacer {
-    /// Starts to hand over the requests of the schedule. After the last request, the sender is
-    /// dropped, which closes the queue.
+    /// Starts to hand over the requests of the schedule. After the last request, or after a stop,
+    /// the sender is dropped, which closes the queue.
     pub(super) fn start(schedule: Schedule, started: Instant, queue: Sender<Arrival>) -> Result<Self> {
         let (stop, stopped) = mpsc::channel();
         let thread = std::thread::Builder::new()
@@ -56,7 +56,8 @@ impl Pacer {
     }
 
     /// Ends the thread. If the schedule is not finished, its remaining requests are not handed
-    /// over.
+    /// over. The receiver of the queue must be dropped before, because a thread that waits for room
+    /// in the queue does not notice this call.
     pub(super) async fn stop(self) {
         drop(self.stop);
         let joined = tokio::task::spawn_blocking(|| self.thread.join()).await;

@@ -56,7 +56,9 @@ impl Outcome {
     }
 }
 
-/// An order of the front, with the outcomes of its requests.
+/// An order of the front, with the outcomes of its requests. If there were several requests of one
+/// kind, such as payments, the first acknowledged outcome is kept, otherwise the outcome of the
+/// last request that was sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecordedOrder {
     /// Id of the order.
@@ -71,9 +73,11 @@ pub struct RecordedOrder {
     /// Outcome of the requests that placed the order: acknowledged if one of these requests was
     /// acknowledged.
     pub order: Outcome,
-    /// Outcome of the payments: acknowledged if one of the payments was acknowledged.
+    /// Outcome of the payments: acknowledged if one of the payments was acknowledged, and `NotSent`
+    /// if none was sent.
     pub payment: Outcome,
-    /// Outcome of the cancellations: acknowledged if one of the cancellations was acknowledged.
+    /// Outcome of the cancellations: acknowledged if one of the cancellations was acknowledged, and
+    /// `NotSent` if none was sent.
     pub cancel: Outcome,
 }
 
@@ -134,7 +138,8 @@ impl OrderRecord {
         &self.orders
     }
 
-    /// Returns the recorded order with this id.
+    /// Returns the recorded order with this id; `None` if the front neither sent nor dropped such
+    /// an order.
     pub fn get(&self, id: u64) -> Option<&RecordedOrder> {
         let index = self.orders.binary_search_by_key(&id, |order| order.id).ok()?;
         self.orders.get(index)

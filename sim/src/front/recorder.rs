@@ -81,7 +81,7 @@ pub struct RouteReport {
     pub name: &'static str,
     /// Method and path template of the route.
     pub route: &'static str,
-    /// Number of requests that ended, with or without an answer.
+    /// Number of requests that were sent and ended, with or without an answer.
     pub requests: u64,
     /// Number of requests answered with a status below 400.
     pub ok: u64,
@@ -218,7 +218,8 @@ impl RouteBook {
     }
 }
 
-/// Counts of the second that is not yet published.
+/// Counts of the second that is not yet published. A sample counts in this second if it is
+/// processed before the publication, even if its request ended later than the second.
 #[derive(Default)]
 struct Second {
     point: SecondPoint,

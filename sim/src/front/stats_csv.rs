@@ -62,7 +62,7 @@ impl TextLog {
         }
     }
 
-    /// Writes the text in memory.
+    /// Writes the text in memory. A failure is logged, and kept for `close`.
     pub(super) fn write_all(&mut self) {
         if self.text.is_empty() {
             return;
@@ -104,8 +104,8 @@ fn remove_link(usual: &Path) -> Result<()> {
         Ok(metadata) if metadata.is_file() && metadata.nlink() > 1 => {
             fs::remove_file(usual).map_err(Error::io("remove", usual))
         }
-        // An error of this look-up other than a missing file is ignored here, because it also makes
-        // the creation of the file fail.
+        // A missing file, a file with one link, or a symbolic link stays as it is. Any other error
+        // of this look-up also makes the creation of the file fail, which reports it.
         _ => Ok(()),
     }
 }

@@ -1,8 +1,8 @@
 //! Ranges, ticks and labels of the axes of charts.
 //!
 //! Ticks of a logarithmic axis are at 1, 2 and 5 times a power of ten, or only at powers of ten if
-//! the range exceeds three of them. The distance between two ticks of a linear axis is 1, 2 or 5
-//! times a power of ten.
+//! the range exceeds a factor of 1,000. The distance between two ticks of a linear axis is 1, 2 or
+//! 5 times a power of ten.
 
 /// Smallest value on a logarithmic axis, milliseconds: one microsecond.
 const LOG_MIN: f64 = 0.001;

@@ -335,8 +335,8 @@ impl Chart<'_> {
     }
 }
 
-/// Returns at most [`POINTS_MAX`] points: from each group of points, the point with the largest
-/// value.
+/// Returns at most [`POINTS_MAX`] points: from each group of successive points, the point with the
+/// largest value.
 fn thinned(points: &[(f64, f64)]) -> impl Iterator<Item = (f64, f64)> + '_ {
     let group = points.len().div_ceil(POINTS_MAX).max(1);
     points.chunks(group).filter_map(|points| {

@@ -29,8 +29,8 @@ fn count(value: &Value) -> u64 {
     value.as_u64().unwrap_or_default()
 }
 
-/// Returns the number of failed requests of a route. A summary that was changed by hand may have
-/// more good requests than requests.
+/// Returns the number of failed requests of a route. The number is 0 if a summary that was changed
+/// by hand has more good requests than requests.
 fn failed(route: &Value) -> u64 {
     count(&route["requests"]).saturating_sub(count(&route["ok"]))
 }
@@ -46,7 +46,8 @@ fn list(value: &Value) -> &[Value] {
 }
 
 impl Material {
-    /// Returns the verdict of the run in words.
+    /// Returns the verdict of the run in words. A run without a verdict counts as killed before its
+    /// end.
     pub(super) fn verdict(&self) -> String {
         match self.summary["verdict"].as_str() {
             Some(verdict) => verdict.replace('_', " "),
@@ -227,7 +228,8 @@ impl Material {
         panel("Results", &text)
     }
 
-    /// Returns the list of the run's thresholds, each with its measured value.
+    /// Returns the list of the run's thresholds, each with its measured value; an empty text if
+    /// there are none.
     pub(super) fn thresholds(&self) -> String {
         let mut items = String::new();
         for result in list(&self.summary["thresholds"]) {
@@ -248,7 +250,8 @@ impl Material {
         }
     }
 
-    /// Returns bars with the numbers of failed requests by route and reason.
+    /// Returns bars with the numbers of failed requests by route and reason; an empty text if no
+    /// request failed.
     pub(super) fn errors(&self) -> String {
         let mut reasons = Vec::new();
         for route in list(&self.summary["routes"]) {

@@ -30,7 +30,7 @@ const CHAR_WIDTH: f64 = 7.0;
 pub(super) enum Tone {
     /// A phase of the load, or the usual behaviour of the warehouse.
     Usual,
-    /// A degraded state: a fault of the warehouse, or a paused node.
+    /// A degraded state: a fault of a warehouse that still answers, or a paused node.
     Degraded,
     /// An absence: a node that does not run, a warehouse that does not answer, or an open circuit
     /// breaker.
@@ -59,7 +59,7 @@ pub(super) struct Span {
 }
 
 /// One row of the timeline: the spans of one subject (the load, the warehouse, the breaker or a
-/// node). They do not overlap.
+/// node). The spans of a lane do not overlap.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Lane {
     pub(super) name: String,
@@ -87,7 +87,8 @@ pub(super) struct Timeline {
 }
 
 impl Timeline {
-    /// Builds the timeline of a run from its events.
+    /// Builds the timeline of a run from its events, which are ordered by time. Spans of no length
+    /// and lanes without a span are left out.
     pub(super) fn new(events: &[RunEvent], end_s: f64) -> Self {
         let mut timeline = Self {
             end_s,
@@ -136,7 +137,8 @@ impl Timeline {
         self.switch(lane, at_s, span);
     }
 
-    /// Ends the open span of a lane at `at_s`, and begins a new span if one is given.
+    /// Ends the open span of a lane at `at_s`, and begins a new span if one is given. Adds the lane
+    /// if it is new.
     fn switch(&mut self, lane: &str, at_s: f64, span: Option<(&str, Tone)>) {
         let place = self.lanes.iter().position(|known| known.name == lane);
         let place = place.unwrap_or_else(|| {

@@ -109,7 +109,8 @@ impl Fault {
 /// Behaviour of the warehouse for one kind of call.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CallBehaviour {
-    /// Time for which the warehouse delays its answer.
+    /// Time for which the warehouse delays its answer. An announcement is performed before the
+    /// delay, and a delivery after it.
     pub delay: Delay,
     /// Faults, each with its share of the calls. The shares add up to at most 1.
     pub faults: Vec<(Fault, f64)>,
@@ -148,8 +149,8 @@ pub enum SnapshotFault {
     /// Snapshots are sent without a fault.
     #[default]
     None,
-    /// After each accepted snapshot, the one accepted before is sent again. It is out of date if
-    /// there was a delivery between the two.
+    /// After each accepted snapshot, the one accepted before is sent again. The repeated snapshot
+    /// is out of date if there was a delivery between the two snapshots.
     Late,
     /// Each accepted snapshot is sent once more.
     Twice,
@@ -163,7 +164,8 @@ pub struct Behaviour {
     /// Name of the behaviour, for events and reports.
     pub name: String,
     /// `true` if the warehouse is unreachable: open connections are reset at once, and new ones as
-    /// soon as they are accepted.
+    /// soon as they are accepted. The warehouse still sends stock snapshots and writes statistics
+    /// files.
     pub is_away: bool,
     /// Behaviour for announcements.
     pub announce: CallBehaviour,
@@ -177,7 +179,7 @@ pub struct Behaviour {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
     /// The behaviour of the original system, from which this project grew: announcements take 2 to
-    /// 4 s, one delivery in 15 is answered 504.
+    /// 4 s, deliveries take 0.2 s, and one delivery in 15 is answered 504.
     Original,
     /// The warehouse answers without delay and without a fault.
     Fast,
@@ -195,8 +197,8 @@ pub enum Profile {
     DuplicateAnswer,
     /// One answer in five is sent byte by byte.
     SlowDrip,
-    /// After each accepted snapshot, the one accepted before is sent again. It is out of date if
-    /// there was a delivery between the two.
+    /// After each accepted snapshot, the one accepted before is sent again. The repeated snapshot
+    /// is out of date if there was a delivery between the two snapshots.
     SnapshotsLate,
     /// Each accepted snapshot is sent once more.
     SnapshotsTwice,

@@ -57,8 +57,9 @@ pub(crate) enum Entry {
     },
     /// The warehouse refused a delivery, because the units are not in stock.
     Refused(Refusal),
-    /// Goods arrived after the delivery with sequence number `after`. Each element of `units` is a
-    /// product, a store and the number of units that arrived for them.
+    /// Goods arrived after the delivery with sequence number `after`, or before the first delivery
+    /// if `after` is the ledger's `base`. Each element of `units` is a product, a store and the
+    /// number of units that arrived for them.
     Restocked { after: u64, units: Vec<(u32, u32, u32)> },
 }
 
@@ -130,15 +131,16 @@ pub(crate) struct Books {
     by_key: HashMap<String, usize>,
     refusals: Vec<Refusal>,
     restocks: Vec<Restock>,
-    /// Number of [`Entry::Restocked`] entries that were applied. It selects the random numbers of
-    /// the next restocking.
+    /// Number of [`Entry::Restocked`] entries that were applied. This number selects the random
+    /// numbers of the next restocking.
     restockings: u64,
     /// Product and store of each quantity from which units were sold since it was last restocked.
     sold: BTreeSet<(u32, u32)>,
 }
 
 impl Books {
-    /// Creates the books from the first entry of a ledger.
+    /// Creates the books from the first entry of a ledger. Fails if this is no `Begin` entry, or
+    /// one of another version.
     pub(crate) fn begin(entry: &Entry) -> Result<Self, String> {
         let Entry::Begin {
             version,
@@ -304,8 +306,8 @@ impl Books {
         })
     }
 
-    /// Returns a refusal for the first product of which the store has too few units; `None` if it
-    /// has all units. Several lines with the same product are added up.
+    /// Returns a refusal for the first product of which the store has too few units; `None` if the
+    /// store has all units. Several lines with the same product are added up.
     fn shortage(&self, order: &WarehouseOrder) -> Option<Refusal> {
         let mut asked: HashMap<u32, u32> = HashMap::new();
         order.products.iter().find_map(|product| {
@@ -345,8 +347,8 @@ impl Books {
 
     /// Returns an entry that raises some of the quantities from which units were sold. Each of
     /// these quantities is chosen with probability one half, and raised to a random quantity from 1
-    /// to [`QUANTITY_MAX`] if it is lower. So stores do not run empty in a long run. Returns `None`
-    /// if no quantity is raised.
+    /// to [`QUANTITY_MAX`] if the present quantity is lower. So stores do not run empty in a long
+    /// run. Returns `None` if no quantity is raised.
     pub(crate) fn restock(&self, seed: u64) -> Option<Entry> {
         let mut dice = Dice::numbered(seed, Purpose::Restock, self.restockings);
         let units: Vec<_> = self

@@ -76,7 +76,8 @@ fn next_beat(last: Instant, every: Duration) -> Instant {
     due
 }
 
-/// Result of sending a snapshot.
+/// Result of sending a snapshot: taken (a status below 300), refused (a status from 300 to 499), or
+/// to be tried again (a higher status, or no answer).
 enum Sent {
     Taken,
     Refused,

@@ -27,8 +27,8 @@ use crate::{Error, Result};
 /// second.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// Progress of the writer: the number of lines that it has made durable, and the failure that ended
-/// it.
+/// Progress of the writer: the number of lines that it has made durable since the ledger was
+/// opened, and the failure that ended it.
 #[derive(Debug, Clone, Default)]
 struct Progress {
     lines: u64,
@@ -44,8 +44,8 @@ pub(crate) struct Ledger {
     writer: Option<JoinHandle<()>>,
 }
 
-/// A position in the ledger. The holder of a ticket can wait until the ledger is durable up to this
-/// position.
+/// A position in the ledger, in lines appended since it was opened. The holder of a ticket can wait
+/// until the ledger is durable up to this position.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     line: u64,
@@ -53,7 +53,8 @@ pub(crate) struct Ticket {
 }
 
 impl Ticket {
-    /// Waits until all lines up to this position are durable.
+    /// Waits until all lines up to this position are durable. Returns an error if the writer failed
+    /// before.
     pub(crate) async fn durable(mut self) -> Result<()> {
         let failed = |problem: &str| Error::LedgerFailed {
             problem: problem.to_owned(),

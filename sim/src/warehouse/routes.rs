@@ -238,7 +238,8 @@ async fn deliver(
 }
 
 /// Decides about a delivery, and writes a new delivery or a refusal to the ledger. Returns the
-/// answer once the ledger is durable up to this decision.
+/// answer once the ledger is durable up to this decision. `is_answered` is `true` if the caller
+/// will receive this answer, which then marks the delivery as confirmed.
 async fn act_deliver(
     shared: &Shared,
     order: &WarehouseOrder,
@@ -406,7 +407,8 @@ impl Malformed {
     }
 }
 
-/// Parses an order field by field, so that the answer can name the invalid field.
+/// Parses an order field by field, so that the answer can name the invalid field. `payment` is
+/// `true` for a delivery, which must have a transaction id.
 fn parse_order(body: &[u8], payment: bool) -> Result<WarehouseOrder, Malformed> {
     let root: Value = serde_json::from_slice(body).map_err(|e| Malformed {
         field: None,

@@ -30,7 +30,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// that take 4 s each.
 const STREAMS_MAX: u32 = 16_384;
 
-/// Accepts connections until the warehouse stops, then completes the calls in flight.
+/// Accepts connections until the warehouse stops, then completes the calls in flight, for at most
+/// [`STOP_TIMEOUT`].
 pub(super) async fn serve(listener: TcpListener, router: Router, shared: Arc<Shared>) {
     let mut builder = Builder::new(TokioExecutor::new());
     builder
@@ -79,7 +80,7 @@ fn open(
         return drop(FaultyStream::new(stream, control));
     }
     // Answers are small, and callers wait for each of them. So no answer is held back to fill a
-    // packet.
+    // packet. An error is ignored, because it only makes answers slower.
     let _ = stream.set_nodelay(true);
     let service = router.clone().layer(Extension(control.clone()));
     let connection = builder

@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - Without a fault, the stream passes all bytes through unchanged.
-//! - Over HTTP/1, a fault applies to one answer. It ends with the flush of this answer.
+//! - A fault ends with the next flush. Over HTTP/1, this is the flush of one answer. Over HTTP/2,
+//!   the fault also applies to answers of other calls that are flushed with it.
 //! - A reset is a real TCP reset (RST, through a linger time of zero), like that of a dying server.
 
 use std::io;

@@ -305,7 +305,8 @@ pub(crate) fn plan_order(dice: &mut Dice, id: u64, customers: &Customers) -> (Pl
     (order, Duration::from_millis(after_ms.into()))
 }
 
-/// The payments and the cancellation of an order, with their delays after the start of the order.
+/// The payments and the cancellation of an order, with their delays after the start of the order;
+/// `None` for a request that is not sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Course {
     /// `true` if a payment precedes the order by [`EARLY_BY`].

@@ -1,4 +1,5 @@
-//! Requests of an earlier run, read from its `stats.csv`, to be sent again.
+//! Requests of an earlier run, read from its `stats.csv`, to be sent again. Requests that the
+//! earlier run dropped are also in this file, and are sent too.
 //!
 //! The file has the start and the path of each request. The path of a payment or cancellation
 //! contains the id of its order. The file has no bodies, so baskets and transaction ids are drawn

@@ -2,7 +2,7 @@
 //!
 //! This order management has only the routes that the simulators need, one lock, and neither a disk
 //! nor nodes. Each [`Fault`] except `None` is a defect that can be switched on. Tests check that
-//! the audit finds it.
+//! the audit finds each defect.
 #![allow(clippy::unwrap_used)] // Test support: a failure here fails the test.
 
 use std::collections::{BTreeMap, HashMap};
