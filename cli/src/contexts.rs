@@ -167,9 +167,11 @@ impl Contexts {
     /// Returns `None` if no context is named and none is current, or if the given name is empty.
     pub(crate) fn chosen(args: &[OsString]) -> Result<Option<Context>, CliError> {
         let named = flag_value(args, "context", None).or_else(|| std::env::var_os("IMT_CONTEXT"));
+        if named.as_ref().is_some_and(|name| name.is_empty()) {
+            return Ok(None);
+        }
         let contexts = Self::read()?;
         match named {
-            Some(name) if name.is_empty() => Ok(None),
             Some(name) => contexts.get(&name.to_string_lossy()).map(Some),
             None => contexts
                 .current

@@ -394,7 +394,7 @@ fn a_front_sends_nothing_to_a_server_that_is_no_node() {
         let output = run(&["sim", "front", "--oms", &url, "--data", folder]);
         let error = stderr(&output);
         assert_eq!(output.status.code(), Some(1), "{error}");
-        for part in [&url, shown, "nothing was sent", "imt node start", "--oms"] {
+        for part in [&url, shown, "No order was sent", "imt node start", "--oms"] {
             assert!(error.contains(part), "{part}: {error}");
         }
         assert!(!error.contains("audit"), "{error}");

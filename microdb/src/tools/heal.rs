@@ -199,7 +199,7 @@ impl Options {
         let storage = storage.as_ref();
         check_apart(storage, paths.root(), backup.root(), "backup")?;
         let found = identity(&paths, storage)?;
-        let (database, live) = (found.state.database, found.state.live);
+        let database = found.state.database;
         let other = identity(&backup, storage)?.state.database;
         if other != database {
             let reason = format!(
@@ -213,6 +213,9 @@ impl Options {
         }
         let mut lock = take_lock(&paths, storage)?;
         lock.take_super(&paths, storage)?;
+        // A writer may have changed SUPER before the lock was acquired.
+        let found = identity(&paths, storage)?;
+        let live = found.state.live;
         let mut ids: Vec<u64> = storage
             .list(&paths.log())
             .map_err(Error::io("cannot list", &paths.log()))?

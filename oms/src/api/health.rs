@@ -140,8 +140,8 @@ enum Status {
 enum WarehouseStatus {
     /// The calls to the warehouse are answered, or no call was made yet.
     Ok,
-    /// A retry failed, at least three calls of its kind failed in a row, and none was answered since.
-    /// The calls are tried again.
+    /// A retry failed, at least three calls of its kind failed in a row, and none was answered
+    /// since. The calls are tried again.
     Failing,
     /// The circuit breaker to the warehouse is open.
     Away,
@@ -166,9 +166,9 @@ pub(crate) struct Health {
     outbox_dead: usize,
     /// Number of calls to the warehouse in flight.
     outbox_in_flight: usize,
-    /// `ok`, `failing` once a retry fails and at least three calls in a row have failed, until a call
-    /// is answered, or `away` while the circuit breaker to the warehouse is open. The worst state
-    /// of all volumes.
+    /// `ok`, `failing` once a retry fails and at least three calls in a row have failed, until a
+    /// call is answered, or `away` while the circuit breaker to the warehouse is open. The worst
+    /// state of all volumes.
     warehouse: WarehouseStatus,
     /// Number of stock snapshots applied.
     stock_snapshots: u64,

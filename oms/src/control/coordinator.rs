@@ -565,7 +565,7 @@ async fn copy_all(
             address: address(&handover.from)?,
             volume: handover.from.clone(),
             source: u8::try_from(source)
-                .map_err(|_| "a migration has at most 255 pairs of source and target".to_owned())?,
+                .map_err(|_| "a migration has at most 256 pairs of source and target".to_owned())?,
             id,
             slots: ranges(&handover.slots),
             seal: false,

@@ -93,7 +93,8 @@ impl InProgress {
     /// Reserves a key. Returns `None` if another request with this key is in progress.
     pub(crate) fn claim<'a>(&'a self, key: &'a str) -> Option<Claim<'a>> {
         let mut keys = self.0.lock();
-        keys.insert(key.to_owned()).then_some(Claim { of: self, key })
+        // The claim is only created if the key was free: a claim that is dropped frees the key.
+        keys.insert(key.to_owned()).then(|| Claim { of: self, key })
     }
 }
 
@@ -101,5 +102,23 @@ impl Drop for Claim<'_> {
     fn drop(&mut self) {
         let mut keys = self.of.0.lock();
         keys.remove(self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_is_claimed_by_one_request_at_a_time() {
+        let keys = InProgress::default();
+        let first = keys.claim("a");
+        assert!(first.is_some());
+        for _ in 0..2 {
+            assert!(keys.claim("a").is_none());
+        }
+        assert!(keys.claim("b").is_some());
+        drop(first);
+        assert!(keys.claim("a").is_some());
     }
 }

@@ -30,6 +30,7 @@
 //!   removed its row. If the row to remove did not exist (`Durable`), no units are released. So no
 //!   units are released twice.
 
+use std::ops::Bound;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -482,20 +483,23 @@ pub(crate) async fn settle_always(
     }
 }
 
+/// Sends every settlement once, a limited number at a time. A volume that does not answer delays
+/// the next ones by at most the timeout of a call.
 async fn settle_all(state: &VolumeState, remote: &Arc<dyn RemoteVolumes>) {
+    let mut sent = Bound::Unbounded;
     loop {
         let some: Vec<(OrderId, Settlement)> = state
             .settlements()
-            .iter()
+            .range((sent, Bound::Unbounded))
             // The store's volume must have written the reservation of an order with borrowed units
             // before it gets the settlement of the order.
             .filter(|(order, _)| !state.allotments().is_unsettled(order))
             .take(SETTLEMENTS_AT_A_TIME)
             .map(|(order, settlement)| (order.clone(), settlement.clone()))
             .collect();
-        let count = some.len();
+        let Some((last, _)) = some.last() else { return };
+        sent = Bound::Excluded(last.clone());
         let confirmed = send_settlements(remote, some).await;
-        let is_complete = confirmed.len() == count;
         if !confirmed.is_empty()
             && let Err(fault) = remove_settlements(state, &confirmed).await
         {
@@ -503,9 +507,6 @@ async fn settle_all(state: &VolumeState, remote: &Arc<dyn RemoteVolumes>) {
                 ?fault,
                 "confirmed settlements not removed; they will be sent again"
             );
-            return;
-        }
-        if count == 0 || !is_complete {
             return;
         }
     }

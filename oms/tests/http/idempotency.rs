@@ -75,3 +75,24 @@ async fn conflicts_are_stored_and_malformed_requests_are_not() {
         assert_eq!(send(key, order_body("9", &[(1, 1)])).await.status, 400);
     }
 }
+
+#[tokio::test]
+async fn requests_with_one_key_at_the_same_time_are_executed_once() {
+    let world = World::start().await;
+    world.shop.stocks("1,1,10\n", None).await;
+    let send = async || {
+        let body = order_body("17", &[(1, 2)]);
+        world.shop.send("POST", "/order", &[(KEY, "k")], body).await
+    };
+    for _ in 0..16 {
+        let (one, other, third) = tokio::join!(send(), send(), send());
+        for answer in [&one, &other, &third] {
+            let kind = answer.json()["type"].as_str().map(str::to_owned);
+            let is_in_progress = kind.as_deref() == Some("urn:imt-order:problem:key-in-progress");
+            assert!(answer.status == 200 || is_in_progress, "{}", answer.status);
+        }
+    }
+    assert_eq!(send().await.status, 200);
+    let stock = world.shop.get("/stocks/1").await.json();
+    assert_eq!(stock["stores"][0]["reserved"], 2, "{stock}");
+}

@@ -633,3 +633,68 @@ async fn an_order_skips_no_store_of_a_volume_that_answers_late() {
     );
     close(&state).await;
 }
+
+/// A client for other volumes, of which one does not answer: that with the settlements of the first
+/// `silent` orders.
+struct OneSilent {
+    silent: usize,
+    sent: Mutex<Vec<OrderId>>,
+}
+
+impl RemoteVolumes for OneSilent {
+    fn find<'a>(&'a self, _: Search<'a>) -> Answer<'a, Option<u32>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    fn reserve<'a>(&'a self, _: &'a OrderId, _: u64, _: u32, _: &'a [Line]) -> Answer<'a, bool> {
+        Box::pin(async { Ok(false) })
+    }
+
+    fn confirm(&self, _: &OrderId, _: u64, _: u32) {}
+
+    fn allot<'a>(&'a self, _: &'a AllotRequest) -> Answer<'a, Reply> {
+        Box::pin(async { Err(OrderError::Moved) })
+    }
+
+    fn recall(&self, _: &NodeName, _: Recall) {}
+
+    fn settle<'a>(&'a self, order: &'a OrderId, _: &'a Settlement) -> Answer<'a, ()> {
+        let mut sent = self.sent.lock();
+        sent.push(order.clone());
+        let answers = sent.len() > self.silent;
+        drop(sent);
+        Box::pin(std::future::ready(if answers {
+            Ok(())
+        } else {
+            Err(OrderError::Moved)
+        }))
+    }
+
+    fn keeps<'a>(&'a self, _: &'a OrderId, _: u32) -> Answer<'a, bool> {
+        Box::pin(async { Ok(true) })
+    }
+}
+
+#[tokio::test]
+async fn settlements_to_a_silent_volume_do_not_hold_back_the_others() {
+    let (_, shared) = rings();
+    let folder = tempfile::tempdir().unwrap();
+    let state = stocked(folder.path(), &shared).await;
+    let store = store_where(&shared, false);
+    let orders: Vec<OrderId> = orders_where(&shared, true)
+        .take(2 * SETTLEMENTS_AT_A_TIME)
+        .collect();
+    for order in &orders {
+        let released = settlement(store, false);
+        state.settlements().insert(order.clone(), released);
+    }
+    let other = Arc::new(OneSilent {
+        silent: SETTLEMENTS_AT_A_TIME,
+        sent: Mutex::default(),
+    });
+    let remote: Arc<dyn RemoteVolumes> = Arc::clone(&other) as Arc<dyn RemoteVolumes>;
+    settle_all(&state, &remote).await;
+    assert_eq!(other.sent.lock().len(), orders.len());
+    assert_eq!(state.settlements().len(), SETTLEMENTS_AT_A_TIME);
+    close(&state).await;
+}
