@@ -293,6 +293,46 @@ fn a_lost_file_is_listed_once() {
 }
 
 #[test]
+fn missing_commits_are_listed_with_the_lost_file_and_not_with_a_later_damaged_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shop");
+    let options = Options::new().segment_bytes_first(64 << 10).background(false);
+    let db = options.durability(Durability::Buffered).open(&path).unwrap();
+    let table = db.table("stock").unwrap();
+    for number in 0..24 {
+        let value = format!("<{number}>").repeat(2_000);
+        table.put(format!("key {number}"), value).unwrap();
+    }
+    db.close().unwrap();
+    let lost = path.join("log/0000000002.seg");
+    let (before, after) = (path.join("log/0000000001.seg"), path.join("log/0000000003.seg"));
+    let holds = |file: &Path, number: &u64| {
+        let bytes = std::fs::read(file).unwrap();
+        let key = format!("key {number}<");
+        bytes.windows(key.len()).any(|window| window == key.as_bytes())
+    };
+    let last = (0..24).rfind(|number| holds(&before, number)).unwrap();
+    let first = (0..24).find(|number| holds(&after, number)).unwrap();
+    assert!(first > last + 1);
+    std::fs::remove_file(&lost).unwrap();
+    damage(&after, &format!("key {first}<"), 400);
+    // A segment with a valid header would show the missing commits itself.
+    let mut bytes = std::fs::read(&after).unwrap();
+    bytes[20] ^= 1;
+    std::fs::write(&after, bytes).unwrap();
+    let manifest = salvage(&path, folder.path().join("saved")).unwrap();
+    // The first put is commit 1.
+    let commit = |number: u64| Sequence(number + 1);
+    let of = |file: &Path| {
+        let loss = manifest.losses.iter().find(|loss| loss.path == file);
+        loss.unwrap_or_else(|| panic!("{manifest}")).sequences
+    };
+    let missing = Some((commit(last + 1), commit(first - 1)));
+    assert_eq!(of(&lost), missing, "{manifest}");
+    assert_eq!(of(&after), Some((commit(first), commit(first))), "{manifest}");
+}
+
+#[test]
 fn the_manifest_counts_the_lost_keys_that_it_does_not_list() {
     const RECORDS: usize = 2_200;
     let folder = tempfile::tempdir().unwrap();

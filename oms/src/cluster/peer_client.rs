@@ -392,17 +392,18 @@ impl Peers {
         answered
     }
 
-    /// Sends a request that has no answer over the channel. The request may be lost.
+    /// Sends a request that has no answer over the channel, usually in the frame of a later request
+    /// with an answer. Without a later request, it may wait for ever. The request may be lost.
     pub(crate) fn tell(&self, address: SocketAddr, volume: &NodeName, epoch: u64, question: Question) {
-        let request = ChannelRequest {
-            id: 0,
-            volume: volume.clone(),
-            epoch,
-            deadline_ms: 0,
-            question,
-        };
+        let request = ChannelRequest::without_answer(volume, epoch, question);
         // The request may be lost in any case, so a failure to send it is ignored.
         let _ = self.channels.connection(address).tell(&request);
+    }
+
+    /// Sends a request that has no answer over the channel at once. The request may be lost.
+    pub(crate) fn tell_now(&self, address: SocketAddr, volume: &NodeName, epoch: u64, question: Question) {
+        let request = ChannelRequest::without_answer(volume, epoch, question);
+        let _ = self.channels.connection(address).tell_now(&request);
     }
 
     /// Sends a call over HTTP/2 and reads the whole response.

@@ -151,11 +151,18 @@ impl Reconciler {
         // The published topology holds references to the servers. Publishing a topology without
         // servers lets their memory be freed once they are closed.
         self.publish(&state)?;
+        let mut ended = Ok(());
         for server in servers.into_values() {
-            server.close().await?;
-            Arc::clone(&self.volumes).release(server.volume.clone()).await?;
+            let closed = self.close_one(&server).await;
+            ended = ended.and(closed);
         }
-        Ok(())
+        ended
+    }
+
+    /// Closes a volume and lets other nodes open it.
+    async fn close_one(&self, server: &VolumeServer) -> Result<(), NodeError> {
+        server.close().await?;
+        Arc::clone(&self.volumes).release(server.volume.clone()).await
     }
 
     /// Reads the state and applies it. Returns `false` if a volume could not be opened yet. A
@@ -180,7 +187,10 @@ impl Reconciler {
         let kept: Vec<NodeName> = wanted.iter().filter(is_current).cloned().collect();
         let has_all = kept.len() == wanted.len();
         let has_more = self.servers.len() > wanted.len();
-        if state.version == self.version && has_all && !has_more {
+        let is_settled =
+            |server: &Arc<VolumeServer>| !server.must_restart() && !server.has_outdated_seals(&state);
+        let are_settled = self.servers.values().all(is_settled);
+        if state.version == self.version && has_all && !has_more && are_settled {
             // A node that restarted quickly may have a new address although the state is unchanged.
             let topology = self.cluster.topology();
             let node_infos = self.cluster.membership.node_infos()?;
@@ -255,30 +265,40 @@ impl Reconciler {
             .collect();
         self.opened.retain(|volume, _| self.servers.contains_key(volume));
         self.publish(state)?;
+        // This node no longer knows these servers, so each of them is closed even if another one
+        // cannot be closed.
+        let mut ended = Ok(());
         for server in gone {
-            let has_ended = server.app.state().storage.has_ended();
-            match server.close().await {
-                Err(error) if has_ended => {
-                    tracing::warn!(volume = %server.volume, error = with_causes(&error), "lost volume not closed cleanly");
-                }
-                closed => closed?,
+            let closed = self.hand_over_one(state, &server).await;
+            ended = ended.and(closed);
+        }
+        ended
+    }
+
+    async fn hand_over_one(&self, state: &ClusterState, server: &VolumeServer) -> Result<(), NodeError> {
+        let has_ended = server.app.state().storage.has_ended();
+        match server.close().await {
+            Err(error) if has_ended => {
+                tracing::warn!(volume = %server.volume, error = with_causes(&error), "lost volume not closed cleanly");
             }
-            Arc::clone(&self.volumes).release(server.volume.clone()).await?;
-            // A volume that is not a member of the ring and is not assigned to a node has no data
-            // that is needed.
-            if state.ring.member(&server.volume).is_none() && !state.serving.contains_key(&server.volume) {
-                Arc::clone(&self.volumes).remove(server.volume.clone()).await?;
-                tracing::info!(volume = %server.volume, "volume removed, its node left");
-            } else {
-                tracing::info!(volume = %server.volume, "volume handed over");
-            }
+            closed => closed?,
+        }
+        Arc::clone(&self.volumes).release(server.volume.clone()).await?;
+        // A volume that is not a member of the ring and is not assigned to a node has no data that
+        // is needed.
+        if state.ring.member(&server.volume).is_none() && !state.serving.contains_key(&server.volume) {
+            Arc::clone(&self.volumes).remove(server.volume.clone()).await?;
+            tracing::info!(volume = %server.volume, "volume removed, its node left");
+        } else {
+            tracing::info!(volume = %server.volume, "volume handed over");
         }
         Ok(())
     }
 
     /// Applies the ring to the volume servers that still use an earlier ring. Slots that a volume
     /// gained are activated in all servers before lost slots are released, so that gained slots are
-    /// served at once. If a migration was undone, its staged rows and seals are removed.
+    /// served at once. If a migration was undone, its staged rows and seals are removed. A server
+    /// that could not commit activated slots is restarted once its volume can commit.
     async fn follow_ring(&mut self, state: &ClusterState, wanted: &[NodeName]) -> Result<(), NodeError> {
         let is_behind = |server: &VolumeServer, ring: &Arc<Ring>| !Arc::ptr_eq(&server.ring(), ring);
         let ring = Arc::clone(&self.ring);
@@ -294,6 +314,11 @@ impl Reconciler {
         }
         if has_taken {
             self.publish(state)?;
+        }
+        for (volume, server) in &mut self.servers {
+            if wanted.contains(volume) && server.must_restart_now().await {
+                restart(&self.context, &self.cluster, server, state, &ring).await?;
+            }
         }
         for (_, server) in self
             .servers

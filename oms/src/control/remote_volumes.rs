@@ -244,7 +244,7 @@ impl RemoteVolumes for RemoteVolumeClient {
                 let epoch = topology.ring.epoch().0;
                 cluster
                     .peers
-                    .tell(address, borrower, epoch, Question::Recall(recall));
+                    .tell_now(address, borrower, epoch, Question::Recall(recall));
             }
             VolumeLocation::Nowhere(_) => {}
         }

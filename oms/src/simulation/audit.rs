@@ -157,6 +157,10 @@ async fn look(world: &Arc<World>, records: &CustomerRecords, warehouse: &Warehou
         Err(reason) => wrong.push(reason),
     }
     wrong.extend(invariants::faults_at_rest(world));
+    if !invariants::is_settled(world) {
+        // A volume that does not settle takes part in no further migration.
+        wrong.push("slots migrate, or a volume is not settled".to_owned());
+    }
     wrong
 }
 

@@ -5,7 +5,8 @@
 //! - A lock ends when its process dies. On a disk that all nodes share, a lock also ends when its
 //!   process loses its lease. A dead process can write nothing. On a shared disk, neither can a
 //!   process without its lease.
-//! - While the disk is full, no file grows and none is created.
+//! - While the disk is full, no file grows and none is created. While it copies on write too, no
+//!   file can be written at all.
 //!
 //! Deliberately absent: power cuts, which the tests of microdb cover.
 
@@ -14,7 +15,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use microdb::storage::{Mapping, OpenMode, Storage, StorageFile, StorageLock};
 use parking_lot::{Mutex, MutexGuard};
@@ -45,11 +46,22 @@ impl Owner {
     }
 }
 
+/// The room on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Room {
+    Plenty,
+    /// No file can grow, but existing bytes can be overwritten.
+    Full,
+    /// No file can be written, as on a full file system that copies each written block.
+    FullForOverwrites,
+}
+
 /// The disk with all files of all nodes.
 #[derive(Clone)]
 pub(super) struct Disk {
     inside: Arc<Mutex<Inside>>,
-    full: Arc<AtomicBool>,
+    room: Arc<AtomicU8>,
     /// `true` if each node has separate folders, as behind an engine. Then a process that has lost
     /// its lease can still write to its folders.
     is_private: bool,
@@ -69,7 +81,7 @@ impl Disk {
     pub(super) fn new(is_private: bool) -> Disk {
         Disk {
             inside: Arc::default(),
-            full: Arc::default(),
+            room: Arc::new(AtomicU8::new(Room::Plenty as u8)),
             is_private,
         }
     }
@@ -87,9 +99,9 @@ impl Disk {
         }
     }
 
-    /// Makes the disk full, so that no file can grow. `false` makes room again.
-    pub(super) fn set_full(&self, full: bool) {
-        self.full.store(full, Ordering::Relaxed);
+    /// Sets the room on the disk.
+    pub(super) fn set_room(&self, room: Room) {
+        self.room.store(room as u8, Ordering::Relaxed);
     }
 
     /// Removes a folder with its content.
@@ -98,8 +110,11 @@ impl Disk {
         inside.files.retain(|path, _| !path.starts_with(folder));
     }
 
-    fn check_room(&self) -> io::Result<()> {
-        if self.full.load(Ordering::Relaxed) {
+    /// Returns an error if a file may not be written now. `grows` is `true` if the file is created
+    /// or becomes longer.
+    fn check_room(&self, grows: bool) -> io::Result<()> {
+        let room = self.room.load(Ordering::Relaxed);
+        if room == Room::FullForOverwrites as u8 || (grows && room == Room::Full as u8) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         Ok(())
@@ -120,7 +135,7 @@ impl Storage for Disk {
             (Some(_), OpenMode::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),
             (Some(bytes), _) => bytes,
             (None, OpenMode::CreateNew) => {
-                self.check_room()?;
+                self.check_room(true)?;
                 let bytes = Bytes::default();
                 inside.files.insert(path.to_owned(), Arc::clone(&bytes));
                 bytes
@@ -228,8 +243,8 @@ impl Opened {
     }
 
     fn grow(&self, bytes: &mut Vec<u8>, len: usize) -> io::Result<()> {
+        self.disk.check_room(len > bytes.len())?;
         if len > bytes.len() {
-            self.disk.check_room()?;
             bytes.resize(len, 0);
         }
         Ok(())

@@ -21,6 +21,7 @@ use crate::runtime::clock::Clock;
 use crate::runtime::metrics::Metrics;
 use crate::runtime::simulated::{Dice, Process};
 use crate::runtime::watch;
+use crate::simulation::disk::Room;
 use crate::simulation::engine::SimEngine;
 use crate::simulation::warehouse::{Caller, WarehouseModel};
 use crate::simulation::world::{Node, SECRET, VirtualClock, World};
@@ -242,9 +243,13 @@ pub(super) async fn cause_faults(
             (13, _) => {
                 world.note(|| "the disk is full".to_owned());
                 world.count("full disks");
-                world.disk.set_full(true);
+                let room = match dice.between(0, 1) {
+                    0 => Room::Full,
+                    _ => Room::FullForOverwrites,
+                };
+                world.disk.set_room(room);
                 tokio::time::sleep(Duration::from_millis(dice.between(10, 500))).await;
-                world.disk.set_full(false);
+                world.disk.set_room(Room::Plenty);
             }
             (15, Some(_)) => {
                 let warehouse = format!("http://warehouse:{}", dice.between(1, 3));
@@ -285,7 +290,7 @@ pub(super) async fn cause_engine_faults(engine: Arc<SimEngine>, until: tokio::ti
 /// Ends all faults of nodes, clocks, disk and network, and starts the nodes that do not run.
 pub(super) async fn heal(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: &Stops) {
     world.loss.store(0, Ordering::Relaxed);
-    world.disk.set_full(false);
+    world.disk.set_room(Room::Plenty);
     stops.send_replace(None);
     for name in NAMES {
         world.set_clock(name, 0);

@@ -213,9 +213,23 @@ impl Slots {
 
     /// Returns the slot ownership to store: the slots that are here and not sealed.
     pub(crate) fn record(&self) -> SlotOwnership {
+        self.record_of(|state| state == HERE)
+    }
+
+    /// Returns the slot ownership to store before the seals are removed: all slots that are here,
+    /// sealed or not.
+    pub(crate) fn record_without_seals(&self) -> SlotOwnership {
+        self.record_of(|state| state != ELSEWHERE)
+    }
+
+    fn record_of(&self, is_owned: impl Fn(u8) -> bool) -> SlotOwnership {
         let epoch = |(state, since): (&AtomicU8, &AtomicU64)| {
-            let is_here = state.load(Ordering::Acquire) == HERE;
-            if is_here { since.load(Ordering::Acquire) } else { 0 }
+            let is_owned = is_owned(state.load(Ordering::Acquire));
+            if is_owned {
+                since.load(Ordering::Acquire)
+            } else {
+                0
+            }
         };
         SlotOwnership(self.states.iter().zip(&self.epochs).map(epoch).collect())
     }

@@ -7,7 +7,10 @@
 //!   migration is still under way. Both steps are finished even if the request is dropped. So no
 //!   preparation for an ended migration remains.
 //! - If a ring changes slots for which the server has not prepared, or both adds and removes slots,
-//!   the server stops, and a new server is started from the volume.
+//!   the server stops, and a new server is started from the volume. The same happens if the commit
+//!   of activated slots fails.
+//! - Each step of a migration whose commit failed, for example on a full disk, is repeated: the
+//!   removal of seals by the reconciler, the removal of stale rows by the cleanup.
 //!
 //! Deliberately absent: the choice of the volumes to serve, which the reconciler applies.
 
@@ -26,6 +29,7 @@ use crate::config::NodeContext;
 use crate::domain::sales::Statistics;
 use crate::error::{NodeError, StorageError};
 use crate::runtime;
+use crate::runtime::seeded::seeded;
 use crate::runtime::watch;
 use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
@@ -45,6 +49,8 @@ use crate::volume::{borrowing, lending};
 /// Longest time for which the close of a volume waits for queued writes. Only an engine that does
 /// not answer takes that long.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
+/// Pause before the cleanup is repeated after an error, such as a full disk.
+const CLEANUP_RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// The reason why a volume cannot take part in a migration now.
 #[derive(Debug, Error)]
@@ -101,6 +107,9 @@ pub(crate) struct VolumeServer {
     /// neither staged rows nor rows that a cleanup must remove. `false` while the server is
     /// prepared for a migration, as a target or as a source with sealed slots.
     is_clean: Arc<AtomicBool>,
+    /// `true` if the commit of activated slots failed, so that the stored ownership lacks slots
+    /// that are active in memory.
+    must_restart: Arc<AtomicBool>,
     stop: watch::Sender<bool>,
     working: Mutex<Vec<JoinHandle<()>>>,
     cleaning: Mutex<Option<JoinHandle<()>>>,
@@ -183,6 +192,7 @@ impl VolumeServer {
             progress: Mutex::default(),
             move_rows_per_second: context.config.move_rows_per_second,
             is_clean: Arc::new(AtomicBool::new(stale_rows.is_none() && !is_sealed)),
+            must_restart: Arc::default(),
             stop,
             working: Mutex::default(),
             cleaning: Mutex::default(),
@@ -238,17 +248,31 @@ impl VolumeServer {
     fn start_cleanup(&self, stale_rows: StaleRows) {
         self.is_clean.store(false, Ordering::Release);
         let state = Arc::clone(self.app.state());
-        let (is_clean, stopped) = (Arc::clone(&self.is_clean), self.stop.subscribe());
+        let (is_clean, mut stopped) = (Arc::clone(&self.is_clean), self.stop.subscribe());
         let volume = self.volume.clone();
         *self.cleaning() = Some(runtime::spawn(async move {
             state.forget_messages().await;
-            match cleanup::remove_stale_rows(&state.storage, &state.slots, stale_rows, || *stopped.borrow())
-                .await
-            {
-                Ok(is_done) => is_clean.store(is_done, Ordering::Release),
-                Err(StorageError::Closed) => {}
-                Err(error) => {
-                    tracing::error!(%volume, %error, "stale rows not removed");
+            let mut has_failed = false;
+            loop {
+                let is_stopped = || *stopped.borrow();
+                match cleanup::remove_stale_rows(&state.storage, &state.slots, stale_rows, is_stopped).await {
+                    Ok(is_done) => {
+                        is_clean.store(is_done, Ordering::Release);
+                        return;
+                    }
+                    Err(StorageError::Closed) => return,
+                    Err(_) if seeded("cleanup-not-repeated") => return,
+                    // Without the cleanup, this volume takes part in no further migration.
+                    Err(error) => {
+                        if !std::mem::replace(&mut has_failed, true) {
+                            tracing::error!(%volume, %error, "stale rows not removed, retries continue");
+                        }
+                    }
+                }
+                tokio::select! {
+                    biased;
+                    _ = stopped.wait_for(|stopped| *stopped) => return,
+                    () = tokio::time::sleep(CLEANUP_RETRY_PAUSE) => {}
                 }
             }
         }));
@@ -272,6 +296,34 @@ impl VolumeServer {
     pub(crate) fn settled_epoch(&self) -> Option<Epoch> {
         let is_clean = self.is_clean.load(Ordering::Acquire);
         is_clean.then(|| self.app.state().slots.ring().epoch())
+    }
+
+    /// Returns `true` if this server must be replaced by a new one, because the commit of activated
+    /// slots failed and the volume can commit again.
+    pub(crate) async fn must_restart_now(&self) -> bool {
+        if !self.must_restart() {
+            return false;
+        }
+        let storage = &self.app.state().storage;
+        let Ok(permit) = storage.permit().await else {
+            return false;
+        };
+        permit.send(WriteBatch::default()).durable().await.is_ok()
+    }
+
+    /// Returns `true` if the commit of activated slots failed.
+    pub(crate) fn must_restart(&self) -> bool {
+        self.must_restart.load(Ordering::Acquire)
+    }
+
+    /// Returns `true` if slots are sealed for a migration that has ended in `cluster_state`, so
+    /// that `undo` must remove the seals.
+    pub(crate) fn has_outdated_seals(&self, cluster_state: &ClusterState) -> bool {
+        let under_way = cluster_state.moving.as_ref().map(|moving| moving.id);
+        // A cluster state that is older than the seal may not contain the migration yet, so such a
+        // state does not undo the seal.
+        let sealed_for = self.app.state().slots.sealed_for();
+        sealed_for.is_some_and(|id| id <= cluster_state.version && Some(id) != under_way)
     }
 
     /// Returns the progress of the copy to this volume.
@@ -346,13 +398,19 @@ impl VolumeServer {
         let state = self.app.state();
         source::enter_orders(state, request).await?;
         let was_clean = self.is_clean.swap(false, Ordering::AcqRel);
-        if !source::seal(state, request).await? {
+        let sealed = source::seal(state, request).await;
+        if !matches!(sealed, Ok(true)) && !state.slots.some_sealed() {
             // Nothing was sealed, so no later `unseal` would restore `is_clean`.
             self.is_clean.store(was_clean, Ordering::Release);
+        }
+        if !sealed? {
             return Err(StorageError::Busy.into());
         }
         // The check must come after the seal. If the migration ended before, the reconciler did not
-        // see this seal, so the seal is removed here.
+        // see this seal, so the seal is removed here. If the commit of the seal failed or the
+        // cluster's state cannot be read, the seal remains: a repeated request must not remove the
+        // seal of a migration that is being committed. The reconciler removes the seal once the
+        // migration has ended (`has_outdated_seals`).
         if is_under_way(authority, request.id).await? {
             return Ok(());
         }
@@ -364,20 +422,31 @@ impl VolumeServer {
     pub(crate) async fn unseal(&self) -> Result<(), StorageError> {
         let state = self.app.state();
         let permit = state.storage.permit().await?;
+        // The volume may be being closed. Then its next server decides about the seals by the
+        // cluster's state.
         let ticket = {
             let _stock = state.stock();
             if *self.stop.borrow() {
-                // The volume is being closed. Its next server decides about the seals by the
-                // cluster's state.
+                return Ok(());
+            }
+            let mut batch = WriteBatch::default();
+            batch.remove(Table::Meta, CLEANUP);
+            batch.set_ownership(state.slots.record_without_seals());
+            permit.send(batch)
+        };
+        // Until this commit, the stored ownership rejects all commits to the sealed slots. After an
+        // error the seals remain, so that the next pass of the reconciler tries again.
+        if seeded("unsealed-early") {
+            state.slots.unseal();
+        }
+        ticket.durable().await?;
+        {
+            let _stock = state.stock();
+            if *self.stop.borrow() {
                 return Ok(());
             }
             state.slots.unseal();
-            let mut batch = WriteBatch::default();
-            batch.remove(Table::Meta, CLEANUP);
-            batch.set_ownership(state.slots.record());
-            permit.send(batch)
-        };
-        ticket.durable().await?;
+        }
         if self.incoming.lock().await.is_none()
             && self.cleaning().as_ref().is_none_or(JoinHandle::is_finished)
         {
@@ -404,10 +473,7 @@ impl VolumeServer {
             self.app.state().outbox().unpark();
             self.start_cleanup(StaleRows::NeverActive);
         }
-        let sealed_for = self.app.state().slots.sealed_for();
-        // A cluster state that is older than the seal may not contain the migration yet, so such a
-        // state does not undo the seal.
-        if sealed_for.is_some_and(|id| id <= cluster_state.version && Some(id) != under_way) {
+        if self.has_outdated_seals(cluster_state) {
             self.unseal().await?;
             tracing::info!(volume = %self.volume, "migration undone; its slots are unsealed");
         }
@@ -472,7 +538,7 @@ impl VolumeServer {
         drop(uploads_locked);
         tracing::debug!(volume = %self.volume, ready_ms = (ready - begun).as_millis(), locked_ms = ready.elapsed().as_millis(), "slots activated");
         self.end_staging();
-        let is_clean = Arc::clone(&self.is_clean);
+        let (is_clean, must_restart) = (Arc::clone(&self.is_clean), Arc::clone(&self.must_restart));
         let volume = self.volume.clone();
         runtime::spawn(async move {
             // In memory the slots are already active. This commit adds the counts of their rows to
@@ -480,7 +546,10 @@ impl VolumeServer {
             // after it.
             match ticket.durable().await {
                 Ok(()) => is_clean.store(true, Ordering::Release),
-                Err(error) => tracing::error!(%volume, %error, "activation of slots not committed"),
+                Err(error) => {
+                    tracing::error!(%volume, %error, "activation of slots not committed");
+                    must_restart.store(!seeded("activation-not-repeated"), Ordering::Release);
+                }
             }
             tracing::debug!(%volume, after_ms = begun.elapsed().as_millis(), "activation of slots durable");
             arrived.state.drop_slowly().await;

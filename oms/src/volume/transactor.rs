@@ -71,6 +71,9 @@ pub(crate) enum Ask {
     Look,
     #[cfg(test)]
     Panic,
+    /// Panic before the step, as the search for a store could.
+    #[cfg(test)]
+    PanicInSearch,
 }
 
 impl Ask {
@@ -245,6 +248,7 @@ impl Turn {
             id,
             known: None,
             pending: None,
+            is_registered: true,
         }))
     }
 
@@ -258,15 +262,14 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let Some(work) = self.0.take() else { return };
+        let Some(mut work) = self.0.take() else { return };
         if work.pending.is_none() && work.remove_if_idle() {
             return;
         }
         match tokio::runtime::Handle::try_current() {
             Ok(_) => drop(runtime::spawn(work.run())),
-            // No runtime is running. The waiting callers get an error, because the senders of their
-            // answers are dropped.
-            Err(_) => work.forget(),
+            // No runtime is running, so nothing can complete the work.
+            Err(_) => drop(work),
         }
     }
 }
@@ -284,23 +287,33 @@ struct Work {
     id: OrderId,
     known: Option<Arc<Order>>,
     pending: Option<Pending>,
+    /// `true` while the registry has a mailbox for this work.
+    is_registered: bool,
+}
+
+impl Drop for Work {
+    /// Removes the mailbox if the work has not ended, for example because of a panic outside of a
+    /// step. The waiting callers get an error, because the senders of their answers are dropped.
+    fn drop(&mut self) {
+        if self.is_registered {
+            let left = self.transactors.shard(&self.id).remove(&self.id);
+            drop(left);
+        }
+    }
 }
 
 impl Work {
     /// Removes the order from the registry and returns `true` if no request is waiting. Requests
     /// are added under the same lock, so no request is lost.
-    fn remove_if_idle(&self) -> bool {
+    fn remove_if_idle(&mut self) -> bool {
         let mut shard = self.transactors.shard(&self.id);
         let is_idle = shard.get(&self.id).is_none_or(VecDeque::is_empty);
         if is_idle {
             shard.remove(&self.id);
         }
+        drop(shard);
+        self.is_registered &= !is_idle;
         is_idle
-    }
-
-    fn forget(&self) {
-        let left = self.transactors.shard(&self.id).remove(&self.id);
-        drop(left);
     }
 
     /// Finishes a pending step, executes the requests in the mailbox, and returns when the mailbox
@@ -321,6 +334,7 @@ impl Work {
                 next
             };
             let Some(Envelope { ask, answer }) = next else {
+                self.is_registered = false;
                 return;
             };
             let outcome = self.execute(ask).await;
@@ -357,6 +371,8 @@ impl Work {
 
     async fn try_step(&mut self, ask: Ask) -> Result<Ended, OrderError> {
         let state = Arc::clone(&self.transactors.state);
+        #[cfg(test)]
+        assert!(!matches!(ask, Ask::PanicInSearch), "requested by a test");
         let permit = if ask.waits_for_room() {
             Some(state.storage.permit().await?)
         } else {
@@ -453,7 +469,7 @@ fn begin(
             Err(refusal) => Err(OrderError::Refused(refusal)),
         },
         (Ask::Command(command), Some(order)) => state.command(order, &command, permit),
-        (Ask::Note(kind, message), Some(order)) => state.note_message(order, kind, &message, permit),
+        (Ask::Note(kind, message), Some(order)) => state.note_attempts(order, kind, &message, permit),
         (Ask::Retry(kind), Some(order)) => state.retry_message(order, kind, permit),
         (Ask::Drop(kind), Some(order)) => state.drop_message(order, kind, permit),
         (Ask::Look, Some(order)) => Ok(Begun::Done(Outcome {
@@ -461,10 +477,10 @@ fn begin(
             repeated: true,
         })),
         #[cfg(test)]
-        (Ask::Panic, _) => panic!("requested by a test"),
+        (Ask::Panic | Ask::PanicInSearch, _) => panic!("requested by a test"),
         (_, None) => Err(OrderError::Unknown),
     }
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -192,9 +192,14 @@ impl<'a> Replay<'a> {
     }
 
     fn piece(&mut self, file: &SourceSegment, piece: &Piece) -> Result<()> {
-        let loss = self.note_holes(file, piece);
+        // The holes of a frame with a valid header lie behind this header. So commits that are
+        // missing before the header belong to an earlier loss.
         if let Some(header) = &piece.header {
             self.follow(header);
+        }
+        let loss = self.note_holes(file, piece);
+        if let Some(header) = &piece.header {
+            self.open_loss = None;
             if let (Some(loss), FrameKind::Commit) = (loss, header.kind) {
                 let loss = &mut self.manifest.losses[loss];
                 loss.sequences = Some((Sequence(header.sequence), Sequence(header.sequence)));

@@ -228,7 +228,8 @@ impl Console {
         }
         let answers = asked.join_all().await;
         let me = &self.cluster.me;
-        let own = self.figures(&self.overview().question(me));
+        let question = self.overview().question(me);
+        let own = self.figures(&question);
         {
             let mut overview = self.overview();
             overview.keep(&nodes);

@@ -8,7 +8,8 @@
 //! Invariants:
 //! - At most a few messages of each stream wait in memory. While a client does not read, its stream
 //!   renders no further states. The next one contains all changes since the last rendered one. The
-//!   connection's write timeout ends the connection of a client that never reads.
+//!   stream of a client that reads nothing for `READ_WITHIN` ends, also if the client keeps its
+//!   connection alive.
 //! - A stream without new data sends a comment every `HEARTBEAT`, so that both sides notice a dead
 //!   connection.
 
@@ -29,6 +30,8 @@ use crate::runtime;
 
 /// Time without new data after which a stream sends a comment.
 const HEARTBEAT: Duration = Duration::from_secs(5);
+/// Longest time until a client has read enough that the next message can be queued.
+const READ_WITHIN: Duration = Duration::from_secs(30);
 /// Pause in milliseconds before a browser reconnects, sent as the `retry` field.
 const RETRY_MS: u64 = 1_000;
 /// Request header with the id of the last event that the client received.
@@ -81,7 +84,7 @@ async fn feed(
 ) {
     let mut signals = console.signals.subscribe();
     let begin = format!("retry: {RETRY_MS}\n\n");
-    if sender.send_data(Bytes::from(begin)).await.is_err() {
+    if !send(&mut sender, Bytes::from(begin)).await {
         return;
     }
     console.refresh().await;
@@ -91,11 +94,11 @@ async fn feed(
             return;
         };
         let id = id_of(&cursor, console.incarnation);
-        if sender.send_data(message("state", &id, &state)).await.is_err() {
+        if !send(&mut sender, message("state", &id, &state)).await {
             return;
         }
         if is_closed {
-            let _ = sender.send_data(message("end", &id, b"{}")).await;
+            send(&mut sender, message("end", &id, b"{}")).await;
             return;
         }
         loop {
@@ -105,13 +108,20 @@ async fn feed(
                     Err(_) => return,
                 },
                 () = tokio::time::sleep(HEARTBEAT) => {
-                    if sender.send_data(Bytes::from_static(b": nothing new\n\n")).await.is_err() {
+                    if !send(&mut sender, Bytes::from_static(b": nothing new\n\n")).await {
                         return;
                     }
                 }
             }
         }
     }
+}
+
+/// Queues a message for the client. Returns `false` if the client has disconnected, or does not
+/// read.
+async fn send(sender: &mut Sender<Bytes, axum::Error>, message: Bytes) -> bool {
+    let sent = tokio::time::timeout(READ_WITHIN, sender.send_data(message)).await;
+    matches!(sent, Ok(Ok(())))
 }
 
 /// Encodes one server-sent event. `data` is JSON, which escapes line ends within strings, so it is
@@ -173,6 +183,17 @@ mod tests {
         ] {
             assert_eq!(parse_id(text, 0xABC), None, "{text}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_ends_if_its_client_reads_nothing() {
+        let (mut sender, _unread) = Channel::<Bytes, axum::Error>::new(1);
+        let message = || Bytes::from_static(b"data: {}\n\n");
+        assert!(
+            send(&mut sender, message()).await,
+            "the channel has room for one message"
+        );
+        assert!(!send(&mut sender, message()).await);
     }
 
     #[test]

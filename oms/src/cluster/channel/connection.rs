@@ -125,6 +125,11 @@ impl Connection {
         self.pushed(self.queue.push_along(|bytes| request.encode(bytes)))
     }
 
+    /// Queues a request that has no answer. Such a request is sent as soon as possible.
+    pub(crate) fn tell_now(&self, request: &Request) -> Result<(), Unanswered> {
+        self.push(request)
+    }
+
     fn push(&self, request: &Request) -> Result<(), Unanswered> {
         self.pushed(self.queue.push(|bytes| request.encode(bytes)))
     }

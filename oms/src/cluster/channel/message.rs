@@ -249,6 +249,17 @@ pub(crate) struct StockLayout {
 }
 
 impl Request {
+    /// Creates a request that has no answer.
+    pub(crate) fn without_answer(volume: &NodeName, epoch: u64, question: Question) -> Request {
+        Request {
+            id: 0,
+            volume: volume.clone(),
+            epoch,
+            deadline_ms: 0,
+            question,
+        }
+    }
+
     /// Appends the encoded request to `bytes`.
     pub(crate) fn encode(&self, bytes: &mut Vec<u8>) {
         let mut to = Encoder(bytes);

@@ -170,6 +170,21 @@ async fn waiting_requests_fail_when_the_connection_ends_and_the_next_one_opens_a
 }
 
 #[tokio::test]
+async fn a_request_without_an_answer_is_sent_at_once_by_tell_now() {
+    let (address, echo, _serving) = listen("open").await;
+    let channels = Channels::new(dialer("open"), Arc::default());
+    let confirm = Question::Confirm(Confirm {
+        order: OrderId::parse("17").unwrap(),
+        nonce: 1,
+        store: 1,
+    });
+    channels.connection(address).tell_now(&request(confirm)).unwrap();
+    while echo.requests.load(Ordering::Relaxed) < 1 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
 async fn a_caller_that_stops_waiting_leaves_nothing_behind() {
     let (address, echo, _serving) = listen("open").await;
     let channels = Channels::new(dialer("open"), Arc::default());

@@ -78,8 +78,29 @@ pub(crate) async fn run(
     }
 }
 
+/// Puts the message of a call back if the task of the call panics. Otherwise the message would stay
+/// in flight for ever.
+struct InFlight {
+    state: Arc<VolumeState>,
+    job: Option<Job>,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        if let Some(job) = self.job.take() {
+            let at_ms = self.state.now().monotonic_ms + OWN_FAULT_WAIT_MS;
+            self.state.outbox().put_back(&job, at_ms);
+            self.state.message_due.notify_one();
+        }
+    }
+}
+
 async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: Job) {
     let state = transactors.state();
+    let mut in_flight = InFlight {
+        state: Arc::clone(state),
+        job: Some(job.clone()),
+    };
     let put_back = |fault: &OrderError| {
         match fault {
             // The order is migrating or has migrated, this volume server is closing, or another
@@ -150,6 +171,8 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
             }
         }
     }
+    // Each arm has counted the call as ended.
+    in_flight.job = None;
     state.message_due.notify_one();
 }
 
@@ -275,3 +298,6 @@ async fn failed(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

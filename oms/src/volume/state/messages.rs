@@ -9,8 +9,30 @@ use crate::storage::group_commit::Permit;
 use crate::storage::write_batch::WriteBatch;
 
 impl VolumeState {
-    /// Begins to record the failed attempts of a message, if the order still needs the message.
-    pub(crate) fn note_message(
+    /// Begins to record the failed attempts of a message. Does nothing if the message has changed
+    /// in memory since, for example because a client has requested a retry of the dead letter.
+    pub(crate) fn note_attempts(
+        &self,
+        order: Arc<Order>,
+        kind: Kind,
+        message: &Message,
+        permit: Option<Permit<'_>>,
+    ) -> Result<Begun, OrderError> {
+        let is_newest = self
+            .outbox()
+            .get(&order.id, kind)
+            .is_some_and(|known| (known.state, known.attempts) == (message.state, message.attempts));
+        if !is_newest {
+            return Ok(Begun::Done(Outcome {
+                order,
+                repeated: true,
+            }));
+        }
+        self.note_message(order, kind, message, permit)
+    }
+
+    /// Begins to store a message, if the order still needs the message.
+    fn note_message(
         &self,
         order: Arc<Order>,
         kind: Kind,

@@ -20,7 +20,7 @@ fn line(id: u32, quantity: u32) -> Line {
 }
 
 /// Transactors over a volume with `units` of product 7 in store 1.
-async fn transactors(folder: &std::path::Path, units: u32) -> Arc<Transactors> {
+pub(crate) async fn transactors(folder: &std::path::Path, units: u32) -> Arc<Transactors> {
     let storage = Volume::open(folder).unwrap();
     let mut snapshot = StockSnapshot::default();
     snapshot.set([7, 1, units]).unwrap();
@@ -47,7 +47,7 @@ async fn transactors(folder: &std::path::Path, units: u32) -> Arc<Transactors> {
     )))
 }
 
-async fn close(transactors: Arc<Transactors>) {
+pub(crate) async fn close(transactors: Arc<Transactors>) {
     tokio::task::spawn_blocking(move || transactors.state().storage.close())
         .await
         .unwrap()
@@ -98,6 +98,51 @@ async fn requests_in_the_mailbox_are_executed_after_a_panic() {
         assert!(matches!(panic, Err(OrderError::Interrupted)));
         assert!(place.is_ok(), "{place:?}");
     }
+    close(transactors).await;
+}
+
+#[tokio::test]
+async fn a_panic_outside_of_a_step_answers_all_waiting_requests() {
+    let folder = tempfile::tempdir().unwrap();
+    let transactors = transactors(folder.path(), 5).await;
+    let order = id("a");
+    // The first request waits for its commit while the other two enter the mailbox.
+    let (placed, panicked, waiting) = tokio::join!(
+        transactors.ask(&order, Ask::Place([line(7, 1)].into())),
+        transactors.ask(&order, Ask::PanicInSearch),
+        transactors.ask(&order, Ask::Look),
+    );
+    assert!(placed.is_ok(), "{placed:?}");
+    for answer in [panicked, waiting] {
+        assert!(matches!(answer, Err(OrderError::Interrupted)), "{answer:?}");
+    }
+    assert_eq!(transactors.at_work(), 0);
+    assert!(transactors.ask(&order, Ask::Look).await.is_ok());
+    close(transactors).await;
+}
+
+#[tokio::test]
+async fn a_note_about_an_earlier_state_of_a_message_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let transactors = transactors(folder.path(), 5).await;
+    let (state, order) = (transactors.state(), id("a"));
+    let placed = transactors.ask(&order, Ask::Place([line(7, 1)].into())).await;
+    placed.unwrap();
+    let note = |attempts| {
+        let message = Message {
+            attempts,
+            ..Message::new(1)
+        };
+        transactors.ask(&order, Ask::Note(Kind::Announce, message))
+    };
+    // A client retried the dead letter while the dispatcher was about to record its last attempt.
+    assert!(note(12).await.unwrap().repeated);
+    assert!(!note(0).await.unwrap().repeated);
+    let known = state
+        .outbox()
+        .get(&order, Kind::Announce)
+        .map(|slot| slot.attempts);
+    assert_eq!(known, Some(0));
     close(transactors).await;
 }
 
