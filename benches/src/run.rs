@@ -126,8 +126,9 @@ impl Results {
     /// of a value become those of the later run. Package versions of the later run replace those
     /// of the same engines.
     ///
-    /// An existing [`Absence`] is removed if its workload now has a figure on its engine. The
-    /// absences of the later run are added.
+    /// An existing [`Absence`] is removed if its workload now has a figure on its engine, or if the
+    /// later run has an absence of the same workload and engine. The absences of the later run are
+    /// added.
     pub fn merge(&mut self, later: Self) {
         let (mut samples, mut limits) = (
             std::mem::take(&mut self.samples),
@@ -144,12 +145,14 @@ impl Results {
         let mut versions = std::mem::take(&mut self.versions);
         versions.extend(later.versions);
         for absences in [&mut self.unsupported, &mut self.failures] {
-            absences.retain(|absence| !samples.iter().any(|sample| absence.is_answered_by(sample)));
+            absences.retain(|old| {
+                let mut later = later.unsupported.iter().chain(&later.failures);
+                let is_replaced = later.any(|new| new.engine == old.engine && new.workload == old.workload);
+                !is_replaced && !samples.iter().any(|sample| old.is_answered_by(sample))
+            });
         }
         self.unsupported.extend(later.unsupported);
         self.failures.extend(later.failures);
-        self.unsupported
-            .dedup_by(|a, b| a.engine == b.engine && a.workload == b.workload);
         (self.samples, self.limits, self.versions) = (samples, limits, versions);
         (self.machine, self.command) = (later.machine, later.command);
         (self.records, self.value_bytes) = (later.records, later.value_bytes);
@@ -414,6 +417,34 @@ mod tests {
         assert_eq!(results.median("load", "a"), Some(9.0));
         assert_eq!(results.median("get-1", "a"), Some(2.0));
         assert_eq!(results.median("load", "b"), Some(3.0));
+    }
+
+    #[test]
+    fn a_later_run_replaces_the_absences_that_it_has_too() {
+        let absence = |engine: &str, workload: &str, reason: &str| Absence {
+            engine: engine.to_owned(),
+            workload: workload.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let reasons = |absences: &[Absence]| -> Vec<String> {
+            absences.iter().map(|absence| absence.reason.clone()).collect()
+        };
+        let mut results = Results {
+            unsupported: vec![absence("a", "x", "old 1"), absence("b", "x", "kept 1")],
+            failures: vec![
+                absence("a", "y", "old 2"),
+                absence("b", "z", "old 3"),
+                absence("b", "y", "kept 2"),
+            ],
+            ..Results::default()
+        };
+        results.merge(Results {
+            unsupported: vec![absence("a", "x", "new 1"), absence("b", "z", "new 2")],
+            failures: vec![absence("a", "y", "new 3"), absence("a", "y", "new 4")],
+            ..Results::default()
+        });
+        assert_eq!(reasons(&results.unsupported), ["kept 1", "new 1", "new 2"]);
+        assert_eq!(reasons(&results.failures), ["kept 2", "new 3", "new 4"]);
     }
 
     #[test]

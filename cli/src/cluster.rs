@@ -179,6 +179,15 @@ impl Cluster {
         }
     }
 
+    /// Returns `true` while a process runs the node, also after the node has removed its
+    /// description. Returns `None` for an engine, which lists no node without a description.
+    pub(crate) fn has_process(&self, node: &NodeName) -> Option<bool> {
+        match self {
+            Self::Folder(data) => Some(imt_oms::is_node_running(data, node)),
+            Self::Engine { .. } => None,
+        }
+    }
+
     /// Returns the ring, or `None` if no node has stored one yet. No node has to run.
     pub(crate) async fn ring(&self) -> Result<Option<Ring>, CliError> {
         match self {

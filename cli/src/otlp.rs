@@ -125,6 +125,9 @@ mod present {
         if uri.scheme_str() != Some("http") || uri.host().is_none() {
             return Err(wrong("only http is supported"));
         }
+        if uri.query().is_some() {
+            return Err(wrong("a query is not supported"));
+        }
         match uri.path() {
             "" | "/" => Ok(format!("{}{TRACES}", url.trim_end_matches('/'))),
             _ => Ok(url.to_owned()),

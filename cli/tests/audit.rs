@@ -122,6 +122,49 @@ fn an_audit_is_clean_then_finds_and_explains_a_delivery_that_nobody_ordered() {
     assert!(stderr(&away).contains("no verdict"), "{}", stderr(&away));
 }
 
+/// Requests in the log that another node has answered are not in the counters of the audited node.
+#[test]
+fn a_log_is_compared_with_the_counters_of_a_single_node_only() {
+    let (data, other_data) = (tempdir().unwrap(), tempdir().unwrap());
+    let (alpha, warehouse) = shop(data.path(), None);
+    let beta = Server::node("beta", data.path().to_str().unwrap(), &[]);
+    until("beta has its share", || {
+        [&alpha, &beta].iter().all(|node| {
+            let ring = http(&node.address, "GET", "/ring", &[], b"").json();
+            ring["members"].as_array().unwrap().len() == 2
+        })
+    });
+    place(&alpha, 1);
+    place(&beta, 2);
+    place(&beta, 3);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now_ms = now.unwrap().as_millis();
+    let lines: String = (1..=3)
+        .map(|id| format!("{id},{now_ms},/order,3,ok,200\n"))
+        .collect();
+    let log = data.path().join("stats.csv");
+    std::fs::write(&log, lines).unwrap();
+    let assert_clean = |output: std::process::Output| {
+        let said = format!("{}{}", stdout(&output), stderr(&output));
+        assert_eq!(output.status.code(), Some(0), "{said}");
+    };
+
+    // A data folder of another cluster has one node.
+    let other = Server::node("gamma", other_data.path().to_str().unwrap(), &[]);
+    let (log, warehouse) = (log.to_str().unwrap(), warehouse.url());
+    let more = ["--requests", log, "--warehouse", &warehouse, "--repeat", "0"];
+    assert_clean(audit(other_data.path(), &alpha, &more));
+    drop(other);
+
+    // The stopped node has no description.
+    let stopped = run(&["node", "stop", "beta", "--data", data.path().to_str().unwrap()]);
+    assert_eq!(stopped.status.code(), Some(0), "{}", stderr(&stopped));
+    until("alpha serves both volumes", || {
+        http(&alpha.address, "GET", "/reservations?limit=1", &[], b"").status == 200
+    });
+    assert_clean(audit(data.path(), &alpha, &["--repeat", "0"]));
+}
+
 #[test]
 fn messages_that_wait_for_an_absent_warehouse_are_no_finding() {
     let data = tempdir().unwrap();

@@ -3,7 +3,8 @@
 
 use std::process::Output;
 
-use crate::support::{Server, run, stderr, stdout, try_http, until};
+use crate::support::{Server, begun_order, run, stderr, stdout, try_http, until};
+use serde_json::Value;
 use tempfile::{TempDir, tempdir};
 
 fn folder(data: &TempDir) -> &str {
@@ -111,6 +112,25 @@ fn the_coordinators_log_distinguishes_a_stop_from_a_leave() {
     let left = leave(&data, "beta", "2min");
     assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
     until("the leave is logged", || alpha.said("node left node=beta"));
+}
+
+#[test]
+fn a_leave_waits_for_the_end_of_the_process() {
+    let data = tempdir().unwrap();
+    let alpha = start(&data, "alpha", "1");
+    let beta = Server::node("beta", folder(&data), &["--drain-timeout", "2s"]);
+    until("beta has its share", || {
+        members(&alpha) == 2 && members(&beta) == 2
+    });
+    // The node is no longer listed while it waits for the end of this request.
+    let request = begun_order(&beta.address);
+    let left = run(&["node", "leave", "beta", "-d", folder(&data), "-o", "json"]);
+    assert_eq!(left.status.code(), Some(0), "{}", stderr(&left));
+    let left: Value = serde_json::from_str(&stdout(&left)).unwrap();
+    assert_eq!(left["process_ended"], true, "{left}");
+    let name = imt_ring::NodeName::new("beta").unwrap();
+    assert!(!imt_oms::is_node_running(data.path(), &name));
+    drop(request);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Runs several nodes as real processes on one data folder. The nodes share the orders, and the
 //! volume of a killed node stays available.
 
-use crate::support::{Answer, Server, http, run, stderr, stdout, try_http, until};
+use crate::support::{Answer, Server, begun_order, http, run, stderr, stdout, try_http, until};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use tempfile::{TempDir, tempdir};
@@ -331,6 +331,38 @@ fn a_stop_of_a_paused_node_names_the_node_and_its_process() {
         "{}",
         stderr(&stranger)
     );
+}
+
+/// Another node takes the volume over before the stopped node finishes its requests. The node can
+/// be started again as soon as the command has ended.
+#[test]
+fn a_stop_waits_for_the_end_of_the_process() {
+    let world = World::new();
+    let alpha = world.start("alpha");
+    let beta = world.start_with("beta", &["--drain-timeout", "2s"]);
+    until("beta has its share", || {
+        members(&alpha.address) == 2 && members(&beta.address) == 2
+    });
+    let request = begun_order(&beta.address);
+    let stopped = world.nodes(&["stop", "beta"]);
+    assert_eq!(stopped.status.code(), Some(0), "{}", stderr(&stopped));
+    assert_eq!(stdout(&stopped), "node 'beta' has stopped\n");
+    let name = imt_ring::NodeName::new("beta").unwrap();
+    assert!(!imt_oms::is_node_running(world.data.path(), &name));
+    drop(request);
+    drop(world.start("beta"));
+}
+
+#[test]
+fn a_request_that_every_node_refuses_gives_the_answer() {
+    let world = World::new();
+    let _alpha = world.start("alpha");
+    std::fs::write(world.data.path().join("secret"), "0".repeat(64)).unwrap();
+    let refused = world.nodes(&["warehouse", "http://127.0.0.1:8"]);
+    assert_eq!(refused.status.code(), Some(1), "{}", stdout(&refused));
+    let error = stderr(&refused);
+    assert!(error.contains("node 'alpha' answers 403"), "{error}");
+    assert!(!error.contains("no node answers"), "{error}");
 }
 
 #[test]

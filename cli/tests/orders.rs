@@ -274,6 +274,45 @@ fn an_order_is_watched_until_it_has_ended() {
     assert!(events.iter().all(|event| event["order"] == "k2"));
 }
 
+/// The server of this test ends the order before it answers the first request for the order. The
+/// history has the last event from then on.
+#[test]
+fn the_last_event_of_a_watched_order_is_printed() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let mut has_ended = false;
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).unwrap();
+            let is_history = request[..length].starts_with(b"GET /order/17/history ");
+            has_ended |= !is_history;
+            let names = &["received", "cancelled"][..1 + usize::from(has_ended)];
+            let events: Vec<Value> = names
+                .iter()
+                .map(|name| json!({ "at_ms": 1, "event": name }))
+                .collect();
+            let answer = match is_history {
+                true => json!({ "events": events }).to_string(),
+                false => json!({ "state": "cancelled" }).to_string(),
+            };
+            let head = format!(
+                "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {}\r\n",
+                answer.len()
+            );
+            let _ = stream.write_all(format!("{head}connection: close\r\n\r\n{answer}").as_bytes());
+        }
+    });
+    let watched = run(&["order", "watch", "17", "-o", "json", "--oms", &url]);
+    assert_eq!(watched.status.code(), Some(3), "{}", stderr(&watched));
+    let events: Vec<Value> = stdout(&watched)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(events.last().unwrap()["event"], "cancelled", "{events:?}");
+}
+
 #[test]
 fn new_orders_are_followed() {
     let shop = Shop::start();

@@ -164,7 +164,8 @@ fn render_row(svg: &mut String, buffer: &Buffer, row: u16, paper: Paper) {
                 break;
             }
             text.push_str(cell.symbol());
-            column += 1;
+            // The cell behind a wide character is a blank that is not shown.
+            column += cell.symbol().width().max(1) as u16;
         }
         let run = Run {
             x: MARGIN + f64::from(begin) * CELL[0],
@@ -377,6 +378,16 @@ mod tests {
         let half = "y=\"22.50\" width=\"16.8\" height=\"8.50\" fill=\"#0087af\"";
         assert!(svg.contains(half), "{svg}");
         assert!(svg.contains("height=\"17.00\" fill=\"#00875f\""), "{svg}");
+    }
+
+    #[test]
+    fn text_behind_wide_characters_begins_at_its_column() {
+        let mut buffer = Buffer::empty(ratatui::layout::Rect::new(0, 0, 12, 1));
+        buffer.set_string(0, 0, "\u{65e5}\u{672c} ab", Style::default());
+        let svg = render(&buffer, Paper::Dark, "wide");
+        let x = MARGIN + 5.0 * CELL[0];
+        assert!(svg.contains(&format!("<text x=\"{x:.1}\"")), "{svg}");
+        assert_eq!(svg.matches("<text").count(), 2, "{svg}");
     }
 
     #[test]

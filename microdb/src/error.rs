@@ -262,16 +262,19 @@ impl Error {
     #[must_use]
     pub fn is_disk_full(&self) -> bool {
         match self {
-            Self::Io { source, .. } => {
-                matches!(
-                    source.kind(),
-                    io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-                )
-            }
+            Self::Io { source, .. } => is_full_disk(source),
             Self::Poisoned { cause } => cause.is_disk_full(),
             _ => false,
         }
     }
+}
+
+/// Returns `true` if the disk or a quota was full.
+pub(crate) fn is_full_disk(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 impl fmt::Display for Error {

@@ -253,6 +253,42 @@ fn a_backup_beside_a_writer_has_the_moment_of_the_view_and_heals_the_original() 
     assert!(options().open(&path).unwrap().verify().unwrap().is_sound());
 }
 
+#[test]
+fn a_view_with_commits_behind_the_durable_frontier_is_backed_up_and_verified() {
+    let folder = tempdir().unwrap();
+    let (path, copy) = (folder.path().join("db"), folder.path().join("copy"));
+    let options = || {
+        options()
+            .segment_bytes_first(64 << 10)
+            .segment_bytes_max(64 << 10)
+    };
+    let db = options().open(&path).unwrap();
+    fill(&db, 1);
+    let table = db.table("events").unwrap();
+    let buffered = |from: u32, to: u32| {
+        for number in from..to {
+            let value = format!("late {number} {}", "y".repeat(100));
+            table
+                .put_with(number.to_be_bytes(), value, Durability::Buffered)
+                .unwrap();
+        }
+    };
+    buffered(200, 300);
+    // The map of the active segment ends at the durable frontier, within the backup's first piece.
+    let view = options().read_only(true).open(&path).unwrap();
+    assert_eq!(records(&view).len(), 300);
+    view.backup_to(&copy).unwrap();
+    assert_eq!(records(&options().open(&copy).unwrap()), records(&view));
+    // A later view contains the same segment as complete, and the writer seals the segment.
+    buffered(300, 900);
+    let view = options().read_only(true).open(&path).unwrap();
+    db.sync().unwrap();
+    db.compact().unwrap();
+    db.close().unwrap();
+    let report = view.verify().unwrap();
+    assert!(report.is_sound() && report.sealed_segments > 0, "{report:?}");
+}
+
 fn records(db: &Db) -> Vec<(Vec<u8>, Vec<u8>)> {
     let table = db.get_table("events").unwrap();
     let mut records: Vec<_> = table

@@ -295,8 +295,7 @@ async fn repeat(oms: &Client, repeats: usize, orders: &[Order], findings: &mut V
 fn orders_of_run(record: &OrderRecord, orders: &[Order]) -> BTreeMap<String, u64> {
     let mut counts = BTreeMap::new();
     for order in orders {
-        let id = order.id.parse().ok();
-        if id.is_some_and(|id: u64| record.get(id).is_some()) {
+        if record.get_text(&order.id).is_some() {
             *counts.entry(order.state.name().to_owned()).or_default() += 1;
         }
     }

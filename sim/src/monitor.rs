@@ -4,6 +4,8 @@
 //! Invariants:
 //! - The first poll is the baseline: the counts of a run are the present counts less those of the
 //!   first poll.
+//! - Polls do not overlap. An older answer that is published after a newer one would record one
+//!   change as two events.
 //! - If a server does not answer, its last counts stay published. If the web console does not
 //!   answer, the detail of the ring and the nodes is empty. An order management that does not
 //!   answer is marked as unreachable. A failed poll never ends a run.
@@ -50,33 +52,24 @@ impl Monitor {
             oms: Client::new(oms, POLL_TIMEOUT),
             warehouse: Client::new(warehouse, POLL_TIMEOUT),
             telemetry,
-            detail: tokio::sync::Mutex::default(),
+            known: tokio::sync::Mutex::default(),
         });
-        let answers = poller.ask(true).await;
-        poller.telemetry.update(|state| {
-            if let Some(health) = &answers.health {
-                state.cluster.orders_before = health.orders.clone();
-            }
-            state.warehouse_before = answers.warehouse.clone().unwrap_or_default();
-        });
-        poller.publish(answers);
+        poller.poll_baseline().await;
         let polling = Arc::clone(&poller);
         let polls = tokio::spawn(async move {
             let mut beat = tokio::time::interval(POLL_EVERY);
             beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             for poll in 0_u64.. {
                 beat.tick().await;
-                let answers = polling.ask(poll % DETAIL_EVERY == 0).await;
-                polling.publish(answers);
+                polling.poll(poll % DETAIL_EVERY == 0).await;
             }
         });
         Self { poller, polls }
     }
 
-    /// Polls once, immediately, so that the published counts are up to date.
+    /// Polls once, after a poll that is under way, so that the published counts are up to date.
     pub async fn poll_once(&self) {
-        let answers = self.poller.ask(true).await;
-        self.poller.publish(answers);
+        self.poller.poll(true).await;
     }
 }
 
@@ -92,16 +85,39 @@ struct Poller {
     oms: Client,
     warehouse: Client,
     telemetry: Telemetry,
-    detail: tokio::sync::Mutex<Known>,
+    /// The newest detail. A poll holds this lock from its first request until its answers are
+    /// published.
+    known: tokio::sync::Mutex<Known>,
 }
 
 impl Poller {
-    async fn ask(&self, with_detail: bool) -> Answers {
+    /// Polls and publishes the answers, with the present counts as the baseline.
+    async fn poll_baseline(&self) {
+        let mut known = self.known.lock().await;
+        let answers = self.ask(&mut known, true).await;
+        self.telemetry.update(|state| {
+            if let Some(health) = &answers.health {
+                state.cluster.orders_before = health.orders.clone();
+            }
+            state.warehouse_before = answers.warehouse.clone().unwrap_or_default();
+        });
+        self.publish(answers);
+    }
+
+    /// Polls and publishes the answers. Reads the detail of the ring and the nodes if `with_detail`
+    /// is `true`.
+    async fn poll(&self, with_detail: bool) {
+        let mut known = self.known.lock().await;
+        let answers = self.ask(&mut known, with_detail).await;
+        self.publish(answers);
+    }
+
+    async fn ask(&self, known: &mut Known, with_detail: bool) -> Answers {
         let (health, warehouse, detail) = tokio::join!(
             self.oms.get_json::<Health>("the order management", "/health"),
             self.warehouse
                 .get_json::<WarehouseSummary>("the warehouse", "/summary"),
-            self.ask_detail(with_detail),
+            self.ask_detail(known, with_detail),
         );
         Answers {
             health: health.ok(),
@@ -112,10 +128,9 @@ impl Poller {
 
     /// Returns the detail of the ring and the nodes. Reads it from the order management if `is_due`
     /// is `true`, and otherwise returns the detail of the last read.
-    async fn ask_detail(&self, is_due: bool) -> ClusterDetail {
-        let mut known = self.detail.lock().await;
+    async fn ask_detail(&self, known: &mut Known, is_due: bool) -> ClusterDetail {
         if is_due {
-            cluster_detail::ask(&self.oms, &mut known).await;
+            cluster_detail::ask(&self.oms, known).await;
         }
         known.detail()
     }
@@ -208,6 +223,38 @@ fn changes(before: &ClusterState, after: &ClusterState) -> Vec<Change> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::StatusCode;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// Number of `GET /health` in progress at [`health`], and the highest number so far.
+    static NOW: AtomicUsize = AtomicUsize::new(0);
+    static MOST: AtomicUsize = AtomicUsize::new(0);
+
+    async fn health() -> StatusCode {
+        MOST.fetch_max(NOW.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        // The request of a poll that overlaps arrives in these turns of the runtime.
+        for _ in 0..200 {
+            tokio::task::yield_now().await;
+        }
+        NOW.fetch_sub(1, Ordering::SeqCst);
+        StatusCode::NOT_FOUND
+    }
+
+    #[tokio::test]
+    async fn polls_happen_one_after_another() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let router = axum::Router::new().route("/health", axum::routing::get(health));
+        tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let poller = Poller {
+            oms: Client::new(address.into(), POLL_TIMEOUT),
+            warehouse: Client::new(address.into(), POLL_TIMEOUT),
+            telemetry: Telemetry::default(),
+            known: tokio::sync::Mutex::default(),
+        };
+        tokio::join!(poller.poll(true), poller.poll(false), poller.poll_baseline());
+        assert_eq!(MOST.load(Ordering::SeqCst), 1);
+    }
 
     fn cluster(names: &[&str], away: bool) -> ClusterState {
         let nodes = names.iter().map(|name| NodeState {

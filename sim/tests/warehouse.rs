@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // Also in the helpers: a failure there fails the test.
 
 use std::path::Path;
+use std::pin::pin;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
@@ -338,17 +339,19 @@ async fn a_warehouse_that_is_away_resets_calls_in_flight_and_new_connections() {
     .await;
     let (product, store, _) = shelf(1);
     let control = caller.warehouse.control();
-    let (in_flight, ()) = tokio::join!(try_deliver(&caller, "17", product, store), async {
-        // The first call is in flight as soon as a second call for the same delivery is refused.
-        loop {
-            let (status, ..) = caller.deliver("17", product, store, 1).await;
-            if status == StatusCode::CONFLICT {
-                break;
-            }
-        }
+    {
+        let mut one = pin!(try_deliver(&caller, "17", product, store));
+        let mut other = pin!(try_deliver(&caller, "17", product, store));
+        // Of two calls for one delivery, the first to arrive stays in flight, and the other one is
+        // refused. So a refusal shows that a call is in flight, in any order of arrival.
+        let (refused, in_flight) = tokio::select! {
+            refused = &mut one => (refused, other),
+            refused = &mut other => (refused, one),
+        };
+        assert_eq!(refused, Ok(StatusCode::CONFLICT));
         control.set_behaviour(Profile::Blackout.behaviour());
-    });
-    in_flight.unwrap_err();
+        in_flight.await.unwrap_err();
+    }
     assert_eq!(control.behaviour_name(), "blackout");
     try_deliver(&caller, "18", product, store).await.unwrap_err();
     control.set_behaviour(Profile::Fast.behaviour());

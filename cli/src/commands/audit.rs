@@ -79,10 +79,7 @@ async fn audit(args: AuditArgs, output: OutputFormat) -> Result<Exit, CliError> 
         stalled_after: args.wait.min(STALLED_AFTER),
         wait_max: args.wait,
         log: args.requests.or_else(|| own_log(&args.data, is_own)),
-        // The audit compares the log with the counters of `oms` only if the data folder lists a
-        // single node. With several nodes, the shop may have sent some requests of the log to other
-        // nodes.
-        log_is_of_node: imt_oms::node_infos(&args.data).is_ok_and(|nodes| nodes.len() == 1),
+        log_is_of_node: is_own && has_one_node(&args.data),
         repeats: args.repeat.into(),
         ..AuditConfig::new(oms, warehouse(asked, &args.data, is_own)?)
     };
@@ -116,6 +113,16 @@ fn is_node_of(data: &Path, oms: &Endpoint) -> bool {
     infos
         .iter()
         .any(|info| Endpoint::from(info.address) == *oms && imt_oms::is_node_running(data, &info.name))
+}
+
+/// Returns `true` if the data folder has a single node, running or stopped. With several nodes, the
+/// shop may have sent some requests of its log to a node other than the audited one, and the
+/// audited node has not counted these requests.
+fn has_one_node(data: &Path) -> bool {
+    let is_one_listed = imt_oms::node_infos(data).is_ok_and(|infos| infos.len() == 1);
+    // A stopped node has removed its description, and is still a member of the ring.
+    let ring = imt_oms::read_ring(data).ok().flatten();
+    is_one_listed && ring.is_some_and(|ring| ring.members().len() == 1)
 }
 
 fn own_log(data: &Path, is_own: bool) -> Option<PathBuf> {

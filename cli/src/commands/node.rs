@@ -494,21 +494,29 @@ pub(super) async fn running(cluster: &Cluster, name: &str) -> Result<NodeInfo, C
 async fn stop(name: &NodeName, cluster: Cluster, output: OutputFormat) -> Result<ExitCode, CliError> {
     let card = running(&cluster, name.as_str()).await?;
     ask(&cluster.client().await?, &card, "/peer/stop").await?;
-    while cluster.look().await?.runs(&card.name) {
+    while cluster.look().await?.runs(name) || cluster.has_process(name) == Some(true) {
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    let text = format!("node '{name}' has stopped");
+    // A node removes its description before it hands its volume over and finishes its requests.
+    let (state, said) = match cluster.has_process(name) {
+        Some(_) => ("stopped", "has stopped"),
+        None => (
+            "stopping",
+            "stops; its process ends once its volume is handed over and its requests are finished",
+        ),
+    };
     output::print_either(
         output,
-        &text,
-        &json!({ "node": name.as_str(), "state": "stopped" }),
+        &format!("node '{name}' {said}"),
+        &json!({ "node": name.as_str(), "state": state }),
     )?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Removes a node from the ring, and waits until its slots have moved, at most for `timeout`. Then
-/// waits for the end of its process, at most for [`END_TIMEOUT`]. Once the coordinator has recorded
-/// the request, the nodes complete the removal even if this command is stopped.
+/// waits for the end of its process, at most for [`END_TIMEOUT`]. On an engine, waits only until
+/// the node is no longer listed. Once the coordinator has recorded the request, the nodes complete
+/// the removal even if this command is stopped.
 async fn leave(
     node: &NodeName,
     cluster: Cluster,
@@ -535,32 +543,29 @@ async fn leave(
         tokio::time::sleep(LOOK_EVERY).await;
     }
     // The process of a node that has left ends by itself. The wait has a limit, because a paused
-    // process does not end.
+    // process does not end. On an engine, the end of the process stays unknown.
     let has_ended = async {
         loop {
             let look = cluster.look().await?;
-            if !look.runs(node) && !look.cards.iter().any(|card| card.name == *node) {
-                break;
+            let process_ended = cluster.has_process(node).map(|has_process| !has_process);
+            if process_ended != Some(false) && !look.cards.iter().any(|card| card.name == *node) {
+                return Ok::<_, CliError>(process_ended);
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        Ok::<_, CliError>(())
     };
-    let has_process = match tokio::time::timeout(END_TIMEOUT, has_ended).await {
-        Ok(ended) => {
-            ended?;
-            false
-        }
-        Err(_) => true,
+    let process_ended = match tokio::time::timeout(END_TIMEOUT, has_ended).await {
+        Ok(process_ended) => process_ended?,
+        Err(_) => Some(false),
     };
-    let rest = match has_process {
-        true => "; its process has not ended yet",
-        false => "",
+    let rest = match process_ended {
+        Some(false) => "; its process has not ended yet",
+        _ => "",
     };
     output::print_either(
         output,
         &format!("node '{name}' has left; its orders and stores are with the others{rest}"),
-        &json!({ "node": name, "state": "left", "process_ended": !has_process }),
+        &json!({ "node": name, "state": "left", "process_ended": process_ended }),
     )?;
     Ok(ExitCode::SUCCESS)
 }
@@ -664,22 +669,25 @@ pub(super) async fn tell_to_leave(cluster: &Cluster, name: &str) -> Result<(), C
 }
 
 /// Sends an operator's request to all running nodes. The coordinator acts on the request. Fails if
-/// no node accepts the request. `advice` is the end of the error message.
+/// no node accepts the request. `advice` is the end of the error message if no node runs.
 pub(super) async fn tell_all(cluster: &Cluster, path: &str, advice: &str) -> Result<(), CliError> {
-    let mut told = 0;
     let look = cluster.look().await?;
-    if look.running().next().is_some() {
-        // An error of `client` is returned, because the message below would wrongly say that no
-        // node answers.
-        let client = cluster.client().await?;
-        for card in look.running() {
-            told += usize::from(ask(&client, card, path).await.is_ok());
+    if look.running().next().is_none() {
+        return Err(CliError::failed(format!("no node runs on {cluster}; {advice}")));
+    }
+    let client = cluster.client().await?;
+    let (mut is_told, mut refused) = (false, None);
+    for card in look.running() {
+        match ask(&client, card, path).await {
+            Ok(_) => is_told = true,
+            Err(error) => refused = Some(error),
         }
     }
-    if told > 0 {
-        return Ok(());
+    match refused.filter(|_| !is_told) {
+        Some(error) => Err(CliError::because(
+            format!("no node of {cluster} has accepted the request"),
+            error,
+        )),
+        None => Ok(()),
     }
-    Err(CliError::failed(format!(
-        "no node answers on {cluster}; {advice}"
-    )))
 }

@@ -207,6 +207,24 @@ pub fn http(address: &str, method: &str, path: &str, headers: &[(&str, &str)], b
         .unwrap_or_else(|| panic!("{method} {path} at {address} was not answered"))
 }
 
+/// Sends the head of an order without its body, and waits until the node asks for the body. The
+/// request is in progress until the returned connection is closed, or the node cuts it off.
+pub fn begun_order(address: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(address).expect("the node accepts a connection");
+    stream.set_read_timeout(Some(HANG)).expect("a timeout can be set");
+    let head = format!(
+        "POST /order HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
+         Content-Length: 100\r\nExpect: 100-continue\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).expect("the head is sent");
+    let mut answer = [0; 12];
+    stream
+        .read_exact(&mut answer)
+        .expect("the node asks for the body");
+    assert_eq!(answer, *b"HTTP/1.1 100");
+    stream
+}
+
 /// Polls a condition until it is true. After [`HANG`], panics with a message that names the
 /// condition.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {

@@ -126,7 +126,7 @@ impl Directory {
         // If keys find no room although three quarters of the slots are free, their prefixes are
         // nearly equal, and a larger chunk would not help.
         while !left.is_empty() && chunk.keys() * 4 >= chunk.slots() && chunk.bucket_count() < BUCKETS_MAX {
-            let size = next_size(chunk.bucket_count());
+            let size = next_size(chunk.bucket_count()).min(BUCKETS_MAX);
             let mut larger = Filler::new(chunk.path(), chunk.depth(), size, self.stamp());
             chunk.for_each(|prefix, location| larger.add(prefix, location));
             left.iter()

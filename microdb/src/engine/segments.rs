@@ -8,6 +8,7 @@
 //!
 //! Deliberately absent: appending and syncing (`log`), and the usage of segments (`segment_usage`).
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
@@ -160,6 +161,22 @@ impl Segment {
             .checked_sub(at)
             .and_then(|len| tail.get(at, len))
             .unwrap_or_default()
+    }
+
+    /// Returns the bytes from `from` to `to`, or less if the map or the buffer ends before. The map
+    /// of a read-only view ends at the durable frontier, which may be anywhere in `from..to`. Then
+    /// the bytes are a copy of both parts.
+    pub(crate) fn bytes_between(&self, from: u32, to: u32) -> Cow<'_, [u8]> {
+        let up_to = |at: u32| {
+            let bytes = self.bytes_at(at);
+            &bytes[..bytes.len().min(to.saturating_sub(at) as usize)]
+        };
+        let first = up_to(from);
+        let at = from.saturating_add(first.len() as u32);
+        if at >= to || at != self.head_bytes {
+            return Cow::Borrowed(first);
+        }
+        Cow::Owned([first, up_to(at)].concat())
     }
 
     /// Returns the record at `offset` without verifying its checksum, or `None` if the bytes there

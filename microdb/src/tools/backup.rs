@@ -306,10 +306,10 @@ fn copy_segment(storage: &dyn Storage, segment: &Arc<Segment>, len: u32, to: &Pa
     while at < len {
         let end = len.min(at.saturating_add(COPY_BYTES as u32));
         segment.keep_reading(at, end);
-        let bytes = segment.bytes_at(at).get(..(end - at) as usize);
+        let bytes = segment.bytes_between(at, end);
         // If the file was truncated while mapped, or the disk cannot read a page of it, the missing
         // bytes read as zeros and must not be copied.
-        let Some(bytes) = bytes.filter(|_| !segment.is_cut()) else {
+        if bytes.len() < (end - at) as usize || segment.is_cut() {
             let (expected, found) = (format_args!("{len} bytes"), "fewer");
             return Err(Error::corrupt(
                 &segment.path,
@@ -318,8 +318,8 @@ fn copy_segment(storage: &dyn Storage, segment: &Arc<Segment>, len: u32, to: &Pa
                 expected,
                 found,
             ));
-        };
-        let written = target.write_at(bytes, at.into());
+        }
+        let written = target.write_at(&bytes, at.into());
         written.map_err(Error::io("cannot write", to))?;
         at = end;
     }

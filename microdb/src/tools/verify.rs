@@ -247,11 +247,8 @@ fn verify_seal(engine: &Engine, segments: &SegmentTable, id: u64, end: u32, repo
     for index in 0..seal.chunks.len() {
         let range = seal.range(index);
         segment.keep_reading(range.start, range.end);
-        let bytes = segment
-            .bytes_at(range.start)
-            .get(..range.len())
-            .unwrap_or_default();
-        if !seal.is_chunk(index, bytes) {
+        let bytes = segment.bytes_between(range.start, range.end);
+        if !seal.is_chunk(index, &bytes) {
             let (path, at) = (&segment.path, range.start.into());
             let found = format_args!("others, up to byte {}", range.end);
             report.note(

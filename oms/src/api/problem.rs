@@ -20,6 +20,9 @@ use crate::error::{StorageError, with_causes};
 use crate::volume::server::MigrationError;
 use crate::volume::state::OrderError;
 
+/// End of a detail: the request has changed nothing.
+const NOTHING_CHANGED: &str = "; nothing was changed";
+
 /// An error response. The content is boxed, so that a `Result` with a problem stays small.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
@@ -225,6 +228,13 @@ impl Problem {
         &self.0.detail
     }
 
+    /// Returns the detail for a request that was executed in part: without the sentence that
+    /// nothing was changed.
+    pub(crate) fn detail_in_part(&self) -> &str {
+        let detail = &self.0.detail;
+        detail.strip_suffix(NOTHING_CHANGED).unwrap_or(detail)
+    }
+
     /// Marks the problem as a repetition of the response to an earlier request, if `replayed` is
     /// `true`.
     pub(crate) fn replayed(mut self, replayed: bool) -> Problem {
@@ -238,7 +248,7 @@ impl From<StorageError> for Problem {
         match error {
             StorageError::Busy | StorageError::EngineAway => Problem::busy(error.to_string()),
             StorageError::Closed | StorageError::Stale => Problem::moved(),
-            error if error.is_full_disk() => Problem::busy("the disk is full; nothing was changed"),
+            error if error.is_full_disk() => Problem::busy(format!("the disk is full{NOTHING_CHANGED}")),
             error => Problem::internal(with_causes(&error)),
         }
     }

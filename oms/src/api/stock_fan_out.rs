@@ -26,12 +26,13 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
+use http_body_util::BodyExt;
 use imt_ring::NodeName;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::api::forward::VolumeErrand;
-use crate::api::problem::Problem;
+use crate::api::problem::{Kind, Problem};
 use crate::api::stock_upload::{
     self, BeginStock, Begun, ChangedCells, Part, STOCK_BYTES_MAX, SnapshotTaken, as_of, check_content_type,
     implausible, no_lines, read_cells, read_lines, stale,
@@ -303,10 +304,12 @@ impl StockFanOut {
                     failures.reason = Some("some stores are being moved to another node; retry".to_owned());
                 }
                 Ok(Attempt::Done(response)) if response.status().is_server_error() => {
-                    // A volume may write its part in several batches, so an internal error may
-                    // follow after some stores. A status 503 is treated as nothing applied.
-                    failures.is_unknown |= response.status() != StatusCode::SERVICE_UNAVAILABLE;
                     failures.reason = Some(format!("{volume} answered {}", response.status()));
+                    // A volume may write its part in several batches, so an internal error may
+                    // follow after some stores. After a status 503 with another problem than
+                    // "partly applied", nothing was applied.
+                    let is_busy = response.status() == StatusCode::SERVICE_UNAVAILABLE;
+                    failures.is_unknown |= !is_busy || is_partly_applied(response).await;
                 }
                 Ok(Attempt::Done(response)) => failures.refusal = Some(response),
                 Err(unanswered) => {
@@ -343,6 +346,15 @@ impl StockFanOut {
         let parts = runtime::blocking(move || split(&stock, &topology, &confirmed)).await;
         parts.map_err(|error| Problem::internal(error.to_string()))
     }
+}
+
+/// Returns `true` if a volume answered with the problem "partly applied".
+async fn is_partly_applied(response: Response) -> bool {
+    let body = response.into_body().collect().await;
+    let problem = body
+        .ok()
+        .and_then(|body| serde_json::from_slice(&body.to_bytes()).ok());
+    problem.is_some_and(|problem: serde_json::Value| problem["type"] == Kind::PartlyApplied.urn())
 }
 
 /// Splits an upload by the owners of its stores. In a part, a line with store 0 only names a

@@ -89,9 +89,9 @@ struct Coordinator {
     leaving: BTreeSet<NodeName>,
     /// Warehouse that an operator has set and that is not yet in the cluster's state.
     warehouse: Option<WarehouseUrl>,
-    /// Name and URL of an engine that an operator has added and that is not yet in the cluster's
-    /// state.
-    engine: Option<(String, String)>,
+    /// Names and URLs of the engines that operators have added and that are not yet in the
+    /// cluster's state.
+    engines: BTreeMap<String, String>,
     is_elected: bool,
 }
 
@@ -105,7 +105,7 @@ pub(crate) async fn coordinate(
         watched: BTreeMap::new(),
         leaving: BTreeSet::new(),
         warehouse: None,
-        engine: None,
+        engines: BTreeMap::new(),
         is_elected: false,
         cluster: Arc::clone(&cluster),
     };
@@ -157,7 +157,8 @@ impl Coordinator {
             Event::Leave(node) if self.is_elected => _ = self.leaving.insert(node),
             Event::Leave(_) => {}
             Event::Warehouse(warehouse) => self.warehouse = Some(warehouse).filter(|_| self.is_elected),
-            Event::Engine(name, url) => self.engine = Some((name, url)).filter(|_| self.is_elected),
+            Event::Engine(name, url) if self.is_elected => _ = self.engines.insert(name, url),
+            Event::Engine(..) => {}
             Event::Hello => {}
             Event::Changed => self.cluster.look.notify_one(),
             Event::Deposed => {
@@ -165,7 +166,8 @@ impl Coordinator {
                 // A process that is not the coordinator publishes no trouble and acts on no
                 // operator's request, so all of them are dropped.
                 self.cluster.set_trouble(None);
-                (self.warehouse, self.engine) = (None, None);
+                self.warehouse = None;
+                self.engines.clear();
                 self.leaving.clear();
                 tracing::warn!(node = %self.cluster.me, "another node became the coordinator");
             }
@@ -213,20 +215,20 @@ impl Coordinator {
         Ok(next)
     }
 
-    /// Writes to the state the engine that an operator has added. Returns `false` if no engine was
-    /// added, or if the state has it already. If writing fails, the request is kept for the next
-    /// round.
-    async fn add_named_engine(&mut self, state: &ClusterState) -> Result<bool, NodeError> {
-        let Some((name, url)) = &self.engine else {
-            return Ok(false);
-        };
-        let next = state.with_engine(name, url);
-        if let Some(next) = &next {
-            self.replace(next).await?;
-            tracing::info!(name, url, "engine added; new volumes are placed on it too");
+    /// Writes to the state the engines that operators have added, and returns the new state. `None`
+    /// if no engine was added, or if the state has all of them already. If writing fails, the
+    /// request is kept for the next round.
+    async fn add_named_engines(&mut self, state: &ClusterState) -> Result<Option<ClusterState>, NodeError> {
+        let mut last = None;
+        while let Some((name, url)) = self.engines.first_key_value() {
+            if let Some(next) = last.as_ref().unwrap_or(state).with_engine(name, url) {
+                self.replace(&next).await?;
+                tracing::info!(name, url, "engine added; new volumes are placed on it too");
+                last = Some(next);
+            }
+            self.engines.pop_first();
         }
-        self.engine = None;
-        Ok(next.is_some())
+        Ok(last)
     }
 
     fn retry_later(&self) {
@@ -248,7 +250,9 @@ impl Coordinator {
             self.replace(&next).await?;
             return Ok(true);
         }
-        if self.set_named_warehouse(&state).await?.is_some() || self.add_named_engine(&state).await? {
+        if self.set_named_warehouse(&state).await?.is_some()
+            || self.add_named_engines(&state).await?.is_some()
+        {
             return Ok(true);
         }
         if self.cluster.membership.has_followers()
@@ -394,14 +398,23 @@ impl Coordinator {
             self.handle_event(event);
             // If nodes have joined or ended, the new assignment of volumes is written. The
             // migration continues unless a source or target volume gets another server or none.
-            let node_infos = self.alive()?;
-            if let Some(next) = now.with_nodes(&node_infos.keys().cloned().collect()) {
+            let names = self.alive()?.into_keys().collect();
+            if let Some(next) = now.with_nodes(&names) {
                 announce_serving(&now, &next);
                 interruption = interruption.or(now.interruption(&next));
                 self.replace(&next).await?;
                 now = next;
             }
             if let Some(next) = self.set_named_warehouse(&now).await? {
+                now = next;
+            }
+            if let Some(next) = self.add_named_engines(&now).await? {
+                now = next;
+            }
+            if cluster.membership.has_followers()
+                && let Some(next) = now.with_followers(&names)
+            {
+                self.replace(&next).await?;
                 now = next;
             }
             if let Some(interruption) = interruption {

@@ -210,7 +210,7 @@ impl Reconciler {
         if has_more || self.servers.keys().any(|volume| !kept.contains(volume)) {
             self.hand_over(&state, &kept).await?;
         }
-        let (mut has_opened_all, mut lost) = (true, None);
+        let (mut has_opened_all, mut lost, mut failed) = (true, None, None);
         self.cluster.missing().retain(|volume, _| wanted.contains(volume));
         // Volumes that the last pass could not open are tried last, because an attempt takes long
         // if the engine of the volume is unreachable.
@@ -235,8 +235,23 @@ impl Reconciler {
                     self.note_missing(volume, &error);
                     lost = lost.or((*volume == me).then_some(error));
                 }
-                Err(error) => return Err(error),
+                // The other volumes are served even if one of them, such as a damaged one, cannot
+                // be opened. The next pass tries this volume again. If an engine does not answer,
+                // each attempt takes long, so the next pass tries the remaining volumes first.
+                Err(error) => {
+                    self.unopened.insert(volume.clone());
+                    let is_slow = error.is_engine_away();
+                    failed = failed.or(Some(error));
+                    if is_slow {
+                        break;
+                    }
+                }
             }
+        }
+        self.publish(&state)?;
+        self.has_served |= self.servers.contains_key(&me);
+        if let Some(error) = failed {
+            return Err(error);
         }
         let is_followed = |(_, node): &(&NodeName, &NodeName)| **node == me;
         let followed = state.following.iter().filter(is_followed);
@@ -245,8 +260,6 @@ impl Reconciler {
             .collect();
         Arc::clone(&self.volumes).follow(followed).await?;
         self.version = state.version;
-        self.publish(&state)?;
-        self.has_served |= self.servers.contains_key(&me);
         if let Some(error) = lost.filter(|_| !self.has_served) {
             return Err(error);
         }

@@ -241,12 +241,22 @@ pub(super) async fn cause_faults(
                 world.set_clock(name, skew_ms);
             }
             (13, _) => {
+                let (room, wait_ms) = match dice.between(0, 2) {
+                    0 => (Room::Full, 0),
+                    1 => (Room::FullForOverwrites, 0),
+                    // The steps of a migration from the seal on are short, and each of them commits.
+                    _ => (Room::FullForOverwrites, 1_000),
+                };
+                for _ in 0..wait_ms {
+                    if invariants::some_sealed(world) {
+                        world.count("disks full during a seal");
+                        tokio::time::sleep(Duration::from_millis(dice.between(0, 3))).await;
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
                 world.note(|| "the disk is full".to_owned());
                 world.count("full disks");
-                let room = match dice.between(0, 1) {
-                    0 => Room::Full,
-                    _ => Room::FullForOverwrites,
-                };
                 world.disk.set_room(room);
                 tokio::time::sleep(Duration::from_millis(dice.between(10, 500))).await;
                 world.disk.set_room(Room::Plenty);

@@ -53,6 +53,14 @@ pub(super) fn faults_at_rest(world: &Arc<World>) -> Vec<String> {
     servers.iter().flat_map(|server| faults(server, true)).collect()
 }
 
+/// Returns `true` if a volume has sealed slots.
+pub(super) fn some_sealed(world: &Arc<World>) -> bool {
+    let servers = servers(world);
+    servers
+        .iter()
+        .any(|server| server.app.state().slots.some_sealed())
+}
+
 /// Returns `true` if no slots migrate, and every volume of the ring is served and settled.
 pub(super) fn is_settled(world: &Arc<World>) -> bool {
     let Some(state) = world.state() else {

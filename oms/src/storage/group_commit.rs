@@ -431,15 +431,18 @@ impl Committer {
             let error = crate::error::with_causes(error);
             tracing::error!(error, "write refused: a reservation that it ends cannot be read");
         }
-        let failed = match outcome {
-            Ok(_) | Err(StorageError::EngineAway | StorageError::Stale) => false,
+        match outcome {
+            Ok(committed) if committed.durable(batches) > 0 => {
+                self.volume.failed.store(false, Ordering::Relaxed);
+            }
+            // Nothing was written, so the outcome says nothing about the local database.
+            Ok(_) | Err(StorageError::EngineAway | StorageError::Stale) => {}
             Err(error) => {
                 let error = crate::error::with_causes(error);
                 tracing::error!(error, batches, "commit failed");
-                true
+                self.volume.failed.store(true, Ordering::Relaxed);
             }
-        };
-        self.volume.failed.store(failed, Ordering::Relaxed);
+        }
         // A group without a durable batch wrote nothing, so there was no sync.
         let durable = match outcome {
             Ok(committed) => committed.durable(batches),

@@ -166,7 +166,8 @@ impl Volume {
     /// statements, or, with an engine, for space on the local disk.
     pub(crate) fn check_engine(&self) -> Result<(), StorageError> {
         match &self.log_status {
-            Some(status) if status.is_away() => Err(StorageError::EngineAway),
+            // After the end of the log, commits fail at once, for a reason of their own.
+            Some(status) if status.is_away() && !status.has_ended() => Err(StorageError::EngineAway),
             _ => Ok(()),
         }
     }

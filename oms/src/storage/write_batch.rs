@@ -178,6 +178,13 @@ struct Rare {
     counts: OrderCounts,
 }
 
+/// A part of a stock snapshot: the quantities of some stores.
+#[derive(Debug, Default)]
+pub(crate) struct StockPart {
+    pub(crate) stores: Vec<u32>,
+    pub(crate) batch: WriteBatch,
+}
+
 impl WriteBatch {
     /// Creates an empty batch with enough capacity for the rows of a new order with few lines.
     pub(crate) fn of_order() -> WriteBatch {
@@ -495,17 +502,18 @@ impl WriteBatch {
     /// Returns the quantities of all stores as several batches of a bounded size. Use this only if
     /// the former stock has the same stores, and the same products in the same order. Otherwise a
     /// crash between two parts would leave an invalid stock.
-    pub(crate) fn stock_in_parts(snapshot: &StockSnapshot) -> Vec<WriteBatch> {
-        let mut parts = vec![WriteBatch::default()];
+    pub(crate) fn stock_in_parts(snapshot: &StockSnapshot) -> Vec<StockPart> {
+        let mut parts = vec![StockPart::default()];
         snapshot.each_store(|store, quantities| {
             if let Some(part) = parts.last_mut() {
-                part.store(store, quantities, snapshot.counted_to(store));
-                if part.bytes() >= PART_BYTES {
-                    parts.push(WriteBatch::default());
+                part.stores.push(store);
+                part.batch.store(store, quantities, snapshot.counted_to(store));
+                if part.batch.bytes() >= PART_BYTES {
+                    parts.push(StockPart::default());
                 }
             }
         });
-        parts.retain(|part| !part.is_empty());
+        parts.retain(|part| !part.stores.is_empty());
         parts
     }
 

@@ -122,10 +122,7 @@ impl<'a> View<'a> {
 
     /// Returns the front's record of an order; `None` for an order of another run.
     fn sent(&self, order: &Order) -> Option<&'a RecordedOrder> {
-        let id: u64 = order.id.parse().ok()?;
-        // Ids are compared as texts. The front never writes leading zeros, so the order "017" is
-        // not the order 17 of the front.
-        self.record.get(id).filter(|sent| sent.id.to_string() == order.id)
+        self.record.get_text(&order.id)
     }
 }
 

@@ -36,8 +36,7 @@ pub(super) async fn explain(
 /// the messages of the order management, and the warehouse's deliveries.
 fn lines(order: &str, history: Option<&History>, record: &OrderRecord, evidence: &Evidence) -> Vec<String> {
     let mut lines = Vec::new();
-    let sent = order.parse().ok().and_then(|id: u64| record.get(id));
-    if let Some(sent) = sent {
+    if let Some(sent) = record.get_text(order) {
         let transaction = sent.transaction_id;
         let answered = [
             ("order".to_owned(), sent.order),
@@ -153,7 +152,9 @@ pub(super) fn waiting(evidence: &Evidence) -> Vec<Waiting> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::front::RecordedOrder;
     use crate::wire::{Delivery, Product};
+    use crate::workload::{Basket, PlannedOrder};
 
     #[test]
     fn an_order_is_explained_by_its_events_its_message_and_its_delivery() {
@@ -209,6 +210,24 @@ mod tests {
                 "warehouse: no delivery"
             ]
         );
+    }
+
+    #[test]
+    fn an_order_of_another_client_is_not_explained_by_requests_of_the_front() {
+        let planned = PlannedOrder {
+            id: 17,
+            products: Basket::new(&[]),
+            transaction_id: 5,
+            is_paid: true,
+            follow_ups: 0,
+        };
+        let record = OrderRecord::new(vec![RecordedOrder::new(planned, Outcome::Status(200))]);
+        let of_customer = |id: &str| {
+            let lines = lines(id, None, &record, &Evidence::default());
+            lines.iter().any(|line| line.starts_with("customer: "))
+        };
+        assert!(of_customer("17"));
+        assert!(!of_customer("017"), "the front never writes leading zeros");
     }
 
     #[test]

@@ -170,7 +170,7 @@ pub(super) fn check_choice(evidence: &Evidence, record: &OrderRecord, findings: 
             had.saturating_sub(missing_at_most(store, product)) >= quantity
         })
     };
-    let is_of_run = |order: &&Order| order.id.parse().is_ok_and(|id: u64| record.get(id).is_some());
+    let is_of_run = |order: &&Order| record.get_text(&order.id).is_some();
     for order in evidence.orders.iter().filter(is_of_run) {
         let before = match order.store_id {
             Some(chosen) => chosen,

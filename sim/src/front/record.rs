@@ -145,6 +145,14 @@ impl OrderRecord {
         self.orders.get(index)
     }
 
+    /// Returns the recorded order with this id as a text. `None` if the front neither sent nor
+    /// dropped such an order. Ids are compared as texts, because the front never writes leading
+    /// zeros: the order "017" of another client is not the order 17 of the front.
+    pub fn get_text(&self, id: &str) -> Option<&RecordedOrder> {
+        let order = self.get(id.parse().ok()?)?;
+        (order.id.to_string() == id).then_some(order)
+    }
+
     /// Returns the number of orders that were sent without any of their planned payments.
     pub fn payments_not_sent(&self) -> u64 {
         let not_sent = self
@@ -167,5 +175,21 @@ mod tests {
         assert_eq!(unknown.merged(good), good);
         assert_eq!(good.merged(Outcome::TimedOut), good);
         assert_eq!(unknown.merged(Outcome::NotSent), unknown);
+    }
+
+    #[test]
+    fn ids_are_looked_up_as_texts() {
+        let planned = PlannedOrder {
+            id: 17,
+            products: Basket::new(&[]),
+            transaction_id: 5,
+            is_paid: true,
+            follow_ups: 0,
+        };
+        let record = OrderRecord::new(vec![RecordedOrder::new(planned, Outcome::Status(200))]);
+        assert_eq!(record.get_text("17").map(|order| order.id), Some(17));
+        for other in ["017", "+17", "18", "", "x17"] {
+            assert_eq!(record.get_text(other), None, "{other:?}");
+        }
     }
 }

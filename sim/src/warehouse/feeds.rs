@@ -78,10 +78,22 @@ fn next_beat(last: Instant, every: Duration) -> Instant {
 
 /// Result of sending a snapshot: taken (a status below 300), refused (a status from 300 to 499), or
 /// to be tried again (a higher status, or no answer).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Sent {
     Taken,
     Refused,
     TryAgain,
+}
+
+impl Sent {
+    /// Returns the result of a snapshot that was answered with this status.
+    fn of(status: u16) -> Self {
+        match status {
+            0..=299 => Self::Taken,
+            300..=499 => Self::Refused,
+            _ => Self::TryAgain,
+        }
+    }
 }
 
 struct SnapshotSender<'a> {
@@ -132,34 +144,35 @@ impl SnapshotSender<'_> {
     async fn send(&self, snapshot: &Snapshot) -> Sent {
         let as_of = snapshot.as_of;
         let body = snapshot.stock.clone().into_csv();
-        match self.client.put_csv("/stocks", (AS_OF, as_of), body).await {
-            Ok(answer) if answer.status < 300 => {
-                tracing::debug!(as_of, "stock snapshot taken");
-                Sent::Taken
+        let answer = match self.client.put_csv("/stocks", (AS_OF, as_of), body).await {
+            Ok(answer) => answer,
+            Err(failure) => {
+                tracing::debug!(%failure, "stock snapshot not taken; retrying");
+                return Sent::TryAgain;
             }
-            Ok(answer) if answer.status < 500 => {
-                let status = answer.status;
-                self.shared
-                    .counters
-                    .snapshots_refused
-                    .fetch_add(1, Ordering::Relaxed);
+        };
+        let status = answer.status;
+        let sent = Sent::of(status);
+        match sent {
+            Sent::Taken => tracing::debug!(as_of, "stock snapshot taken"),
+            Sent::Refused => {
+                self.count_refused();
                 tracing::warn!(as_of, status, answer = answer.excerpt(), "stock snapshot refused");
-                Sent::Refused
             }
-            Ok(answer) => {
-                let status = answer.status;
+            Sent::TryAgain => {
                 tracing::warn!(
                     status,
                     answer = answer.excerpt(),
                     "stock snapshot not taken; retrying"
                 );
-                Sent::TryAgain
-            }
-            Err(failure) => {
-                tracing::debug!(%failure, "stock snapshot not taken; retrying");
-                Sent::TryAgain
             }
         }
+        sent
+    }
+
+    fn count_refused(&self) {
+        let refused = &self.shared.counters.snapshots_refused;
+        refused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Sends the same snapshot again under the fault `Twice`, or the previous snapshot under
@@ -191,13 +204,11 @@ impl SnapshotSender<'_> {
         let answer = self.client.put_csv("/stocks", (AS_OF, as_of), body).await;
         if let Ok(answer) = answer {
             let status = answer.status;
-            if status < 300 {
-                tracing::error!(status, "a snapshot that broke off was taken");
-            } else {
-                self.shared
-                    .counters
-                    .snapshots_refused
-                    .fetch_add(1, Ordering::Relaxed);
+            match Sent::of(status) {
+                Sent::Taken => tracing::error!(status, "a snapshot that broke off was taken"),
+                Sent::Refused => self.count_refused(),
+                // The order management has failed, and has not judged the snapshot.
+                Sent::TryAgain => {}
             }
         }
     }
@@ -285,6 +296,26 @@ pub(super) async fn write_stat_files(shared: Arc<Shared>) {
                 "statistics file not written"
             ),
             Err(error) => tracing::error!(%error, "statistics file not written"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_of_the_order_management_is_no_refusal() {
+        for (status, expected) in [
+            (200, Sent::Taken),
+            (299, Sent::Taken),
+            (300, Sent::Refused),
+            (409, Sent::Refused),
+            (499, Sent::Refused),
+            (500, Sent::TryAgain),
+            (503, Sent::TryAgain),
+        ] {
+            assert_eq!(Sent::of(status), expected, "{status}");
         }
     }
 }

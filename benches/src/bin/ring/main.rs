@@ -154,11 +154,13 @@ fn print_memory(candidate: &dyn Candidate, nodes: u32) {
     // generators) are not included.
     drop(black_box(candidate.build(&members)));
     let before = resident();
+    // The resident set can shrink below `before` if the kernel swaps pages out.
+    let growth = || resident().saturating_sub(before);
     let mut kept = Vec::new();
-    while kept.len() < 1000 && resident() - before < 64 << 20 {
+    while kept.len() < 1000 && growth() < 64 << 20 {
         kept.push(candidate.build(&members));
     }
-    println!("{}", (resident() - before) / kept.len().max(1) as u64);
+    println!("{}", growth() / kept.len().max(1) as u64);
 }
 
 fn memory_of(candidate: &dyn Candidate, nodes: u32) -> u64 {

@@ -43,8 +43,8 @@ impl Binaries {
         Ok(Self { folder, user })
     }
 
-    /// Returns the command that runs a program, as the unprivileged user if this process runs as
-    /// root.
+    /// Returns the command that runs a program of PostgreSQL, or the program at an absolute path.
+    /// The program runs as the unprivileged user if this process runs as root.
     ///
     /// With `ends_with_us`, the kernel sends SIGINT to the program when this process ends, even if
     /// this process is killed. If the program `setpriv` is not installed, `ends_with_us` has no
@@ -71,6 +71,19 @@ impl Binaries {
         // replaces both, even if the program runs as the user of this process.
         command.current_dir("/").env("HOME", "/");
         command
+    }
+
+    /// Returns `true` if the user of the servers can enter the folder at an absolute path. This
+    /// also needs the right to enter each folder above it.
+    pub(super) fn can_enter(&self, path: &Path) -> Result<bool, CliError> {
+        // The shell changes the folder itself. `Command::current_dir` would change it before
+        // `setpriv` changes the user.
+        let mut shell = self.command("/bin/sh", false);
+        let entered = shell.args(["-c", "cd \"$1\"", "sh"]).arg(path).output();
+        let entered = entered.map_err(|error| {
+            CliError::because("cannot run a shell as the user of the servers by setpriv", error)
+        })?;
+        Ok(entered.status.success())
     }
 
     /// Makes the user of the servers the owner of a file or folder.
@@ -152,6 +165,19 @@ mod tests {
         assert_eq!((user.uid, user.gid), (101, 104));
         assert_eq!(user_in(users, "nobody"), None);
         assert_eq!(user_in(users, "bad"), None);
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn a_folder_is_entered_as_the_user_of_the_servers() {
+        let binaries = Binaries {
+            folder: PathBuf::new(),
+            user: user_in("nobody:x:65534:65534:nobody:/:/bin/false\n", "nobody"),
+        };
+        // A temporary folder is open to its owner only.
+        let folder = tempfile::tempdir().unwrap();
+        assert!(!binaries.can_enter(folder.path()).unwrap());
+        assert!(binaries.can_enter(Path::new("/")).unwrap());
     }
 
     #[test]

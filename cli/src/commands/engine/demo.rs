@@ -290,29 +290,16 @@ fn synchronous(standbys: &[String]) -> String {
     format!("synchronous_standby_names = 'ANY 1 ({})'\n", standbys.join(", "))
 }
 
-/// Checks that the user of the servers can reach the folder, if this is not the user of this
-/// process. Fails if that user cannot enter the folder, or if a folder above it is not open to
-/// every user.
+/// Fails if the servers run as another user than this process, and that user cannot enter the
+/// folder.
 fn check_reach(binaries: &Binaries, path: &Path) -> Result<(), CliError> {
-    let Some(user) = binaries.user() else {
-        return Ok(());
-    };
-    let reached = binaries
-        .command("postgres", false)
-        .arg("--version")
-        .current_dir(path)
-        .output();
-    let is_open = path.ancestors().skip(1).all(|folder| {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::metadata(folder).is_ok_and(|about| about.permissions().mode() & 0o001 != 0)
-    });
-    if reached.is_ok() && is_open {
-        return Ok(());
+    match binaries.user() {
+        Some(user) if !binaries.can_enter(path)? => Err(CliError::failed(format!(
+            "the user {user}, which runs PostgreSQL here, cannot enter {}; choose another --data, such as one below /tmp",
+            path.display()
+        ))),
+        _ => Ok(()),
     }
-    Err(CliError::failed(format!(
-        "the user {user}, which runs PostgreSQL here, cannot enter {}; choose another --data, such as one below /tmp",
-        path.display()
-    )))
 }
 
 /// Repeats a call until it succeeds. Fails if the server has ended, or after [`ANSWER_TIMEOUT`].

@@ -96,15 +96,14 @@ impl Watch<'_> {
     }
 
     /// Reads the order and prints its new events. Returns an exit code if the order has had the
-    /// wanted state, or if it has ended. Returns `None` otherwise, and if there is no new event.
+    /// wanted state, or if it has ended. Returns `None` otherwise.
     async fn poll(&mut self) -> Result<Option<Exit>, CliError> {
         let path = path(&self.args.id);
+        // The history is read after the order, so that it has the event that led to the order's
+        // state.
+        let order = self.api.get(&path).await?;
         let history = self.api.get(&format!("{path}/history")).await?;
         let events = history["events"].as_array().cloned().unwrap_or_default();
-        if !self.state.is_empty() && events.len() <= self.printed {
-            return Ok(None);
-        }
-        let order = self.api.get(&path).await?;
         self.state = text(&order["state"]);
         for event in events.iter().skip(self.printed) {
             self.print(event)?;

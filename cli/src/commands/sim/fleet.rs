@@ -27,9 +27,12 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Maximum time for a node to start, and for every volume to answer after an event. A longer time
-/// is an error, and the run fails.
+/// Maximum time for a node to start, for its process to end after a stop or a kill, and for every
+/// volume to answer after an event. A longer time is an error, and the run fails.
 const BACK_MAX: Duration = Duration::from_secs(30);
+/// Maximum time for the process of a node to end after the node was asked to leave. It exceeds
+/// [`BACK_MAX`], because all slots of the node move first.
+const LEAVE_MAX: Duration = Duration::from_secs(120);
 /// Interval of polls while waiting until every volume answers.
 const PROBE_EVERY: Duration = Duration::from_millis(5);
 /// Interval of polls while waiting for the end of a process.
@@ -45,20 +48,6 @@ struct NodeProcess {
 }
 
 impl NodeProcess {
-    /// Waits for the end of the node's process.
-    fn wait(self) {
-        let Self {
-            mut child,
-            registered,
-        } = self;
-        // The exit code is ignored, because the audit at the end of the run finds lost and changed
-        // orders.
-        while matches!(child.try_wait(), Ok(None)) {
-            std::thread::sleep(END_POLL);
-        }
-        drop(registered);
-    }
-
     /// Kills the node's process, and waits for its end.
     fn kill(self) {
         let Self {
@@ -242,9 +231,11 @@ impl Fleet {
             }
         }
         if event.action != NodeAction::Join {
-            if let Some(process) = self.nodes[place].process.take() {
-                let _ = tokio::task::spawn_blocking(move || process.wait()).await;
-            }
+            let limit = match event.action {
+                NodeAction::Leave => LEAVE_MAX,
+                _ => BACK_MAX,
+            };
+            self.wait_for_end(place, event.action, limit).await?;
             self.recovered(event.action, begun, &name, entry, telemetry)
                 .await?;
             tokio::time::sleep(event.lasts).await;
@@ -275,6 +266,36 @@ impl Fleet {
         telemetry.event(EventKind::Resume, &name, format!("{name} goes on"));
         self.recovered(NodeAction::Pause, Instant::now(), &name, entry, telemetry)
             .await
+    }
+
+    /// Waits for the end of the process of the node at index `place` after an event. Fails if the
+    /// process still runs after `limit`.
+    async fn wait_for_end(
+        &mut self,
+        place: usize,
+        action: NodeAction,
+        limit: Duration,
+    ) -> Result<(), CliError> {
+        let until = Instant::now() + limit;
+        let node = &mut self.nodes[place];
+        // The exit code is ignored, because the audit at the end of the run finds lost and changed
+        // orders.
+        while let Some(process) = &mut node.process
+            && matches!(process.child.try_wait(), Ok(None))
+        {
+            if Instant::now() >= until {
+                return Err(CliError::failed(format!(
+                    "node '{}' did not end: its process {} still runs {limit:?} after the {}; see its lines \
+                     in the log",
+                    node.name,
+                    process.child.id(),
+                    action.name()
+                )));
+            }
+            tokio::time::sleep(END_POLL).await;
+        }
+        node.process = None;
+        Ok(())
     }
 
     /// Waits until a request that needs every volume succeeds, at most until [`BACK_MAX`] after
@@ -370,19 +391,49 @@ fn log_level(is_quiet: bool) -> &'static str {
 mod tests {
     use super::*;
 
+    fn empty_fleet(data: &Path) -> Fleet {
+        Fleet {
+            cluster: Cluster::new(data, None),
+            data: data.to_owned(),
+            warehouse: "127.0.0.1:9".parse().unwrap(),
+            nodes: Vec::new(),
+            events: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_process_that_does_not_end_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut fleet = empty_fleet(folder.path());
+        // A test of `signals` kills all registered processes. So another process is registered.
+        let mut other = Command::new("true").spawn().unwrap();
+        let process = NodeProcess {
+            child: Command::new("sleep").arg("600").spawn().unwrap(),
+            registered: Registered::new(&other),
+        };
+        fleet.nodes.push(FleetNode {
+            name: "node-1".to_owned(),
+            process: Some(process),
+        });
+        let still_running = fleet.wait_for_end(0, NodeAction::Stop, Duration::ZERO).await;
+        let error = still_running.unwrap_err().to_string();
+        assert!(
+            error.contains("node 'node-1' did not end") && error.contains("after the stop"),
+            "{error}"
+        );
+        fleet.nodes[0].signal(Signal::KILL);
+        fleet.wait_for_end(0, NodeAction::Kill, BACK_MAX).await.unwrap();
+        assert!(fleet.nodes[0].process.is_none());
+        other.wait().unwrap();
+    }
+
     /// The fleet starts each node as a process of the current program, which is the test binary
     /// here. This binary refuses the arguments of a node and ends, so no node ever runs. A join of
     /// node 3 must therefore still wait for node 1 at the timeout.
     #[tokio::test]
     async fn a_join_awaits_each_node_that_it_adds() {
         let folder = tempfile::tempdir().unwrap();
-        let mut fleet = Fleet {
-            cluster: Cluster::new(folder.path(), None),
-            data: folder.path().to_owned(),
-            warehouse: "127.0.0.1:9".parse().unwrap(),
-            nodes: Vec::new(),
-            events: Vec::new(),
-        };
+        let mut fleet = empty_fleet(folder.path());
         let event = NodeEvent {
             at: Duration::ZERO,
             node: 3,

@@ -22,7 +22,7 @@ use crate::engine::body::Body;
 use crate::engine::segment_usage::SegmentUsages;
 use crate::engine::segments::Segment;
 use crate::engine::{Engine, lock};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_full_disk};
 use crate::format::checksum;
 use crate::format::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
@@ -316,7 +316,7 @@ impl Engine {
         let allocated =
             [need.saturating_add(ALLOCATE_BYTES), bytes + reserve_of(size)].map(|to| to.min(size));
         let allocated = match file.allocate(0, allocated[0].into()) {
-            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+            Err(error) if is_full_disk(&error) => {
                 file.allocate(0, allocated[1].into()).map(|()| allocated[1])
             }
             first => first.map(|()| allocated[0]),

@@ -216,6 +216,12 @@ impl Console {
     async fn collect(&self) {
         let mut collected = self.collected.lock().await;
         let (nodes, addresses) = self.others();
+        let has_address = |node: &NodeName| addresses.iter().any(|(known, _)| known == node);
+        let without_address: Vec<NodeName> = nodes
+            .iter()
+            .filter(|node| **node != self.cluster.me && !has_address(node))
+            .cloned()
+            .collect();
         let mut asked = JoinSet::new();
         for (node, address) in addresses {
             let question = self.overview().question(&node);
@@ -236,6 +242,13 @@ impl Console {
             overview.hear(me, Ok(own), true);
             for (node, answer) in answers {
                 overview.hear(&node, answer, false);
+            }
+            for node in without_address {
+                overview.hear(
+                    &node,
+                    Err("the address of the node is not known".to_owned()),
+                    false,
+                );
             }
         }
         *collected = Some(Instant::now());

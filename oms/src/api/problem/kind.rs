@@ -280,9 +280,9 @@ impl Kind {
             Kind::PartlyApplied => &Texts {
                 slug: "partly-applied",
                 title: "Applied in part",
-                meaning: "Some nodes applied their part of a stock and others did not confirm theirs. \
-                          `applied` and `failed` list the stores. The status is that of the part that \
-                          failed, usually 503.",
+                meaning: "Some stores have their new stock, or may have it, and others do not. `applied` \
+                          and `failed` list the stores. The status is that of the part that failed, \
+                          usually 503.",
                 next: "Send the whole stock again.",
             },
         }

@@ -4,6 +4,8 @@
 //! - One upload is applied at a time. So the stock in memory and the rows get all uploads in the
 //!   same order.
 //! - If a commit fails, the stock in memory is made equal to the stock in the volume's rows again.
+//!   If some stores have their new quantities then, or may have them, the result is the problem
+//!   "partly applied".
 //! - If the volume's set of slots changed since the upload was split or its reading began, or if a
 //!   slot of the volume is sealed, the result is the problem "moved" (421).
 //!
@@ -13,15 +15,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use axum::http::StatusCode;
+
 use crate::api::problem::Problem;
 use crate::domain::csv::FieldFault;
 use crate::domain::stock::{Arrival, Cell, CellStep};
 use crate::domain::stock_matrix::{Layout, StockMatrix};
 use crate::domain::stock_snapshot::StockSnapshot;
+use crate::error::StorageError;
 use crate::runtime;
 use crate::storage::group_commit::Ticket;
 use crate::storage::owned_slots::Slots;
-use crate::storage::write_batch::WriteBatch;
+use crate::storage::write_batch::{StockPart, WriteBatch};
 use crate::volume::app::App;
 use crate::volume::state::{OrderError, VolumeState};
 
@@ -30,8 +35,8 @@ use crate::volume::state::{OrderError, VolumeState};
 pub(super) struct Prepared {
     matrix: StockMatrix,
     stores: Vec<u32>,
-    /// Batches that may be committed before the batch `last`; see `WriteBatch::stock_in_parts`.
-    pub(super) parts: Vec<WriteBatch>,
+    /// Parts that may be committed before the batch `last`; see `WriteBatch::stock_in_parts`.
+    pub(super) parts: Vec<StockPart>,
     last: WriteBatch,
 }
 
@@ -51,6 +56,41 @@ impl Prepared {
             parts,
             last,
         }
+    }
+}
+
+/// The parts of a snapshot that are in the rows of the volume.
+#[derive(Default)]
+struct Written {
+    /// The stores of all durable parts.
+    stores: Vec<u32>,
+    /// `true` if a part may be durable although its commit failed.
+    is_unknown: bool,
+}
+
+impl Written {
+    /// Records the end of the commit of a part.
+    async fn note(&mut self, stores: Vec<u32>, ticket: Ticket) -> Result<(), Problem> {
+        let durable = ticket.durable().await;
+        match &durable {
+            Ok(()) => self.stores.extend(stores),
+            Err(error) => self.is_unknown |= matches!(error, StorageError::EngineAway),
+        }
+        Ok(durable?)
+    }
+
+    /// Returns the problem of an upload of `stores` that failed with `problem`.
+    fn problem(self, problem: Problem, stores: &[u32]) -> Problem {
+        if self.stores.is_empty() && !self.is_unknown {
+            return problem;
+        }
+        let failed = stores
+            .iter()
+            .copied()
+            .filter(|store| !self.stores.contains(store))
+            .collect();
+        let reason = problem.detail_in_part().to_owned();
+        Problem::partly_applied(StatusCode::SERVICE_UNAVAILABLE, &reason, self.stores, failed)
     }
 }
 
@@ -87,8 +127,9 @@ pub(super) async fn apply(
         mut last,
     } = prepared.map_err(|error| Problem::internal(error.to_string()))?;
     let has_parts = !parts.is_empty();
+    let mut written = Written::default();
     let replaced = async {
-        write(state, parts, &stores, slots).await?;
+        write(state, parts, &stores, slots, &mut written).await?;
         let permit = state.storage.permit().await?;
         let mut stock = state.stock();
         check_stores(&state.slots, &stores, slots)?;
@@ -111,7 +152,7 @@ pub(super) async fn apply(
                 // by the stock in the rows.
                 restore(state).await?;
             }
-            return Err(problem);
+            return Err(written.problem(problem, &stores));
         }
     };
     if let Err(error) = ticket.durable().await {
@@ -119,7 +160,7 @@ pub(super) async fn apply(
         state
             .stock()
             .undo(applied, stored.matrix, stored.counted_to_overrides);
-        return Err(error.into());
+        return Err(written.problem(error.into(), &stores));
     }
     app.counters.stock_snapshots.fetch_add(1, Ordering::Relaxed);
     Ok(())
@@ -128,26 +169,41 @@ pub(super) async fn apply(
 /// Writes the parts of a snapshot. Each part is queued while the previous part is being synced.
 async fn write(
     state: &VolumeState,
-    parts: Vec<WriteBatch>,
+    parts: Vec<StockPart>,
     stores: &[u32],
     slots: u64,
+    written: &mut Written,
 ) -> Result<(), Problem> {
-    let mut before: Option<Ticket> = None;
+    let mut before: Option<(Vec<u32>, Ticket)> = None;
+    let mut failure = None;
     for part in parts {
-        let permit = state.storage.permit().await?;
-        let ticket = {
+        let sent = async {
+            let permit = state.storage.permit().await?;
             let _stock = state.stock();
             check_stores(&state.slots, stores, slots)?;
-            permit.send(part)
+            Ok::<_, Problem>((part.stores, permit.send(part.batch)))
         };
-        if let Some(before) = before.replace(ticket) {
-            before.durable().await?;
+        let now = match sent.await {
+            Ok(now) => Some(now),
+            Err(problem) => {
+                failure = Some(problem);
+                None
+            }
+        };
+        if let Some((stores, ticket)) = std::mem::replace(&mut before, now) {
+            let noted = written.note(stores, ticket).await;
+            failure = failure.or(noted.err());
+        }
+        if failure.is_some() {
+            break;
         }
     }
-    match before {
-        Some(ticket) => Ok(ticket.durable().await?),
-        None => Ok(()),
+    if let Some((stores, ticket)) = before {
+        // A part that was sent may be durable although an earlier part has failed.
+        let noted = written.note(stores, ticket).await;
+        failure = failure.or(noted.err());
     }
+    failure.map_or(Ok(()), Err)
 }
 
 /// The stock of a volume as read from its rows.
@@ -300,4 +356,35 @@ pub(super) async fn change(
     }
     durable?;
     Ok(stores.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::stock_upload::tests::open;
+
+    #[tokio::test]
+    async fn an_upload_that_fails_after_a_durable_part_names_the_stores() {
+        let folder = tempfile::tempdir().unwrap();
+        let app = open(folder.path());
+        let storage = &app.state().storage;
+        let send = async || storage.permit().await.unwrap().send(WriteBatch::default());
+        let failure = || Problem::busy("the disk is full; nothing was changed");
+        let unchanged = Written::default().problem(failure(), &[1, 2, 3]);
+        assert_eq!(unchanged, failure());
+        let mut written = Written::default();
+        written.note(vec![1, 2], send().await).await.unwrap();
+        // A database that has lost its lock accepts no more commits.
+        std::fs::remove_file(folder.path().join("LOCK")).unwrap();
+        assert!(written.note(vec![3], send().await).await.is_err());
+        let problem = written.problem(failure(), &[1, 2, 3]);
+        let expected = Problem::partly_applied(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the disk is full",
+            vec![1, 2],
+            vec![3],
+        );
+        assert_eq!(problem, expected);
+        drop(app);
+    }
 }

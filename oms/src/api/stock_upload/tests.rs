@@ -136,7 +136,7 @@ async fn a_snapshot_interrupted_between_any_two_parts_never_oversells() {
                 break;
             }
             for part in parts.into_iter().take(cut) {
-                commit(&app, part).await;
+                commit(&app, part.batch).await;
             }
             // Closing and opening the volume stands for a crash after `cut` parts.
             close(app).await;

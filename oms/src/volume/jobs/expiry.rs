@@ -66,8 +66,8 @@ struct Mark {
     /// First page of arrivals that had not been written at the moment of the mark.
     end: u64,
     at: Instant,
-    /// Wall-clock time at the moment of the mark in UTC milliseconds, less any step forward since
-    /// the previous reading of the clock.
+    /// Wall-clock time at the moment of the mark in UTC milliseconds, less the sum of all steps
+    /// since the previous mark if the sum is a step forward.
     wall_ms: u64,
 }
 
@@ -80,6 +80,9 @@ pub(crate) struct Expiry {
     marks: VecDeque<Mark>,
     /// The last reading of the wall clock (UTC milliseconds) and of the monotonic clock.
     last: (u64, Instant),
+    /// Sum of all steps of the wall clock since the newest mark, in milliseconds. Steps back are
+    /// negative.
+    stepped_ms: i64,
 }
 
 impl Expiry {
@@ -91,6 +94,7 @@ impl Expiry {
             page: state.storage.counters().expired_page,
             marks: VecDeque::new(),
             last: (state.clock.now_ms(), Instant::now()),
+            stepped_ms: 0,
         }
     }
 
@@ -119,7 +123,9 @@ impl Expiry {
     fn mark(&mut self, next_page: u64, wall_ms: u64) {
         let now = Instant::now();
         let passed_ms = (now - self.last.1).as_millis() as u64;
-        let unstepped_ms = wall_ms.min(self.last.0.saturating_add(passed_ms));
+        let expected_ms = self.last.0.saturating_add(passed_ms);
+        let step_ms = wall_ms.cast_signed().saturating_sub_unsigned(expected_ms);
+        self.stepped_ms = self.stepped_ms.saturating_add(step_ms);
         self.last = (wall_ms, now);
         let apart = self.timeout / MARKS_PER_TIMEOUT;
         let is_new = self
@@ -130,8 +136,9 @@ impl Expiry {
             self.marks.push_back(Mark {
                 end: next_page,
                 at: now,
-                wall_ms: unstepped_ms,
+                wall_ms: wall_ms.saturating_sub(self.stepped_ms.max(0).unsigned_abs()),
             });
+            self.stepped_ms = 0;
         }
     }
 

@@ -162,6 +162,26 @@ async fn orders_from_the_future_expire_one_timeout_after_the_volume_is_opened() 
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_step_between_two_marks_of_a_long_timeout_is_no_age() {
+    let folder = tempfile::tempdir().unwrap();
+    let shop = Shop::open(folder.path(), BEGIN_MS).await;
+    let (second, step) = (1_000, 7_200_000);
+    let mut expiry = Expiry::new(&shop.transactors, Duration::from_secs(30 * 86_400));
+    expiry.mark(1, BEGIN_MS);
+    let mut wall_ms = BEGIN_MS;
+    for pass in 0..3_000 {
+        tokio::time::advance(Duration::from_millis(second)).await;
+        wall_ms += second + if pass == 2 { step } else { 0 };
+        expiry.mark(2, wall_ms);
+    }
+    let newest = expiry.marks.back().unwrap();
+    assert_eq!((expiry.marks.len(), newest.end), (2, 2));
+    let begun = newest.wall_ms - BEGIN_MS;
+    assert!(begun < step, "the mark is {begun} ms after the first one");
+    shop.close().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_number_of_marks_is_bounded_for_a_long_timeout() {
     let folder = tempfile::tempdir().unwrap();
     let shop = Shop::open(folder.path(), BEGIN_MS).await;
