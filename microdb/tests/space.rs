@@ -120,8 +120,8 @@ impl Before {
         samples
     }
 
-    /// Waits until the process uses no more descriptors and hardly more memory than before, and no
-    /// map is left.
+    /// Waits until the process has at most as many descriptors as before and hardly more memory,
+    /// and until no file below `folder` is mapped into its memory. Panics after `PATIENCE`.
     fn check_given_back(&self, folder: &Path) {
         let started = Instant::now();
         loop {

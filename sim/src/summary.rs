@@ -142,8 +142,8 @@ pub struct Summary {
     pub thresholds: Vec<ThresholdResult>,
     /// Path of the log of requests; `None` if the run writes no log.
     pub stats_csv: Option<PathBuf>,
-    /// Reason for which the log of requests or the series is incomplete; `None` if both are
-    /// complete.
+    /// Reason for which `stats.csv` (the log of requests) or `series.csv` is incomplete; `None` if
+    /// both are complete.
     pub log_problem: Option<String>,
     /// Counts of the routing of requests to owners; `None` if the setting `route` was `false`.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -168,8 +168,9 @@ impl Answer {
     }
 }
 
-/// Sends one HTTP/1.1 request on a new connection. Returns `None` if the connection fails, no
-/// response ends within [`HANG`], or the response cannot be parsed.
+/// Sends one HTTP/1.1 request on a new connection, and reads the response until the server closes
+/// the connection. Returns `None` if the connection fails, if the server sends nothing for
+/// [`HANG`], or if the response cannot be parsed.
 pub fn try_http(
     address: &str,
     method: &str,

@@ -338,8 +338,9 @@ impl ClusterState {
         Some(state)
     }
 
-    /// Marks a node as leaving. The node must be a member of the ring, or have a volume and be
-    /// about to become a member. Fails if the node cannot leave or is leaving already.
+    /// Returns the state in which `node` is marked as leaving. Fails if the node is not a member of
+    /// the ring and has no volume, if the node is leaving already, or if no other member with a
+    /// weight above 0 stays in the cluster. A new node has a volume before it becomes a member.
     pub(crate) fn with_leaving(&self, node: &NodeName) -> Result<ClusterState, Unleavable> {
         let takes_slots = |member: &Member| {
             member.name() != node && member.weight() > 0 && !self.leaving.contains(member.name())

@@ -332,7 +332,8 @@ impl World {
     }
 
     fn report_death(self: &Arc<Self>, id: usize, name: &str) {
-        // Behind an engine, a process that has left the cluster is killed to end its tasks.
+        // Behind an engine, `Node::exit` ends the membership of a process and then kills it, so
+        // that its tasks end. Such a kill is a normal exit and is not counted as a death.
         let is_exit = self.has_engine() && !self.inside().incarnations[id].is_member;
         if !is_exit {
             self.note(|| format!("{name} dies"));

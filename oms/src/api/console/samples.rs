@@ -146,7 +146,8 @@ fn percentile_us(buckets: &[u64], share: f64) -> Option<u64> {
     BUCKETS_US.last().copied()
 }
 
-/// The recent seconds of this node.
+/// Records the requests that this node answers in each second, and keeps the counts of the last
+/// `SECONDS_KEPT` seconds.
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
     before: BTreeMap<&'static str, RouteCounts>,

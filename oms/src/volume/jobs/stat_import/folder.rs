@@ -152,7 +152,7 @@ pub(crate) fn set_aside(path: &Path) -> Result<PathBuf> {
             continue;
         }
         let renamed = match rustix::fs::renameat_with(CWD, path, CWD, &aside, RenameFlags::NOREPLACE) {
-            // The file system does not support `NOREPLACE`.
+            // The file system or the kernel does not support `NOREPLACE`.
             Err(Errno::INVAL | Errno::NOSYS) => rename_by_link(path, &aside),
             renamed => renamed,
         };
