@@ -100,8 +100,8 @@ impl Random {
         mix(self.0)
     }
 
-    /// Returns a random number below `limit`. Each value is equally likely, up to a deviation of
-    /// `limit` / 2^64.
+    /// Returns a random number below `limit`, or 0 if `limit` is 0. Each value is equally likely,
+    /// up to a deviation of `limit` / 2^64.
     pub const fn below(&mut self, limit: u64) -> u64 {
         ((self.bits() as u128 * limit as u128) >> 64) as u64
     }

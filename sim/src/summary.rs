@@ -1,5 +1,6 @@
 //! The summary of a run: as a table for people, and as JSON for programs. The table has 80 columns,
-//! except in lines with a path or a finding, and in commands without an option to break them at.
+//! except in lines with a path, a finding or its explanation, and in commands without an option to
+//! break them at.
 //!
 //! Invariants:
 //! - Counts include this run only, except for those in the report of the audit. Totals that include
@@ -45,7 +46,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Returns the verdict as a word.
+    /// Returns the verdict as one or two words in capitals.
     pub fn name(self) -> &'static str {
         match self {
             Self::Clean => "CLEAN",
@@ -565,7 +566,7 @@ const COMMAND_COLUMNS: usize = 78;
 /// Column at which the text of a line begins, after the line's name.
 const INDENT: usize = 13;
 
-/// Writes a line of the table without wrapping, for paths and commands.
+/// Writes a line of the table without wrapping, for short texts, paths and commands.
 pub(crate) fn line(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
     writeln!(f, "  {name:<11}{text}")
 }
@@ -587,7 +588,7 @@ pub(crate) fn wrapped(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt
     line(f, name, &row)
 }
 
-/// Returns the counts above 0 as a text such as `3 delivered, 1 paid`.
+/// Returns the counts above 0 as a text such as `3 delivered, 1 paid`, or `none`.
 fn counts(counts: &BTreeMap<String, u64>) -> String {
     let parts: Vec<String> = counts
         .iter()

@@ -1,7 +1,7 @@
 //! Runs the real binary as a child process, and sends plain HTTP to its servers.
 //!
 //! No helper waits for a fixed time. A server has started when its log says so, and a condition is
-//! polled until it holds.
+//! polled until it holds, at most for [`HANG`].
 pub mod browser;
 pub mod markdown;
 
@@ -11,8 +11,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-/// Maximum time to wait for a log line, a response or a condition. Even a slow machine needs far
-/// less, so a longer wait means that a process hangs.
+/// Maximum time to wait for the next log line, the next bytes of a response, the next message of a
+/// browser, or a condition. Even a slow machine needs far less, so a longer wait means that a
+/// process hangs.
 pub const HANG: Duration = Duration::from_secs(120);
 
 /// Returns a command that runs the binary. The variables `IMT_...` of the test process are removed,

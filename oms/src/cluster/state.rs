@@ -165,10 +165,10 @@ impl ClusterState {
         }
     }
 
-    /// Assigns the volumes of the ring and of the running nodes (`alive`) to running nodes. The
-    /// volume of a leaving node that is no member any more is removed. A move is undone if one of
-    /// its volumes gets another server or none, and continues otherwise. Returns `None` if nothing
-    /// changes.
+    /// Assigns the volumes of the ring and of the running nodes (`alive`) to running nodes. All
+    /// other volumes are removed, and so is the volume of a running node that is leaving and is no
+    /// member of the ring. A move is undone if one of its volumes gets another server or none, and
+    /// continues otherwise. Returns `None` if nothing changes.
     ///
     /// The first choice is the volume's own node, then its present server, then its follower, then
     /// the node with the fewest volumes. The last two choices exclude leaving nodes. If all four

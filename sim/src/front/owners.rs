@@ -202,7 +202,7 @@ impl Owners {
         tokio::spawn(async move { owners.read_again(vec![named], generation).await });
     }
 
-    /// Reads the routes from the first of these nodes that answers in time. If none does, the
+    /// Reads the routes from the first of these nodes that returns them in time. If none does, the
     /// present routes stay. Does nothing if another task has read the routes since
     /// [`State::generation`] was `generation`.
     async fn read_again(&self, nodes: Vec<Client>, generation: u64) {

@@ -290,9 +290,8 @@ fn synchronous(standbys: &[String]) -> String {
     format!("synchronous_standby_names = 'ANY 1 ({})'\n", standbys.join(", "))
 }
 
-/// Checks that the user of the servers can reach the folder, if this is not the user of this
-/// process. Fails if that user cannot enter the folder, or if a folder above it is not open to
-/// every user.
+/// Checks if the user of the servers can reach the folder, if this is not the user of this process.
+/// Fails if a folder above it is not open to every user, or if no program can be started there.
 fn check_reach(binaries: &Binaries, path: &Path) -> Result<(), CliError> {
     let Some(user) = binaries.user() else {
         return Ok(());

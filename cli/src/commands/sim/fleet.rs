@@ -30,7 +30,7 @@ use tokio::time::Instant;
 /// Maximum time for a node to start, and for every volume to answer after an event. A longer time
 /// is an error, and the run fails.
 const BACK_MAX: Duration = Duration::from_secs(30);
-/// Interval of polls while waiting until every volume answers.
+/// Interval of polls while waiting until a node runs, or until every volume answers.
 const PROBE_EVERY: Duration = Duration::from_millis(5);
 /// Interval of polls while waiting for the end of a process.
 const END_POLL: Duration = Duration::from_millis(5);

@@ -71,7 +71,8 @@ pub(super) struct Trace<'a> {
     last: Cell<u64>,
     /// Paths that are not among the known shapes, perhaps repeatedly.
     pub(super) unknown: RefCell<Vec<u64>>,
-    /// Number of fields in all structs, tuples and variants of the value.
+    /// Number of fields in all structs, tuples and variants of the value, without the single field
+    /// of each newtype.
     pub(super) fields: Cell<u64>,
 }
 
