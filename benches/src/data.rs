@@ -5,8 +5,9 @@
 //! - A key is computed from its record's index, because a table of keys would compete with the
 //!   engine for the caches.
 //! - A value is a slice of one pool of random bytes. So its creation costs almost nothing compared
-//!   with the measured put, and the right value of every get is known byte for byte.
-//! - Each record has two possible values, versions 0 and 1, so that an overwrite changes the bytes.
+//!   with the measured put, and the result of a get can be checked byte for byte.
+//! - Each record has two possible values, versions 0 and 1, so that a workload can overwrite a
+//!   record with other bytes. [`Values::is_right`] accepts both versions.
 
 /// Size of a key in bytes.
 pub const KEY_BYTES: usize = 16;
@@ -99,8 +100,8 @@ impl Random {
         mix(self.0)
     }
 
-    /// Returns a random number below `limit`. Each value is equally likely, up to a deviation of
-    /// `limit` / 2^64.
+    /// Returns a random number below `limit`, or 0 if `limit` is 0. Each value is equally likely,
+    /// up to a deviation of `limit` / 2^64.
     pub const fn below(&mut self, limit: u64) -> u64 {
         ((self.bits() as u128 * limit as u128) >> 64) as u64
     }

@@ -25,11 +25,12 @@ const BLOCK_BYTES: usize = 4096;
 /// and a small header.
 const RECORD_BYTES: usize = 128;
 
-/// Size in bytes of the memory for the measurement of cache misses. This size exceeds all caches
-/// and is about that of 2,000,000 records.
+/// Size in bytes of the memory for the measurement of cache misses. This size exceeds the caches of
+/// most machines and is about that of 2,000,000 records.
 const MISS_BYTES: usize = 256 << 20;
 
-/// Size in bytes of one measured copy. This size exceeds all caches.
+/// Size in bytes of one measured copy. Source and target together exceed the caches of most
+/// machines.
 const COPY_BYTES: usize = 64 << 20;
 
 /// The measured limits of the machine: name, description and unit.

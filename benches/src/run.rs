@@ -76,7 +76,8 @@ pub struct Sample {
     pub measurement: Measurement,
 }
 
-/// A workload without figures on an engine, and the reason.
+/// A workload that an engine does not support, or that failed on the engine at least once, and the
+/// reason.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct Absence {
     /// Name of the engine.
@@ -166,7 +167,8 @@ impl Absence {
     }
 }
 
-/// Returns the median: the middle value, or the mean of the two middle values.
+/// Returns the median: the middle value, or the mean of the two middle values. Returns `None`
+/// without values.
 fn median(values: impl Iterator<Item = f64>) -> Option<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);

@@ -1,5 +1,5 @@
 //! Parsers of the values of flags, which come from the command line, the environment, the context
-//! or the file of settings.
+//! (`contexts`) or the file of settings (`config`).
 //!
 //! Invariants:
 //! - A value that a parser refuses ends the command with exit code 2, before anything starts.

@@ -87,7 +87,8 @@ pub(crate) enum Cluster {
 
 /// State of a cluster, as [`Cluster::look`] has read it.
 pub(crate) struct Look {
-    /// Descriptions that the nodes have published. Stopped nodes are included.
+    /// Descriptions that the nodes have published. A node removes its description during its stop.
+    /// So a node that does not run is included only if it has ended in another way, such as a kill.
     pub(crate) cards: Vec<NodeInfo>,
     running: BTreeSet<NodeName>,
     /// The ring of the nodes. `None` if no node has stored a ring yet.
@@ -197,8 +198,8 @@ impl Cluster {
         }
     }
 
-    /// Returns a client for the internal API of the nodes. Reads the cluster's secret, which that
-    /// API requires.
+    /// Returns a client for the internal API of the nodes (the paths below `/peer/`). Reads the
+    /// cluster's secret, which that API requires.
     pub(crate) async fn client(&self) -> Result<NodeClient, CliError> {
         let encryption = match self {
             // All nodes of a data folder run on this machine, so calls to them need no encryption.
@@ -262,12 +263,13 @@ impl Look {
         })
     }
 
-    /// Returns `true` if the node was running at the time of the look.
+    /// Returns `true` if the node was running and had a description at the time of the look. A node
+    /// that is stopping may have none.
     pub(crate) fn runs(&self, node: &NodeName) -> bool {
         self.running.contains(node)
     }
 
-    /// Returns the descriptions of the nodes that were running at the time of the look.
+    /// Returns the descriptions of the nodes for which [`Look::runs`] returns `true`.
     pub(crate) fn running(&self) -> impl Iterator<Item = &NodeInfo> {
         self.cards.iter().filter(|card| self.runs(&card.name))
     }

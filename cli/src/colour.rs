@@ -17,8 +17,9 @@ impl Paint {
         Self(!is_plain && output::is_coloured(&std::io::stdout()))
     }
 
-    /// Returns `text`. If results are coloured, colours its verdict: the words between the label
-    /// `verdict` at the beginning of a line and the next colon.
+    /// Returns `text`, the result of an audit or of a run. If results are coloured, colours the
+    /// verdict: the words between the label `verdict` at the beginning of a line and the next
+    /// colon.
     pub(crate) fn verdict(self, text: &str) -> String {
         if !self.0 {
             return text.to_owned();

@@ -2,8 +2,9 @@
 //!
 //! Invariants:
 //! - A log line is printed above the progress bar and never splits it.
-//! - While the live view uses the terminal, log lines go to the view's pane, and to the run's log
-//!   file once the run has one. They also go to standard error if that is not a terminal.
+//! - While the live view (`imt_live::View`) uses the terminal, log lines go to the view's pane, and
+//!   to the log file of the simulation run once the run has one. They also go to standard error if
+//!   that is not a terminal.
 //! - A closed standard error does not end the process.
 
 use crate::error::CliError;
@@ -56,8 +57,8 @@ pub(crate) fn start(format: LogFormat, filter: &str) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Fields of run events. Text lines leave these fields out, because the message repeats their
-/// content. No other log line has both fields.
+/// Fields of the events of a simulation run (`Telemetry::event`). Text lines leave out these
+/// fields, because the message repeats their content. No other log line has both fields.
 const RUN_EVENT_FIELDS: [&str; 2] = ["kind", "subject"];
 
 /// Formats the fields of log lines for people. Leaves out [`RUN_EVENT_FIELDS`] in a line that has

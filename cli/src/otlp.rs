@@ -67,7 +67,8 @@ mod present {
     use std::time::Duration;
     use tokio::sync::mpsc;
 
-    /// Maximum number of spans that wait for the collector.
+    /// Maximum number of spans that wait in the queue. The spans of the current request are not in
+    /// it.
     const QUEUE_MAX: usize = 4_096;
     /// Maximum number of spans in one request to the collector.
     const BATCH_MAX: usize = 512;
@@ -114,7 +115,8 @@ mod present {
         Ok(())
     }
 
-    /// Returns the URL to send spans to. A URL without a path gets the path [`TRACES`].
+    /// Returns the URL to send spans to. A URL without a path, or with the path `/`, gets the path
+    /// [`TRACES`].
     fn endpoint(url: &str) -> Result<String, CliError> {
         let wrong = |problem: &str| {
             CliError::Usage(format!(

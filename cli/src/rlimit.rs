@@ -1,14 +1,14 @@
 //! Adapts the process to the system's limit of open files.
 //!
 //! A node needs one descriptor for each connection of a client and one for each warehouse call in
-//! flight. Both can be thousands. Shells often start a process with a soft limit of 1,024
+//! flight. Both numbers can be thousands. Shells often start a process with a soft limit of 1,024
 //! descriptors, and the process may raise this limit up to the hard limit.
 
 use imt_oms::NodeConfig;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Number of descriptors that a node needs under full load. If an attempt to raise a lower limit
-/// fails, a warning is logged.
+/// Number of descriptors that is enough for a node with default settings under full load. If an
+/// attempt to raise a lower limit fails, a warning is logged.
 const WANTED: u64 = 32_768;
 
 /// Raises the soft limit of open files to the hard limit.

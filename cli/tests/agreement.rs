@@ -1,5 +1,6 @@
-//! All outputs of one run must agree. The summary, `stats.csv`, the report, the node's metrics and
-//! console, the warehouse and the audit give the same figures.
+//! All outputs of one run must agree. The summary, `stats.csv`, `series.csv`, `histograms.csv`, the
+//! report, the node's metrics, health and console, the warehouse and the audit give the same
+//! figures.
 
 use crate::support::{Server, free_address, http, imt, run, stderr, stdout, until};
 use serde_json::Value;

@@ -1,5 +1,6 @@
-//! Output of commands: JSON errors, colour, quiet mode, suggestions, warnings of unknown variables,
-//! manual pages and completions, and commands that work beside a broken file of settings.
+//! Output of commands: JSON errors, colour, columns of tables, quiet mode, suggestions, warnings of
+//! unknown variables, manual pages and completions, and commands that work beside a broken file of
+//! settings.
 
 use crate::support::{Server, imt, run, stderr, stdout};
 use serde_json::Value;

@@ -1,5 +1,5 @@
 //! Settings: a flag overrides the environment, the environment overrides the file, and each error
-//! names the wrong setting.
+//! names the wrong setting, line or file.
 
 use crate::support::{imt, run, stderr, stdout};
 use serde_json::Value;

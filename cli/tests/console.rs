@@ -1,6 +1,6 @@
 //! The web console in a browser: it loads without script errors, shows a joining node, finds an
-//! order, connects again after a lost connection, shows markup in an order id as text, and fits the
-//! window of a phone.
+//! order, and names its controls for assistive technology. It connects again after a lost
+//! connection, shows markup in an order id as text, and fits the window of a phone.
 
 use crate::support::browser::Browser;
 use crate::support::{Server, free_address, http, until};

@@ -298,8 +298,8 @@ fn a_torn_tail_is_distinguished_from_damage() {
     let output = run(&["db", "inspect", db, "--segment", id]);
     assert_eq!(output.status.code(), Some(3));
     assert!(stdout(&output).contains("DAMAGED"), "{}", stdout(&output));
-    // A database cannot be opened if the header of a segment is damaged. The error names the
-    // remedy.
+    // A database cannot be opened if the header of a durable segment is damaged. The error names
+    // the remedy.
     rotten[0] ^= 1;
     std::fs::write(&file, &rotten).unwrap();
     let output = run(&["db", "inspect", db]);

@@ -1,5 +1,5 @@
 //! `imt db` as a user runs it in a shell: typed keys, hexadecimal digits after `0x`, scans, changes
-//! of tables, use of space, rows of a node, and keys of lost records.
+//! of tables, use of space, rows of a node, keys of lost records, and differences.
 
 use crate::support::{Server, http, run, stderr, stdout, until};
 use microdb::{Db, Options};
@@ -17,7 +17,7 @@ fn json(args: &[&str]) -> Json {
     serde_json::from_str(&done(&[args, &["-o", "json"]].concat())).unwrap()
 }
 
-/// Creates a database with typed tables and one large value.
+/// Creates a database with two typed tables, and a table of bytes with many dead records.
 fn library() -> (TempDir, PathBuf) {
     let kept = tempdir().unwrap();
     let path = kept.path().join("library");

@@ -6,13 +6,14 @@
 //!   output. `[..]` stands for any text in a line, and `...` for any lines.
 //!
 //! A comment before a block ([`blocks`]) can set these options, separated by semicolons:
-//! - `not run: REASON`: the block needs more than this machine has.
+//! - `not run: REASON`: the block is not run, because it needs other programs or much time, or is
+//!   itself a test.
 //! - `servers`: each line starts a server that runs until the next block with `fresh`, or until the
 //!   end of the document.
 //! - `fresh`: the servers of earlier blocks are stopped before this block.
 //! - `exit 3 0`: expected exit codes of the commands in the block, in order. Without the option,
 //!   each is 0.
-//! - `figures`: numbers and line breaks of the output may differ, words may not.
+//! - `figures`: numbers, blanks and line breaks of the output may differ, words may not.
 //! - `loose WORD,WORD`: with `figures`, the text after these labels may differ too, because it
 //!   depends on the speed of the machine.
 //! - `varies TEXT,TEXT`: these texts of the output may differ.
@@ -62,7 +63,8 @@ fn root() -> PathBuf {
 }
 
 /// Returns the paths of the repository's documents, the files with the ending `.md`. The notes in
-/// `docs/log` are left out, because they describe runs of an earlier version.
+/// `docs/log` are left out, because they describe earlier versions. Folders with a name that begins
+/// with `.` or `target` are left out too.
 fn documents() -> Vec<String> {
     let mut found = Vec::new();
     let mut folders = vec![String::new()];
@@ -185,7 +187,8 @@ impl Session {
         command
     }
 
-    /// Runs a block. An error names the document and the line of the block.
+    /// Runs a block. Panics with the document and the line of the block if a command or a script of
+    /// the block fails.
     fn run(&mut self, block: &Block) {
         let place = self.place(block);
         if block.option("fresh").is_some() {

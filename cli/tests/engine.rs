@@ -161,7 +161,7 @@ impl World {
         });
     }
 
-    /// Returns the secret of the nodes.
+    /// Returns the cluster's secret.
     fn secret(&self) -> String {
         let read = Command::new("psql")
             .args(["-At", "-c", "SELECT secret FROM imt_cluster", &self.engine.url])

@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tempfile::{TempDir, tempdir};
 
-/// Number of standbys of the engine. The test kills one standby and promotes another one, which
-/// then needs a standby of its own.
+/// Number of standbys of the engine. A test kills one standby and the primary. A second standby is
+/// then promoted, and needs the third one as its standby.
 const STANDBYS: usize = 3;
 /// Maximum number of pauses of one second. At least one of them must move no volume. A busy machine
 /// may lengthen a pause, so one try is not enough.

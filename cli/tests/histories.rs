@@ -38,10 +38,10 @@ const ORDERS_AT_ONCE: usize = 4;
 /// Maximum number of operations on an order while faults happen. A last read with a response
 /// follows at the end.
 const STEPS_PER_ORDER: usize = 24;
-/// Minimum number of operations that the clients begin during a pause of a node, and between two
-/// faults.
+/// Minimum number of operations that the clients begin during a pause of a node, and between the
+/// beginnings of two faults.
 const OPERATIONS_BETWEEN: u64 = 200;
-/// Time without a response after which a client gives up.
+/// Maximum time of each read of a response. A client gives up after a longer wait.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Random numbers of a client, from a linear congruential generator.

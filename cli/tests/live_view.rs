@@ -175,7 +175,8 @@ fn cause_warning(data: &Path) {
     until("the warning is logged", || warnings(&run_log(data)) == 1);
 }
 
-/// Returns the text of the log file in the only run folder, if the file exists.
+/// Returns the text of the log file in the only run folder, or an empty text if the file cannot be
+/// read.
 fn run_log(data: &Path) -> String {
     let run = std::fs::read_dir(data.join("runs")).unwrap().next().unwrap();
     std::fs::read_to_string(run.unwrap().path().join("run.log")).unwrap_or_default()

@@ -7,7 +7,8 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Output, Stdio};
 use tempfile::{TempDir, tempdir};
 
-/// A node with stock. There is no warehouse at the address that the node calls.
+/// A node with stock. No warehouse listens at the address that the node calls, unless the test
+/// starts one there.
 struct Shop {
     node: Server,
     warehouse: String,

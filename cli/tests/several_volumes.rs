@@ -89,7 +89,9 @@ fn pair(data: &TempDir) -> (Server, Server) {
     (alpha, beta)
 }
 
-/// Returns the values in `/metrics` by the name and labels of the series.
+/// Returns the values in `/metrics`, by the name of the metric with its labels. Asserts that each
+/// name with labels occurs once, that each metric has one type, and that a metric is a counter if
+/// and only if its name ends in `_total`.
 fn series(at: &Server) -> BTreeMap<String, f64> {
     let answer = get(at, "/metrics");
     assert_eq!(answer.status, 200);

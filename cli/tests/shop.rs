@@ -87,7 +87,8 @@ fn the_shop_runs_and_its_audit_is_clean() {
     assert_reports(folder, &runs);
 }
 
-/// Asserts that `imt sim report` and `imt sim compare` draw these runs.
+/// Asserts that `imt sim report` draws the newest run, that `imt sim compare` compares `runs`, and
+/// that a report on an unknown run fails.
 fn assert_reports(folder: &str, runs: &[std::path::PathBuf]) {
     let output = run(&["sim", "report", "--data", folder]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

@@ -17,7 +17,7 @@ fn assert_clear(error: &str, names: &[&str]) {
     }
 }
 
-/// Returns the subcommands that a help text lists.
+/// Returns the subcommands that a help text lists, except `help`.
 fn subcommands(help: &str) -> Vec<String> {
     let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
     let lines = lines.take_while(|line| !line.is_empty());

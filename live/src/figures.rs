@@ -51,8 +51,8 @@ pub(crate) fn latency(us: u64) -> String {
     }
 }
 
-/// Returns the text in at most `width` columns. A text that is too long ends with an ellipsis.
-/// Control characters are removed, because they would move the cursor.
+/// Returns the text in at most `width` columns. A text that is too long ends with an ellipsis,
+/// unless `width` is 0. Control characters are removed, because they would move the cursor.
 pub(crate) fn fit(text: &str, width: usize) -> String {
     let plain: String = text.chars().filter(|c| !c.is_control()).collect();
     if plain.width() <= width {

@@ -40,7 +40,7 @@ impl LogLines {
 }
 
 /// Returns a line without escape sequences (`ESC [ ... letter`) and control characters, cut to
-/// [`COLUMNS_MAX`] characters.
+/// [`COLUMNS_MAX`] characters. A tab becomes a blank.
 fn plain(line: &str) -> String {
     let mut text = String::new();
     let mut chars = line.chars().take(4 * COLUMNS_MAX).peekable();

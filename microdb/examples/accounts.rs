@@ -41,7 +41,7 @@ impl fmt::Display for TransferError {
 
 impl std::error::Error for TransferError {}
 
-/// The tables of the program.
+/// The database of the program and its tables.
 pub(crate) struct Bank {
     db: Db,
     accounts: Accounts,

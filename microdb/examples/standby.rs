@@ -19,8 +19,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Table of the standby with its position: the last applied commit. The position is written in one
-/// batch with the puts and deletions of the commit.
+/// Table of the standby with its position: the sequence and the chain of the last applied commit.
+/// The position is written in one batch with the puts and deletions of the commit.
 const POSITION: &str = "standby position";
 
 /// Brings the records of the standby in `folder` to the state of `first`. Drops and renames of

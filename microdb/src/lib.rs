@@ -20,7 +20,7 @@
 //! - [`Db`] is an open database, [`Table`] and [`TypedTable`] are its tables. [`Batch`] and
 //!   [`Db::transaction`] change several records at once. [`Snapshot`] is a view of one moment.
 //!   Batches, transactions and snapshots accept both kinds of tables.
-//! - Handles are cheap to clone and usable from any thread.
+//! - Handles of databases, tables and snapshots are cheap to clone and usable from any thread.
 //! - Every read of a record verifies its checksum. A read returns the right value, absence, or an
 //!   error that names the damage.
 //! - One process writes, protected by a file lock. Other processes may open the same folder

@@ -177,8 +177,8 @@ impl Options {
         self
     }
 
-    /// Size of the first segment, in bytes: 4 KiB to 64 MiB. Each later segment is twice as large
-    /// as the one before it, up to [`Options::segment_bytes_max`]. Default: 256 KiB.
+    /// Size of the first segment, in bytes: 4 KiB to 64 MiB. The size doubles with each further
+    /// segment. [`Options::segment_bytes_max`] limits all of them. Default: 256 KiB.
     #[must_use]
     pub fn segment_bytes_first(mut self, bytes: u32) -> Self {
         self.segment_bytes_first = bytes;
@@ -228,8 +228,9 @@ impl Options {
     /// Runs checkpoints, compaction, sealing and delayed writes of buffered commits in the
     /// background if `true`, on a thread pool shared by all databases of the process. If `false`,
     /// checkpoints are written only on request and on close, and compaction runs only on request.
-    /// Buffered commits then stay in memory until [`Options::buffer_bytes`] are reached or the log
-    /// is synced, and commits are never delayed to bound the size of the log. Default: `true`.
+    /// Buffered commits then stay in memory until [`Options::buffer_bytes`] or four complete
+    /// segments are unwritten, or the log is synced. Commits are never delayed to bound the size of
+    /// the log. Default: `true`.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -246,17 +247,20 @@ impl Options {
         self
     }
 
-    /// Percentage of dead bytes in the log at which background compaction starts. Compaction begins
-    /// with the segments that have the largest share of dead bytes, and ends below this percentage.
-    /// Default: 33.
+    /// Percentage of dead bytes in the complete segments of the log at which background compaction
+    /// starts. Compaction begins with the segments that have the largest share of dead bytes, and
+    /// ends below this percentage. Default: 33.
     ///
     /// A higher value makes updates cheaper, since segments have fewer live records when they are
     /// compacted, but uses more disk.
     ///
     /// If compaction falls behind, commits are slowed. A commit waits if it would make the log
     /// larger than a limit: the size at which compaction starts, plus 15 % of the live bytes, plus
-    /// two segments. The log may still grow further: a commit waits for about one second at most,
-    /// and it does not wait during a backup or [`crate::Db::compact`].
+    /// two segments. The log may still grow further, because some commits do not wait: commits that
+    /// create, rename, clear or drop tables, those of transactions that run while other writers
+    /// wait, and all commits during a backup or [`crate::Db::compact`]. A commit stops waiting
+    /// after one second, or later if a compaction on its own thread ends later. After a compaction
+    /// that freed nothing, commits do not wait until the log has grown by about one segment.
     #[must_use]
     pub fn compaction_dead_percent(mut self, percent: u32) -> Self {
         self.compaction_dead_percent = percent;

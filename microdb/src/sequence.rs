@@ -1,6 +1,6 @@
 //! The number of a commit, as a type of its own.
 //!
-//! - Internal code uses plain numbers. The public interface uses this type.
+//! - Most internal code uses plain numbers. The public interface uses this type.
 //!
 //! Deliberately absent: the subtraction of two sequences. The result would be a count of commits,
 //! not the number of a commit.

@@ -266,8 +266,8 @@ impl Iter {
         Err(self.unreadable(location))
     }
 
-    /// Returns the location of the next record, an error for a damaged part of the directory, or
-    /// `None` at the end.
+    /// Returns the location of the next record, or `None` at the end. Returns an error for a
+    /// damaged part of the directory, and once in a forked child.
     #[inline(always)]
     fn next_place(&mut self) -> Option<Result<Location>> {
         if let Err(forked) = self.engine.check_process() {

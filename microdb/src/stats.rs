@@ -200,7 +200,7 @@ impl Measured {
 
 impl Stats {
     /// Returns the current statistics of `engine`. In a forked child, the figures of [`Measured`],
-    /// which need a lock, are 0, and the list of segments is empty.
+    /// which need a lock, and the sums over segments are 0, and the list of segments is empty.
     pub(crate) fn of(engine: &Engine) -> Self {
         let Measured {
             keys,

@@ -93,9 +93,9 @@ fn end(db: Db, ending: Ending) {
     }
 }
 
-/// Stops `work` before its counted call with the index `at` (from 0) to the disk. Starts the close
-/// of the database in a thread, releases the work, and checks the next open. Returns `false` if the
-/// work has no such call.
+/// Stops `work` before its call to the disk with the index `at` (from 0; [`Gate`] does not count
+/// all calls). Starts the close of the database in a thread, releases the work, and checks the next
+/// open. Returns `false` if the work has no such call.
 fn close_during(work: Work, ending: Ending, at: u64) -> bool {
     let gate = Gate::new(Arc::new(Disk::unrecorded(Image::default())));
     let db = prepared(&gate);

@@ -1,5 +1,5 @@
 //! Tests of damage to an open database: files truncated while they are mapped, and bytes damaged
-//! after the open.
+//! after the open. One more test reads a key while batches write it several times.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 

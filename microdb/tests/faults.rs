@@ -8,7 +8,7 @@
 //! - the error names the fault and reports no damage;
 //! - reads show the content of the commit that the database reports as its last one. A commit that
 //!   was refused without poisoning the handle is not visible;
-//! - after a failed write or sync, further writes are refused while reads continue;
+//! - a handle that was poisoned by the fault refuses further writes, while reads continue;
 //! - a power cut at this time loses nothing that was acknowledged as durable;
 //! - once the cause is removed, the same handle completes the workload. If the handle is poisoned
 //!   or closed, the handle of the next open completes it.

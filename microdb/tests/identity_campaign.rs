@@ -3,7 +3,8 @@
 //! after a fork) then tries to open the folder to which the path leads.
 //!
 //! A victim process works on a database by a relative path, in a folder called the sandbox. At its
-//! call number N, one of [`STRIKES`] is performed. Afterwards:
+//! call number N, one of [`STRIKES`] is performed (`support/struck.rs` says which calls count).
+//! Afterwards:
 //!
 //! - if the database still exists, it is sound and has all acknowledged records. If its lock also
 //!   still exists, the victim continues without an error, unless the second process got the lock
@@ -379,8 +380,8 @@ fn victim(strike: &str, folder: &Path) {
     say(&format!("{struck} {held}"));
 }
 
-/// Checks the promises of the header after a strike. Returns 1 if the second process held a
-/// database, else 0.
+/// Checks, after a strike, the promises that the header of this file lists. Returns 1 if the second
+/// process held a database, else 0.
 fn check(sandbox: &Sandbox, after: After, existed: bool, promised: &Promised, at: u64) -> u32 {
     let answer = sandbox.answer.lock().unwrap().take().unwrap();
     let (said, errors) = (&answer.said, &promised.errors);

@@ -1,9 +1,10 @@
 //! Tests of opens beside other work, with leftover or damaged files, and in folders that cannot be
 //! listed or synced.
 //!
-//! A storage with an action at chosen calls wraps a disk in memory. The action changes SUPER as a
-//! writer would each time a reader has listed the log, or fails the listing or sync of a folder. So
-//! cases that `kill.rs` meets only by chance always happen here.
+//! In some tests, a storage with an action at chosen calls wraps a disk in memory. The action
+//! changes SUPER as a writer would each time a reader has listed the log, counts the listings, or
+//! fails the listing or sync of a folder. So cases that `kill.rs` meets only by chance always
+//! happen here.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::fmt;
@@ -25,7 +26,7 @@ type Hook = dyn FnMut(&Disk) -> io::Result<()> + Send;
 struct Watched {
     disk: Disk,
     /// Action at each listing of the log folder. A reader lists that folder once per attempt to
-    /// open.
+    /// open, and once more if it abandons the checkpoint during the replay.
     listed: Mutex<Box<Hook>>,
     /// Error of a sync of a folder above the database's folder; `None` for success.
     above: Option<io::ErrorKind>,

@@ -31,9 +31,11 @@ const OPS: u64 = 24;
 /// of the resulting disks.
 const DISKS: usize = 16;
 const DISKS_DEEP: usize = 3;
-/// On one disk in this many, the power is cut again during the work after a cut. During the work on
-/// a disk with unsynced writes of a killed process, the power is always cut. Neither is done at the
-/// depth [`DEPTH_MAX`].
+/// On one disk in this many, the power is cut again during the work after a cut. At one cut in
+/// [`KILL_ONE_IN`], the process is also killed at that point. During the work on the disk of a
+/// killed process, with its unsynced writes, the power is always cut. A workload has the depth 1,
+/// and the work after a cut or kill has one more. From the depth [`DEPTH_MAX`] on, no work after a
+/// cut is cut, and no process is killed.
 const DEEPER_ONE_IN: u64 = 100;
 const KILL_ONE_IN: u64 = 50;
 const DEPTH_MAX: u32 = 3;

@@ -59,8 +59,8 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// Creates a database of several segments. Returns the states that it may have later: after the
-/// last durable commit, and after each later buffered commit.
+/// Creates a database of several segments. Returns the database and the states that it may have
+/// later: after the last durable commit, and after each later buffered commit.
 fn build(path: &Path) -> (Db, Vec<Model>) {
     let db = options().open(path).unwrap();
     let table = db.table("t").unwrap();

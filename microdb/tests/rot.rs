@@ -31,7 +31,7 @@ use crate::support::workload::{KEYS, Op, Point, ROOT, Run, Shape, chain, key};
 use microdb::{Db, Error};
 
 /// Limit of the process' address space in bytes. The limit suffices for all these tests. An
-/// allocation by a damaged length would exceed it.
+/// allocation by a damaged length of several gigabytes would exceed it.
 const MEMORY_BYTES_MAX: u64 = 4 << 30;
 const OPS: u64 = 14;
 /// In padding, one bit in this many is flipped. The number is a prime, so that all bit positions
@@ -71,7 +71,8 @@ fn number(variable: &str) -> Option<u64> {
 }
 
 /// Returns the databases to damage: one for each ending and seed. There are `count` seeds unless
-/// `MICRODB_ROT_SEEDS` is set.
+/// `MICRODB_ROT_SEEDS` is set. Also limits the address space of the process to
+/// [`MEMORY_BYTES_MAX`].
 fn subjects(salt: u64, count: u64) -> Vec<Subject> {
     let limit = rustix::process::Rlimit {
         current: Some(MEMORY_BYTES_MAX),

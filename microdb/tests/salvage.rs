@@ -346,7 +346,8 @@ fn the_manifest_counts_the_lost_keys_that_it_does_not_list() {
     batch.commit().unwrap();
     drop(table);
     db.close().unwrap();
-    // Salvage knows the key of a damaged record only if the next record is readable.
+    // Salvage knows the key of a damaged record only if the record is followed by a readable one or
+    // by the end of its frame.
     let segment = path.join("log/0000000001.seg");
     let mut bytes = std::fs::read(&segment).unwrap();
     let mut damaged = 0;

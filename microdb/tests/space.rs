@@ -120,8 +120,8 @@ impl Before {
         samples
     }
 
-    /// Waits until the process uses no more descriptors and hardly more memory than before, and no
-    /// map is left.
+    /// Waits until the process has at most as many descriptors as before and hardly more memory,
+    /// and until no file below `folder` is mapped into its memory. Panics after `PATIENCE`.
     fn check_given_back(&self, folder: &Path) {
         let started = Instant::now();
         loop {
@@ -259,8 +259,8 @@ fn snapshots_of_many_moments_hold_no_memory_of_segments_and_no_descriptors() {
     play("hold snapshots");
 }
 
-/// Workload: values are read from the active segment and kept. Each value shares the bytes of the
-/// segment that was active when the value was read.
+/// Workload: values are read soon after they were put, and kept. Each value shares the bytes of its
+/// segment, which usually is still the active one when the value is read.
 fn hold_values(folder: &Path) {
     let before = Before::new();
     let (db, table) = buffered(folder);
@@ -441,9 +441,9 @@ fn large_batch(folder: &Path) {
     });
     let most = most.load(Ordering::Relaxed) - before.memory;
     println!("most: {} KiB", most >> 10);
-    // The bound counts, for each record: in the batch, 12 bytes of the encoded record and 48 of its
-    // operation, both twice, since a vector may have twice the capacity that it needs, and 8 in the
-    // hash table that finds duplicate keys; 12 in the segment; 13 in the directory.
+    // The bound counts, for each record: in the batch, up to 12 bytes of the encoded record and 48
+    // of its operation, both twice, since a vector may have twice the capacity that it needs, and 8
+    // in the hash table that finds duplicate keys; up to 12 in the segment; 13 in the directory.
     // `MEMORY_BYTES_MAX` covers everything else.
     let records = u64::from(LARGE_BATCH);
     let own = records * (2 * (12 + 48) + 8) + records * 12;

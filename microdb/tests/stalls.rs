@@ -1,6 +1,6 @@
-//! Tests of commits that wait at the maximum size of the log: they wait until compaction frees
-//! space, the database is closed or a time limit is over, and not during a backup. A segment
-//! without live records is removed unread.
+//! Tests of commits at the maximum size of the log. Such commits wait until compaction frees space
+//! or the database is closed, but do not wait during a backup. A segment without live records is
+//! removed unread.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 mod support;
@@ -52,13 +52,13 @@ fn overwrite(db: &Db, writer: u32, rounds: u32, commits: &AtomicU64) -> microdb:
     Ok(())
 }
 
-/// Waits until the writers are stopped at the maximum size of the log and commit nothing. The log
-/// never exceeds that size during the wait.
+/// Waits until the writers are stopped at the maximum size of the log and commit nothing for 200
+/// polls in a row. Fails if the log exceeds the second value of `log_max` during the wait.
 fn wait_for_stalls(db: &Db, commits: &AtomicU64) {
     let started = Instant::now();
-    // Number of polls in a row without a commit, while the log exceeds one and a half times the
-    // live bytes or a commit has had to wait. A commit can still pass from time to time, because
-    // its wait is limited to about a second.
+    // Number of polls in a row without a commit. A poll counts only if the log exceeds one and a
+    // half times the live bytes, or if a commit has been slowed or has waited. A commit can still
+    // pass from time to time, because its wait is limited to about a second.
     let mut at_bound = 0;
     while at_bound < 200 {
         let before = commits.load(Ordering::Relaxed);
@@ -152,7 +152,8 @@ fn a_long_backup_does_not_delay_commits() {
         while gate.waiting() == 0 {
             std::thread::yield_now();
         }
-        // These commits are about ten times the maximum size of the log.
+        // The records of these commits are more than ten times as large as the maximum size of the
+        // log.
         overwrite(&db, 0, 30, &commits).unwrap();
         assert!(!backup.is_finished(), "it waits at the gate");
         gate.open();
@@ -176,7 +177,8 @@ fn a_segment_without_live_records_is_removed_unread() {
         .map(|segment| segment.id)
         .collect();
     assert!(dead.len() > 5, "{stats}");
-    // Each segment without live records is damaged. Any code that reads one would report damage.
+    // Each sealed segment without live records is damaged. Any code that reads one would report
+    // damage.
     for id in &dead {
         let path = folder.path().join(format!("log/{id:010}.seg"));
         let file = OpenOptions::new().write(true).open(path).unwrap();

@@ -1,5 +1,5 @@
-//! Tests that a database with foreign files in its folders stays usable: no record changes, and the
-//! ids of later segments do not jump to the id in a foreign name.
+//! Tests that a database with foreign files, pipes or folders in its folders stays usable: no
+//! record changes, and the ids of later segments do not jump to the id in a foreign name.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 

@@ -2,9 +2,9 @@
 //! file system, a removed or renamed folder, an unreadable disk, a clock that jumps. Also a log
 //! that is larger than memory.
 //!
-//! The storage in memory (`faults.rs`) can fail at every call. These tests check that real faults
-//! have the same effects. Tests that need root, loop devices or mounts are ignored by default, and
-//! fail without them.
+//! The storage in memory (`support::disk`), with which `faults.rs` tests, can fail at every call.
+//! These tests check that real faults have the same effects. Tests that need root, loop devices or
+//! mounts are ignored by default, and fail without them.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 
 use std::path::{Path, PathBuf};

@@ -31,8 +31,8 @@ fn throttled(folder: &Path) -> Db {
         .unwrap()
 }
 
-/// Puts 400 records, every second one twice. So a third of the log is dead, spread over all
-/// segments.
+/// Puts 400 records, every second one twice. So a third of the log of a new database is dead,
+/// spread over all segments.
 fn fill(db: &Db) {
     let table = db.table("t").unwrap();
     for number in 0..400_u32 {

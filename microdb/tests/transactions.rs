@@ -1,5 +1,6 @@
-//! Tests of transactions under contention: progress, consistent reads, bounds, and forbidden
-//! writes.
+//! Tests of transactions: progress under contention, consistent reads, bounds, forbidden writes,
+//! errors of bodies, and begun transactions. Also tests of the change feed, of snapshots and of
+//! destructors at the end of a thread.
 
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 

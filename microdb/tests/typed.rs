@@ -1,4 +1,5 @@
-//! Tests of typed tables: a put refuses a value that could not be read back.
+//! Tests of typed tables: a put refuses a key or value that could not be read back. Also tests of
+//! size limits, changed types and undecodable values.
 #![allow(clippy::unwrap_used, reason = "a test stops where it stands")]
 #![cfg(feature = "bincode")]
 
@@ -151,7 +152,8 @@ fn put_refuses_an_omitted_field() {
     ] {
         assert!(reason.contains("could not be read back"), "{reason}");
     }
-    // Complete values of the same types are accepted, also by a handle that has refused a value.
+    // Complete values of two of these types are accepted, also by a handle that has refused a
+    // value.
     taken(
         &db,
         Sparse {

@@ -1,7 +1,9 @@
 //! The settings of a node, and the parts that all volume servers of a node share.
 //!
 //! **Invariants**
-//! - Settings are plain values. The module `node` checks them when a node starts.
+//! - Settings are plain values. When a node starts, the module `node` checks the node's name,
+//!   weight and zone, the origins and the warehouse's URL. With an engine, the module also checks
+//!   the published address and the secret file.
 //!
 //! Deliberately absent: the reading of settings from files, arguments and environment variables.
 //! The command `imt` (`cli/`) reads them.
@@ -69,8 +71,9 @@ pub struct NodeConfig {
     /// Origins from which web pages may call the API, such as `https://shop.example`. The list is
     /// empty by default.
     pub cors_origins: Vec<String>,
-    /// Maximum rows per second copied to each volume of this node while slots migrate, from all
-    /// source volumes together. `None` is unlimited.
+    /// Maximum of the average number of rows per second that are copied to each volume of this node
+    /// while slots migrate, from all source volumes together. The average begins with the copy.
+    /// `None` is unlimited.
     pub move_rows_per_second: Option<u64>,
     /// `true` if the node lends units of stores with many orders to other nodes, and borrows units
     /// of such stores for its own orders [default: `true`]. The setting has no effect with an

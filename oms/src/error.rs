@@ -2,7 +2,7 @@
 //!
 //! **Invariants**
 //! - `Display` names the failed action or the fault, and does not repeat the `source`.
-//! - Each fault that an operator can correct has a separate variant.
+//! - Each kind of fault that an operator can correct has a separate variant.
 //!
 //! Deliberately absent: HTTP statuses and problem types, which belong to `api::problem`.
 
@@ -103,7 +103,8 @@ impl StorageError {
         matches!(self, StorageError::Open { source, .. } if matches!(**source, microdb::Error::NotADatabase { .. }))
     }
 
-    /// Returns `true` if a volume could not be opened because another process has it open.
+    /// Returns `true` if a volume could not be opened because a process, also this one, has its
+    /// database open.
     pub(crate) fn is_locked(&self) -> bool {
         matches!(self, StorageError::Open { source, .. } if matches!(**source, microdb::Error::Locked { .. }))
     }

@@ -54,8 +54,8 @@ impl Node {
     /// resumes unfinished work.
     ///
     /// # Errors
-    /// Each fault that an operator can correct has a separate variant of `NodeError`. Examples are
-    /// a port in use, an unreadable data folder and an invalid setting.
+    /// Each kind of fault that an operator can correct has a separate variant of `NodeError`.
+    /// Examples are a port in use, an unreadable data folder and an invalid setting.
     pub async fn start(config: NodeConfig) -> Result<Node, NodeError> {
         let asked = asked_warehouse(&config)?;
         let cors = Cors::of(&config.cors_origins)?;
@@ -185,8 +185,9 @@ impl Node {
         }
     }
 
-    /// Waits until another process asks the node to stop or has taken over its name, or the node
-    /// has left the cluster for good.
+    /// Waits until the node must stop: another process has asked for the stop or has taken over the
+    /// node's name, or the node has left the cluster for good. On an engine, the node must stop
+    /// also if its row was removed.
     pub async fn asked_to_stop(&self) {
         let mut asked = self.member.cluster().asked_to_stop.subscribe();
         // The sender lives as long as this node, so the wait cannot fail.

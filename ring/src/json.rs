@@ -1,6 +1,6 @@
 //! The serde form of a ring, for JSON and similar formats. Every field has a name. A ring read in
-//! this form is checked like its binary encoding, except that a run may be split into several, and
-//! that an empty cell may be written as 65,535.
+//! this form is checked like its binary encoding, except that one ring may have several forms. A
+//! run may be split, an empty cell may be written as 65,535, and a weight of 1 may be left out.
 //!
 //! The assignment is a list of runs, `[slots, primary, copy, ...]`: the number of slots, then the
 //! nodes that hold them. A node is the index of its member. Empty cells at the end of a run are

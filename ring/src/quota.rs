@@ -6,9 +6,10 @@
 //!
 //! Plain largest remainder lets a new node change the quota of nodes that give it nothing (the
 //! Alabama paradox). Here every node first keeps its present slots as far as floor and ceiling of
-//! its share allow. The slots that are then left go to the nodes with the largest remainders. Of
-//! all whole quotas within one slot of the exact shares, these quotas need the fewest moves: the
-//! sum of `max(0, quota - held)` is minimal.
+//! its share allow. Slots that are then left go to the nodes with the largest remainders. If too
+//! many slots are kept, nodes above the floor of their share give up one slot each, those with the
+//! smallest remainders first. Of all whole quotas within one slot of the exact shares, these quotas
+//! need the fewest moves: the sum of `max(0, quota - held)` is minimal.
 //!
 //! All arithmetic is in whole numbers, so every machine gets the same result. The arithmetic cannot
 //! overflow: totals are at most 2^19 (65,536 slots x 8 replicas), and the sum of weights at most
@@ -30,8 +31,8 @@ pub(crate) struct Claim {
     pub held: u64,
 }
 
-/// An exact share: `floor + remainder / denominator`. All shares of one division have a common
-/// denominator.
+/// An exact share: `floor + remainder / denominator`. The denominator is the sum of the weights of
+/// all claims that the division does not fix to a bound. A fixed share has the remainder 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Share {
     pub floor: u64,
@@ -47,7 +48,8 @@ impl Share {
 /// Divides `total` in proportion to weights, within bounds.
 ///
 /// The rule is that of CSS flexible boxes. The total less all fixed shares is divided among the
-/// claims without a fixed share. Some results may then break a bound.
+/// claims without a fixed share, which get 0 if they have no weight. Some results may then break a
+/// bound.
 ///
 /// Two sums are compared: by how much the claims without a fixed share are together below their
 /// lower bounds, and by how much they are above their upper bounds. On the side with the larger

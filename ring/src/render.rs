@@ -10,7 +10,8 @@ use core::fmt;
 use crate::ring::{NONE, Node};
 use crate::{KeyHash, NodeName, Plan, Ring, Role, Slot, SlotRange};
 
-/// Minimum width in columns. A narrower drawing would have no room for bars.
+/// Minimum width in columns. The strip then has up to 36 letters. Bars need a wider drawing,
+/// because the tables of nodes and zones are wider than this.
 const WIDTH_MIN: usize = 40;
 /// Width in columns of the text that [`fmt::Display`] writes.
 const WIDTH_DEFAULT: usize = 80;
@@ -21,8 +22,9 @@ const LETTERS: &[u8; 52] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 /// Width and colours of a drawing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Style {
-    /// Intended maximum number of columns in a line. A width below 40 is treated as 40. Names,
-    /// numbers and the list of pinned slots are never cut, so a line can be longer.
+    /// Intended maximum number of columns in a line. A width below 40 is treated as 40. Only bars,
+    /// the strip of the hash circle and the slots of moves are fitted to the width. Other text is
+    /// never cut, so a line can be longer.
     pub width: usize,
     /// `true` to colour the bars of nodes and the letters of the hash circle with ANSI escape
     /// codes.
@@ -39,8 +41,8 @@ impl Default for Style {
 }
 
 impl Style {
-    /// Colours a text for the node with this index. Nodes get the six basic colours of a terminal
-    /// in turn.
+    /// Colours a text for the node with this index, if the style has colours. Nodes get the
+    /// terminal's colours 1 (red) to 6 (cyan) in turn.
     fn paint(&self, index: usize, text: &str) -> String {
         if self.colour {
             format!("\x1b[{}m{text}\x1b[0m", 31 + index % 6)
@@ -95,7 +97,8 @@ fn bar(part: u64, whole: u64, width: usize) -> String {
     bar
 }
 
-/// A table in which each column is as wide as its widest cell. Numbers are aligned to the right.
+/// A table in which each column is as wide as its head or its widest cell. Numbers are aligned to
+/// the right.
 struct Table {
     heads: Vec<(&'static str, bool)>,
     rows: Vec<Vec<String>>,
@@ -146,9 +149,10 @@ impl Table {
     }
 }
 
-/// Draws a ring: the share of each node and zone as bars, and the hash circle as a strip of
-/// letters. Zones are left out if no member has one, and the strip if there are more members than
-/// letters.
+/// Draws a ring: its epoch, options and digest, the share of each node and zone as bars, the hash
+/// circle as a strip of letters, and the pinned slots. Zones are left out if no member has one, and
+/// the strip if there are more members than letters. Of a ring without members, only epoch, options
+/// and digest are drawn.
 #[must_use]
 pub fn show(ring: &Ring, style: Style) -> String {
     let width = style.width.max(WIDTH_MIN);
@@ -355,7 +359,7 @@ fn node_text(node: &Option<NodeName>) -> &str {
 }
 
 /// Lists as many ranges as fit into `room` columns. An ellipsis stands for further ranges. Returns
-/// an empty text if the first range does not fit.
+/// an empty text if the first range, with an ellipsis if further ranges follow, does not fit.
 fn listed(ranges: &[SlotRange], room: usize) -> String {
     let mut text = String::new();
     for (index, range) in ranges.iter().enumerate() {

@@ -4,11 +4,11 @@
 //! its callers ensure:
 //! - Members are sorted by name, and no name occurs twice.
 //! - Every slot has an owner unless the ring has no members.
-//! - The replicas of a slot are distinct nodes, the primary first. Empty cells come last.
-//! - Pinned slots are sorted and have an owner.
+//! - The replicas of a slot are distinct members, the primary first. Empty cells come last.
+//! - Pinned slots are sorted, occur once each, and have an owner.
 //!
-//! The table is stored by column: all primaries, then all first copies, and so on. So a look-up
-//! reads only the column of primaries.
+//! The table is stored by column: all primaries, then all first copies, and so on. So a look-up of
+//! an owner reads only the column of primaries.
 
 use alloc::vec;
 use alloc::vec::Vec;

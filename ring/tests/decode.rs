@@ -1,6 +1,6 @@
 //! Tests that decoding refuses bytes with a correct digest and wrong content, as a faulty or
 //! hostile program could write them. The error must name the wrong field. A ring as JSON is tested
-//! likewise.
+//! likewise. The encoding, with its columns and runs, is described in `src/encode.rs`.
 #![allow(clippy::unwrap_used)] // A failed step should end the test at its line.
 
 use imt_ring::{Error, Member, Options, Ring, Slot};
@@ -147,7 +147,8 @@ fn runs_that_do_not_fill_a_column_are_refused() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Changed bytes with a corrected digest are refused, or decode to a ring on which plans work.
+    /// Changed bytes with a corrected digest are refused, or decode to a ring to which the plans
+    /// made from it can be applied.
     #[test]
     fn forged_bytes_are_refused_or_a_ring(edits in prop::collection::vec((any::<u16>(), 0u8..6), 1..8)) {
         let members = ["a@x", "b@x", "c:2@y", "d", "e:0"].map(|text| text.parse::<Member>().unwrap());
@@ -156,8 +157,8 @@ proptest! {
         bytes.truncate(bytes.len() - 16);
         for (place, value) in edits {
             // The columns with a member for each slot are the largest part behind the header, so
-            // most changes are in the columns. There, the values 0 to 4 are indexes of the five
-            // members, so that many changed rings are valid.
+            // most changes are in the columns. In the low byte of a cell, the values 0 to 4 are
+            // indexes of the five members, so that many changed rings are valid.
             let index = FIRST_MEMBER + usize::from(place) % (bytes.len() - FIRST_MEMBER);
             bytes[index] = if value == 5 { 0xFF } else { value };
         }

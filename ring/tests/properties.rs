@@ -1,5 +1,5 @@
 //! Properties that all rings must have, tested with random changes, random bytes, random text, and
-//! every small ring.
+//! all assignments of a few nodes to a few zones.
 #![allow(clippy::unwrap_used)] // A failed step should end the test at its line.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -120,9 +120,8 @@ fn check_ring(ring: &Ring) {
 }
 
 /// Checks a plan against the next ring: epoch, digest, balance, pinned owners, and number of copied
-/// slot replicas.
-/// With several replicas, a slot must also keep a holder of its data if any holder stays with a
-/// weight above 0.
+/// slot replicas. With one replica, also calls [`check_exact`]. With several replicas, a slot must
+/// keep a holder of its data if any holder stays with a weight above 0.
 fn check_plan(ring: &Ring, plan: &Plan, next: &Ring) {
     assert_eq!(next.epoch().0, ring.epoch().0 + 1);
     assert_eq!(next.digest(), plan.to_digest);
@@ -158,8 +157,8 @@ fn check_plan(ring: &Ring, plan: &Plan, next: &Ring) {
 }
 
 /// Checks a plan with one replica. The number of moves must be minimal. If the members changed and
-/// there are no pins, each node's number of slots must differ from its exact share by less than one
-/// slot.
+/// neither ring has pins, each node's number of slots must differ from its exact share by less than
+/// one slot.
 fn check_exact(ring: &Ring, plan: &Plan, next: &Ring) {
     assert_eq!(plan.moved, plan.minimum);
     if !next.pins().is_empty() || !ring.pins().is_empty() {

@@ -1,5 +1,5 @@
-//! Tests of rings with one replica: exact shares, exactly minimal moves, and refused plans, keys
-//! and bytes.
+//! Tests of rings with one replica: exact shares, exactly minimal moves, doubling, encodings, and
+//! refused plans, keys and bytes.
 #![allow(clippy::unwrap_used)] // A failed step should end the test at its line.
 
 use imt_ring::{Epoch, Error, KeyHash, Member, NodeName, Options, Ring, Slot};

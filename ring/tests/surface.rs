@@ -1,4 +1,4 @@
-//! Tests of the public interface: names and members as text, errors, pins, drawings.
+//! Tests of the public interface: text forms of members and small types, errors, pins, drawings.
 #![allow(clippy::unwrap_used)] // A failed step should end the test at its line.
 
 use std::error::Error as _;

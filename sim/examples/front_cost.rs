@@ -1,15 +1,16 @@
-//! Measures the processor time of the shop front by thread, the cost of writing `stats.csv`, and
-//! the lag.
+//! Measures the processor time of the threads of the shop front, the cost of writing `stats.csv`,
+//! and the lag. The main thread, which dispatches the requests, is not measured.
 //!
 //!     cargo run --release -p imt-sim --example front_cost -- [RATE] [SECONDS] [ROUNDS]
 //!
-//! The shop front loads a server in the same process that answers every request with 200. The times
-//! do not include the server's threads.
+//! RATE is in requests per second, without payments and cancellations. SECONDS is the length of
+//! each round. The shop front loads a server in the same process that answers every request with
+//! 200. The times do not include the server's threads.
 //!
-//! Rounds with and without the log `stats.csv` alternate. Only the recorder's thread writes the
-//! log, so the cost of the log is the difference of that thread's times. The difference of the
-//! total times would be smaller than the noise of a busy machine. The example reads the scheduler's
-//! clocks below `/proc`, so it runs on Linux only.
+//! ROUNDS rounds with the log `stats.csv` and as many without it alternate. Only the recorder's
+//! thread writes the log, so the cost of the log is the difference of that thread's times. The
+//! difference of the total times would be smaller than the noise of a busy machine. The example
+//! reads the scheduler's clocks below `/proc`, so it runs on Linux only.
 #![allow(clippy::unwrap_used)] // A measuring tool: a failure ends it.
 
 use std::collections::BTreeMap;

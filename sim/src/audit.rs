@@ -60,7 +60,8 @@ pub struct AuditConfig {
     /// The audit stops waiting for the outbox when the set of waiting messages in the outbox has
     /// not changed for this long.
     pub stalled_after: Duration,
-    /// Maximum time for which the audit waits until the outbox has no message left to send.
+    /// Time after which the audit stops waiting until the outbox has no message left to send. A
+    /// poll of the outbox that is in progress is completed.
     pub wait_max: Duration,
     /// Maximum time of one request of the audit, usually for one page of a list.
     pub request_timeout: Duration,
@@ -105,8 +106,8 @@ pub enum AuditProgress {
         /// excluded.
         waiting: u64,
     },
-    /// The audit reads both sides and compares them. While there is a finding, the audit reads both
-    /// sides again, up to three times in all.
+    /// The audit reads both sides and compares them. While all readings so far have a finding in
+    /// common, the audit reads both sides again, up to three times in all.
     Comparing {
         /// Number of the current reading, from 1.
         look: u32,
@@ -160,8 +161,8 @@ pub struct AuditReport {
     pub outbox_waiting: u64,
     /// Number of dead letters in the outbox.
     pub outbox_dead: u64,
-    /// `true` if a circuit breaker of the order management's calls to the warehouse is open; each
-    /// volume has one.
+    /// `true` if a circuit breaker of the order management's calls to the warehouse is open. Each
+    /// volume has one for announcements and one for deliveries.
     pub warehouse_away: bool,
     /// Number of messages that still wait in the outbox, by kind and reason. A waiting message is a
     /// finding only as [`Finding::WaitsWithoutReason`].
@@ -191,8 +192,9 @@ impl AuditReport {
 }
 
 /// Waits, for a limited time, until the outbox has no message left to send. Then reads both sides
-/// and compares them with each other and with the front's record. Orders of earlier runs are not in
-/// this record, so the checks that need it are left out for them.
+/// and compares them with each other and with the front's record. Last, sends some orders again
+/// (`AuditConfig::repeats`). Orders of earlier runs are not in the front's record, so the checks
+/// that need this record are left out for them.
 ///
 /// # Errors
 /// If a list of one side, the warehouse's summary or the log of requests cannot be read. There is

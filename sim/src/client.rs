@@ -28,8 +28,8 @@ use crate::{Error, Result};
 /// Maximum size of an answer's body in bytes. The largest usual answer, a page of 10,000 orders,
 /// has about 2 MB.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
-/// Name of the response header with the address of the node that owns the order of the request, or
-/// the statistics if the request is about statistics.
+/// Name of the response header with the address of the node that owns the order, the store or the
+/// statistics that the request is about.
 const OWNER: &str = "x-imt-owner";
 
 /// Address of a server: `http://HOST[:PORT]`.
@@ -123,7 +123,7 @@ pub enum FailureKind {
 }
 
 impl FailureKind {
-    /// Returns a short reason without commas, for `stats.csv`.
+    /// Returns a short reason without commas, the same as in `stats.csv`.
     pub fn reason(self) -> &'static str {
         match self {
             Self::Refused => "connection refused",
@@ -207,8 +207,8 @@ pub struct Answer {
 }
 
 impl Answer {
-    /// Returns the address of the node that owns the order of the request, or the statistics if the
-    /// request is about statistics; `None` if the answer has no valid header `x-imt-owner`.
+    /// Returns the address of the node that owns the order, the store or the statistics that the
+    /// request is about; `None` if the answer has no valid header `x-imt-owner`.
     pub fn owner(&self) -> Option<Endpoint> {
         let address = self.headers.get(OWNER)?.to_str().ok()?;
         format!("http://{address}").parse().ok()

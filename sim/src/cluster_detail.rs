@@ -93,13 +93,13 @@ pub struct NodeDetail {
     /// Names of the volumes that the node serves.
     #[serde(default)]
     pub serves: Vec<String>,
-    /// Requests that the node handled in its last full second; `None` if they are unknown, for
-    /// example because the node does not answer.
+    /// Requests of clients that the node handled in its last full second; `None` if they are
+    /// unknown, for example because the node does not answer.
     #[serde(default)]
     pub requests: Option<NodeRequests>,
 }
 
-/// Requests that one node handled in one second.
+/// Requests of clients that one node handled in one second, without calls between nodes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeRequests {
     /// Number of requests.

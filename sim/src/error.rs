@@ -32,7 +32,7 @@ pub enum Error {
     /// An action on a file, a folder or a thread failed.
     #[error("cannot {action} {}", path.display())]
     Io {
-        /// The failed action, a verb such as "read" or "create".
+        /// The failed action, such as "read" or "start the thread".
         action: &'static str,
         /// The file, the folder, or the name of the thread.
         path: PathBuf,

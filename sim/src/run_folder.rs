@@ -3,13 +3,13 @@
 //!
 //! | file | content |
 //! | --- | --- |
-//! | `run.json` | scenario, seed, version; written at the start, so that a killed run has it |
+//! | `run.json` | [`RunFacts`]; written at the start, so that a killed run has it |
 //! | `series.csv` | a line for each second |
 //! | `stats.csv` | a line for each request, in the format of the original system, if configured |
 //! | `events.csv` | the newest events of the run; written at the end |
 //! | `histograms.csv` | latencies of each route without the warm-up; written at the end |
 //! | `run.log` | log lines written while a live view used the terminal |
-//! | `view-N.svg`, `view-N.json` | pictures of the live view, if any were saved |
+//! | `view-N.svg`, `view-N.json` | saved pictures of the live view, and the state that each shows |
 //! | `summary.json` | the results, the audit and the thresholds; written at the end |
 //! | `report.html` | the run as a page, if `imt sim report` has drawn it |
 

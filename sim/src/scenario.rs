@@ -1,4 +1,6 @@
-//! Scenarios: load, behaviour of the warehouse, node events and thresholds of a run, as TOML.
+//! Scenarios: load, behaviour of the warehouse, node events and thresholds of a run, as TOML. The
+//! times of faults and events count from the start of the sending window, in which orders and
+//! statistics requests start.
 //!
 //! Invariants:
 //! - An unknown key is an error. An error in the text names file and line, and the field if it is

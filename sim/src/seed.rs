@@ -3,9 +3,10 @@
 //! Invariants:
 //! - Each purpose has its own streams of random numbers (ChaCha8 has 2^64 streams). So one more
 //!   random number for the requests of the shop front never changes the stock of the warehouse.
-//! - Concurrent calls to the warehouse have a stream for each order id and number of the attempt.
-//!   So the delay and the fault of a call do not depend on the sequence in which the calls arrive.
-//!   Under the same behaviour of the warehouse, a repeated run has the same delays and faults.
+//! - Calls to the warehouse have a stream for each kind of call, order id and number of the
+//!   attempt. So the delay and the fault of a call do not depend on the sequence in which the calls
+//!   arrive. Under the same behaviour of the warehouse, a repeated run has the same delays and
+//!   faults.
 //! - A number in a range is computed here by a multiplication, and not by a library. A new version
 //!   of a library may give other numbers, but the samples in `data/samples` must keep every byte.
 

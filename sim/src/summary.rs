@@ -1,5 +1,6 @@
 //! The summary of a run: as a table for people, and as JSON for programs. The table has 80 columns,
-//! except in lines with a path or a finding, and in commands without an option to break them at.
+//! except in lines with a path, a finding or its explanation, and in commands without an option to
+//! break them at.
 //!
 //! Invariants:
 //! - Counts include this run only, except for those in the report of the audit. Totals that include
@@ -45,7 +46,7 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// Returns the verdict as a word.
+    /// Returns the verdict as one or two words in capitals.
     pub fn name(self) -> &'static str {
         match self {
             Self::Clean => "CLEAN",
@@ -132,7 +133,8 @@ pub struct Summary {
     /// Node events of the run by kind, with the times until every volume answered again. Empty for
     /// a run without events that end or pause a node.
     pub node_events: Vec<NodeEvents>,
-    /// Nodes of the run's cluster that run at the end and were not started by the run.
+    /// Nodes that run at the end and were not started by the run, in the cluster of the node that
+    /// the run started. Empty if the run started no node, or if the nodes cannot be listed.
     pub still_up: Vec<RunningNode>,
     /// Totals of the order management and the warehouse, including earlier runs.
     pub data_folder: FolderTotals,
@@ -142,8 +144,8 @@ pub struct Summary {
     pub thresholds: Vec<ThresholdResult>,
     /// Path of the log of requests; `None` if the run writes no log.
     pub stats_csv: Option<PathBuf>,
-    /// Reason for which the log of requests or the series is incomplete; `None` if both are
-    /// complete.
+    /// Reason for which `stats.csv` (the log of requests) or `series.csv` is incomplete; `None` if
+    /// both are complete.
     pub log_problem: Option<String>,
     /// Counts of the routing of requests to owners; `None` if the setting `route` was `false`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -565,7 +567,7 @@ const COMMAND_COLUMNS: usize = 78;
 /// Column at which the text of a line begins, after the line's name.
 const INDENT: usize = 13;
 
-/// Writes a line of the table without wrapping, for paths and commands.
+/// Writes a line of the table without wrapping, for short texts, paths and commands.
 pub(crate) fn line(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt::Result {
     writeln!(f, "  {name:<11}{text}")
 }
@@ -587,7 +589,7 @@ pub(crate) fn wrapped(f: &mut fmt::Formatter<'_>, name: &str, text: &str) -> fmt
     line(f, name, &row)
 }
 
-/// Returns the counts above 0 as a text such as `3 delivered, 1 paid`.
+/// Returns the counts above 0 as a text such as `3 delivered, 1 paid`, or `none`.
 fn counts(counts: &BTreeMap<String, u64>) -> String {
     let parts: Vec<String> = counts
         .iter()

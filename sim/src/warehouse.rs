@@ -117,8 +117,9 @@ impl WarehouseConfig {
     }
 }
 
-/// Books and ledger. One lock protects both, because every entry that is applied to the books is
-/// also written to the ledger, in the same sequence.
+/// The books, which are the warehouse's state in memory, and the ledger on disk. One lock protects
+/// both, because every entry that is applied to the books is also written to the ledger, in the
+/// same sequence.
 #[derive(Debug)]
 struct Inside {
     books: Books,
@@ -187,7 +188,7 @@ impl Shared {
         let _ = self.stopping.clone().wait_for(|stopping| *stopping).await;
     }
 
-    /// Waits until the behaviour makes the warehouse unreachable (`is_away`).
+    /// Waits until the behaviour makes the warehouse unreachable (`Behaviour::is_away`).
     async fn went_away(&self) {
         // The sender is a field of `self`, so `wait_for` cannot fail.
         let _ = self.behaviour.subscribe().wait_for(|now| now.is_away).await;
@@ -347,7 +348,8 @@ pub struct WarehouseControl(Arc<Shared>);
 
 impl WarehouseControl {
     /// Sets the behaviour for all calls and stock snapshots that begin from now on. A behaviour
-    /// that makes the warehouse unreachable (`is_away`) also resets the open connections.
+    /// that makes the warehouse unreachable (`Behaviour::is_away`) also resets the open
+    /// connections.
     pub fn set_behaviour(&self, behaviour: Behaviour) {
         self.0.behaviour.send_replace(Arc::new(behaviour));
     }

@@ -20,7 +20,7 @@ pub struct Product {
 /// The body of `POST /order`, which places an order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewOrder {
-    /// The order's id: an integer as text.
+    /// The order's id. The shop front uses integers as text.
     pub id: String,
     /// The lines of the order.
     pub products: Vec<Product>,
@@ -50,9 +50,9 @@ pub enum OrderState {
     Delivering,
     /// The warehouse has delivered the order.
     Delivered,
-    /// No store has the units of the order.
+    /// No store had the units of the order, and the order was not paid.
     Rejected,
-    /// The customer has cancelled the order.
+    /// The customer has cancelled the order before it was paid.
     Cancelled,
     /// The order was not paid in time.
     Expired,
@@ -220,10 +220,11 @@ pub struct Message {
     pub kind: MessageKind,
     /// The state of the message.
     pub state: MessageState,
-    /// Number of failed attempts to send the message.
+    /// Number of failed attempts to send the message, since it was added or an operator retried it.
     #[serde(default)]
     pub attempts: u32,
-    /// Reason of the last failed attempt; `None` if no attempt has failed.
+    /// Reason of the last failed attempt. Without one, the reason of the open circuit breaker;
+    /// `None` if the breaker is closed.
     #[serde(default)]
     pub last_error: Option<String>,
 }
@@ -287,7 +288,7 @@ pub struct Health {
     /// Epoch of the newest ring that the node knows.
     #[serde(default)]
     pub epoch: u64,
-    /// Number of orders by state, earlier runs included.
+    /// Number of orders by state in the volumes that answered, earlier runs included.
     #[serde(default)]
     pub orders: BTreeMap<String, u64>,
     /// Number of messages in the outbox that the warehouse has not confirmed, dead letters
@@ -374,7 +375,8 @@ pub struct WarehouseSummary {
     /// Number of stock snapshots that the order management accepted since the warehouse's start. A
     /// repetition on purpose is not counted.
     pub snapshots_sent: u64,
-    /// Number of stock snapshots that the order management refused since the warehouse's start.
+    /// Number of stock snapshots that the order management refused since the warehouse's start,
+    /// repetitions on purpose included.
     #[serde(default)]
     pub snapshots_refused: u64,
     /// Number of statistics files that the warehouse wrote since its start.

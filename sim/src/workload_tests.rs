@@ -1,5 +1,5 @@
-//! Tests of whole timelines: a seed repeats its timeline, and the mix of requests is the configured
-//! one.
+//! Tests of whole timelines (repeatability, mix of requests, rates, follow-ups and replays), and of
+//! loads that cannot be used.
 
 use super::*;
 use std::collections::{HashMap, HashSet};

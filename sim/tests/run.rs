@@ -27,6 +27,7 @@ use tokio::sync::watch;
 
 /// Starts a warehouse with the kinds of faults of the original system but with short delays, and an
 /// order management with `fault`. Each of the two servers knows the address of the other one.
+/// Returns once the order management has accepted a stock snapshot.
 async fn neighbours(data: &Path, fault: Fault) -> (Warehouse, FakeOms) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let warehouse = Warehouse::start(quick(data, listener.local_addr().unwrap()))
@@ -632,6 +633,7 @@ async fn the_whole_stock_of_two_million_lines_arrives() {
 }
 
 /// Runs a warehouse with this fault of its snapshots until `enough` returns `true` for its counts.
+/// Returns the order management to which the snapshots were sent.
 async fn snapshots(fault: SnapshotFault, enough: fn(&imt_sim::wire::WarehouseSummary) -> bool) -> FakeOms {
     let folder = tempfile::tempdir().unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,4 +1,4 @@
-//! Finds links, headings and inline code in Markdown.
+//! Finds links, headings and inline code in Markdown, and names with a prefix in a text.
 //!
 //! Only the forms that this project's documents use are supported: inline links, `#` headings, and
 //! code between single backticks. Reference links and HTML are not found.

@@ -151,7 +151,8 @@ fn for_each_source(mut visit: impl FnMut(&str, &Path, &str)) {
     }
 }
 
-/// Calls `visit` with the path and the text of each document, except for dated notes.
+/// Calls `visit` with the path and the text of each document: those of the root folder and of
+/// `docs/`, except for dated notes, and the `README.md` of each crate.
 fn for_each_document(mut visit: impl FnMut(&str, &str)) {
     let mut paths = files_below(&workspace_root().join("docs"), "md").unwrap();
     let at_the_root = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"];

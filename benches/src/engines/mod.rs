@@ -34,7 +34,7 @@ mod rocksdb;
 mod sqlite;
 
 /// Size of an engine's own cache in bytes, if the engine has one. The cache has room for more than
-/// the 2,000,000 records of a default run, so that cache misses affect no figure.
+/// the 2,000,000 records of a default run, so that its size limits no figure of such a run.
 #[cfg(any(feature = "fjall", feature = "redb", feature = "rocksdb", feature = "sqlite"))]
 const CACHE_BYTES: usize = 1 << 30;
 
@@ -154,8 +154,8 @@ impl fmt::Display for EngineName {
 /// Settings for opening an engine.
 #[derive(Clone, Copy, Debug)]
 pub struct Setup {
-    /// `true` if every put must be durable when it returns. Otherwise only [`Engine::sync`] makes
-    /// puts durable.
+    /// `true` if every commit must be durable when it returns. Otherwise a commit must be durable
+    /// only after a later [`Engine::sync`].
     pub durable: bool,
     /// Maximum size of all keys and values in bytes, for an engine that chooses the size of its
     /// memory map when it opens.
@@ -198,7 +198,7 @@ pub trait Engine: Sync {
     fn sync(&self) -> Outcome<()>;
 
     /// Waits until the background work of earlier writes is done, so that this work does not slow
-    /// the measured reads.
+    /// the measured reads. Does nothing for an engine that has no call for such a wait.
     ///
     /// # Errors
     /// Returns the engine's error.
@@ -207,7 +207,7 @@ pub trait Engine: Sync {
     }
 
     /// Frees the space of overwritten records as far as the engine can, and waits until this work
-    /// is done.
+    /// is done. LMDB frees the space of its old file only when the engine is dropped.
     ///
     /// # Errors
     /// Returns the engine's error, or [`Unsupported`].
@@ -256,8 +256,9 @@ pub trait Session {
     /// the transaction because of a conflict.
     ///
     /// # Errors
-    /// Returns the engine's error, or [`Unsupported`] if the engine or this kind of database has no
-    /// transactions. An engine may also return an error if the record has no number of 8 bytes.
+    /// Returns the engine's error, or [`Unsupported`] if the engine has no transactions, or none in
+    /// the kind of database that the benchmark opens. An engine may also return an error if the
+    /// record has no number of 8 bytes.
     fn add_one(&mut self, _key: &[u8]) -> Outcome<bool> {
         Err(Unsupported("has no transactions here").into())
     }
@@ -284,7 +285,7 @@ pub trait Session {
     fn scan(&mut self, visit: &mut dyn FnMut(&[u8], &[u8])) -> Outcome<()>;
 }
 
-/// Returns the number in a value of 8 bytes, plus one.
+/// Returns the number in a value of 8 bytes (little-endian), plus one, in the same form.
 ///
 /// # Errors
 /// Returns an error if the value is absent or has another length.

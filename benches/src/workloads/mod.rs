@@ -103,7 +103,7 @@ pub enum Workload {
 pub enum Start {
     /// No database. The workload creates one in an empty folder.
     Empty,
-    /// The loaded database, which the workload does not change.
+    /// The loaded database. The workload does not change its records.
     Loaded,
     /// A copy of the loaded database.
     Copy,

@@ -2,7 +2,7 @@
 //! all records are stored.
 //!
 //! **Invariants**
-//! - Every value that is read is compared byte for byte with the expected value.
+//! - Every value that is read is compared byte for byte with the values that its record can have.
 //! - A sample of the records of a put workload is read back after the measurement.
 //! - Reading workloads start with a warm-up, so that no engine is measured with cold caches.
 
@@ -16,7 +16,8 @@ use crate::data::{Key, Random, Values, Zipf, absent_key, key};
 use crate::engines::{Access, Engine, Session};
 
 /// Number of operations of a thread between two readings of the clock. Used for buffered puts and
-/// for workloads that read, because reading the clock takes time too.
+/// for workloads that read, because reading the clock takes time too. A call of `multi_get` counts
+/// as one operation for each key.
 const FAST_STEP: u64 = 256;
 
 /// Number of keys of one call of `multi_get`.
@@ -208,7 +209,8 @@ pub(super) fn get(task: &Task, row: &str, threads: u64) -> Outcome<Vec<Measureme
     random_gets(engine.as_ref(), task, row, threads)
 }
 
-/// Measures random gets with `threads` threads, after a warm-up.
+/// Measures random gets with `threads` threads, after a warm-up, and the disk reads that they
+/// caused.
 pub(super) fn random_gets(
     engine: &dyn Engine,
     task: &Task,

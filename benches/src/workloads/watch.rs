@@ -7,7 +7,7 @@
 
 use std::time::Instant;
 
-/// Clock ticks per second in `/proc`. For user space this value is the same on every Linux.
+/// Clock ticks per second in `/proc`. On x86-64 and 64-bit ARM, every kernel has this value.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// A running stopwatch.

@@ -13,7 +13,7 @@ use crate::data::{KEY_BYTES, Random, Values, key, mix};
 use crate::engines::{Access, Engine, Records, Setup};
 use crate::peaks::allocated_bytes;
 
-/// Number of records of one commit while records are stored in batches.
+/// Maximum number of records of one commit while records are stored in batches.
 const BATCH_RECORDS: u64 = 1_000;
 
 /// Maximum size of one commit in bytes, if it has more than one record. With large values, a batch

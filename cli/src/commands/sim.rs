@@ -384,7 +384,7 @@ async fn run(args: RunArgs, output: OutputFormat) -> Result<ExitCode, CliError> 
     run_shop(plan, |config| limits.apply(config), output).await
 }
 
-/// Settings of a simulated shop: its node, its warehouse, its front and its run.
+/// Settings of a simulated shop: its nodes, its warehouse, its shop front and its run.
 pub(super) struct ShopPlan {
     pub(super) scenario: Scenario,
     pub(super) seed: u64,

@@ -1,5 +1,5 @@
-//! Prints results to standard output, as text or JSON. If the reader closes the pipe early, this is
-//! no failure.
+//! Prints results to standard output as text, JSON or bytes, and remarks to standard error. If the
+//! reader of standard output closes the pipe early, the command ends without a failure.
 
 mod table;
 mod terminal;

@@ -19,7 +19,8 @@ use unicode_width::UnicodeWidthStr;
 const STATE: &str = "state";
 /// Number of blanks between two columns of a table.
 const GAP: usize = 2;
-/// Minimum width to which a column of a table is narrowed, in columns of the terminal.
+/// Width to which a column of a table is narrowed at most, in columns of the terminal. In a
+/// narrower terminal, a column is as wide as the terminal.
 const COLUMN_MIN: usize = 4;
 
 /// Flags of a command that prints a table.
@@ -186,7 +187,7 @@ fn is_numeric(rows: &[Vec<String>], column: usize) -> bool {
     filled.peek().is_some() && filled.all(|cell| is_number(cell))
 }
 
-/// Returns `true` if a cell is a number, with or without a unit.
+/// Returns `true` if a cell consists of digits, points and commas, with an optional sign and unit.
 fn is_number(cell: &str) -> bool {
     const UNITS: [&str; 13] = [
         "", "%", "B", "KiB", "MiB", "GiB", "TiB", "ns", "us", "ms", "s", "/s", "x",

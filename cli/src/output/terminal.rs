@@ -1,6 +1,7 @@
 //! Properties of the output: colour, width of the terminal, and quiet mode.
 //!
-//! Invariant: `--color always` overrides `NO_COLOR`. Otherwise `NO_COLOR` turns colour off.
+//! Invariant: `--color always` overrides `NO_COLOR`. Otherwise a value of `NO_COLOR` that is not
+//! empty turns colour off.
 
 use std::io::IsTerminal;
 use std::sync::OnceLock;

@@ -11,14 +11,14 @@ use serde_json::{Value, json};
 
 use super::HANG;
 
-/// A browser process with one page.
+/// A browser process, and the page that the test controls.
 pub struct Browser {
     child: Child,
     input: ChildStdin,
     messages: Receiver<Value>,
     session: Option<String>,
     next_id: u64,
-    /// Events that the browser has sent, oldest first. Responses to calls are not among them.
+    /// Events that were received during calls, oldest first. Responses to calls are not among them.
     events: Vec<Value>,
     _profile: tempfile::TempDir,
 }

@@ -19,8 +19,8 @@ pub struct Block {
 }
 
 impl Block {
-    /// Returns the text after `name` in the first option that begins with `name`. Returns `None` if
-    /// the block has no such option.
+    /// Returns the value of the first option that begins with `name`: the text after `name` without
+    /// a colon and without blanks around it. Returns `None` if the block has no such option.
     pub fn option(&self, name: &str) -> Option<&str> {
         let rest = self.options.iter().find_map(|option| option.strip_prefix(name))?;
         Some(rest.trim_start_matches(':').trim())
@@ -63,7 +63,7 @@ pub fn blocks(markdown: &str) -> Vec<Block> {
                         .collect();
                 }
             }
-            // The next block after a comment with options must be a code block.
+            // No paragraph or heading may stand between a comment with options and its code block.
             (Event::Start(Tag::Paragraph | Tag::Heading { .. }), None) => {
                 assert!(options.is_empty(), "options before no block: {options:?}");
             }

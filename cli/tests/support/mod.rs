@@ -1,7 +1,7 @@
 //! Runs the real binary as a child process, and sends plain HTTP to its servers.
 //!
 //! No helper waits for a fixed time. A server has started when its log says so, and a condition is
-//! polled until it holds.
+//! polled until it holds, at most for [`HANG`].
 pub mod browser;
 pub mod markdown;
 
@@ -11,8 +11,9 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-/// Maximum time to wait for a log line, a response or a condition. Even a slow machine needs far
-/// less, so a longer wait means that a process hangs.
+/// Maximum time to wait for the next log line, the next bytes of a response, the next message of a
+/// browser, or a condition. Even a slow machine needs far less, so a longer wait means that a
+/// process hangs.
 pub const HANG: Duration = Duration::from_secs(120);
 
 /// Returns a command that runs the binary. The variables `IMT_...` of the test process are removed,
@@ -168,8 +169,9 @@ impl Answer {
     }
 }
 
-/// Sends one HTTP/1.1 request on a new connection. Returns `None` if the connection fails, no
-/// response ends within [`HANG`], or the response cannot be parsed.
+/// Sends one HTTP/1.1 request on a new connection, and reads the response until the server closes
+/// the connection. Returns `None` if the connection fails, if the server sends nothing for
+/// [`HANG`], or if the response cannot be parsed.
 pub fn try_http(
     address: &str,
     method: &str,

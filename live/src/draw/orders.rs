@@ -29,7 +29,8 @@ const PATH: [&str; 6] = [
 const ENDS: [&str; 3] = ["rejected", "cancelled", "expired"];
 /// Final states that need an operator's attention.
 const FAILURES: [&str; 2] = ["failed", "refund_wanted"];
-/// Widths of the columns with the name of a state and with its number of orders.
+/// Widths of the columns with the name of a state and with its number of orders, in columns of the
+/// terminal.
 const NAME: usize = 13;
 const COUNT: usize = 6;
 
@@ -62,8 +63,8 @@ pub(super) fn draw(frame: &mut Frame, area: Rect, state: &State, theme: Theme) {
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()), inner);
 }
 
-/// Returns a row for each state. If the rows do not fit into `height`, final states without orders
-/// are left out, beginning with the last one.
+/// Returns a row for each state. If the rows do not fit into `height`, states outside of [`PATH`]
+/// without orders are left out, beginning with the last one.
 fn rows(orders: &BTreeMap<String, u64>, height: usize, theme: Theme) -> Vec<Row> {
     let count = |name: &str| orders.get(name).copied().unwrap_or(0);
     let mut rows = Vec::new();

@@ -107,8 +107,8 @@ pub(super) struct NodeRow {
 pub(super) struct RingView {
     pub(super) epoch: u64,
     pub(super) nodes: Vec<NodeRow>,
-    /// Runs of neighbouring slots with the same owner, in slot order; if the slots are unknown, one
-    /// run for each node. `SlotRun::member` is an index in `nodes` here.
+    /// Runs of neighbouring slots with the same owner, in slot order. If the owners of the slots
+    /// are unknown, one run for each node. `SlotRun::member` is an index in `nodes` here.
     pub(super) runs: Vec<SlotRun>,
 }
 

@@ -139,7 +139,7 @@ fn busy() -> State {
     }
 }
 
-/// Returns the state of a run in which most texts are longer than a screen is wide, and most
+/// Returns the state of a run in which many texts are longer than a screen is wide, and many
 /// figures have the largest value of their type.
 fn extreme() -> State {
     let mut state = busy();

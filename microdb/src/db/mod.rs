@@ -70,8 +70,10 @@ impl Db {
     ///   durable frontier. No file except LOCK is changed in that case. Most records that the
     ///   checkpoint covers are not verified by the open, but when they are read.
     /// - [`Error::Version`](crate::Error::Version) for a newer format.
-    /// - [`Error::Invalid`](crate::Error::Invalid) for the empty path.
-    /// - [`Error::Io`](crate::Error::Io) for errors of the operating system.
+    /// - [`Error::Invalid`](crate::Error::Invalid) for the empty path, or if another process makes
+    ///   SUPER while this process creates the database.
+    /// - [`Error::Io`](crate::Error::Io) for errors of the operating system, or
+    ///   [`Error::Poisoned`](crate::Error::Poisoned) if SUPER cannot be written.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Options::new().open(path)
     }
@@ -414,8 +416,8 @@ impl Db {
     }
 
     /// Makes all commits durable, and unlocks the folder so that the database can be opened again.
-    /// Other handles return [`Error::Closed`](crate::Error::Closed) from then on. A further call,
-    /// through another handle, has no effect.
+    /// Gets and writes through other handles fail with [`Error::Closed`](crate::Error::Closed) from
+    /// then on. A further call, through another handle, has no effect.
     ///
     /// Dropping the last handle also closes the database, but cannot report an error. Rust never
     /// drops a handle in a `static`: without this call, the last buffered commits can be lost when

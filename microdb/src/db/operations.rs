@@ -63,7 +63,8 @@ impl Db {
     }
 
     /// Returns statistics of the database at this moment. In a forked child, the fields that need a
-    /// lock are 0 or empty: keys, sizes of log and directory, sequences, and segments.
+    /// lock are 0 or empty: keys, bytes of log and directory, sequences, the durable frontier, the
+    /// segments, and the number of damaged segments.
     ///
     /// ```
     /// # fn main() -> microdb::Result<()> {
@@ -152,8 +153,10 @@ impl Db {
     /// # Errors
     /// [`Error::Invalid`](crate::Error::Invalid) if the path is empty, or if the folder is not
     /// empty, or is inside or around the folder of the database. [`Error::Io`](crate::Error::Io) if
-    /// a file cannot be read or written. The content of the folder may then be incomplete or not
-    /// durable. Further errors are those of [`Db::checkpoint`].
+    /// a file cannot be read or written. [`Error::Corrupt`](crate::Error::Corrupt) if the database
+    /// is read-only and a segment cannot be read completely. After an error during the copy, the
+    /// content of the folder may be incomplete or not durable. Further errors are those of
+    /// [`Db::checkpoint`].
     pub fn backup_to(&self, path: impl AsRef<Path>) -> Result<BackupReport> {
         self.engine.backup_to(path.as_ref())
     }

@@ -99,7 +99,7 @@ impl BenchDirectory {
         self.0.len()
     }
 
-    /// Returns the memory of the directory's root and chunks in bytes, without mapped bytes.
+    /// Returns the memory of the directory in bytes, without mapped bytes and without the stash.
     pub fn bytes(&self) -> u64 {
         self.0.bytes()
     }

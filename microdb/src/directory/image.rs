@@ -302,7 +302,7 @@ impl Directory {
     }
 }
 
-/// Returns the `N` bytes at `offset` of a table entry.
+/// Returns the `N` bytes at `offset` of the header or of an entry of the table.
 fn part<const N: usize, const LEN: usize>(entry: &[u8; LEN], offset: usize) -> [u8; N] {
     std::array::from_fn(|i| entry[offset + i])
 }

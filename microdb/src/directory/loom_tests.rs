@@ -36,8 +36,8 @@ fn at(number: u32) -> Location {
     Location::new(1, number + 1)
 }
 
-/// Returns a prefix with the home bucket `home` in a chunk of `buckets`. Each `number` gives a
-/// different tag.
+/// Returns a prefix with the home bucket `home` in a chunk of `buckets` buckets. Each `number`
+/// gives a different tag.
 fn prefix(home: u64, buckets: u64, number: u64) -> Prefix {
     Prefix(((home << PREFIX_BITS) / buckets + 1_000 + number * 8) & ((1 << PREFIX_BITS) - 1))
 }

@@ -170,8 +170,9 @@ impl Directory {
         self.keys.load(Ordering::Relaxed)
     }
 
-    /// Returns the memory of the root and its chunks in bytes. Mapped bytes, the stash, copies that
-    /// are prepared and not used yet, and chunks held only by views are not counted.
+    /// Returns the memory of the directory with its root and chunks in bytes. Mapped bytes, the
+    /// stash, copies that are prepared and not used yet, and chunks held only by views are not
+    /// counted.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }

@@ -54,8 +54,8 @@ impl TableCore {
         ignore_poison(self.name.read()).clone()
     }
 
-    /// Returns the name, or an empty text if the name is locked. In a forked child, it stays locked
-    /// if another thread of the parent was renaming the table at the fork.
+    /// Returns the name, or an empty text if the name is locked. In a forked child, the name stays
+    /// locked if another thread of the parent was renaming the table at the fork.
     pub(crate) fn name_unless_locked(&self) -> String {
         match self.name.try_read() {
             Ok(name) => name.clone(),
@@ -110,8 +110,9 @@ pub(crate) enum CatalogChange {
     },
 }
 
-/// All tables by id, and all tables with a name also by name. Table 0 has no name. Neither has a
-/// table that replay creates before it reads the record with the name.
+/// All tables by id, and all tables with a name also by name. Table 0 has no name. During replay,
+/// `by_name` is empty, and a table that replay creates has no name. After replay, the open sets the
+/// names.
 #[derive(Clone, Default)]
 pub(crate) struct Catalog {
     pub(crate) by_id: HashMap<u32, Arc<TableCore>>,
@@ -132,8 +133,8 @@ impl Catalog {
         catalog
     }
 
-    /// Returns the table with this id. If the id is new, creates a table without a name, because
-    /// replay may read the records of a table before the record with its name.
+    /// Returns the table with this id. If the id is new, creates a table without a name. An open
+    /// sets the names after replay, from the live records of the catalog.
     pub(crate) fn table_or_new(&mut self, id: u32) -> &Arc<TableCore> {
         self.next_id = self.next_id.max(id.saturating_add(1));
         self.by_id

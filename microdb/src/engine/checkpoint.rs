@@ -305,8 +305,9 @@ impl Engine {
         if generation > 0 {
             let path = self.paths.checkpoint(generation);
             let storage = self.options.storage.as_ref();
-            // Errors are ignored: a user may have deleted the file already, and a later open
-            // removes a file that remains. A checkpoint of another database under this name stays.
+            // Errors are ignored: a user may have deleted the file already, and a later open for
+            // writing removes a file that remains. A checkpoint of another database under this name
+            // stays.
             if let Ok(false) = is_foreign_checkpoint(storage, &path, self.database) {
                 let _ = storage.remove(&path);
             }
@@ -314,7 +315,8 @@ impl Engine {
     }
 
     /// Removes segments that are no longer part of the durable state. If a file cannot be removed,
-    /// the remaining files are removed all the same. The next open then removes this file.
+    /// the remaining files are removed all the same. The next open for writing then removes this
+    /// file.
     fn remove_segments(&self, emptied: &[u64]) -> Result<()> {
         let storage = self.options.storage.as_ref();
         // The segments and their maps are removed from the segment table before the files are

@@ -159,7 +159,8 @@ impl LogOrder {
     }
 
     /// Takes the next locations that are not yet requested and are close to each other. Returns the
-    /// first of these locations, and the number of bytes from there to the end of the last record.
+    /// first of these locations, and the number of bytes from there to the assumed end of the last
+    /// record (see [`PAGE_BYTES`]).
     fn take_range(&mut self) -> (Location, u32) {
         let first = self.locations[self.asked];
         let mut last = first;

@@ -4,9 +4,10 @@
 //!   position at which the previous segment ended, and the sequence and chain there.
 //! - A segment that SUPER does not list is part of the log only if it continues the last segment
 //!   before it. So an open notices a missing segment.
-//! - An open takes the end of a segment from the header of the segment that continues it, or from
-//!   the length of the file if that segment was removed. So bytes behind the place at which an
-//!   earlier recovery cut a torn tail are not part of the log.
+//! - An open takes the end of each segment except the last one from the header of the segment that
+//!   continues it, or from the length of the file if compaction removed the continuing segment. So
+//!   bytes behind the place at which an earlier recovery cut a torn tail are not part of the log.
+//!   The last segment ends with its last complete frame.
 //!
 //! Deliberately absent: the seal, which is a separate file.
 

@@ -8,13 +8,13 @@
 //! | 36,864 | 4,096 | hint, odd counters |
 //!
 //! - Both *state* blocks hold the same state. They are rewritten one after the other, with a sync
-//!   in between, so one of them is always complete. They differ only during a rewrite, and after a
-//!   crash in this time.
+//!   in between, so a crash leaves at least one of them complete. They differ only during a
+//!   rewrite, after a rewrite that a crash or an error ended, and if one of them is damaged.
 //! - The *hint* blocks hold the durable frontier. After each sync that advances the frontier of an
 //!   open database, one of the two blocks is overwritten in turn. The block itself is not synced. A
 //!   hint never names a position that is not durable.
 //! - After a crash of the process, SUPER covers all commits that were acknowledged as durable. A
-//!   power cut may lose the newest hint, so recovery also uses the frontiers in the headers of
+//!   power cut may lose the newest hints, so recovery also uses the frontiers in the headers of
 //!   segments and frames.
 //!
 //! Deliberately absent: writing, which is in `engine::log`.

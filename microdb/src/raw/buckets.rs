@@ -155,7 +155,7 @@ impl Buckets {
         copy
     }
 
-    /// Appends all words in little-endian order.
+    /// Appends all words to `out`, each as eight bytes in little-endian order.
     pub(crate) fn write_to(&self, out: &mut Vec<u8>) {
         out.reserve(self.count * BUCKET_BYTES);
         for index in 0..self.count {

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 /// before the first use. The number is 0 until the process takes one.
 static WORD: AtomicPtr<AtomicU64> = AtomicPtr::new(std::ptr::null_mut());
 
-/// The last process number that this process or an ancestor took.
+/// The highest process number that a thread of this process or of an ancestor has drawn.
 static LAST: AtomicU64 = AtomicU64::new(0);
 
 /// Identity of the process in which a value was created.
@@ -158,8 +158,8 @@ pub(crate) fn fork(child: impl FnOnce() -> bool) -> i32 {
     }
 }
 
-/// Waits for a forked child. Returns `true` if it exited with success. Kills a child that runs
-/// longer than two minutes.
+/// Waits for a forked child. Returns `true` if it exited with success. Kills the child if it still
+/// runs two minutes after this call.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn wait(child: i32) -> bool {
     let begun = std::time::Instant::now();

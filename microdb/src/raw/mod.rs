@@ -6,7 +6,7 @@
 //! - [`fork`]: distinguishes a forked child from its parent.
 //! - [`buckets`]: cache-line buckets of atomic words, in own memory or in place in a map.
 //! - [`map`]: read-only bytes of a file, mapped or copied.
-//! - [`sigbus`]: lets truncated mapped files read as zeros instead of ending the process.
+//! - [`sigbus`]: lets missing pages of mapped files read as zeros instead of ending the process.
 //! - [`tail`]: append-only memory with one writer and many readers.
 //! - [`heap`]: returns freed memory to the operating system.
 //! - [`prefetch`]: prefetch instruction.

@@ -17,8 +17,8 @@ use crate::raw::fork::PerProcess;
 use crate::raw::pool::{self, Lane};
 use crate::raw::{epoch, heap};
 
-/// Time until the next round if a pin prevented a round from freeing all values. Pins last for
-/// microseconds, so the first round nearly always succeeds. A thread that was preempted while
+/// Time until the next round if a round did not free all values, mostly because of a pin. Pins last
+/// for microseconds, so the first round nearly always succeeds. A thread that was preempted while
 /// pinned runs again within milliseconds.
 const AGAIN_AFTER: Duration = Duration::from_millis(2);
 

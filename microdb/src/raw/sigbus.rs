@@ -308,8 +308,8 @@ mod tests {
         }
     }
 
-    /// The child process of other tests: receives a SIGBUS that does not come from our maps. Does
-    /// nothing without the environment variable.
+    /// The child process of the test below. Reads a missing page of our map, then receives a SIGBUS
+    /// that does not come from our maps. Does nothing without the environment variable.
     #[test]
     fn the_other_process() {
         let Ok(part) = std::env::var(PART) else { return };

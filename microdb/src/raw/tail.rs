@@ -72,7 +72,7 @@ pub(crate) struct TailBuffer {
     /// memory.
     map: ManuallyDrop<MmapMut>,
     /// Receives the memory when the buffer is dropped, if its size is suitable, no file has
-    /// replaced it, and the database is still open.
+    /// replaced it, and the [`Spare`] still exists.
     spare: Weak<Spare>,
     capacity: usize,
     /// `true` once the writer is dropped. No byte is written after that.
@@ -247,7 +247,7 @@ impl TailWriter {
         })
     }
 
-    /// Returns the part of the buffer that readers share.
+    /// Returns the buffer, which readers share.
     pub(crate) fn buffer(&self) -> &Arc<TailBuffer> {
         &self.buffer
     }

@@ -83,8 +83,8 @@ fn open_to_write(engine: &Engine, path: &Path) -> Result<Arc<dyn StorageFile>> {
     file.map_err(Error::io("cannot open", path))
 }
 
-/// Removes temporary files, and checkpoints of this database that SUPER does not name. A crash may
-/// have left them.
+/// Removes from the folder `directory` the temporary files, and the checkpoints that SUPER does not
+/// name. A crash may have left them. Keeps checkpoints of another database, folders and pipes.
 fn remove_other_checkpoints(engine: &Engine, report: &RecoveryReport) -> Result<()> {
     let (storage, folder) = (engine.options.storage.as_ref(), engine.paths.directory());
     for name in storage.list(&folder).map_err(Error::io("cannot list", &folder))? {

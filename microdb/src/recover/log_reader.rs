@@ -2,7 +2,8 @@
 //!
 //! - Segments named by the state in SUPER must exist.
 //! - Later segments are found by their headers. Each header states the end of the previous segment.
-//! - All other segment files are foreign, or were left by a crash during their creation or removal.
+//! - All other segment files are foreign, have a damaged header, follow a missing segment, or
+//!   remain from a creation or removal that a crash or an error ended.
 //! - A frame is complete if its header, its records and its link to the previous frame are valid.
 //!   The link is the sequence of the commit and the chain, a checksum over all commits so far.
 //!
@@ -30,8 +31,8 @@ use crate::storage::{OpenMode, read_up_to};
 pub(crate) struct SegmentFile {
     pub(crate) segment: Arc<Segment>,
     pub(crate) header: SegmentHeader,
-    /// Offset of the end of the segment's frames, if known from the header of a later segment or
-    /// from the length of the file.
+    /// Offset of the end of the segment's frames, if known from the header of a later segment, from
+    /// the length of the file or from the usage counts.
     pub(crate) sealed_end: Option<u32>,
 }
 
@@ -172,8 +173,8 @@ pub(crate) fn scan_segments(engine: &Engine, state: &State, frontier: Frontier) 
 
 impl Scan {
     /// Adds the file with the name of segment `id` to the log or to a list of other files. Ignores
-    /// a foreign folder. `known` is `true` if the state in SUPER names the segment. Otherwise `id`
-    /// is not below `State::next_segment`.
+    /// a folder with such a name behind the segment of the durable frontier. `known` is `true` if
+    /// the state in SUPER names the segment. Otherwise `id` is not below `State::next_segment`.
     fn add(&mut self, engine: &Engine, id: u64, path: PathBuf, known: bool) -> Result<()> {
         let mode = if engine.options.read_only {
             OpenMode::Read
@@ -282,7 +283,8 @@ impl Scan {
     }
 
     /// Checks that the log may end at position `at`, where `flaw` was found. Fails if a durable
-    /// frontier beyond `at` is known, or if the disk could not read bytes of the segment of `at`.
+    /// frontier beyond `at` is known. Fails too if bytes of the segment of `at` could not be read,
+    /// because the disk failed or another program truncated the file.
     pub(crate) fn check_not_durable(&self, at: LogPosition, flaw: &Flaw) -> Result<()> {
         let mut frontier = self.frontier.position;
         for file in self.segments.iter().filter(|file| file.id() >= at.segment) {

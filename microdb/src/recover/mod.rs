@@ -229,8 +229,8 @@ pub(crate) fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()>
             Ok(()) => {}
             // The process may not open this folder, or its file system is read-only or cannot sync
             // folders. The names in the folder cannot be synced here, so the error is ignored. A
-            // crash can then lose a new name in a folder that the process may write but not read,
-            // or on a file system that cannot sync folders.
+            // power cut can then lose a new name in a folder that the process may write but not
+            // read, or on a file system that cannot sync folders.
             Err(error) if matches!(error.kind(), PermissionDenied | ReadOnlyFilesystem | InvalidInput) => {}
             Err(error) => return Err(Error::io("cannot sync", folder)(error)),
         }
@@ -238,7 +238,8 @@ pub(crate) fn sync_ancestors(paths: &Paths, storage: &dyn Storage) -> Result<()>
     Ok(())
 }
 
-/// Returns an engine for the database of `state`, still without tables and segments.
+/// Returns an engine for the database of `state`, still without segments, and without tables other
+/// than the empty catalog.
 pub(crate) fn engine_of(
     paths: Paths,
     options: Options,

@@ -368,7 +368,7 @@ const READ_AHEAD_BYTES: usize = 1 << 20;
 /// Maximum number of frames in a piece. The reading thread hands the frames to the applying thread
 /// in pieces.
 const PIECE_FRAMES: usize = 4096;
-/// Number of bytes of frames from which a piece is complete and handed over.
+/// Number of bytes in the bodies of frames from which a piece is complete and handed over.
 const PIECE_BYTES: u32 = 1 << 20;
 
 /// Passes the complete frames behind `end` to `apply`, in order. Returns `None` at

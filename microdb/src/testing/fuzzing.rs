@@ -305,8 +305,9 @@ pub fn repair_checkpoint(bytes: &mut [u8], database: [u8; 16], generation: u64) 
     }
 }
 
-/// Corrects all checksums, counts and chains of segment `id`, up to the first frame without its
-/// magic bytes or with too large a length.
+/// Corrects the checksums, record counts, sequences and chains of segment `id`, up to the first
+/// frame without its magic bytes or with too large a length. Changes no frame if the header of the
+/// segment stays invalid. Changes no record behind one that cannot be parsed, up to the next frame.
 pub fn repair_segment(bytes: &mut [u8], database: [u8; 16], id: u64) {
     let database = DatabaseId(database);
     repair_segment_header(bytes, database, id);

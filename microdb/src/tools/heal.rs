@@ -3,10 +3,10 @@
 //!
 //! - If the database has a seal of the segment, this seal decides: a chunk is written only if its
 //!   bytes are exactly those that were sealed.
-//! - A segment without a seal (the active segment, or a segment that lost its seal) is judged by
-//!   its frames. Damaged chunks are taken from the backup if afterwards all frames that the backup
-//!   has are complete, and the chain links them to further frames of the segment, or to the end
-//!   that the next segment or SUPER states.
+//! - A segment without a readable seal, such as the active segment, is judged by its frames.
+//!   Damaged chunks are taken from the backup if afterwards all frames that the backup has are
+//!   complete, and the chain links them to further frames of the segment, or to the end that the
+//!   next segment or SUPER states.
 //! - If a write does not complete, for example because of a crash, the chunk is still damaged. The
 //!   next call of [`heal`] replaces it.
 //! - The database must be closed. Its lock is held while segments are read and written.

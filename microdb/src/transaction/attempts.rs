@@ -4,8 +4,8 @@
 //! - A run with an outdated read is repeated, up to the maximum number of runs in the options.
 //! - A turn is a run inside a commit group, during which no other commit is made (see
 //!   [`crate::engine::group`]). A transaction with a short body and [`Durability::Sync`] gets a
-//!   turn at its first conflict, any other transaction after eight runs. The last permitted run
-//!   gets no further turn.
+//!   turn at its first conflict, any other transaction after eight runs. A conflict of the last
+//!   permitted run leads to no further turn.
 //! - If the body panics in a turn, the group continues. The panic is resumed once the group has
 //!   ended or the turn was lost.
 //!

@@ -52,8 +52,8 @@ const ENTRY_BYTES: usize = 192;
 /// because writers then copy parts of the directory.
 const CHECKS_MAX: usize = 64;
 
-/// Maximum number of attempts of a read. An attempt fails if a commit is published during it. After
-/// the last attempt, the run continues in a snapshot.
+/// Maximum number of attempts of a read. An attempt fails if the run has earlier reads and a commit
+/// is published during the attempt. After the last attempt, the run continues in a snapshot.
 const READ_TRIES: u32 = 16;
 
 /// Table id and key.

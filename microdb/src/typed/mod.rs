@@ -53,11 +53,11 @@ use crate::value::Value;
 ///
 /// Values of up to [`crate::VALUE_BYTES_MAX`] encoded bytes can be written and read.
 ///
-/// A put reads a value back if its shape is new to the table handle and its clones. A shape is the
-/// set of the choices in a value: its enum variants, `Some` or `None`, and the kinds of its fields.
-/// Keep a handle instead of requesting a new one before each put. The check may miss a
-/// `Deserialize` that refuses a value of its own `Serialize` because of the value's content.
-/// [`TypedTable::get`] then returns [`Error::Decode`].
+/// A put reads a value back if its shape is new: if the value has a choice that is new to the table
+/// handle and its clones. The choices of a value are its enum variants, `Some` or `None`, and the
+/// kinds of its fields, each with its place in the value. Keep a handle instead of requesting a new
+/// one before each put. The check may miss a `Deserialize` that refuses a value of its own
+/// `Serialize` because of the value's content. [`TypedTable::get`] then returns [`Error::Decode`].
 ///
 /// # Changing types
 ///
@@ -162,8 +162,8 @@ where
     /// Returns the value of `key`, or `None` if the key is absent.
     ///
     /// # Errors
-    /// The errors of [`Table::get`], [`Error::Encode`] if the key cannot be encoded, and
-    /// [`Error::Decode`] if the stored value is not a `V`.
+    /// The errors of [`Table::get`], [`Error::Encode`] if the key cannot be encoded or read back,
+    /// and [`Error::Decode`] if the stored value is not a `V`.
     pub fn get<Q>(&self, key: &Q) -> Result<Option<V>>
     where
         K: Borrow<Q>,
@@ -206,7 +206,8 @@ where
     /// Returns `true` if the table has a value for `key`.
     ///
     /// # Errors
-    /// The errors of [`Table::get`], and [`Error::Encode`] if the key cannot be encoded.
+    /// The errors of [`Table::get`], and [`Error::Encode`] if the key cannot be encoded or read
+    /// back.
     pub fn contains_key<Q>(&self, key: &Q) -> Result<bool>
     where
         K: Borrow<Q>,
@@ -259,7 +260,8 @@ where
     /// Deletes a key. Returns `true` if the key existed.
     ///
     /// # Errors
-    /// The errors of [`Table::delete`], and [`Error::Encode`] if the key cannot be encoded.
+    /// The errors of [`Table::delete`], and [`Error::Encode`] if the key cannot be encoded or read
+    /// back.
     pub fn delete<Q>(&self, key: &Q) -> Result<bool>
     where
         K: Borrow<Q>,
@@ -383,7 +385,7 @@ where
     /// ```
     ///
     /// # Errors
-    /// [`Error::Encode`] if the key cannot be encoded.
+    /// [`Error::Encode`] if the key cannot be encoded or read back.
     pub fn encode_key<Q>(&self, key: &Q) -> Result<Vec<u8>>
     where
         K: Borrow<Q>,

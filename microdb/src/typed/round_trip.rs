@@ -1,15 +1,17 @@
-//! Checks of typed values at a put, for a codec that is not self-describing: a value that could not
-//! be read back is refused.
+//! Checks of typed keys and values while they are encoded, for a codec that is not self-describing:
+//! a key or value that could not be read back is refused. Below, a value may also be a key.
 //!
 //! Serde guarantees no round trip. A type may omit fields (`skip_serializing_if`) or may need a
 //! self-describing encoding (untagged enums). It may also announce another number of fields than
 //! the reader expects.
 //!
-//! - An omitted field or a wrong announced length is refused at every put.
-//! - A value with a new *shape* is read back. A table handle and its clones remember the shapes
-//!   that were read back. A shape is the set of the choices of a value: variants, `Some` and
-//!   `None`, kinds of parts, each with its path. A value without a new choice is only encoded.
-//! - A shape that cannot be read back is never remembered, so it is refused at every put.
+//! - An omitted field or a wrong announced length is refused each time.
+//! - A value with a new *shape* is read back. A shape is the set of the choices of a value:
+//!   variants, `Some` and `None`, kinds of parts, each with its path. The shape is new if one of
+//!   its choices is new. A table handle and its clones remember the choices of the values that were
+//!   read back. A value without a new choice is only encoded.
+//! - The new choices of a value that cannot be read back are not remembered. So the value is
+//!   refused each time.
 //!
 //! Deliberately absent: a check of the content. A `Deserialize` may refuse some values of its own
 //! `Serialize` because of their content (`try_from`). The check detects this only for a value with

@@ -25,7 +25,7 @@ const WORKERS: usize = 6;
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Size {
     pub(crate) rounds: u64,
-    /// Number of operations per thread and round.
+    /// Number of operations per worker and round.
     pub(crate) operations: u64,
 }
 

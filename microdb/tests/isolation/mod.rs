@@ -5,7 +5,7 @@
 //!   snapshots, iterators and reads, with checkpoints and compactions, over several openings.
 //! - Half of the rounds have durable transactions, the other half has buffered ones.
 //! - `MICRODB_ISOLATION_SEEDS` sets the number of seeds, `MICRODB_ISOLATION_FIRST_SEED` the first
-//!   seed, and `MICRODB_ISOLATION_OPERATIONS` the number of operations per thread and round.
+//!   seed, and `MICRODB_ISOLATION_OPERATIONS` the number of operations per worker and round.
 //!
 //! Deliberately absent: knowledge of the engine in the checker.
 

@@ -1,5 +1,7 @@
-//! The real disk with a gate in front of new checkpoints. A segment is removed only after a new
-//! checkpoint. So while the gate is closed, no segment is removed.
+//! The real disk with a gate in front of new files in folders called `directory`, which are the
+//! checkpoints of a database and of its backups. On a disk with free space, an open database
+//! removes a segment only after a new checkpoint. So while the gate is closed, no segment is
+//! removed.
 
 use std::io;
 use std::path::Path;

@@ -1,8 +1,8 @@
 //! Copies of a database during a run: backups, and a follower of the change feed.
 //!
 //! - A complete backup opens with the content that the database had when the backup began,
-//!   independent of later changes to the disk and the original. An incomplete backup opens with
-//!   that content, or its SUPER is missing or damaged.
+//!   independent of later events of the disk and later commits to the original. An incomplete
+//!   backup opens with that content, or its SUPER is missing or damaged.
 //! - A follower applies the change feed and must have the content of the database. The chain values
 //!   of the changes prove that none of them is missing.
 
@@ -38,8 +38,8 @@ impl Backup {
         self.done = Some(at);
     }
 
-    /// Checks the backup on a disk after a power cut at event `at` of the run. A backup that had
-    /// not begun by then is not checked.
+    /// Checks the backup on a disk after a power cut that followed the first `at` events of the
+    /// run. A backup that had not begun by then is not checked.
     pub(crate) fn check(&self, disk: &Disk, shape: Shape, at: usize) -> Result<(), String> {
         if at < self.begun {
             return Ok(());

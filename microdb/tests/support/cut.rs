@@ -7,8 +7,8 @@
 //!   earlier ones. A name may survive without the bytes of its file, bytes without a name, and a
 //!   length without its data. In the last case, the file shows zeros, old blocks or random bytes.
 //!
-//! Deliberately absent, because supported disks never do it: changes of bytes that no pending write
-//! touches, torn durable sectors, and a rename that leaves the file without a name.
+//! Deliberately absent, because supported disks never do it: changes of bytes that no pending event
+//! touches, and a rename that leaves the file without a name.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -16,7 +16,7 @@ use super::disk::{Disk, Event, Made, Record};
 use super::image::{Content, Image, Node, NodeId};
 use super::random::{Random, mix};
 
-/// Smallest unit of a disk's write in bytes.
+/// Size of a sector in bytes. The fates `Sectors`, `Moment` and `Stale` choose for each sector.
 const SECTOR: u64 = 512;
 
 /// Fate of one pending event in a power cut.
@@ -29,8 +29,9 @@ enum Fate {
     /// Only the bytes from the first number up to, but not including, the second reached the disk.
     /// Both numbers count from the start of the write.
     Bytes(u64, u64),
-    /// Each sector shows the file at a different moment, as during the writeback of a page cache.
-    /// All pending events of a disk have the same seed.
+    /// Each sector, each folder and each change of a file's length has its own moment. The events
+    /// before this moment reached the disk, as during the writeback of a page cache. All pending
+    /// events of a disk have the same seed.
     Moment(u64),
     /// Only the new length of the file after a write reached the disk. The new bytes are zeros.
     Length,
@@ -77,8 +78,8 @@ impl<'a> Cuts<'a> {
         match event {
             Event::SyncFile { file } => self.settle(|event| file_of(event) == Some(*file), |_| true),
             Event::SyncFileFailed { file } => {
-                // After a failed sync, each write has reached the disk or not. The operating system
-                // writes none of them again.
+                // After a failed sync, each change of the file has reached the disk or not. The
+                // operating system writes no change again.
                 let seed = self.at as u64;
                 self.settle(
                     |event| file_of(event) == Some(*file),
@@ -112,7 +113,7 @@ impl<'a> Cuts<'a> {
         true
     }
 
-    /// Returns the disk after a crash of the process without a power cut. All writes are visible,
+    /// Returns the disk after a crash of the process without a power cut. All changes are visible,
     /// and unsynced events stay pending.
     pub(crate) fn killed(&self) -> Disk {
         let live = self.build(&vec![Fate::Kept; self.pending.len()]);
@@ -171,7 +172,7 @@ impl<'a> Cuts<'a> {
     }
 
     /// Returns four plain cases for each pending event: it alone is lost; it alone is kept; only
-    /// the events before it are kept; it is torn and all others are kept.
+    /// the events before it are kept; it has the fate of `tear` and all others are kept.
     fn plain(&self, random: &mut Random) -> Vec<Vec<Fate>> {
         let count = self.pending.len();
         let row = |fate: &dyn Fn(usize) -> Fate| (0..count).map(fate).collect::<Vec<_>>();
@@ -214,8 +215,8 @@ fn folder_of(event: &Event) -> Option<NodeId> {
     }
 }
 
-/// Returns a random fate in which only a part of `event` reaches the disk, or `Lost` for an event
-/// that cannot be torn.
+/// Returns a random fate in which a part of `event` reaches the disk, in extreme cases all or
+/// nothing. Returns `Lost` for an event that cannot be torn.
 fn tear(event: &Event, random: &mut Random) -> Fate {
     match event {
         Event::Write { bytes, .. } => {
@@ -323,7 +324,8 @@ fn write(image: &mut Image, file: NodeId, offset: u64, bytes: &[u8], fate: Fate,
     }
 }
 
-/// Extends a file to at least `end` bytes: with zeros, or for `Stale` as described there.
+/// Extends a file to at least `end` bytes if the event reaches the disk (`arrives`): with zeros, or
+/// with the bytes that the fate `Stale` describes.
 fn grow(image: &mut Image, file: NodeId, end: u64, fate: Fate, place: (u64, u64)) {
     let len = image.file(file).len();
     if len >= end || !arrives(fate, file, place) {

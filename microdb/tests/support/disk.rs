@@ -8,7 +8,8 @@
 //!   unsynced.
 //! - A [`Fault`] makes one or more calls fail, a [`Lie`] makes syncs do nothing, and `capacity`
 //!   limits the total size to which writes and reservations can extend the files.
-//! - Listings change their order from call to call, because the trait promises no order.
+//! - Each listing rotates its names by another number of places, because the trait promises no
+//!   order.
 //!
 //! Deliberately absent: durability, which only the module `cut` computes.
 
@@ -21,7 +22,7 @@ use microdb::storage::{Mapping, OpenMode, Storage, StorageFile, StorageLock};
 
 use super::image::{Content, FILE_BYTES_MAX, Image, Node, NodeId, names};
 
-/// A call that changed the disk or synced a change.
+/// A change of the disk, or a sync that succeeded or failed.
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
     Write {
@@ -151,7 +152,7 @@ pub(crate) struct Fault {
     pub(crate) times: u64,
 }
 
-/// Syncs that report success and do nothing. A test that sets them must find lost commits or a
+/// Syncs that report success and do nothing. A test with such syncs must find lost commits or a
 /// broken backup, as with an engine that forgot a sync.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lie {
@@ -263,7 +264,8 @@ impl Disk {
         self.guard().record.events.len()
     }
 
-    /// Returns the recorded events, with the durable content when the recording began.
+    /// Returns the recorded events, with the durable content and the unsynced events of the time at
+    /// which the recording began.
     pub(crate) fn record(&self) -> Record {
         self.guard().record.clone()
     }
@@ -303,7 +305,7 @@ impl Disk {
         self.guard().fault = None;
     }
 
-    /// Returns the first call that the fault hit; `None` if it has hit none.
+    /// Returns the kind of the first call that the fault hit; `None` if it has hit no call.
     pub(crate) fn hit(&self) -> Option<Call> {
         self.guard().hit
     }
@@ -365,7 +367,8 @@ impl State {
 }
 
 impl State {
-    /// Checks that the disk has room for a write or reservation up to `end`.
+    /// Fails if a write or reservation up to `end` would exceed the maximum size of a file or the
+    /// capacity of the disk.
     fn room(&self, file: NodeId, end: u64) -> io::Result<()> {
         if end > FILE_BYTES_MAX {
             return Err(io::ErrorKind::FileTooLarge.into());

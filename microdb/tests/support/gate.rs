@@ -1,9 +1,9 @@
 //! A storage that stops one thread at a chosen call to the disk until the test releases it.
 //!
 //! The test arms the gate for a thread and the number of a call. The thread stops before that call,
-//! while it holds all locks that the engine has acquired. During the stop, the test commits or
-//! closes the database. Calls that create a segment or allocate blocks are not counted: the engine
-//! makes most of them under the commit lock, so no commit could happen during the stop.
+//! and still holds all locks that it has acquired in the engine. During the stop, the test commits
+//! or closes the database. Calls that create a segment or allocate blocks are not counted: the
+//! engine makes most of them under the commit lock, so no commit could happen during the stop.
 
 use std::io;
 use std::path::Path;

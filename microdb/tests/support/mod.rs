@@ -5,7 +5,7 @@
 //!   could leave.
 //! - [`image::Image`] is the content of a disk. An image is cheap to copy, and tests can damage any
 //!   byte.
-//! - All random numbers come from [`random::Random`], so a seed repeats a run.
+//! - All random choices of the tests come from [`random::Random`], so a seed repeats them.
 //!
 //! Deliberately absent from the disk: knowledge of the database's format.
 

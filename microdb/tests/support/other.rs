@@ -1,5 +1,5 @@
-//! Runs the test binary as a second process. Environment variables select its part and its folder,
-//! and a pipe carries its output.
+//! Runs the test binary as a second process. Environment variables name its work (`part`) and its
+//! folder, and a pipe carries its output.
 //!
 //! The pipe outlives the process, so output from before a kill can still be read.
 
@@ -67,7 +67,8 @@ impl Drop for Other {
     }
 }
 
-/// Prints a line with one write, so that a kill hardly ever cuts it short.
+/// Prints `text` as a line for [`Other::said`], with one write, so that a kill hardly ever cuts the
+/// line short.
 pub(crate) fn say(text: &str) {
     let mut out = std::io::stdout().lock();
     out.write_all(format!("\n> {text};\n").as_bytes()).unwrap();

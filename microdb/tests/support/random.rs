@@ -18,8 +18,8 @@ impl Random {
         }
     }
 
-    /// Returns a stream that takes its numbers from `bytes`, two bytes for each. No choice in a
-    /// test needs larger numbers.
+    /// Returns a stream that takes its numbers from `bytes`, two bytes for each. No choice of a
+    /// fuzz target needs larger numbers.
     pub(crate) fn of_bytes(bytes: &[u8]) -> Self {
         Self {
             state: 0,

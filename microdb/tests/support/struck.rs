@@ -1,7 +1,7 @@
 //! The real disk with an action before the Nth call of the engine.
 //!
-//! Calls that only read an open file are not counted, because the action cannot change their
-//! result.
+//! Calls that only read or map an open file, or read its length, are not counted. The actions of
+//! the tests change folders and names, which does not change the results of these calls.
 
 use std::io;
 use std::path::Path;

@@ -32,7 +32,8 @@ pub(crate) const TARGETS: [(&str, Target); 10] = [
 /// Maximum number of operations in a run, which keeps runs on long inputs fast.
 const OPS_MAX: u64 = 60;
 
-/// Returns a closed database, to which `changed` applies its changes, and its state.
+/// Returns the disk of a closed database, to which `changed` applies its changes, and the
+/// database's content.
 fn base() -> &'static (Image, Point) {
     static BASE: OnceLock<(Image, Point)> = OnceLock::new();
     BASE.get_or_init(|| {
@@ -48,10 +49,10 @@ fn base() -> &'static (Image, Point) {
 }
 
 /// Returns the base database with changed or replaced files, as `data` describes; `None` if `data`
-/// is empty. Each change has a file, an offset and an action. With an odd first byte, checksums
-/// stay as they are. With an even first byte they are corrected, so that the code after the checks
-/// is reached. The second value is `true` for such a database with corrected checksums, called a
-/// forgery.
+/// is empty. Each change has a file, an action, an offset and bytes. With an odd first byte,
+/// checksums stay as they are. With an even first byte, those of SUPER, segments and checkpoints
+/// are corrected, so that the code after the checks is reached. The second value is `true` for such
+/// a database with corrected checksums, called a forgery.
 fn changed(data: &[u8]) -> Option<(Image, bool)> {
     let (mode, mut data) = data.split_first()?;
     let mut image = base().0.clone();
@@ -170,7 +171,8 @@ fn repair(image: &mut Image) {
 }
 
 /// Runs operations, reopenings and kills, and compares the database with the model. Then cuts the
-/// power at an event that `data` selects.
+/// power after an event that `data` selects, and checks that the database opens in a permitted
+/// state.
 pub(crate) fn db_operations(data: &[u8]) {
     let mut random = Random::of_bytes(data);
     let shape = Shape::draw(&mut random);

@@ -28,7 +28,8 @@ const TABLES: [&str; 3] = ["orders", "stocks", "stats"];
 /// Content of a database: the records of each table, by the table's name.
 pub(crate) type Model = BTreeMap<String, BTreeMap<Vec<u8>, Vec<u8>>>;
 
-/// Content of the database after one commit, with the sequence number of that commit.
+/// Content of the database after one commit, or before the first one, with the sequence number of
+/// the last commit.
 #[derive(Clone, Debug)]
 pub(crate) struct Point {
     pub(crate) sequence: Sequence,
@@ -75,8 +76,8 @@ impl Shape {
         }
     }
 
-    /// Returns the engine's options for `disk`. There is no background work, so that the same seed
-    /// makes the same calls.
+    /// Returns the engine's options for `disk`, and permits or refuses maps on `disk`. There is no
+    /// background work, so that the same seed makes the same calls.
     pub(crate) fn options(&self, disk: &Disk) -> Options {
         disk.set_maps(self.maps);
         Options::new()
@@ -250,7 +251,8 @@ pub(crate) struct Run {
     /// All backups of the run, complete or incomplete.
     pub(crate) backups: Vec<Backup>,
     /// A copy that follows the change feed. `None` until an [`Op::Feed`] has read the feed from its
-    /// beginning, and after a crash that lost commits which the copy has.
+    /// beginning. `None` again after a crash that lost commits of the copy, and once the log has
+    /// neither the next changes of the copy nor the first commits.
     follower: Option<Follower>,
     /// `true` if the log may no longer have all commits from the first on.
     compacted: bool,

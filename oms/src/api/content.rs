@@ -135,8 +135,8 @@ pub(super) async fn read(
     let mut pieces = Pieces::of(body, limit);
     while let Some(piece) = pieces.next().await? {
         codings.unpack(&piece, &mut take)?;
-        // A sender on the same machine always has the next piece ready. Without this yield, other
-        // requests on this thread would wait while megabytes are decoded.
+        // A sender on the same machine can have each next piece ready at once. Without this yield,
+        // other requests on this thread would wait while megabytes are decoded.
         tokio::task::yield_now().await;
     }
     codings.end(&mut take)

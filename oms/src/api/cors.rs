@@ -76,7 +76,7 @@ impl Cors {
         Ok(Some(Cors { layer, allowed }))
     }
 
-    /// Answers an `OPTIONS` request as a preflight request. For any other request it calls `answer`
+    /// Answers an `OPTIONS` request as a preflight request. Calls `answer` for any other request,
     /// and adds the CORS headers to the response.
     pub(crate) async fn answer<B, F>(
         &self,

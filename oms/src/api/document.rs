@@ -461,7 +461,8 @@ mod tests {
 
     use super::*;
 
-    /// Calls `visitor` with `of` and with each value inside it, each with its JSON pointer.
+    /// Calls `visitor` with `of` and with each value inside `of`. The first argument is the value's
+    /// path: a JSON pointer without escaped characters.
     fn visit(of: &Value, path: &str, visitor: &mut impl FnMut(&str, &Value)) {
         visitor(path, of);
         match of {

@@ -57,7 +57,8 @@ pub(super) fn raw(value: &impl Serialize) -> Result<Box<RawValue>, Problem> {
     serde_json::value::to_raw_value(value).map_err(|error| Problem::internal(error.to_string()))
 }
 
-/// The first `limit` entries of a list, or of the part of the list after the key `after`.
+/// A request for the first `limit` entries of a list, or of the part of the list after the key
+/// `after`.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct AskEntries {
     pub(crate) limit: usize,

@@ -4,8 +4,8 @@
 //! A request is parsed first (`routes`), so a malformed request gets the same response with any
 //! number of nodes. While this node serves the only volume and no slots move, the operation reads
 //! the body as it arrives. Otherwise a body is read completely first. So the call can be repeated
-//! within `ROUTING_TIMEOUT` while another process takes over the volume or a slot moves. In the
-//! second case, a stock upload is split by `stock_fan_out`, with a separate timeout.
+//! within `ROUTING_TIMEOUT` while another process takes over the volume or a slot moves. If its
+//! body is read first, a stock upload is split by `stock_fan_out`, with a separate timeout.
 //!
 //! **Invariants**
 //! - Commands and reads for another node are sent over the channel, built from the parsed
@@ -375,10 +375,10 @@ fn attempt(response: Response<Body>, epoch: u64) -> Attempt<Response<Body>> {
     Attempt::Done(response)
 }
 
-/// Sends a call to a volume, on this node or another node. Repeats it while the volume moves or
-/// does not answer, until the deadline `until`. Fails earlier if the volume is no longer in the
-/// ring, if this node must serve it but it is missing, or if its node answers neither calls nor
-/// pings.
+/// Sends a call to the volume that `volume` chooses, on this node or another node. Repeats the call
+/// while the volume moves or does not answer, until the deadline `until`. Fails earlier if `volume`
+/// returns `None`, if this node must serve the volume but the volume is missing, or if the volume's
+/// node answers neither calls nor pings.
 pub(crate) async fn call_volume(
     cluster: &Arc<ClusterHandle>,
     volume: impl Fn(&Topology) -> Option<NodeName>,

@@ -47,7 +47,7 @@ pub(crate) struct VolumeHealth {
     pub(super) outbox_dead: usize,
     outbox_in_flight: usize,
     pub(super) warehouse_away: bool,
-    /// `true` if calls to the warehouse fail and no circuit breaker is open.
+    /// `true` if the calls to the warehouse are in the condition `CallHealth::Failing`.
     pub(super) warehouse_failing: bool,
     stock_snapshots: u64,
     stat_files: u64,

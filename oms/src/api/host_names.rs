@@ -5,9 +5,9 @@
 //! (`cors`) do not apply. The header `Host` of such a request has the name of the owner's domain.
 //!
 //! **Invariants**
-//! - A request of a browser is refused unless its host is an IP address, a name without a dot, a
-//!   name below `localhost`, a name of this node or its machine, or the host of an allowed origin.
-//!   The owner of a domain controls none of these names.
+//! - A request of a browser that names a host is refused unless the host is an IP address, a name
+//!   without a dot, a name below `localhost`, the advertised host of this node, the name of its
+//!   machine, or the host of an allowed origin. The owner of a domain controls none of these names.
 //! - Requests of other clients are not checked.
 
 use axum::http::header::{ACCEPT_LANGUAGE, HOST, ORIGIN};
@@ -22,7 +22,8 @@ const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 pub(crate) struct HostNames(Vec<String>);
 
 impl HostNames {
-    /// Returns the names in `hosts`. Each of them is a host with or without a port.
+    /// Returns the names in `hosts`. Each entry of `hosts` is a host with or without a port.
+    /// Malformed and empty entries are left out.
     pub(crate) fn of<'a>(hosts: impl IntoIterator<Item = &'a str>) -> HostNames {
         let names = hosts.into_iter().filter_map(|host| {
             let host: Authority = host.parse().ok()?;

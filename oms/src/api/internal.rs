@@ -86,12 +86,12 @@ pub struct NodeReport {
     /// Number of requests about orders, stock, messages and statistics that the node answered since
     /// its start: of all routes of the metrics but `other`.
     pub requests: u64,
-    /// Average number of these requests per second over the last ten seconds, or since the node's
-    /// start if that is later.
+    /// Average number of these requests per second over the last ten to eleven seconds, or since
+    /// the node's start if that is later.
     pub requests_per_second: f64,
     /// Number of slots of every volume in the ring, by name.
     pub slots: BTreeMap<String, usize>,
-    /// The node that serves each volume, by name of the volume.
+    /// The node that is assigned to serve each volume, by name of the volume.
     pub serving: BTreeMap<String, String>,
     /// Nodes that are leaving the cluster permanently.
     pub leaving: Vec<String>,
@@ -365,10 +365,9 @@ async fn export(
     }
 }
 
-/// Sends a question to a volume, on this node or another node. Repeats it while the volume moves or
-/// does not answer, until the deadline `until`. Fails earlier if the volume responds with an error
-/// status other than 421 or is no longer in the ring, if this node must serve it but it is missing,
-/// or if its node answers neither calls nor pings.
+/// Sends a question to the volume that `volume` chooses, on this node or another node. Repeats the
+/// question while the volume moves or does not answer, until the deadline `until`. Fails earlier in
+/// the cases of `call_volume`, or if the volume responds with an error status other than 421.
 pub(crate) async fn ask_volume<Q: VolumeQuestion>(
     cluster: &Arc<ClusterHandle>,
     volume: impl Fn(&Topology) -> Option<NodeName>,

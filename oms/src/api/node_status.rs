@@ -41,8 +41,8 @@ pub(crate) fn live() -> Response {
     json(&Alive { status: "ok" })
 }
 
-/// Handles `GET /health/ready`: 200 if every volume assigned to the node accepts orders, otherwise
-/// (also without any volume) 503 with the reasons.
+/// Handles `GET /health/ready`: 200 if every volume that is assigned to the node or open in it
+/// accepts orders, otherwise (also without any volume) 503 with the reasons.
 pub(crate) fn ready(cluster: &ClusterHandle) -> Result<Response, Problem> {
     let topology = cluster.topology();
     if topology.servers.is_empty() && topology.to_serve().next().is_none() {

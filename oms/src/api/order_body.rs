@@ -7,8 +7,8 @@
 //! **Invariants**
 //! - A body that cannot be parsed or has an invalid value gets a 400 that names the field or states
 //!   the fault of the body.
-//! - A number is rejected if it is not whole, or if a JSON reader with `f64` numbers would round
-//!   it.
+//! - An id or quantity is rejected if it is not whole, or if a JSON reader with `f64` numbers would
+//!   round it. The values of unknown fields are ignored.
 //!
 //! Schema validation by a library is absent, because parsing is on the hot path of orders.
 
@@ -29,8 +29,8 @@ use crate::api::request::parse_id;
 use crate::domain::order::{Line, OrderId};
 use crate::domain::stock_snapshot::PRODUCT_MAX;
 
-/// Maximum size in bytes of a small JSON body: of an order, a payment, or a question of another
-/// node. An order with 100 products takes about 4 KB.
+/// Maximum size in bytes of a small body: of an order, a payment, any other command with an
+/// idempotency key, or a question of another node. An order with 100 products takes about 4 KB.
 pub(super) const JSON_BYTES_MAX: usize = 64 * 1_024;
 /// Maximum number of products of one order.
 const ORDER_LINES_MAX: usize = 100;
@@ -146,7 +146,7 @@ pub(super) struct WirePayment {
 /// A whole number that may be written in JSON as `12` or as `12.0`.
 struct Whole(u64);
 
-/// 2^53. Above this limit several whole numbers have the same `f64`.
+/// 2^53. From this number on, several whole numbers have the same `f64`.
 const WHOLE_FLOAT_MAX: f64 = 9_007_199_254_740_992.0;
 
 impl<'de> Deserialize<'de> for Whole {
@@ -219,7 +219,7 @@ pub(super) fn parse_order(body: &[u8]) -> Result<NewOrder, Problem> {
     })
 }
 
-/// Parses the body of a payment, such as `{"transaction_id":4711}`, and returns the id.
+/// Parses the body of a payment, such as `{"transaction_id":4711}`, and returns the transaction id.
 pub(super) fn parse_payment(body: &[u8]) -> Result<u64, Problem> {
     let WirePayment { transaction_id } = object(body)?;
     // A client that reads JSON numbers as `f64` would round the id and refund another transaction.
@@ -253,8 +253,8 @@ fn not_an_object() -> Problem {
     Problem::body("the body must be a JSON object")
 }
 
-/// Returns the problem of a rejected body. It names the invalid field, or states why the body is
-/// not a JSON object.
+/// Returns the problem of a rejected body. The problem names the invalid field, or states the fault
+/// of the body as a whole.
 fn diagnose<'a, T: Deserialize<'a>>(text: &'a str) -> Problem {
     let mut json = serde_json::Deserializer::from_str(text);
     let error = match serde_path_to_error::deserialize::<_, T>(&mut json) {

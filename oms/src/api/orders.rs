@@ -199,7 +199,9 @@ pub(super) fn show(app: &App, id: &OrderId) -> Result<Json, Problem> {
 struct HistoryEntry<'a> {
     /// Time of the event, in UTC milliseconds since 1970.
     at_ms: u64,
-    /// The event: the name of a new state, or of a step that keeps the state.
+    /// Name of the event. Most events have the name of the order's new state. `delivery_started`
+    /// changes the state to `delivering`. `announced` keeps the state of an order that is already
+    /// paid, and `refund_wanted` keeps the state if another payment has paid the order.
     #[schema(example = "reserved")]
     event: &'static str,
     /// The store in which the units were reserved, for the event of a reservation.

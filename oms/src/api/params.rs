@@ -129,9 +129,9 @@ impl Filter {
     }
 }
 
-/// A position between two orders in a volume's list of arrivals. The list is stored in pages
-/// (`storage::volume`). `page` is the page of the position, and `at` is the number of orders on
-/// that page before the position.
+/// A position in a volume's list of arrivals: before its first order, between two orders, or after
+/// its last order. The list is stored in pages (`storage::volume`). `page` is the page of the
+/// position, and `at` is the number of orders on that page before the position.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Position {
     pub(crate) page: u64,

@@ -89,9 +89,10 @@ impl Service for ClusterHandle {
                     let asked_by = Epoch(asked.epoch);
                     runtime::spawn(async move {
                         if Instant::now() >= until && !matches!(question, Question::Settle { .. }) {
-                            // The deadline has passed, so the sender no longer waits. Only a
-                            // settlement is still executed. It must be executed at some time, and
-                            // executing it again later changes nothing.
+                            // The deadline has passed, so the sender no longer waits. Of the
+                            // requests that run in a separate task, only a settlement is still
+                            // executed. It must be executed at some time, and executing it again
+                            // later changes nothing.
                             return caller.answer(epoch, Reply::Moved);
                         }
                         let answered = match trace {

@@ -141,8 +141,8 @@ pub(super) struct Retried<'a> {
     state: MessageState,
 }
 
-/// Retries a dead letter: the message waits for its next try again. Changes nothing if the message
-/// is waiting already.
+/// Retries a dead letter: makes it a waiting message without failed attempts, which is due at once.
+/// Changes nothing if the message is waiting already.
 pub(super) async fn retry(app: &App, order: &OrderId, kind: Kind) -> Result<Json, Problem> {
     app.transactors.ask(order, Ask::Retry(kind)).await?;
     Json::of(&Retried {

@@ -6,8 +6,9 @@
 //! a request alike.
 //!
 //! **Invariants**
-//! - An operation contains no header of the client. Calls between nodes are built from operations
-//!   and, for a command, from its body and idempotency key.
+//! - An operation contains no header of the client. Calls between nodes are built from operations.
+//!   A command also brings its body and idempotency key, and a stock upload its body and delivery
+//!   number.
 //! - Requests are checked in a fixed order: path, method, query names, path values, query values.
 
 use std::borrow::Cow;

@@ -227,8 +227,8 @@ impl StockFanOut {
 
     /// Sends every volume its part and retries failed parts. Returns `None` once all parts are
     /// confirmed. If a volume rejects its part, returns the rejecting response, unless a confirmed
-    /// part may have changed stock or another part may have been applied. In these two cases the
-    /// result is the problem `partly-applied`.
+    /// part may have changed stock, or a part may have been applied without a confirmation. In
+    /// these two cases the result is the problem `partly-applied`.
     async fn apply(&self) -> Result<Option<Response>, Problem> {
         let mut confirmed = Confirmed::default();
         let mut is_unknown = false;

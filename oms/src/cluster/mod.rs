@@ -69,9 +69,9 @@ pub struct NodeInfo {
     pub address: SocketAddr,
     /// The operating system's id of the node's process.
     pub process: u32,
-    /// Start of the process, in UTC milliseconds since 1970.
+    /// Start of the node, in UTC milliseconds since 1970.
     pub started_at_ms: u64,
-    /// The node's weight. Its share of the slots is proportional to it.
+    /// The node's weight. The node's share of the slots is proportional to its weight.
     #[serde(default = "default_weight")]
     pub weight: u32,
     /// The failure zone of the node, such as a rack or a data center.
@@ -103,12 +103,13 @@ impl NodeInfo {
 pub(crate) enum Event {
     /// This process has become the coordinator.
     Elected,
-    /// A node is gone: its process has ended or, on an engine, its beats have stopped.
+    /// A node is gone: it has withdrawn, its process has ended or, on an engine, its beats have
+    /// stopped.
     Gone(NodeName),
     /// The coordinator should compare the running nodes with the state, for example because a node
     /// has started or is stopping.
     Hello,
-    /// A node asks to leave the cluster permanently.
+    /// An operator asks that the named node leaves the cluster permanently.
     Leave(NodeName),
     /// An operator sets another warehouse for the cluster.
     Warehouse(WarehouseUrl),
@@ -154,8 +155,8 @@ pub(crate) trait Membership: Send + Sync {
     /// Removes the published description of a node, unless the node's process runs.
     fn forget(&self, node: &NodeName) -> Result<(), NodeError>;
 
-    /// Sends `Event::Gone` once, when the process of `node` has ended or, on an engine, its beats
-    /// have stopped.
+    /// Sends `Event::Gone` once, when `node` has withdrawn, its process has ended or, on an engine,
+    /// its beats have stopped.
     fn watch(&self, node: &NodeName, events: tokio::sync::mpsc::UnboundedSender<Event>);
 
     /// Stands for election as the coordinator. Sends `Event::Elected` when this process becomes the
@@ -199,7 +200,7 @@ pub(crate) enum Expected {
     /// The volume is a member of the ring, so it was created earlier and must exist. Creating an
     /// empty volume in its place would hide the loss of its orders.
     Existing,
-    /// The volume is not a member of the ring yet, so it has no slots. It is created if it does not
+    /// The volume is not a member of the ring, so it has no slots. It is created if it does not
     /// exist.
     MaybeNew,
 }

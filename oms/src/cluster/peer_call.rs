@@ -77,13 +77,15 @@ pub(crate) enum VolumeCall {
     Messages,
     /// Read the stock of a product in the volume's stores.
     Product,
-    /// Read the volume's health: counts of orders and messages, and flags for faults.
+    /// Read the volume's health: counts, such as those of orders and messages, and flags for
+    /// faults.
     Health,
     /// Read the epoch of the ring that the volume follows. The response is `null` while the volume
     /// is prepared for a migration (as a target, or as a source with sealed slots) or removes rows
     /// of an earlier one.
     Epoch,
-    /// Read a page of rows of slots that leave the volume.
+    /// Read a page of rows of slots that leave the volume. In the last copy round of a migration,
+    /// seal these slots first.
     Export,
     /// Copy rows of slots that move to the volume, from the volume that owns the slots now.
     Import,

@@ -151,7 +151,7 @@ impl NodeClient {
     /// Creates a client that authenticates with the cluster's secret.
     ///
     /// # Errors
-    /// Returns an error if no key pair can be generated.
+    /// Returns an error if encryption cannot be set up, for example without a key pair.
     pub fn new(secret: &str, encryption: PeerEncryption) -> Result<NodeClient, NodeUnreachable> {
         let protection = Protection::new(encryption).map_err(|error| NodeUnreachable(error.to_string()))?;
         Ok(NodeClient {

@@ -165,10 +165,10 @@ impl ClusterState {
         }
     }
 
-    /// Assigns the volumes of the ring and of the running nodes (`alive`) to running nodes. The
-    /// volume of a leaving node that is no member any more is removed. A move is undone if one of
-    /// its volumes gets another server or none, and continues otherwise. Returns `None` if nothing
-    /// changes.
+    /// Assigns the volumes of the ring and of the running nodes (`alive`) to running nodes. All
+    /// other volumes are removed, and so is the volume of a running node that is leaving and is no
+    /// member of the ring. A move is undone if one of its volumes gets another server or none, and
+    /// continues otherwise. Returns `None` if nothing changes.
     ///
     /// The first choice is the volume's own node, then its present server, then its follower, then
     /// the node with the fewest volumes. The last two choices exclude leaving nodes. If all four
@@ -338,8 +338,9 @@ impl ClusterState {
         Some(state)
     }
 
-    /// Marks a node as leaving. The node must be a member of the ring, or have a volume and be
-    /// about to become a member. Fails if the node cannot leave or is leaving already.
+    /// Returns the state in which `node` is marked as leaving. Fails if the node is not a member of
+    /// the ring and has no volume, if the node is leaving already, or if no other member with a
+    /// weight above 0 stays in the cluster. A new node has a volume before it becomes a member.
     pub(crate) fn with_leaving(&self, node: &NodeName) -> Result<ClusterState, Unleavable> {
         let takes_slots = |member: &Member| {
             member.name() != node && member.weight() > 0 && !self.leaving.contains(member.name())

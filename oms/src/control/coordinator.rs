@@ -42,8 +42,8 @@ use crate::volume::migration::target::{AskProgress, ImportRequest, Imported, Pro
 use crate::volume::server::VolumeServer;
 
 /// Timeout of the message that tells a node of a new state of the cluster, and of a request for the
-/// progress of a copy. A node that misses the message reads the state within a second, because
-/// every node reads the state periodically.
+/// progress of a copy. A node that misses the message usually reads the state within a second,
+/// because every node reads the state periodically.
 const NOTIFY_TIMEOUT: Duration = Duration::from_millis(500);
 /// Longest time that a migration waits, before it begins, for all volumes to follow the ring and to
 /// remove the rows of earlier migrations.
@@ -63,7 +63,7 @@ const SHORT_ROUND: Duration = Duration::from_millis(100);
 /// Maximum number of copy rounds before the slots are sealed. If no round was short by then, rows
 /// change as fast as they are copied, and more rounds would not help.
 const COPY_ROUNDS_MAX: u32 = 20;
-/// Interval at which the coordinator asks the targets for the progress of a migration.
+/// Pause before each progress read, which asks one or all targets for the progress of a migration.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Number of progress reads from one log line about the progress to the next.
 const PROGRESS_READS_PER_LOG: u32 = 5;
@@ -82,9 +82,9 @@ const CLEANUP_QUESTION_PAUSE: Duration = Duration::from_millis(20);
 
 struct Coordinator {
     cluster: Arc<ClusterHandle>,
-    /// Other nodes that were seen alive and have not ended since. A stopping node stays in the map
-    /// after it has removed its description, so that it is notified as soon as the state assigns
-    /// its volumes to other nodes.
+    /// Other nodes that were seen alive and were not reported as gone since. A stopping node stays
+    /// in the map after it has removed its description, so that it is notified as soon as the state
+    /// assigns its volumes to other nodes.
     watched: BTreeMap<NodeName, NodeInfo>,
     leaving: BTreeSet<NodeName>,
     /// Warehouse that an operator has set and that is not yet in the cluster's state.
@@ -544,8 +544,8 @@ async fn all_cleaned_up(cluster: &Arc<ClusterHandle>, state: &ClusterState) -> R
 /// The result of a copy that is complete: the slots are sealed and all rows are at the targets.
 struct Moved {
     rows: u64,
-    /// The moment just before the first slot was sealed. From then on, commands to the slots wait
-    /// until the migration is committed.
+    /// The moment just before the round that seals the slots. Once a slot is sealed, commands to
+    /// the slot wait until the migration is committed.
     sealed_at: Instant,
 }
 

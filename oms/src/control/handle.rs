@@ -27,8 +27,8 @@ use crate::runtime::watch;
 use crate::volume::app::SNAPSHOTS_ARRIVING_MAX;
 use crate::volume::migration::target::Imported;
 
-/// Longest time for a routed request to reach its volume and get an answer. The parts of a stock
-/// upload have another timeout.
+/// Longest time for a routed request of a client to reach its volume and get an answer. The parts
+/// of a stock upload have another timeout.
 pub(crate) const ROUTING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest wait for requests of an earlier topology before slots are sealed.
 const EARLIER_REQUESTS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -46,7 +46,8 @@ pub(crate) struct ClusterHandle {
     pub(crate) events: mpsc::UnboundedSender<Event>,
     /// Wakes the reconciler, which then reads the cluster's state.
     pub(crate) look: Notify,
-    /// `true` once this node was asked to stop.
+    /// `true` once this node must stop: another process has asked for the stop, the node has left
+    /// the cluster for good, or `Event::Replaced` has arrived.
     pub(crate) asked_to_stop: watch::Sender<bool>,
     /// Reason why this process, as the coordinator, cannot take the next step now. Most often, a
     /// migration waits or has failed.

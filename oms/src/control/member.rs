@@ -35,8 +35,8 @@ const ADMISSION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time that a stopping node waits for other nodes to take over its volumes. Afterwards it
 /// closes its remaining volumes, which other nodes can then open.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Interval at which a node contacts the other nodes while it waits for its admission, or for its
-/// volumes to be taken over.
+/// Longest pause between two calls of a node to the other nodes (`PeerCall::Hello`) while it waits
+/// for its admission, or for its volumes to be taken over. Also the timeout of such a call.
 const HELLO_INTERVAL: Duration = Duration::from_millis(200);
 
 /// A running node as a member of the cluster.
@@ -177,7 +177,7 @@ impl Member {
         }
     }
 
-    /// Stops coordinating and signals the stop. Requests are still answered until `end`.
+    /// Stops coordinating and signals the stop. The volumes are still served until `end`.
     pub(crate) fn begin_to_stop(&self) {
         let _ = self.stop.send(true);
     }

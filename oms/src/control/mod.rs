@@ -5,7 +5,8 @@
 //! - Only the coordinator replaces the cluster's state, which contains the ring. Each change of
 //!   ownership takes effect with such a replacement.
 //! - Each try to execute a request uses one topology from its beginning to its end.
-//! - A node opens and closes volumes only to match the cluster's state.
+//! - A node opens and closes volumes only to match the cluster's state. When it stops, it closes
+//!   all its volumes.
 //!
 //! Deliberately absent: locks and files, which the traits of `cluster` hide.
 

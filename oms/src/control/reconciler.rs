@@ -49,7 +49,8 @@ pub(crate) struct Reconciler {
     /// node. If the present state names a later version for the volume, the volume was assigned to
     /// another node in between.
     opened: BTreeMap<NodeName, u64>,
-    /// Volumes that could not be opened yet at the last attempt. A missing volume is not added.
+    /// Volumes that could not be opened yet at an attempt, and were not opened since. A missing
+    /// volume is not added.
     unopened: BTreeSet<NodeName>,
     ring: Arc<Ring>,
     version: u64,
@@ -212,7 +213,7 @@ impl Reconciler {
         }
         let (mut has_opened_all, mut lost, mut failed) = (true, None, None);
         self.cluster.missing().retain(|volume, _| wanted.contains(volume));
-        // Volumes that the last pass could not open are tried last, because an attempt takes long
+        // Volumes that earlier passes could not open are tried last, because an attempt takes long
         // if the engine of the volume is unreachable.
         let (again, first): (Vec<&NodeName>, Vec<&NodeName>) =
             wanted.iter().partition(|volume| self.unopened.contains(*volume));

@@ -1,20 +1,21 @@
 //! Copies of the available quantities of volumes that other nodes serve. With a copy, the search
 //! for the store with the lowest id that has an order's units usually needs no message.
 //!
-//! The first search in a volume begins a copy. After `KEPT_FOR` without a search, the copy is
-//! dropped. The task of a copy reads the layout (the lists of stores and products) and all
-//! quantities. Then it requests changes from the volume's owner, one request at a time. If the
-//! incarnation or generation of the volume's stock changes, the task reads everything again. The
-//! owner of a volume is the node that serves it. In that node, `volume::followers` answers the
-//! requests and defines the maximum age of a copy.
+//! The first search in a volume begins a copy. The copy is dropped after `KEPT_FOR` without a
+//! search, or once the volume is no member of the ring. The task of a copy reads the layout (the
+//! lists of stores and products) and all quantities. Then it requests changes from the volume's
+//! owner, one request at a time. If the incarnation or generation of the volume's stock changes,
+//! the task reads everything again. The owner of a volume is the node that serves it. In that node,
+//! `volume::followers` answers the requests and defines the maximum age of a copy.
 //!
 //! **Invariants**
 //! - A copy only suggests a store. The owner reserves the units, or this node's volume takes units
 //!   that it has borrowed.
 //! - A search uses a copy only if the owner followed the ring of the search's epoch at its newest
 //!   answer. So all copies in one search have the same epoch, even while stores migrate.
-//! - A copy uses about 4 bytes of memory for each cell, which is one product in one store.
-//!   `CELLS_MAX` limits the number of cells.
+//! - A copy uses about 4 bytes of memory for each cell, which is one product in one store. The
+//!   number of stores is rounded up to a multiple of `LANES`. `CELLS_MAX` limits the number of
+//!   cells.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};

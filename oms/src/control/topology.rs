@@ -42,8 +42,8 @@ pub(crate) struct Topology {
     /// The server of the cluster's only volume. `None` if the cluster has several volumes, a
     /// migration is under way, or this node does not serve the volume.
     pub(crate) alone: Option<Arc<VolumeServer>>,
-    /// Address of the node to which each volume is assigned, as a header value that is rendered
-    /// once for all responses. Volumes without a known address are absent.
+    /// Address of the node to which each volume of the ring is assigned, as a header value that is
+    /// rendered once for all responses. Volumes without a known address are absent.
     addresses: BTreeMap<NodeName, HeaderValue>,
 }
 
@@ -88,7 +88,7 @@ impl Topology {
     }
 
     /// Returns the address of the node to which a volume is assigned, as the value of the header
-    /// `X-Imt-Owner`. `None` if the address is unknown.
+    /// `X-Imt-Owner`. `None` if the address is unknown or the volume is no member of the ring.
     pub(crate) fn owner_header(&self, volume: &NodeName) -> Option<&HeaderValue> {
         self.addresses.get(volume)
     }

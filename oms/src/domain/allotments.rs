@@ -42,8 +42,8 @@ pub(crate) const TARGET_FIRST: u32 = if cfg!(test) { 2 } else { 32 };
 const TARGET_MAX: u32 = 1 << 16;
 /// Maximum number of stores from which a volume borrows.
 const STORES_MAX: usize = 16;
-/// Maximum number of products in one loan. Every change of a loan writes its row, which has 128 KiB
-/// with this many products.
+/// Maximum number of products in one loan. Every change of a loan writes its row, which has up to
+/// about 200 KiB with this many products.
 pub(crate) const CELLS_MAX: usize = 16 << 10;
 /// Maximum number of products in the list of wanted units of one request.
 const WANTED_MAX: usize = 4_096;
@@ -55,9 +55,9 @@ const SPENT_LINES_MAX: usize = 64 << 10;
 /// Number of orders to be entered at which a request is sent at once, instead of after
 /// `ENTER_WITHIN_MS`.
 const SPENT_SOON: usize = 256;
-/// Minimum interval of new requests about one store, in milliseconds. It does not apply while units
-/// of the store are to be returned, if `SPENT_SOON` orders are to be entered, or if a request must
-/// be sent (`must_ask`).
+/// Minimum interval of new requests about one store, in milliseconds. It does not apply while
+/// requests return all units of the store, if `SPENT_SOON` orders are to be entered, or if a
+/// request must be sent (`must_ask`).
 const ENTER_WITHIN_MS: u64 = 100;
 /// Time without an order that uses a store, after which all borrowed units of the store are
 /// returned, in milliseconds.
@@ -81,8 +81,9 @@ struct Allotment {
     cells: BTreeMap<u32, Cell>,
     /// Recalled units, which the next request returns.
     recalled: BTreeMap<u32, u32>,
-    /// Products with few usable units. Requests ask for more units of them, up to the target of
-    /// each cell, unless the request returns all units or the loan is not clear yet (`is_clear`).
+    /// Products with few usable units. The next request asks for more units of them, up to the
+    /// target of each cell. A request asks for nothing if it returns all units, or if the loan is
+    /// neither clear (`is_clear`) nor cleared by this request.
     low: BTreeSet<u32>,
     /// Number of orders that took units of this store and are not durable yet.
     queued: usize,
@@ -98,8 +99,8 @@ struct Allotment {
     /// `true` once the owner has answered a request with `AllotRequest::clears`, so that the loan
     /// has no units of earlier incarnations. Before that, no unit of the store is usable.
     is_clear: bool,
-    /// `true` if some units of every product are wanted. The next request that neither returns all
-    /// units nor waits for a clear loan (`is_clear`) asks for them.
+    /// `true` if some units of every product are wanted. The next request that may ask for units
+    /// (see `low`) asks for them.
     asks_all: bool,
     /// `true` if units of this store are borrowed, because it was hot. `false` for an allotment of
     /// an order of an earlier server, or of a recall.

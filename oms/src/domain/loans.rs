@@ -48,7 +48,7 @@ pub(crate) struct OpenLoan {
     /// Products that are recalled until the borrower's next request. An empty set recalls all
     /// products, and `None` recalls nothing.
     pub(crate) recalled: Option<BTreeSet<u32>>,
-    /// Time at which the recall is sent again, in monotonic milliseconds.
+    /// Time before which the recall is not sent again, in monotonic milliseconds.
     pub(crate) recall_at_ms: u64,
 }
 

@@ -11,11 +11,11 @@
 //!
 //! **Invariants**
 //! - Each delivery is subtracted exactly once: by the warehouse in the snapshot, or by this module.
-//! - Units are reserved only in a store that has every product of the order available. So no unit
-//!   is sold twice.
+//! - Units are reserved or lent only if the store has them available. So no unit is sold twice.
 //! - A snapshot never changes reservations or loans.
 //! - Units lent to other volumes (`loans`) are on hand and available, but not free. The search for
-//!   a store includes them, because they can be recalled. A reservation takes only free units.
+//!   a store includes them, because they can be recalled. A reservation takes only free units, or
+//!   lent units of an order of their borrower.
 //! - Memory mirrors the volume: callers change both under one lock, in the same order.
 //!
 //! Deliberately absent: disk, clock and locks (see `storage` and `volume`).
@@ -148,7 +148,8 @@ pub(crate) struct Applied {
     pub(crate) head: StockHead,
     pub(crate) counted: Vec<(OrderId, Delivery)>,
     head_before: StockHead,
-    /// The replaced quantities. The caller drops them after it has released the lock.
+    /// The replaced quantities. After a successful write, the caller drops them once it has
+    /// released the lock of the stock.
     _replaced: StockMatrix,
 }
 

@@ -253,7 +253,7 @@ impl StockMatrix {
     }
 
     /// Returns the store with the lowest id that has every demanded quantity available. `None` if
-    /// no store has. `demands` names each product once.
+    /// there is no such store. `demands` names each product once.
     pub(crate) fn first_store(&self, demands: &[Line]) -> Option<u32> {
         let mut rows: [Row<'_>; 4] = [Row::default(); 4];
         // Most orders have few products. An array on the stack holds the rows of up to four

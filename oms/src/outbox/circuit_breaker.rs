@@ -22,7 +22,7 @@ const PROBES_MAX: u32 = 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CircuitBreaker {
     /// Calls are made. `failures` is the number of counted failures since the last answer that
-    /// closed the breaker.
+    /// shows that the warehouse has examined a message.
     Closed { failures: u32 },
     /// The breaker lets only probes through.
     Open {

@@ -18,8 +18,9 @@ pub struct OutboxLimits {
     pub backoff_max_ms: u64,
     /// Maximum number of calls in flight of each kind.
     pub in_flight_max: usize,
-    /// Maximum number of messages of both kinds. Dead letters are included, because they need the
-    /// same memory. At this number, new orders are rejected.
+    /// Number of messages of both kinds from which on new orders are rejected. Messages about
+    /// earlier orders are still added. Dead letters are included, because they need the same
+    /// memory.
     pub messages_max: usize,
     /// Number of retries permitted per hundred first tries of the same kind of message. The limit
     /// keeps retries from adding to the load of a warehouse in trouble.

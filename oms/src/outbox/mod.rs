@@ -109,9 +109,9 @@ impl Message {
 pub(crate) enum FailureKind {
     /// The warehouse gave no answer, or an answer that means "not available now".
     Unreachable,
-    /// The warehouse answered with an error of its own (such as status 500), with a status that the
-    /// contract does not define, or with an answer that decides nothing (such as status 409 with an
-    /// unknown problem type).
+    /// The warehouse answered with an error of its own (such as status 500), or with a status that
+    /// shows a wrong URL or setting (such as 404). Or the answer decides nothing, such as status
+    /// 409 with an unknown problem type.
     Error,
     /// The warehouse still processes an earlier try of the same message, or requests a later try by
     /// status 409 with `Retry-After`.
@@ -351,8 +351,8 @@ impl Outbox {
         }
     }
 
-    /// Returns `true` if the outbox has the maximum number of messages, dead letters included. In
-    /// that case the caller rejects new orders.
+    /// Returns `true` if the outbox has at least `OutboxLimits::messages_max` messages, dead
+    /// letters included. In that case the caller rejects new orders.
     pub(crate) fn is_full(&self) -> bool {
         self.len() >= self.limits.messages_max
     }

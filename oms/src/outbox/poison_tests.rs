@@ -20,7 +20,7 @@ struct Model {
     /// Time until the warehouse answers, in milliseconds, by reaction.
     latency_ms: fn(Reaction) -> u64,
     /// Calls in flight, earliest end first: the time of the end, the number of the message, and
-    /// `probe` and `again` of the job.
+    /// `probe` and `again` of the call's `Job`.
     calls: BinaryHeap<Reverse<(u64, u32, bool, bool)>>,
     arrived: BTreeMap<u32, u64>,
     /// Time at which each message was accepted.

@@ -93,7 +93,8 @@ fn an_outage_makes_no_dead_letter_of_a_single_message() {
         }
     }
     assert!(tries > 100, "{tries} tries");
-    // Once the warehouse answers another message, a further failure is the message's own.
+    // Once the warehouse has answered the message of order 2, the next failure of the message of
+    // order 1 counts against that message, which becomes a dead letter.
     set(&mut outbox, id(2), Kind::Announce, Message::new(now_ms));
     loop {
         match outbox.next(now_ms) {

@@ -1,4 +1,5 @@
-//! The client of the warehouse: one call per message, and the interpretation of the answer.
+//! The client of the warehouse: one call for each try of a message, and the interpretation of the
+//! answer.
 //!
 //! The contract is `docs/warehouse.md`; `meaning` implements its table of statuses.
 //!
@@ -33,7 +34,7 @@ const STOCK_SEQUENCE: &str = "x-stock-sequence";
 /// Maximum size of an answer's body in bytes. Answers are empty or a short problem. A longer body
 /// is treated as empty.
 const ANSWER_BYTES_MAX: usize = 16 * 1_024;
-/// Maximum time to connect to the warehouse, which is in the same network.
+/// Maximum time to connect to the warehouse, which usually is in the same network.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Problem types of a final refusal (the last part of the `type` member, RFC 9457).
@@ -73,7 +74,7 @@ pub(crate) trait Warehouse: Send + Sync {
     /// Sends a message about an order once, without a retry.
     fn send<'a>(&'a self, kind: Kind, order: &'a Order) -> SendFuture<'a>;
 
-    /// Returns the URL of the warehouse to which further messages are sent, for the log.
+    /// Returns the URL of the warehouse to which further messages are sent, for logs and traces.
     fn address(&self) -> String;
 
     /// Sends all further messages to the warehouse at this URL, if it is valid. Calls in flight end

@@ -10,8 +10,8 @@
 //! - The timeout of a call covers connecting, sending and the answer. For `stream`, it covers
 //!   connecting, and then each wait for a row. Such a timeout is necessary, because PostgreSQL's
 //!   timeouts do not end a wait for standbys.
-//! - Statements are unnamed and typed, so they also work through a connection pooler in transaction
-//!   mode.
+//! - Statements with parameters are unnamed and typed, so they also work through a connection
+//!   pooler in transaction mode.
 //! - A success after a warning is an unknown result, because PostgreSQL reports a cancelled wait
 //!   for standbys by a warning and a success.
 //!
@@ -47,8 +47,8 @@ use crate::runtime;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time without traffic after which the kernel sends keepalive probes on a connection.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(5);
-/// Maximum total size in bytes of the parameters of one statement. The largest commit has a few
-/// megabytes.
+/// Maximum total size in bytes of the parameters of one statement. The largest commit, that of a
+/// stock, has up to 60 MB.
 const PARAMS_BYTES_MAX: usize = 64 * 1_024 * 1_024;
 /// Maximum total size in bytes of the rows that one `query` returns. Larger results must use
 /// `stream`.

@@ -6,9 +6,9 @@
 //!   wall clock, with two exceptions. The retention of rows watches for steps (`StepWatch`), and
 //!   the console waits until the next full second, so for a second at most.
 //! - Waits follow the monotonic clock.
-//! - A wall clock time from a row becomes a monotonic time once, when the row is loaded. The
-//!   monotonic time is never further in the future than the longest time for which such a row may
-//!   have to wait (`Moment::due_ms`).
+//! - The wall clock time of a message's next try becomes a monotonic time once, when the message is
+//!   added to the outbox. The monotonic time is never further in the future than the longest
+//!   backoff (`Moment::due_ms`).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -57,9 +57,10 @@ pub(crate) struct Moment {
 }
 
 impl Moment {
-    /// Converts the wall clock time `wall_ms` of a row into a monotonic time. `wait_max_ms` is the
-    /// longest time for which such a row may have to wait. A time further in the future was written
-    /// by a clock that was ahead of the present one, and is replaced by `wait_max_ms` from now.
+    /// Converts the wall clock time `wall_ms` of a row into a monotonic time. A past time becomes
+    /// the present moment. `wait_max_ms` is the longest time for which such a row may have to wait.
+    /// A time further in the future was written by a clock that was ahead of the present one, and
+    /// is replaced by `wait_max_ms` from now.
     pub(crate) fn due_ms(&self, wall_ms: u64, wait_max_ms: u64) -> u64 {
         let wait_ms = wall_ms.saturating_sub(self.wall_ms);
         self.monotonic_ms.saturating_add(wait_ms.min(wait_max_ms))

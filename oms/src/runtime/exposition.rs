@@ -73,7 +73,8 @@ impl Value {
 /// All samples of one metric.
 #[derive(Clone, Debug)]
 pub(crate) struct Family {
-    /// The name of the metric, with the suffix of its type, such as `_total`.
+    /// The name of the metric. The name of a counter ends with `_total`, and that of an info metric
+    /// with `_info`.
     pub(crate) name: &'static str,
     pub(crate) help: &'static str,
     pub(crate) samples: Vec<(Labels, Value)>,

@@ -2,8 +2,8 @@
 //!
 //! **Invariants**
 //! - Counting a request updates three atomics, takes no lock and allocates no memory.
-//! - Requests are counted by the routes that the API names, so that ids in paths create no new
-//!   series.
+//! - Requests are counted by the routes that the API names, so that ids in paths create no new time
+//!   series in Prometheus.
 //! - The counters of a volume outlive its volume server, so they do not begin at 0 again.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -63,9 +63,9 @@ pub(crate) struct Metrics {
 pub(crate) struct ChannelCounters {
     /// Messages that were queued, such as requests and answers.
     pub(crate) messages: AtomicU64,
-    /// Frames that were written.
+    /// Frames that were passed to a connection.
     pub(crate) frames: AtomicU64,
-    /// Bytes in the frames that were written.
+    /// Bytes in these frames, headers included.
     pub(crate) bytes: AtomicU64,
 }
 
@@ -87,8 +87,8 @@ pub(crate) struct VolumeCounters {
     pub(crate) stock_snapshots: AtomicU64,
     /// Number of statistics files added to the statistics.
     pub(crate) stat_files: AtomicU64,
-    /// Number of statistics files renamed to `NAME.rejected`: files that can never be added, and
-    /// files that were changed after they were added.
+    /// Number of statistics files renamed to `NAME.rejected`: files that can never be added, files
+    /// that stayed incomplete for too long, and files that were changed after they were added.
     pub(crate) stat_files_set_aside: AtomicU64,
     /// Number of statistics files that the last complete scan left to wait: new, being written, or
     /// incomplete (a gauge). Without an engine, 0 while the volume does not have the statistics.
@@ -187,7 +187,7 @@ impl Metrics {
     }
 
     /// Records the number of requests of clients at the time `at` after the node's start. The
-    /// caller does this once per second.
+    /// reconciler calls this about once per second.
     pub(crate) fn sample(&self, at: Duration) {
         self.recent().sample(at, self.requests());
     }

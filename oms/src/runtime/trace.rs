@@ -2,7 +2,7 @@
 //! services.
 //!
 //! **Invariants**
-//! - A request without a `traceparent` costs nothing, unless spans are exported.
+//! - A request without a valid `traceparent` gets no context, unless spans are exported.
 //! - A header that is not exactly of the standard's form is ignored, as the standard requires.
 //! - Context is bound to a task. Work that another task does for a request is part of the request's
 //!   trace only if that task runs within the context (`TraceContext::scope`).

@@ -23,14 +23,15 @@ use crate::simulation::world::World;
 const CHECKS_MAX: u32 = 120;
 const CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Longest time from the end of the faults to the delivery of every healthy paid order. The time is
-/// enough for a few waits of the longest backoff. A message that keeps failing becomes a dead
-/// letter much later, so healthy orders that wait for such a message are detected.
+/// Longest wait for the delivery of every healthy paid order, after the faults and all customers
+/// have ended. The time is enough for a few waits of the longest backoff. A message that keeps
+/// failing may become a dead letter only later. So healthy orders that wait for the end of such
+/// messages are detected.
 const HEALTHY_WITHIN: Duration = Duration::from_secs(300);
 
 /// Waits until every healthy paid order is delivered. Records a violation if this takes longer than
-/// `HEALTHY_WITHIN`. An order is healthy if the warehouse neither answers its messages with errors
-/// nor refuses it. Other orders must not delay healthy orders.
+/// `HEALTHY_WITHIN`. An order is healthy if the warehouse neither answers every message about it
+/// with an error nor refuses it. Other orders must not delay healthy orders.
 pub(super) async fn healthy_orders_are_delivered(
     world: &Arc<World>,
     records: &CustomerRecords,

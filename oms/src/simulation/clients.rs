@@ -163,7 +163,7 @@ pub(super) async fn work(world: &Arc<World>, histories: &Arc<Histories>, until: 
         let (world, histories) = (Arc::clone(world), Arc::clone(histories));
         clients.spawn(async move {
             while Instant::now() < until {
-                // Half of the waits are at most 5 ms, so that many operations overlap.
+                // About half of the waits are at most 5 ms, so that many operations overlap.
                 let longest_ms = if world.dice.between(0, 1) == 0 { 5 } else { 500 };
                 let wait_ms = world.dice.between(0, longest_ms);
                 tokio::time::sleep(Duration::from_millis(wait_ms)).await;

@@ -40,7 +40,7 @@ pub(super) struct Known {
     pub(super) cancelled: bool,
 }
 
-/// The answers of all customers.
+/// The records of all customers, by order id.
 #[derive(Default)]
 pub(super) struct CustomerRecords(Mutex<BTreeMap<String, Known>>);
 

@@ -10,8 +10,8 @@
 //! **Invariants**
 //! - A commit is acknowledged once a standby has it. A standby that is promoted has every
 //!   acknowledged commit.
-//! - A commit that waits for a standby is invisible, except for the rows of a checkpoint and for
-//!   removals (`engine_server`). A statement that writes the same row waits for this commit.
+//! - A commit that waits for a standby is invisible, and a statement that writes the same row waits
+//!   for this commit. `engine_server` lists the exceptions.
 //! - A statement continues at the server, even if its client has given up.
 //!
 //! | part | content |
@@ -251,7 +251,8 @@ impl SimEngine {
     }
 
     /// Fails over like `fail_over`. The standby is promoted after `promotion_ms`, and the old
-    /// primary becomes a standby `return_ms` later.
+    /// primary becomes a standby `return_ms` later. In half of the cases all waits for standbys are
+    /// cancelled first, and the old primary becomes a standby 20 ms later than that.
     pub(super) async fn fail_over_within(
         self: &Arc<Self>,
         keeps_two: bool,

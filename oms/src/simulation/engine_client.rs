@@ -141,8 +141,8 @@ impl SimClient {
         }
     }
 
-    /// Reads from the primary that this client is connected to. Fails if the connection ends before
-    /// the read, or if the network loses the call.
+    /// Reads from the primary that this client is connected to. Fails if no server takes writes, if
+    /// the connection ends before the read, or if the network loses the call.
     pub(super) async fn read<T>(&mut self, read: impl FnOnce(&Server) -> T) -> Result<T, SessionError> {
         let connection = self.connect().await?;
         tokio::time::sleep(Duration::from_millis(self.engine.dice().between(0, 2))).await;

@@ -183,8 +183,8 @@ pub(super) async fn ask_all(world: &Arc<World>, path: &str) {
 }
 
 /// Draws the deviation of a clock from the right time: up to 20 seconds, or ten minutes to two
-/// hours. A step of more than 20 minutes can make a wait longer than the time for which the audit
-/// repeats its checks.
+/// hours. If a wait depended on the wall clock, a step of more than 20 minutes could make the wait
+/// longer than the time for which the audit repeats its checks.
 fn skew_ms(dice: &Dice) -> i64 {
     match dice.between(0, 3) {
         0 => dice.between(600_000, 7_200_000) as i64,
@@ -297,7 +297,8 @@ pub(super) async fn cause_engine_faults(engine: Arc<SimEngine>, until: tokio::ti
     engine.pause_standbys(false);
 }
 
-/// Ends all faults of nodes, clocks, disk and network, and starts the nodes that do not run.
+/// Ends all faults of nodes, clocks, disk and network. Then kills the processes with a failed
+/// volume, and starts all nodes that do not run.
 pub(super) async fn heal(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: &Stops) {
     world.loss.store(0, Ordering::Relaxed);
     world.disk.set_room(Room::Plenty);

@@ -15,7 +15,7 @@
 //! In runs with customers, the audit compares their answers with the final state. In runs with
 //! clients, their histories are checked for linearizability. Both kinds of runs compare the rows,
 //! counters and messages of the volumes repeatedly (`invariants`). In a third kind, only the engine
-//! has faults, and no volume may change its node.
+//! and single calls of the warehouse have faults, and no volume may change its node.
 //!
 //! **Invariant**: the same seed gives the same trace. `IMT_SIM_SEED=N` runs one seed and prints its
 //! trace, `IMT_SIM_SEEDS=N` sets the number of seeds, and `IMT_SIM_FIRST=N` sets the first seed.
@@ -225,9 +225,9 @@ fn run_histories_on(seed: u64, keeps_lines: bool, engines: usize) -> Outcome {
     })
 }
 
-/// Runs one seed in which only the engine has faults: commits wait for paused standbys, waits are
-/// cancelled, the primary restarts or fails over, or two primaries run. The nodes run all the time,
-/// so no volume may change its node.
+/// Runs one seed in which only the engine and single calls of the warehouse have faults. Commits
+/// wait for paused standbys, waits are cancelled, the primary restarts or fails over, or two
+/// primaries run. The nodes run all the time, so no volume may change its node.
 fn run_engine_faults(seed: u64, keeps_lines: bool) -> Outcome {
     in_virtual_time(async {
         let world = World::new(seed, &NAMES, keeps_lines, 1);

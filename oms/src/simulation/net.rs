@@ -1,10 +1,11 @@
 //! Calls and connections between simulated processes.
 //!
-//! - A call or its answer is delayed, and sometimes lost. A call ends if the called process dies.
+//! - A call or its answer is delayed, and sometimes lost. If the called process dies, the call ends
+//!   with an error. This error may be lost like an answer.
 //! - The frames of one connection arrive in order, late, twice, or not at all. Frames of two
 //!   connections arrive in any order.
-//! - A received call runs the same routes as a call over HTTP. If the caller drops a call, the
-//!   called process stops working on it a moment later.
+//! - A received call runs the same routes as a call over HTTP, except for those of the console. If
+//!   the caller drops a call, the called process stops working on it a moment later.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -200,7 +201,7 @@ pub(super) async fn carry(
     response.map_err(|_| NoAnswer("the connection broke".to_owned()))
 }
 
-/// Returns the random delay of a message in milliseconds.
+/// Returns a random delay of the network in milliseconds.
 fn time_on_the_way(world: &World) -> u64 {
     match world.dice.between(0, 999) {
         0..=1 => world.dice.between(1_000, 6_000),
@@ -209,7 +210,8 @@ fn time_on_the_way(world: &World) -> u64 {
     }
 }
 
-/// Waits for the delay of a message. If the message is lost, waits forever.
+/// Waits for the delay of a call, an answer, or one half of opening a connection. If it is lost,
+/// waits forever.
 async fn travel(world: &Arc<World>) {
     let wait_ms = time_on_the_way(world);
     tokio::time::sleep(Duration::from_millis(wait_ms)).await;

@@ -9,7 +9,7 @@
 //! - a second announcement of an order with other content
 //! - a second delivery for another transaction
 //! - a call to another address than that of the cluster's state, longer than `FOLLOW_TIME_MAX`
-//!   after the last change of the address
+//!   (behind an engine `FOLLOW_TIME_MAX_OF_ENGINE`) after the last change of the address
 //!
 //! In some runs the warehouse answers messages about some orders with an error until `cure` is
 //! called. In other runs it permanently refuses the deliveries of some orders.
@@ -32,11 +32,11 @@ use crate::simulation::world::World;
 pub(super) const STORES: u32 = 6;
 /// Number of products in the simulation.
 pub(super) const PRODUCTS: u32 = 4;
-/// Longest time until a process uses a changed address of the warehouse. The process may be stopped
-/// for 4 s of this time.
+/// Longest time until a process uses a changed address of the warehouse, in runs without an engine.
+/// The process may be stopped for 4 s of this time.
 const FOLLOW_TIME_MAX: Duration = Duration::from_secs(10);
 /// `FOLLOW_TIME_MAX` of runs behind an engine. A process learns the address from the cluster's
-/// state, and the engine may be unable to acknowledge reads of the state for several seconds.
+/// state, and reads of the state may fail for several seconds while the engine has a fault.
 const FOLLOW_TIME_MAX_OF_ENGINE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,7 +75,8 @@ pub(super) struct WarehouseModel {
 }
 
 impl WarehouseModel {
-    /// Creates a warehouse. A busy warehouse has ten times the usual stock.
+    /// Creates a warehouse with a random behaviour. It has up to 12 units of each product in each
+    /// store, or up to 120 if it is busy.
     pub(super) fn new(world: &Arc<World>, is_busy: bool) -> Arc<WarehouseModel> {
         WarehouseModel::with(world, if is_busy { 120 } else { 12 }, |dice| {
             match dice.between(0, 3) {
@@ -268,7 +269,8 @@ impl Caller {
     }
 
     /// Records a violation if the client calls another address than that of the cluster's state,
-    /// although the address has not changed for `FOLLOW_TIME_MAX`.
+    /// although that address has not changed for `FOLLOW_TIME_MAX`, or behind an engine for
+    /// `FOLLOW_TIME_MAX_OF_ENGINE`.
     fn check_address(&self) {
         let world = &self.model.world;
         let (known, since) = world.warehouse();

@@ -1,5 +1,5 @@
-//! The environment that the simulated nodes share: names, election, the cluster's state, the disk
-//! and the trace.
+//! The environment that the simulated nodes share: names, election, the cluster's state, clocks,
+//! engines, the disk and the trace.
 //!
 //! `Node` is an implementation of the traits in `cluster` like `cluster::local`, without files or
 //! locks of an operating system. Behind an engine it only starts the real implementation,
@@ -8,7 +8,7 @@
 //! **Invariants**
 //! - Without an engine, a process that dies loses its name and the role of coordinator immediately.
 //!   Watchers are notified a moment later, unless another process has the name by then.
-//! - `World::note` adds each event to the trace, so that two runs of a seed can be compared.
+//! - Events are added to the trace (`World::note`), so that two runs of a seed can be compared.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -44,7 +44,8 @@ pub(super) struct Incarnation {
     pub(super) process: Arc<Process>,
     /// The handle that receives the node's requests. `None` while the node does not listen.
     pub(super) cluster: Option<Arc<ClusterHandle>>,
-    /// `true` until the process dies, loses its lease without an engine, or leaves the cluster.
+    /// `true` until the process dies, exits or withdraws from the cluster, or, without an engine,
+    /// loses its lease.
     pub(super) is_member: bool,
     /// Behind an engine, the folder with the process's copies of volumes.
     folder: PathBuf,
@@ -58,7 +59,7 @@ struct Watch {
 #[derive(Default)]
 pub(super) struct Inside {
     state: Option<Arc<ClusterState>>,
-    /// The moment of the last change of the warehouse's address.
+    /// The moment of the last change of the warehouse's address. `None` before the first change.
     warehouse_since: Option<Instant>,
     pub(super) incarnations: Vec<Incarnation>,
     /// Published descriptions of nodes. The description of a node remains when the node dies.
@@ -72,7 +73,7 @@ pub(super) struct Inside {
     counts: BTreeMap<&'static str, u64>,
 }
 
-/// The events of a run as a hash, and as text if requested.
+/// The events of a run as a hash, and as text if requested. Also the violations among them.
 #[derive(Default)]
 struct Trace {
     hash: Xxh3,
@@ -101,7 +102,8 @@ pub(crate) struct World {
     /// `true` if nodes borrow units in advance from stores with many orders, as in three runs of
     /// four.
     pub(super) has_allotments: bool,
-    /// Number of lost calls, answers and frames between processes per thousand.
+    /// Number of calls, answers, frames and attempts to open a connection that are lost, per
+    /// thousand.
     pub(super) loss: std::sync::atomic::AtomicU64,
 }
 
@@ -332,7 +334,8 @@ impl World {
     }
 
     fn report_death(self: &Arc<Self>, id: usize, name: &str) {
-        // Behind an engine, a process that has left the cluster is killed to end its tasks.
+        // Behind an engine, `Node::exit` ends the membership of a process and then kills it, so
+        // that its tasks end. Such a kill is a normal exit and is not counted as a death.
         let is_exit = self.has_engine() && !self.inside().incarnations[id].is_member;
         if !is_exit {
             self.note(|| format!("{name} dies"));

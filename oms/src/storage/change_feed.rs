@@ -137,9 +137,9 @@ impl Feed {
     }
 
     /// Reads changes until `rows_max` different rows that `wants` accepts were found, their keys
-    /// and values have at least `bytes_max` bytes, or no change is left. So the rows have fewer
-    /// than `bytes_max` bytes without the last one. Also ends after `16 * rows_max` changes, to
-    /// bound the time of one call. A commit may be split between two calls.
+    /// and values have at least `bytes_max` bytes, or no change is left. So all rows except the one
+    /// found last have fewer than `bytes_max` bytes together. Also ends after `16 * rows_max`
+    /// changes, to bound the time of one call. A commit may be split between two calls.
     pub(crate) fn read(
         &mut self,
         rows_max: usize,

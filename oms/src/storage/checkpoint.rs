@@ -27,13 +27,15 @@ use crate::storage::log::{LastWords, Log, LogError};
 use crate::storage::write_batch::Table;
 
 /// Minimum time from the acknowledgement of an entry to its removal. The engine cancels statements
-/// after 5 s, so no statement of a former owner runs for `KEPT_FOR`.
+/// after 30 s or earlier (`cluster::engine::joining` checks its settings). So no statement of a
+/// former owner runs for `KEPT_FOR`.
 pub(crate) const KEPT_FOR: Duration = Duration::from_secs(60);
-/// Interval between two checkpoints if fewer than `ENTRIES_MAX` entries are appended.
+/// Interval between two checkpoints if at most `ENTRIES_MAX` entries are appended.
 const INTERVAL: Duration = Duration::from_secs(30);
-/// Number of new entries that causes a checkpoint before `INTERVAL` has passed. The rows of an
-/// order change several times, and a checkpoint writes only the last value of a row. So a
-/// checkpoint of many entries writes fewer rows for each entry.
+/// Number of acknowledged entries that may be missing in the engine's rows. With more, a checkpoint
+/// is made before `INTERVAL` has passed. The rows of an order change several times, and a
+/// checkpoint writes only the last value of a row. So a checkpoint of many entries writes fewer
+/// rows for each entry.
 const ENTRIES_MAX: u64 = 4_096;
 /// Interval between two checks whether a checkpoint is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);

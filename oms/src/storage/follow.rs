@@ -30,7 +30,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// next contradiction drops the copy. Fewer contradictions may come from an old primary, a server
 /// that a fail-over left behind.
 const DIFFERS_MAX: u32 = 20;
-/// Pause after a contradiction, or after an error of the engine or of the local database.
+/// Pause after a contradiction, or after an error of the engine or of the local database. A locked
+/// database is no such error.
 const FAULT_PAUSE: Duration = Duration::from_secs(1);
 
 /// A task that applies the log of one volume to a local copy.
@@ -192,7 +193,8 @@ async fn step(
     };
     let newest = log.newest().await?.seq;
     if newest == 0 && log.head().await?.is_none() {
-        // The volume does not exist yet, or was removed. The cluster's state then stops the task.
+        // The volume does not exist yet, or was removed. In the second case, a later call of
+        // `Followers::set` stops the task.
         return Ok(());
     }
     let last = newest.saturating_sub(1);

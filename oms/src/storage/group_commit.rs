@@ -58,7 +58,7 @@ pub(crate) struct Committed {
 }
 
 impl Committed {
-    /// Returns the number of durable batches in a group of `batches`.
+    /// Returns the number of durable batches in a group of `batches` batches.
     pub(crate) fn durable(&self, batches: usize) -> usize {
         batches - self.rejected.len() - self.failed.len()
     }
@@ -126,8 +126,8 @@ impl Queue {
             let _ = self.submissions.try_send(Submission::Stop);
             return;
         }
-        // The next call needs space in the queue. The queue may be full while the thread waits for
-        // the bell, so the bell is rung first.
+        // `blocking_send` needs space in the queue. The queue may be full while the thread waits
+        // for the bell, so the bell is rung first.
         self.bell.ring();
         // The send fails if the committer has stopped already.
         let _ = self.submissions.blocking_send(Submission::Stop);

@@ -77,8 +77,8 @@ pub fn key_as_text(table: &str, key: &[u8]) -> Option<String> {
     }
 }
 
-/// Returns the key from the text that [`key_as_text`] returned for it. `None` for another text, or
-/// for a table other than `stock`, `stats`, `arrivals` and `loans`.
+/// Parses a text such as [`key_as_text`] returns into the key. `None` for a text that cannot be
+/// parsed, or for a table other than `stock`, `stats`, `arrivals` and `loans`.
 pub fn key_from_text(table: &str, text: &str) -> Option<Vec<u8>> {
     match table {
         "stock" | "stats" => Some(text.parse::<u32>().ok()?.to_be_bytes().to_vec()),

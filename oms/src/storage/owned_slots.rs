@@ -121,8 +121,9 @@ pub(crate) struct Slots {
     hashing: Arc<Ring>,
     ring: RwLock<Arc<Ring>>,
     states: Box<[AtomicU8]>,
-    /// For each slot, the epoch of the ring that brought it to the volume; 0 if the slot is
-    /// elsewhere.
+    /// For each slot, the epoch in its fence; 0 if the slot is elsewhere. This is the epoch of the
+    /// ring that brought the slot to the volume. If the stored ownership has no epoch for the slot,
+    /// the epoch is that of the ring with which these slots were created.
     epochs: Box<[AtomicU64]>,
     /// `true` while the volume owns every slot and none is sealed. Checks then skip the look-up of
     /// a slot.

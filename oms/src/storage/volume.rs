@@ -4,7 +4,7 @@
 //! | --- | --- | --- |
 //! | `orders` | order id | lines and history of the order |
 //! | `arrivals` | page, u64 big-endian | ids of the orders that one commit added, new or copied |
-//! | `reservations` | order id `/` store | store, lines; a nonce if another volume requested them |
+//! | `reservations` | order id `/` store | store, lines; a nonce for an order of another volume |
 //! | `outbox` | order id `/` kind | state and tries of a message |
 //! | `deliveries` | order id `/` store | delivered units that no stock snapshot reflects yet |
 //! | `stock` | `catalogue` | product ids, in the order of the rows of the stock matrix |
@@ -16,13 +16,13 @@
 //! | `loans` | store, u32 big-endian, borrower | units of the store lent to another volume |
 //! | `spent` | order id `/` store | units of an allotment that an order took; see below |
 //! | `arriving` | source, table, key | staged rows of `stock` and `meta` (`volume::migration`) |
-//! | `meta` | see `write_batch` | single rows, such as counters, slot ownership, snapshot head |
+//! | `meta` | see `write_batch`, `log::cache` | single rows, such as counters and slot ownership |
 //!
-//! A nonce is a random number of the volume that requested the units. A row in `spent` is removed
+//! A nonce is a random number of the volume that placed the order. A row in `spent` is removed
 //! after the owner of the store has written a reservation for the order.
 //!
 //! **Invariants**
-//! - Apart from the cleanup after a migration, a reservation is removed by a step of its order in
+//! - Apart from a migration and its cleanup, a reservation is removed by a step of its order in
 //!   this volume, by the settlement of its order, or after the order's volume answered that no
 //!   order needs the units.
 //! - A message exists while its order needs the warehouse to receive it, also as a dead letter. A
@@ -391,7 +391,8 @@ impl Volume {
     }
 
     /// Reads the rows that a volume server with these slots keeps in memory. The time depends on
-    /// the open orders and on the stock, not on the number of all orders.
+    /// the open orders, the stock, the statistics and the deliveries that no stock snapshot
+    /// reflects yet, but not on the number of all orders.
     pub(crate) fn load(&self, slots: &Slots) -> Result<Loaded, StorageError> {
         let stock_head = self.stock_head()?;
         let mut deliveries = self.scan(Table::Deliveries, |key, value| {

@@ -84,7 +84,7 @@ pub(crate) const COUNTERS: &[u8] = b"book";
 /// Key, in the table `meta`, of the facts about the current stock snapshot (`StockHead`).
 pub(crate) const STOCK_HEAD: &[u8] = b"stock";
 /// Key, in the table `meta`, of the note about staged rows. The note names their migration, and has
-/// the counts of the staged orders (`volume::migration`).
+/// the changes that activation makes to the volume's counters (`volume::migration`).
 pub(crate) const ARRIVING: &[u8] = b"arriving";
 /// Key, in the table `meta`, of the volume's slot ownership.
 pub(crate) const SLOTS: &[u8] = b"slots";
@@ -298,8 +298,8 @@ impl WriteBatch {
         self.reserve_for(&order.id, store, &order.lines, None);
     }
 
-    /// Adds a reservation. The nonce is a random number of the volume that requested it, or `None`
-    /// if the order was placed in this volume.
+    /// Adds a reservation. The nonce is a random number of the order's volume, or `None` if the
+    /// order was placed in this volume.
     pub(crate) fn reserve_for(&mut self, order: &OrderId, store: u32, lines: &[Line], nonce: Option<u64>) {
         self.row(
             Table::Reservations,
@@ -499,7 +499,7 @@ impl WriteBatch {
         });
     }
 
-    /// Returns the quantities of all stores as several batches of a bounded size. Use this only if
+    /// Returns the quantities of all stores as batches of a bounded size. Use this only if
     /// the former stock has the same stores, and the same products in the same order. Otherwise a
     /// crash between two parts would leave an invalid stock.
     pub(crate) fn stock_in_parts(snapshot: &StockSnapshot) -> Vec<StockPart> {

@@ -3,7 +3,7 @@
 //! **Invariants**
 //! - At most `SNAPSHOTS_ARRIVING_MAX` stock uploads (snapshots and changes) are received at the
 //!   same time. They are applied one after the other.
-//! - Two requests with the same idempotency key are never in progress at the same time.
+//! - Two requests with the same idempotency key are never in progress at the same time in a volume.
 
 use std::collections::HashSet;
 use std::sync::Arc;

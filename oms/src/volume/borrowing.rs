@@ -8,8 +8,9 @@
 //!   order and the order's row in `spent` is removed (`Allotments::is_unsettled`).
 //! - No slot leaves this volume before all its orders with borrowed units are entered
 //!   (`leave_no_order`).
-//! - Each volume server has a new incarnation (a number that grows), which is durable before the
-//!   first request to an owner.
+//! - Each volume server that borrows units has a new incarnation (a number that grows), which is
+//!   durable before the first request to an owner. A server begins a further incarnation if an
+//!   owner does not accept a request (`Allotments::restart_after`).
 //!
 //! A node with `--engine` borrows nothing. A commit without an answer from the engine may have
 //! become durable, so the units of its order could be neither used again nor returned.

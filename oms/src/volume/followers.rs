@@ -12,8 +12,9 @@
 //!
 //! **Invariants**
 //! - A copy is used for at most `COPY_AGE_MAX` after it sent the request of its newest answer. So
-//!   no search for an order's store skips a store that has had the units for longer than that. Only
-//!   the copy's node measures this time, so clocks of two nodes are never compared.
+//!   no search for an order's store skips a store that has had the units for longer than that. The
+//!   copy's node measures this time from the sending of the request, and the owner from its
+//!   arrival. So clocks of two nodes are never compared.
 //! - Units are never oversold, because only the owner reserves or lends them.
 //! - An uploaded stock is visible to the next order. The owner confirms the upload only after every
 //!   copy has applied the stock or must not be used (`copies_are_current`).

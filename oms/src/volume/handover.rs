@@ -2,8 +2,8 @@
 //! are released, and migrated slots are activated.
 //!
 //! **Invariants**
-//! - A release or activation holds the locks of the state, so no step of an order begins or
-//!   finishes at the same time.
+//! - A release or activation holds the lock of the stock, so no step of an order queues rows or
+//!   changes the stock at the same time.
 //! - The time of a release or activation grows with the stores, the settlements, and the deliveries
 //!   that no stock snapshot reflects yet, but hardly with the open orders. `StagedState` prepares
 //!   the state of incoming slots store by store, and `Exports` prepares the reservations that

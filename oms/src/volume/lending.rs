@@ -47,7 +47,7 @@ const RECALL_EVERY_MS: u64 = 200;
 /// volume server that borrowed the units has ended or is unreachable.
 const FORGOTTEN_AFTER_MS: u64 = 5_000;
 /// Divisor of the free units of a product beyond `RECALL_BELOW`. With one request each, all other
-/// volumes together borrow at most an eighth of these units.
+/// volumes together borrow at most an eighth of these units, in tests at most half of them.
 const SHARE: i64 = if cfg!(test) { 2 } else { 8 };
 
 /// Longest wait for the return of lent units that exceed the quantities of a new stock. A borrower

@@ -95,9 +95,10 @@ pub(crate) struct DueReservation {
 pub(crate) struct RemoteReservations {
     by_store: BTreeMap<u32, HashMap<OrderId, RemoteReservation>>,
     /// The unconfirmed reservations, and those that were confirmed or removed since the last call
-    /// of `due`. Most reservations are confirmed soon, so the list is short, and `due` needs no
-    /// scan of all reservations. `confirm` and `remove` leave the entry of the reservation to the
-    /// next call of `due`, so they need no search in the list.
+    /// of `due`. A reservation that was replaced has several entries. Most reservations are
+    /// confirmed soon, so the list is short, and `due` needs no scan of all reservations. `confirm`
+    /// and `remove` leave the entries of a reservation to the next call of `due`, so they need no
+    /// search in the list.
     unconfirmed: Vec<(u32, OrderId)>,
 }
 

@@ -295,7 +295,7 @@ impl VolumeState {
     }
 
     /// Keeps the new reservation if its row is durable. Otherwise restores `before`, the former
-    /// reservation of the order in that store.
+    /// reservation of the order in that store, or releases the units if there was none.
     fn finish_reserving(
         &self,
         stock: &mut Stock,
@@ -483,8 +483,9 @@ pub(crate) async fn settle_always(
     }
 }
 
-/// Sends every settlement once, a limited number at a time. A volume that does not answer delays
-/// the next ones by at most the timeout of a call.
+/// Sends every settlement once, except for those of orders with borrowed units that are not entered
+/// yet. At most `SETTLEMENTS_AT_A_TIME` are sent together. If one of them is not answered, the next
+/// ones are delayed by at most the timeout of a call.
 async fn settle_all(state: &VolumeState, remote: &Arc<dyn RemoteVolumes>) {
     let mut sent = Bound::Unbounded;
     loop {

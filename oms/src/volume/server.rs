@@ -46,8 +46,8 @@ use crate::volume::state::VolumeState;
 use crate::volume::transactor::Transactors;
 use crate::volume::{borrowing, lending};
 
-/// Longest time for which the close of a volume waits for queued writes. Only an engine that does
-/// not answer takes that long.
+/// Longest time for which the close of a volume waits for the cleanup and the queued writes.
+/// Usually only an engine that does not answer takes that long.
 const CLOSE_WAIT: Duration = Duration::from_secs(5);
 /// Pause before the cleanup is repeated after an error, such as a full disk.
 const CLEANUP_RETRY_PAUSE: Duration = Duration::from_secs(1);

@@ -156,8 +156,8 @@ pub(crate) struct Pending {
     units: Units,
     /// `true` if the order takes borrowed units.
     is_lent: bool,
-    /// The fence of the order's store when the step began. `None` if the step changes no units of a
-    /// store of this volume.
+    /// The fence of the order's store when the step began. `None` if the step changes no
+    /// reservation in a store of this volume.
     store_fence: Option<Fence>,
     /// The entry of `RemoteReservations` for this order and store, which the step took over.
     replaced: Option<RemoteReservation>,

@@ -153,8 +153,8 @@ impl VolumeState {
     }
 
     /// Returns the first store of this volume that has an order's units, for a search by the ring
-    /// of this epoch. Returns an error if the volume follows another ring or the slot of the store
-    /// is sealed.
+    /// of this epoch. Returns an error if the volume follows another ring, if the slot of the store
+    /// is sealed, or while a commit changes the order's reservation in the store.
     pub(crate) fn find_store(
         &self,
         order: &OrderId,

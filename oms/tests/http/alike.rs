@@ -48,7 +48,7 @@ const VARYING: [&str; 16] = [
 ];
 
 /// JSON as text with its members in their original order, without the values of the members in
-/// `VARYING`.
+/// `VARYING` and of cursors that name volumes.
 struct Compared(String);
 
 impl<'de> Deserialize<'de> for Compared {
@@ -151,8 +151,8 @@ fn compared(request: &Request, reply: &Reply) -> String {
     text
 }
 
-/// Waits until the clock shows a later millisecond, so that orders of two nodes have distinct times
-/// of arrival.
+/// Waits until the clock shows a later millisecond than `at_ms`, so that orders of two nodes have
+/// distinct times of arrival.
 pub(crate) async fn later_than(at_ms: u64) {
     let now_ms = || {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);

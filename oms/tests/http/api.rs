@@ -1,5 +1,6 @@
-//! Tests of the routes over real HTTP: bodies as in the system that IMT Order replaces, repeated
-//! requests, rejections and lists.
+//! Tests of the routes over real HTTP, with bodies as in the system that IMT Order replaces. They
+//! place, pay, cancel and list orders, repeat requests, upload stock, add statistics files, retry
+//! dead letters and read probes. Some requests are rejected, and some orders expire.
 
 use crate::common::{Mood, World, until};
 use serde_json::json;

@@ -119,8 +119,8 @@ async fn each_paid_order_is_delivered_once_despite_all_faults_of_the_warehouse_c
     let warehouse = Warehouse::start().await;
     let (url, done) = faulty_proxy(warehouse.address).await;
     let mut settings = config(data.path(), &url);
-    // Five of the seven faults make a call fail, so the circuit breaker would stay open most of the
-    // time. The test switches it off.
+    // Five of seven calls fail, so the circuit breaker would stay open most of the time. The test
+    // switches it off.
     settings.outbox.breaker_failures = u32::MAX;
     let node = imt_oms::Node::start(settings).await.unwrap();
     let shop = Shop::at(node.address());

@@ -1,10 +1,10 @@
-//! Tests that the text of `/metrics` follows the rules that `promtool check metrics` checks.
+//! Tests that the text of `/metrics` follows rules like those of `promtool check metrics`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::common::World;
 
-/// Suffixes of the series of a histogram.
+/// Suffixes that the samples of a histogram add to its name.
 const HISTOGRAM_ENDINGS: [&str; 3] = ["_bucket", "_count", "_sum"];
 /// Words that no metric name may have: abbreviated units, units that are no base units, and types
 /// of metrics.

@@ -37,8 +37,9 @@ pub(crate) struct Generator {
     document: Value,
     operations: Vec<Operation>,
     count: u64,
-    /// `true` if the body has several megabytes. Such a body is compressed, because a rejection may
-    /// otherwise arrive before the client has sent the whole body.
+    /// `true` if the body of the request in the making has several megabytes. Such a body is
+    /// compressed, because a rejection may otherwise arrive before the client has sent the whole
+    /// body.
     is_large: bool,
 }
 

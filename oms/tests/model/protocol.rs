@@ -17,7 +17,7 @@ const ORDERS: usize = SLOTS;
 /// Maximum number of calls in progress at the same time.
 const CALLS: usize = 2;
 
-/// A deliberate mistake: one rule that the modelled protocol breaks.
+/// A deliberate mistake: one rule that the modelled protocol breaks. `None` breaks no rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mistake {
     None,

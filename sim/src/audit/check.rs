@@ -2,14 +2,17 @@
 //! and warehouse) and the record of the shop front to the findings.
 //!
 //! The checks cover seven subjects:
-//! - stock: a store delivers only units that it has, and both sides have the same number of units;
-//! - customers: the effect of each acknowledged request is kept;
+//! - stock: a store delivers only units that it has and has all reserved units, and both sides have
+//!   the same number of units;
+//! - customers: each order has the lines of its request, and agrees with the answers to its
+//!   requests;
 //! - orders: messages and deliveries fit the order's state, and each event of its history was
 //!   permitted;
 //! - reservations: each one belongs to an open order, and each open order with a store has one;
 //! - the choice of stores: no order missed a store with a lower number that certainly had its
 //!   units;
-//! - counters: each counter equals the length of the list of its items;
+//! - counters: those of orders by state, deliveries and refusals equal the lengths of the lists of
+//!   these items;
 //! - the front's log of requests: it agrees with the front's record, the effect of each
 //!   acknowledged request is kept, and no counter of the node is below the log.
 
@@ -183,8 +186,8 @@ fn check_reserved(view: &View<'_>, shelves: &Stock, findings: &mut Vec<Finding>)
     }
 }
 
-/// Checks an order that the front sent: the order in the order management must agree with the
-/// answers that the front got to its requests about this order.
+/// Checks an order that the front sent: the order in the order management must have the lines that
+/// the front sent. It must also agree with the answers to the front's requests about this order.
 fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Finding>) {
     let id = sent.id.to_string();
     let Some(kept) = view.orders.get(id.as_str()) else {

@@ -112,8 +112,8 @@ fn a_store_that_was_skipped_is_found_if_it_certainly_had_the_units() {
     };
     assert_eq!(skipped(product, 1, 2), std::slice::from_ref(&expected));
     // The order now has all units of the product in store 1. With one volume, the audit finds that
-    // store 1 was skipped. With two volumes, the order may have reserved these units itself, lost
-    // the answer of store 1 and asked again. So the audit must not report store 1.
+    // store 1 was skipped. With two volumes, the order's volume may have reserved these units in
+    // store 1, lost the answer and asked again. So the audit must not report store 1.
     let all = there(product, 1);
     assert_eq!(skipped(product, all, 1), std::slice::from_ref(&expected));
     let others = skipped(product, all, 2);

@@ -1,4 +1,4 @@
-//! Tests of each kind of finding: consistent evidence is changed in one place, and the audit must
+//! Tests of [`check`] without a log of requests: consistent evidence is changed, and the audit must
 //! find the change.
 
 use super::*;

@@ -57,23 +57,23 @@ pub struct Evidence {
     /// Number of orders by state, from the counters in `GET /health` of the order management; empty
     /// if the response has no counters.
     pub counted_orders: BTreeMap<String, u64>,
-    /// Number of requests that the node at the audit's address has answered with 2xx since its
+    /// Number of requests that the node at `AuditConfig::oms` has answered with 2xx since its
     /// start, by route. Empty if the node's metrics could not be read, or if the audit does not
     /// compare them with the log (`AuditConfig::log_is_of_node`).
     pub answered: BTreeMap<String, u64>,
-    /// Start of the node at the audit's address, unix milliseconds; 0 if unknown.
+    /// Start of the node at `AuditConfig::oms`, unix milliseconds; 0 if unknown.
     pub node_started_at_ms: u64,
     /// All deliveries of the warehouse, ordered by sequence number.
     pub deliveries: Vec<Delivery>,
     /// All arrivals of goods: units that were put back into the warehouse's stock.
     pub restocks: Vec<Restock>,
-    /// All deliveries that the warehouse refused.
+    /// All deliveries that the warehouse refused because units were not in stock.
     pub refusals: Vec<Refusal>,
     /// The warehouse's counters, and the seed and the size of the stock with which its ledger
     /// began.
     pub warehouse: WarehouseSummary,
-    /// `true` if a circuit breaker of the order management is open; each volume has one. Then a
-    /// message that waits in the outbox is no fault.
+    /// `true` if a circuit breaker of the order management is open. Each volume has one for
+    /// announcements and one for deliveries. Then a message that waits in the outbox is no fault.
     pub warehouse_away: bool,
 }
 

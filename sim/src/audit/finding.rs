@@ -1,5 +1,5 @@
 //! Findings of an audit. Each finding names the affected order, store and product, counter or part
-//! of the log.
+//! of the log. The shop front is called the front.
 
 use std::fmt;
 
@@ -26,7 +26,7 @@ pub enum Finding {
         /// Number of units that the store had.
         there: u32,
     },
-    /// The warehouse's ledger delivered more units than the store had.
+    /// A delivery in the warehouse's ledger has more units of a product than the store had.
     Oversold {
         /// Id of the order with the excessive delivery.
         order: String,
@@ -224,8 +224,8 @@ pub enum Finding {
         /// State after the last event of the order's history.
         expected: OrderState,
     },
-    /// A payment that the log of requests shows as acknowledged is not recorded in its order, or
-    /// the order is missing.
+    /// The log of requests shows a payment as acknowledged, but its order has no payment or is
+    /// missing.
     PaymentUnkept {
         /// Id of the order.
         order: String,

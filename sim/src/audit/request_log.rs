@@ -179,7 +179,7 @@ impl RequestLog {
         }
     }
 
-    /// Compares the log with the counters of the node at the audit's address, if that node has run
+    /// Compares the log with the counters of the node at `AuditConfig::oms`, if that node has run
     /// since the first request of the log or longer. Does nothing if the counters or the node's
     /// start are unknown. A counter may be higher than the log, because the node may have other
     /// clients.

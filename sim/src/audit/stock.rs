@@ -113,8 +113,9 @@ pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &m
 }
 
 /// Checks for each order of the run that no store with a lower number than the chosen one certainly
-/// had its units. For a rejected order, all stores are checked. Nothing is checked if the run has
-/// no order, or if it began before the order management had the stock of all stores.
+/// had its units. For a rejected order, all stores are checked. Another order without a store is
+/// not checked. Nothing is checked if the run has no order, or if it began before the order
+/// management had the stock of all stores.
 ///
 /// The stock of a store at the time of an order is not recorded, so a lower bound is used. A store
 /// certainly had the units if its stock of the first day is enough for the order and for all units

@@ -91,8 +91,8 @@ impl Owners {
     /// Reads the routes from the entry node.
     ///
     /// # Errors
-    /// If the entry node does not answer, or its answer to `GET /ring` has a status other than 200
-    /// or another form.
+    /// If the entry node does not answer, if the status of its answer to `GET /ring` is not 200, or
+    /// if the body of that answer is not a [`RingDocument`] with valid addresses of the owners.
     pub(super) async fn read(entry: Client) -> Result<Arc<Owners>> {
         let Some(routes) = read_routes(&entry, None).await? else {
             return Err(Error::Answer {
@@ -202,7 +202,7 @@ impl Owners {
         tokio::spawn(async move { owners.read_again(vec![named], generation).await });
     }
 
-    /// Reads the routes from the first of these nodes that answers in time. If none does, the
+    /// Reads the routes from the first of these nodes that returns them in time. If none does, the
     /// present routes stay. Does nothing if another task has read the routes since
     /// [`State::generation`] was `generation`.
     async fn read_again(&self, nodes: Vec<Client>, generation: u64) {

@@ -1,5 +1,5 @@
 //! Tests that each request is sent to the owner of its order, also after the owner has changed, and
-//! to another node if the owner is unreachable.
+//! to another node if the owner is unreachable. A request that timed out must not be sent again.
 
 use std::net::SocketAddr;
 use std::sync::Mutex as StdMutex;

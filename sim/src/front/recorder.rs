@@ -29,7 +29,8 @@ use crate::{Error, Result, series};
 
 /// Time for which samples collect in the channel before the thread processes them.
 const BATCH: Duration = Duration::from_millis(20);
-/// Minimum time between two publications of the counts in the telemetry.
+/// Minimum time between two publications of the counts in the telemetry, except at the end of the
+/// run.
 const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 /// Minimum time from the end of a second to the publication of its counts, except at the end of the
 /// run. In this time, the last samples of the second arrive.

@@ -5,9 +5,9 @@
 //! - `TIMESTAMP_MS` is the intended start of a request, and `DURATION_MS` is measured from the
 //!   intended start. The id of a payment is the id of its order plus 900,000,000, and that of a
 //!   cancellation is the id of its order plus 1,800,000,000.
-//! - `DATA/stats.csv` is the log of the latest run. With a run folder, it is a hard link to the log
-//!   in that folder. A later run replaces only the link, and the log in the earlier run folder
-//!   stays.
+//! - `DATA/stats.csv` is the log of the latest run that wrote one. With a run folder, it is a hard
+//!   link to the log in that folder. A later run replaces only the link, and the log in the earlier
+//!   run folder stays.
 //! - After a failed write, nothing more is written to the file. The failure is logged once, and
 //!   `close` returns it.
 
@@ -28,7 +28,7 @@ const CANCEL_ID: u64 = 1_800_000_000;
 /// Size in bytes from which `write_piece` writes the text in memory to the file.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// A file to which text is appended in large writes.
+/// A file to which text is appended. The text is collected in memory until a write is requested.
 pub(super) struct TextLog {
     path: PathBuf,
     file: File,

@@ -6,8 +6,9 @@
 //! - The values of a chart over time are readable without a script: each second with a value has an
 //!   SVG title, which the browser shows as a tooltip. Only a chart with a line of more than 600
 //!   points has no tooltips.
-//! - The names of marks (vertical lines at the times of events) never overlap. A mark without room
-//!   for its name is drawn as a line without a name.
+//! - The names of marks (vertical lines at the times of events) do not overlap, unless their
+//!   characters are unusually wide. A mark without room for its name is drawn as a line without a
+//!   name.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -30,8 +31,8 @@ const SIZE: (u32, u32) = (640, 260);
 /// Maximum number of points of a line. A longer series is reduced to the maxima of groups of
 /// points.
 const POINTS_MAX: usize = 600;
-/// Upper bound of the width of a character in the name of a mark, in SVG units at the font size of
-/// these names.
+/// Upper bound of the mean width of the characters in a usual name of a mark, in SVG units at the
+/// font size of these names.
 const MARK_CHAR_WIDTH: i32 = 6;
 /// Distances between the top of the plot and the two rows of names of marks above it, in SVG units.
 const MARK_ROWS: [i32; 2] = [14, 26];
@@ -72,7 +73,8 @@ impl Line {
 /// Quantity on the horizontal axis.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Across {
-    /// Seconds since the start of the sending window.
+    /// Seconds since the start of the sending window, in which orders and statistics requests
+    /// start.
     Seconds,
     /// Percentiles as the number of nines: 1 is 90 %, 2 is 99 %.
     Percentiles,
@@ -288,8 +290,9 @@ impl Chart<'_> {
     }
 
     /// Returns invisible columns, one for each second with a value. The tooltip of a column has the
-    /// values of its second. Returns an empty text for a chart that is not over time, has no line,
-    /// or has a line of more than [`POINTS_MAX`] points.
+    /// values of its second, and the names of marks at most half a second away. Returns an empty
+    /// text for a chart that is not over time, has no line, or has a line of more than
+    /// [`POINTS_MAX`] points.
     fn tooltips(&self, plot: &Plot<'_, '_>, x: &Axis, y: &Axis) -> String {
         let longest = self.lines.iter().map(|line| line.points.len()).max();
         if self.across != Across::Seconds || longest.is_none_or(|points| points > POINTS_MAX) {

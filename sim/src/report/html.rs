@@ -1,4 +1,4 @@
-//! HTML building blocks of a report: head, panels, tiles, bars, escaping.
+//! HTML building blocks of a report: head, panels, grid, tiles, bars, escaping.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,4 @@
-//! Head, tiles and tables in the report of a run.
+//! Head, tiles and tables in the report of a run, and its parts about thresholds, errors and audit.
 
 use std::fmt::Write as _;
 use std::time::{Duration, UNIX_EPOCH};

@@ -1,5 +1,6 @@
 //! The timeline of a run: load phases, faults of the warehouse, times of an open circuit breaker,
-//! and absences and pauses of nodes.
+//! and absences and pauses of nodes. Times count from the start of the sending window, in which
+//! orders and statistics requests start.
 //!
 //! Invariants:
 //! - A fault without an end event lasts to the end of the run.
@@ -22,7 +23,8 @@ const NAMES: f64 = 110.0;
 const LANE: f64 = 24.0;
 /// Height of the time axis in SVG units.
 const AXIS: f64 = 24.0;
-/// Upper bound of the width of a character, in SVG units at the font size of the timeline.
+/// Upper bound of the mean width of the characters in a usual name, in SVG units at the font size
+/// of the timeline.
 const CHAR_WIDTH: f64 = 7.0;
 
 /// Meaning of a span or mark. It decides the colour.

@@ -2,7 +2,8 @@
 //!
 //! The file is parsed into `serde` types that reject unknown keys. Values that are checked
 //! afterwards, or their tables, have the type `Spanned`, which keeps their position in the text. So
-//! every error of a check names the line of the value or of its table.
+//! every error of a check names the line of the value, of its table, or of another value in this
+//! table.
 
 use std::time::Duration;
 

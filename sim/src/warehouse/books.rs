@@ -1,4 +1,5 @@
-//! The warehouse's books: its state and its decisions, pure. The ledger on disk is in `ledger.rs`.
+//! The warehouse's books: its state and its decisions, in memory only. The ledger on disk is in
+//! `ledger.rs`.
 //!
 //! Every change of the books is an [`Entry`], except for the numbers of attempts and the marks of
 //! confirmed deliveries, which the ledger does not contain. A decision reads the books and returns

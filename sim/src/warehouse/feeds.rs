@@ -28,7 +28,8 @@ use crate::client::Client;
 
 /// Header with the sequence number of the last delivery that is subtracted in a snapshot.
 const AS_OF: &str = "x-stock-as-of";
-/// Maximum time for one snapshot. Sending the 22 MB of the default stock takes far less.
+/// Maximum time for one try to send a snapshot. Sending the 22 MB of the default stock takes far
+/// less.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Smallest and largest pause after a failed try to send a snapshot. The pause doubles with each
 /// try, up to the largest pause.
@@ -64,8 +65,8 @@ pub(super) async fn send_snapshots(shared: Arc<Shared>) {
     }
 }
 
-/// Returns the next time at which a periodic task is due: `last` plus the smallest multiple of
-/// `every` for which the time is not in the past.
+/// Returns the next time at which a periodic task is due: `last` plus the smallest positive
+/// multiple of `every` for which the time is not in the past.
 fn next_beat(last: Instant, every: Duration) -> Instant {
     let now = Instant::now();
     let mut due = last + every;
@@ -247,8 +248,9 @@ impl Body for BrokenOff {
     }
 }
 
-/// Restocks the books if configured, then copies the stock and the sequence number of the last
-/// delivery. Returns the copy once all ledger entries up to the copy are durable.
+/// Restocks the warehouse's books (`books.rs`) if configured, then copies the stock and the
+/// sequence number of the last delivery. Returns the copy once all ledger entries up to the copy
+/// are durable.
 async fn take_stock(shared: &Shared) -> Result<Snapshot> {
     let (snapshot, ticket) = {
         let mut inside = shared.inside();

@@ -31,7 +31,8 @@ pub(crate) fn stat_lines(seed: u64, number: u64, lines: u32) -> String {
     text
 }
 
-/// Returns the name of the statistics file of a time: the unix milliseconds with 15 digits.
+/// Returns the name of the statistics file of a time, with the unix milliseconds in at least 15
+/// digits.
 pub(crate) fn stat_name(at_ms: u64) -> String {
     format!("stat_{at_ms:015}.csv")
 }

@@ -1,4 +1,5 @@
-//! The ledger on disk: an append-only file with a JSON line for each entry.
+//! The ledger on disk: an append-only file with a JSON line for each entry of the warehouse's books
+//! (`books.rs`).
 //!
 //! Invariants:
 //! - An entry that [`Ticket::durable`] has confirmed survives a power cut.
@@ -8,8 +9,8 @@
 //!   nothing is changed.
 //!
 //! A separate thread collects lines for 10 ms and syncs once for all of them. Answers are delayed
-//! by 20 ms or more in all profiles except `fast`, so this further delay hardly matters. With fewer
-//! syncs, more capacity of a shared disk is left to the order management.
+//! by 20 ms or more in all profiles (`behaviour.rs`) except `fast`, so this further delay hardly
+//! matters. With fewer syncs, more capacity of a shared disk is left to the order management.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Seek, SeekFrom, Write};

@@ -1,9 +1,9 @@
 //! The accept loop: serves HTTP/1 and HTTP/2 over plain TCP until the warehouse stops.
 //!
-//! In the profile `original`, an announcement takes seconds. So an order management under load has
-//! thousands of open calls to this server. A caller with HTTP/2 can open up to `STREAMS_MAX`
-//! streams on a connection. An HTTP/1 connection that does not complete a request head in time is
-//! closed.
+//! In the profile `original` (`behaviour.rs`), an announcement takes seconds. So an order
+//! management under load has thousands of open calls to this server. A caller with HTTP/2 can open
+//! up to `STREAMS_MAX` streams on a connection. An HTTP/1 connection that does not complete a
+//! request head in time is closed.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,7 +65,8 @@ pub(super) async fn serve(listener: TcpListener, router: Router, shared: Arc<Sha
     }
 }
 
-/// Serves one connection in a new task, or resets it if the warehouse is unreachable (`is_away`).
+/// Serves one connection in a new task, or resets it if the warehouse is unreachable
+/// (`Behaviour::is_away`).
 fn open(
     stream: TcpStream,
     builder: &Builder<TokioExecutor>,
@@ -97,8 +98,9 @@ fn open(
                 tracing::debug!(%error, "a connection to the warehouse ended");
             },
             () = control.was_reset() => {}
-            // A warehouse that becomes unreachable also resets its open connections.
-            () = shared.went_away() => control.reset(),
+            // A warehouse that becomes unreachable also resets its open connections. The mark must
+            // be set before `select!` drops the connection.
+            () = async { shared.went_away().await; control.reset() } => {}
         }
     });
 }

@@ -2,9 +2,9 @@
 //!
 //! Invariants:
 //! - The content of an order depends only on the seed, the settings of products, baskets and mix,
-//!   and the number of statistics requests and orders before it (in a replay, of orders only).
-//!   Shares of late payments, repetitions or cancellations never change a basket, because they use
-//!   a separate random stream.
+//!   and the number of statistics requests and orders before it. In a replay, it depends on the
+//!   number of the order instead. Shares of late payments, repetitions or cancellations never
+//!   change a basket, because they use a separate random stream.
 //! - The defaults are those of the original system, from which this project grew. An order has two
 //!   of 1,000 products, with 1 to 5 units each. Transaction ids are 1 to 10,000. A payment is sent
 //!   2 to 4 s after its order, in steps of 0.125 s.

@@ -133,8 +133,8 @@ impl FakeOms {
         self.shared.http.request(request).await.unwrap();
     }
 
-    /// Returns the units on hand: the quantity of the last snapshot, minus the deliveries that are
-    /// not yet subtracted in the snapshot.
+    /// Returns the units on hand: the quantity of the last snapshot, minus the confirmed deliveries
+    /// that are not yet subtracted in the snapshot.
     pub(crate) fn on_hand(&self, product: u32, store: u32) -> i64 {
         self.shared.inside().on_hand[&(product, store)]
     }

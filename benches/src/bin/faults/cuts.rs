@@ -39,7 +39,7 @@ pub(crate) fn prepare(plan: &Plan, engine: EngineName) -> Outcome<PathBuf> {
     Ok(folder)
 }
 
-/// The state of the power cuts of one engine: the records that must be present now, and the
+/// The state of the power cuts of one engine: the records that must or may be present now, and the
 /// verdicts so far.
 struct Cutter<'a> {
     plan: &'a Plan,

@@ -104,7 +104,7 @@ impl Content {
         }
     }
 
-    /// Returns the sectors in which two contents differ, in ascending order.
+    /// Returns the indices of the sectors in which two contents differ, in ascending order.
     fn differences(&self, other: &Self) -> Vec<u64> {
         let indices: BTreeSet<u64> = self.sectors.keys().chain(other.sectors.keys()).copied().collect();
         let differs = |index: &u64| self.sector(*index) != other.sector(*index);
@@ -227,7 +227,8 @@ pub(crate) enum Fate {
     /// All pending sectors were written.
     New,
     /// Only this number of pending sectors was written, the first ones of the file. A file that has
-    /// grown ends behind the last written sector, but not before its durable end.
+    /// grown ends behind the last written sector, but neither before its durable end nor behind its
+    /// new end. Another file has its new length.
     Cut(usize),
     /// Only this number of pending sectors was written, the first ones of the file. The file has
     /// its new length.
@@ -239,7 +240,7 @@ pub(crate) enum Fate {
     Random,
 }
 
-/// The durable content of all files. A file without an entry is empty after a power cut.
+/// The durable content of all files. A file without an entry has no durable bytes.
 #[derive(Debug, Default)]
 pub(crate) struct Disk {
     durable: HashMap<FileId, Content>,

@@ -53,7 +53,7 @@ pub(crate) fn run(plan: &Plan, engine: EngineName, end: End) -> Outcome<Tally> {
     for _ in 0..plan.flips {
         let mut at = random.below(tally.bytes);
         let bit = random.below(8) as u32;
-        // The byte number `at` of all used sectors.
+        // The place of byte number `at`, counted over the bytes of all used sectors.
         let place = used.iter().find_map(|(path, start, bytes)| {
             if at < *bytes {
                 return Some((path, start + at));

@@ -18,7 +18,7 @@ use crate::work::{Order, Reply, Task};
 /// hanging.
 const TIME_LIMIT: Duration = Duration::from_secs(20);
 
-/// The outcome of an [`Order`] to the engine.
+/// The outcome of the open or of an [`Order`] to the engine.
 #[derive(Debug)]
 pub(crate) enum Outcomes<T> {
     Reply(T),
@@ -112,7 +112,7 @@ impl Power {
         Ok((View::read(&self.folder)?, &self.disk))
     }
 
-    /// Sends an order and handles all calls until its reply.
+    /// Sends an order and handles all calls until its reply, or until the process ends or hangs.
     pub(crate) fn order<T: DeserializeOwned>(
         &mut self,
         order: &Order,

@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::syncs::SyncTally;
 use crate::verdict::Verdict;
 
-/// Maximum number of examples of each verdict in the JSON. The verdict `Right` has none.
+/// Maximum number of examples of each verdict in a [`Tally`]. The verdict `Right` has none.
 const EXAMPLES_MAX: usize = 3;
 
 /// The verdicts of one engine under one kind of damage.
@@ -25,7 +25,7 @@ pub(crate) struct Tally {
     pub(crate) commits: u64,
     /// Number of moments at which the power was cut, those of the open and close included.
     pub(crate) moments: u64,
-    /// Sum, over all moments, of the number of sectors that were pending.
+    /// Sum, over all moments, of the number of sectors that were pending (see [`crate::disk`]).
     pub(crate) pending: u64,
 }
 

@@ -3,8 +3,8 @@
 //! After the failure, the kernel treats the pages as clean: a repeated sync succeeds and writes
 //! nothing. So an engine that repeats the sync acknowledges data that the disk does not have. A
 //! scenario ends with a power cut that loses everything pending, and a reading of the rest. The
-//! scenario ends without a power cut if no sync failed and the process did not end, or if the
-//! engine refuses to open in a new process.
+//! scenario ends without a power cut if no sync or durable write failed and the process neither
+//! ended nor hung, or if the engine does not open in a new process.
 //!
 //! A process that is started again reads the pages of the failed sync from memory, as if they were
 //! durable. So half of the scenarios kill the process after the failure, and open the database
@@ -26,8 +26,8 @@ use crate::{Plan, RECORDS};
 
 /// Exclusive maximum of [`Scenario::before`].
 const BEFORE_MAX: u64 = 20;
-/// Minimum number of commits after the failure, if each commit makes a sync, the process does not
-/// end, and a new process can open the database.
+/// Minimum number of commits after the failure, if each commit makes a sync, the process neither
+/// ends nor hangs, and a new process can open the database.
 const AFTER: u64 = 20;
 /// The failing sync is one of this number of syncs after the first `before` commits of a scenario.
 /// If an engine makes one sync per commit, the failure is in one of this number of commits.
@@ -35,7 +35,7 @@ const FIRST_SYNCS: u64 = 3;
 /// Numbers of records in a commit. The larger commits fill whole pages, which no later commit
 /// writes again.
 const SIZES: [u64; 2] = [4, 80];
-/// Maximum number of recorded messages of an engine.
+/// Maximum number of examples in a [`SyncTally`].
 const EXAMPLES_MAX: usize = 12;
 
 /// The life of the process after the failure.
@@ -45,7 +45,7 @@ pub(crate) enum Life {
     StartsAgain,
 }
 
-/// The results of all scenarios of one engine.
+/// The results of all scenarios of one engine with the same [`Life`].
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct SyncTally {
     /// Number of scenarios in which a sync or durable write failed, or the process ended or hung.
@@ -70,7 +70,8 @@ pub(crate) struct SyncTally {
     pub(crate) kept: u64,
     /// Number of scenarios by verdict after the power cut, without `Verdict::Right`.
     pub(crate) verdicts: BTreeMap<Verdict, u64>,
-    /// Examples of the engine's messages, each with the step that caused the message.
+    /// Distinct examples. Each has a step of the scenario, and the engine's message, the file of
+    /// the failed sync or the verdict.
     pub(crate) examples: BTreeSet<String>,
 }
 

@@ -52,8 +52,9 @@ pub(crate) fn install() -> Outcome<i32> {
         k,
     };
     // The filter loads the number of the call and compares it with each trapped number. For a
-    // trapped call, it loads the first argument, and allows descriptors up to 2. The first argument
-    // of `msync` is an address, which is larger.
+    // trapped call, it loads the lower half of the first argument, and allows descriptors up to 2.
+    // The first argument of `msync` is an address. Its lower half is larger than 2, unless the
+    // address is a multiple of 4 GiB.
     let mut program = vec![line(BPF_LD | BPF_W | BPF_ABS, 0, 0, 0)];
     let count = TRAPPED.len() as u8;
     for (position, call) in (0_u8..).zip(TRAPPED) {
@@ -228,7 +229,8 @@ impl Traced {
                         &raw mut call,
                     )
                 };
-                // A failure means that the thread has ended since the poll.
+                // A failure means that the thread has ended since the poll, or that a signal has
+                // interrupted its call.
                 if received == 0 {
                     return Ok(Event::Call(Call {
                         id: call.id,

@@ -26,8 +26,7 @@ const PANIC_STATUS: i32 = 101;
 #[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Verdict {
-    /// Every record of an acknowledged commit has its value, and no unacknowledged commit is
-    /// present in part.
+    /// Every sure record has its value, and no range of [`Expected::unsure`] is present in part.
     Right,
     /// The engine returned an error before the first read.
     Refused,
@@ -35,7 +34,7 @@ pub(crate) enum Verdict {
     ReadError,
     /// A record is absent, and the engine says that its open dropped data.
     Told,
-    /// Some but not all records of an unacknowledged commit were read with their value.
+    /// Some but not all records of a range of [`Expected::unsure`] were read with their value.
     Partial,
     /// A record is absent, and the engine says nothing.
     Absent,

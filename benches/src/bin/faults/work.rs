@@ -17,7 +17,7 @@ use crate::traced;
 /// Size of a value in bytes.
 const VALUE_BYTES: usize = 100;
 /// Bound of the data for engines that choose the size of their memory map when they open. No
-/// database of this program is larger.
+/// database of this program has more bytes of keys and values.
 const DATA_BYTES: u64 = 16 << 20;
 
 /// The work of a child.

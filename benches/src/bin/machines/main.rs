@@ -9,7 +9,7 @@
 //! | part | measured |
 //! | --- | --- |
 //! | `rate` | orders a second of 1 and 4 nodes, on a data folder and on the engine |
-//! | `life` | processor time of the primary for a whole order life, checkpoint included |
+//! | `life` | processor time of the primary for an order life, with a checkpoint of the log |
 //! | `kills` | time from the kill of a node (or of the coordinator) until its volume is served |
 //! | `pauses` | longest time without an acknowledged order, if a node pauses for 1 s or 4 s |
 //! | `primary` | times from a kill of the primary to a promotion, then to an order of each volume |

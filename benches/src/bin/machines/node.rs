@@ -1,5 +1,5 @@
-//! A node as a process of the program `imt`. If the node has a cpu group, its process joins the
-//! group before it starts any further thread.
+//! A node as a process of the program `imt`. If the node has a cpu group (module `group`), its
+//! process joins the group before it starts any further thread.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -31,8 +31,8 @@ pub(crate) struct Setup {
     pub(crate) engine: Option<String>,
     pub(crate) warehouse: String,
     pub(crate) weight: u32,
-    /// Share of one processor for the node. `None` is unlimited. A node without permission to
-    /// create a cpu group is also unlimited.
+    /// Share of one processor for the node. `None` is unlimited. If the cpu group cannot be
+    /// created, the node is also unlimited.
     pub(crate) share: Option<f64>,
 }
 

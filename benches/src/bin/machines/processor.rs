@@ -2,12 +2,13 @@
 
 use std::fs;
 
-/// Clock ticks per second of the times in `/proc/PID/stat`. Linux reports these times in hundredths
-/// of a second on every machine.
+/// Clock ticks per second of the times in `/proc/PID/stat`. On x86-64 and 64-bit ARM, every kernel
+/// reports these times in hundredths of a second.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// Returns the processor time of the given processes and of their direct children, in seconds. The
-/// time of ended children is included: the kernel adds it to a counter of their parent.
+/// time of ended children is included: the kernel adds it to a counter of their parent once the
+/// parent has waited for them.
 pub(crate) fn seconds(processes: &[u32]) -> std::io::Result<f64> {
     let mut ticks = 0;
     for entry in fs::read_dir("/proc")? {

@@ -6,15 +6,15 @@
 //! cargo run --profile dist -p imt-benches --bin nodes -- --route
 //! ```
 //!
-//! Each node is a process in a cpu group of its own. Clients are spread evenly over the nodes, or
-//! send each request to its owner (`--route`). All rows of a table are measured in one run, so
-//! compare only rows of one table. If cpu groups are not permitted, the program prints a message,
-//! and the nodes share the processors with each other and with the clients.
+//! Each node is a process in a cpu group (module `group`) of its own. Clients are spread evenly
+//! over the nodes, or send each request to its owner (`--route`). All rows of a table are measured
+//! in one run, so compare only rows of one table. If cpu groups are not permitted, the program
+//! prints a message, and the nodes share the processors with each other and with the clients.
 //!
-//! A closed loop has one request in flight for each connection. With several nodes an order takes
-//! longer than with one, because it needs processor time of each node that it passes. So a fixed
-//! number of connections keeps several nodes less busy. With `--each`, every node gets that number
-//! of connections.
+//! A closed loop has one request in flight for each client. A client has one connection, or with
+//! `--route` one to each node. With several nodes an order takes longer than with one, because it
+//! needs processor time of each node that it passes. So a fixed number of clients keeps several
+//! nodes less busy. With `--each`, every node gets `--connections` clients of its own.
 //!
 //! The stock has five stores with all products in large quantities, and there is no warehouse. So
 //! every order takes its units from store 1, which one node owns. This is the worst case for

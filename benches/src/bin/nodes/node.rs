@@ -1,4 +1,5 @@
-//! A node in a child process. The child joins its cpu group before it starts any other thread.
+//! A node in a child process. The child joins its cpu group (module `group`) before it starts any
+//! other thread.
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
@@ -83,7 +84,7 @@ impl Node {
     }
 
     /// Returns the processor time that the node has used, in seconds. Returns 0 without a cpu
-    /// group.
+    /// group, or if the time cannot be read.
     pub(crate) fn processor_seconds(&self) -> f64 {
         self.group.as_ref().map_or(0.0, Group::processor_seconds)
     }

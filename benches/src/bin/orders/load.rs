@@ -33,7 +33,7 @@ const WINDOW_MS: u32 = 100;
 /// The kind of the requests of a load.
 #[derive(Clone, Debug)]
 pub(crate) enum Ask {
-    /// Each request places a new order with two products. Order ids begin with this text.
+    /// Each request places a new order with two lines. Order ids begin with this text.
     Order(String),
     /// Each request reads the statistics of a product.
     Statistics,
@@ -201,7 +201,7 @@ impl Shared {
     }
 }
 
-/// Puts a load on a server and waits for the end of the load.
+/// Puts a load on its server, or on its owners, and waits for the end of the load.
 pub(crate) fn put(load: &Load, stop: &Stop) -> Outcome<Answers> {
     let shared = Arc::new(Shared {
         load: load.clone(),
@@ -400,8 +400,9 @@ fn write_request(ask: &Ask, number: u64, request: &mut Request) {
     let _ = write!(bytes, "GET {read} HTTP/1.1\r\nhost: imt\r\n\r\n");
 }
 
-/// Sends a request and reads the whole response. Returns the status, or `None` if the connection
-/// failed, or the response is not HTTP or does not fit into `answer`.
+/// Sends a request and reads the whole response. A response without the header `content-length`
+/// counts as one without a body. Returns the status, or `None` if the connection failed, or the
+/// response is not HTTP or does not fit into `answer`.
 async fn exchange(stream: &mut TcpStream, request: &[u8], answer: &mut [u8]) -> Option<u16> {
     stream.write_all(request).await.ok()?;
     let mut filled = 0;

@@ -66,7 +66,7 @@ struct Worst {
     /// to the mean of all nodes. This field is the highest of these bounds. Copies are replicas
     /// other than primaries.
     forced: f64,
-    /// Largest excess of the copies on the fullest node over the least number that the zones permit
+    /// Largest excess of the copies on the fullest node over the lower bound that the zones give
     /// ([`least_copies`]), in slots.
     copies_unforced: u32,
     /// Highest ratio of the copies on the fullest node to the mean, over the steps in which the
@@ -127,11 +127,11 @@ impl Worst {
     }
 }
 
-/// Returns the least possible number of copies on the fullest node. Assumes three replicas in
-/// distinct zones, equal weights, and at most the mean number of primaries (rounded up) per node. A
-/// zone holds each slot at most once. So a zone has room for `min(slots, nodes x (share + c))`
-/// replicas if each of its nodes has `c` copies. Such a `c` is enough only if all zones together
-/// have room for three times the slots.
+/// Returns a lower bound for the number of copies on the fullest node. Assumes three replicas in
+/// distinct zones, equal weights, and at most `share` primaries per node: the mean number, rounded
+/// up. A zone holds each slot at most once. So a zone has room for at most
+/// `min(slots, nodes x (share + c))` replicas if none of its nodes has more than `c` copies. Such a
+/// `c` is enough only if all zones together have room for three times the slots.
 fn least_copies(ring: &Ring) -> u32 {
     let share = ring.slots().div_ceil(ring.members().len() as u32);
     let zones = ring.zone_shares();

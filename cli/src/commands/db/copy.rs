@@ -15,9 +15,9 @@ use std::process::ExitCode;
 /// Mode in which a backup has opened its source.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Source {
-    /// The source is open for writing, because no other process has the database open.
+    /// The source is open for writing, because no other process has the database open for writing.
     Own,
-    /// The source is open read-only, because another process has the database open.
+    /// The source is open read-only, because another process has the database open for writing.
     InUse,
     /// The source is open read-only, because its files cannot be written.
     ReadOnly,

@@ -1,5 +1,5 @@
-//! Shows a segment, a frame or the record of a key as it is on disk: its fields, and its bytes as
-//! hexadecimal digits.
+//! Shows a segment as its header and a list of its frames. Shows a frame or the record of a key as
+//! it is on disk: its fields, and its bytes as hexadecimal digits.
 
 use super::records::no_such_key;
 use super::show::{Form, FormArgs, hex, plain_hex};

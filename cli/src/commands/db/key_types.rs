@@ -1,15 +1,15 @@
 //! Converts keys and values to text and back.
 //!
 //! Flags on the command line name the types. Without a flag, the type of keys is the one that the
-//! database records for a typed table. Types of values are not recorded.
+//! database records for a typed table (`Db::typed_table`). Types of values are not recorded.
 //!
 //! `String`, `U8`, `U64` and `I64` are encoded as in a typed table with the codec bincode 2
 //! (standard configuration): a u8 is one byte, other numbers have a variable length with the least
 //! significant byte first, and a string is preceded by its length. The other types are for tables
 //! of plain bytes.
 //!
-//! Deliberately absent: other codecs, and structs and tuples, which cannot be written as one word
-//! on the command line.
+//! Deliberately absent: other codecs, and other types of a typed table. Structs and tuples cannot
+//! be written as one word on the command line.
 
 use super::show::{digits, hex};
 use microdb::{Db, Table, TableInfo};

@@ -6,7 +6,8 @@
 //! `0x`. Otherwise they are shown as hexadecimal digits after the mark `0x`.
 //!
 //! The same rules apply to keys, but a key of a typed table is decoded by its recorded type, if
-//! that type is a string or a number.
+//! that type is a string or a number. If the decoded text would not be shown as it is, or if the
+//! key cannot be decoded, such a key is shown as hexadecimal digits after `0x`.
 
 use super::key_types::DataType;
 use crate::error::CliError;
@@ -97,8 +98,8 @@ impl Form {
         value_type: None,
     };
 
-    /// Returns the format for a table of a database without flags. Keys have the recorded type, or
-    /// else the form of a node's table.
+    /// Returns the format for a table if no flag is given. Keys have the type that the database
+    /// records. Without such a type, this is the format [`Form::KNOWN`].
     pub(super) fn recorded_in(db: &Db, table: &str) -> Self {
         let key_type = recorded(db, table);
         Self {

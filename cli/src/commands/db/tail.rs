@@ -134,8 +134,8 @@ pub(super) fn run(args: &TailArgs, output: OutputFormat) -> Result<ExitCode, Cli
     }
 }
 
-/// Returns the names, lengths and times of the files that a commit may change. Each commit writes
-/// to at least one of them.
+/// Returns the names, lengths and times of the files that a commit may change. A commit that is no
+/// longer only in memory has written to at least one of them.
 fn traces(path: &Path) -> Vec<(OsString, u64, Option<SystemTime>)> {
     let log = std::fs::read_dir(path.join("log")).into_iter().flatten();
     let files = log.filter_map(|entry| entry.ok().map(|entry| entry.path()));

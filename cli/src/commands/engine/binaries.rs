@@ -48,7 +48,7 @@ impl Binaries {
     ///
     /// With `ends_with_us`, the kernel sends SIGINT to the program when this process ends, even if
     /// this process is killed. If the program `setpriv` is not installed, `ends_with_us` has no
-    /// effect.
+    /// effect, and the command cannot be started if this process runs as root.
     pub(super) fn command(&self, program: &str, ends_with_us: bool) -> Command {
         let path = self.folder.join(program);
         let has_setpriv = self.user.is_some() || in_path("setpriv").is_some();

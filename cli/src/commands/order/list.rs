@@ -23,8 +23,9 @@ const PAGE_MAX: u64 = 10_000;
 /// milliseconds. An order may be missed if it appears in the list after an order that is younger by
 /// more than this period.
 const OVERLAP_MS: u64 = 5_000;
-/// Widths of all columns but the last one while following. They are fixed, because later rows are
-/// not known yet.
+/// Minimum widths in characters of all columns but the last one with `--follow`. The widths are
+/// constants, because later rows are not known yet. A longer cell is not cut and shifts the rest of
+/// its row.
 const FOLLOWED_WIDTHS: [usize; 5] = [20, 13, 5, 24, 24];
 
 /// Parses the name of an order's state.

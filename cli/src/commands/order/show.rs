@@ -49,8 +49,9 @@ const ID_CHARACTERS: &[u8] = b"-.0123456789:ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghi
 /// Maximum number of characters of the id of an order.
 const ID_CHARACTERS_MAX: usize = 64;
 
-/// Returns the greatest id of an order below `id`, or `None` if there is none. The list of messages
-/// is sorted by id, so a page after this id begins with the messages of `id`.
+/// Returns the greatest id of an order below `id`. Returns `None` if there is none, or if the last
+/// character of `id` is not allowed in ids. The list of messages is sorted by id, so a page after
+/// the returned id begins with the messages of `id`.
 fn greatest_below(id: &str) -> Option<String> {
     let (rest, last) = id.split_at_checked(id.len().checked_sub(1)?)?;
     let place = ID_CHARACTERS
@@ -102,7 +103,8 @@ pub(super) fn detail(event: &Value) -> String {
     words.collect::<Vec<_>>().join(", ")
 }
 
-/// Returns an order as text: one field per line, then a table of its products.
+/// Returns an order as text: one field per line, then a table of its products, then one line for
+/// each of its messages.
 fn render(order: &Value) -> String {
     let mut lines = vec![
         format!("order        {}", text(&order["id"])),

@@ -33,7 +33,7 @@ const BACK_MAX: Duration = Duration::from_secs(30);
 /// Maximum time for the process of a node to end after the node was asked to leave. It exceeds
 /// [`BACK_MAX`], because all slots of the node move first.
 const LEAVE_MAX: Duration = Duration::from_secs(120);
-/// Interval of polls while waiting until every volume answers.
+/// Interval of polls while waiting until a node runs, or until every volume answers.
 const PROBE_EVERY: Duration = Duration::from_millis(5);
 /// Interval of polls while waiting for the end of a process.
 const END_POLL: Duration = Duration::from_millis(5);

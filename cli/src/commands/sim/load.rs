@@ -85,7 +85,7 @@ enum ShapeArg {
     Spike,
 }
 
-/// Flags of the load, shared by all commands that run a front.
+/// Flags of the load, shared by all commands that run a shop front.
 #[derive(clap::Args, Clone, Debug)]
 pub(in crate::commands) struct LoadArgs {
     /// Time during which requests start; requests in flight are finished after it

@@ -440,8 +440,8 @@ impl FaultDriver {
         switches
     }
 
-    /// Changes the behaviour of the warehouse as `switches` says. At the end, restores the usual
-    /// behaviour, even if the run ends early.
+    /// Changes the behaviour of the warehouse as `switches` says. At the end, restores the
+    /// behaviour without a fault (`usual`), even if the run ends early.
     async fn drive(self, mut is_over: watch::Receiver<bool>) {
         let mut state = self.telemetry.subscribe();
         tokio::select! {

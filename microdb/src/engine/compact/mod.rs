@@ -86,7 +86,8 @@ pub(crate) struct Compaction {
     /// Id of the partly copied segment, and the position of the next record in it. `None` if no
     /// segment is partly copied. An `Arc` of the segment would prevent its memory from being freed.
     begun: Option<(u64, Place)>,
-    /// Earliest time of the next throttled copy. `None` if no throttled copy has been made.
+    /// Earliest time of the next throttled copy. `None` if no throttled copy has been made since
+    /// the open or the last requested compaction.
     not_before: Option<Instant>,
 }
 

@@ -2,8 +2,8 @@
 //! segment is full.
 //!
 //! - Under the mutex `core`, frames are appended to memory and published. Under the mutex `writer`,
-//!   appended bytes are handed to the operating system and synced. The writing thread locks `core`
-//!   only briefly, before the write, so other threads can append during the write.
+//!   appended bytes are handed to the operating system and synced. The writing thread does not hold
+//!   `core` during a write or sync, so other threads can append in this time.
 //! - Blocks are allocated before a frame is appended. A full disk is an error of the commit that
 //!   needs the space, and of no other.
 //! - A failed write or sync is never repeated. It poisons the database.

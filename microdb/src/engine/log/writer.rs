@@ -342,7 +342,8 @@ fn free_tail(segment: Arc<Segment>, file: &dyn StorageFile, end: u32) {
 }
 
 impl Writer {
-    /// Returns the number of bytes in complete segments that are still read from memory.
+    /// Returns the total length, in bytes, of the complete segments that are not mapped to their
+    /// end.
     fn unmapped_bytes(&self) -> u64 {
         let waits = |pending: &Pending| pending.sealed_end.filter(|_| !pending.is_finished());
         self.pending.iter().filter_map(waits).map(u64::from).sum()

@@ -121,7 +121,7 @@ pub struct FrameView {
     pub sequence: Sequence,
     /// Header of the frame, field by field.
     pub header: Vec<Field>,
-    /// Records of the frame.
+    /// Records of the frame, up to the first one that cannot be decoded.
     pub records: Vec<RecordView>,
     /// Description of the damage if the readable records do not match the record count and length
     /// in the header, otherwise `None`.

@@ -134,7 +134,7 @@ pub struct Loss {
     /// Description of the damage.
     pub what: String,
     /// First and last commit that is damaged or missing, if known from the header of the damaged
-    /// frame or from other commits.
+    /// frame, or from the sequences that the log or SUPER states before and behind the loss.
     pub sequences: Option<(Sequence, Sequence)>,
     /// Tables of the lost records, if known.
     pub tables: Vec<String>,

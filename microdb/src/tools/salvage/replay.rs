@@ -44,8 +44,9 @@ pub(super) struct Replay<'a> {
     checkpoint: Option<Loaded>,
     sequence: u64,
     chain: u64,
-    /// Index of the first loss since the last valid frame header. If the next frame header shows
-    /// that commits are missing, the missing commits are listed with this loss.
+    /// Index of the loss with which missing commits are listed if the header of the next frame or
+    /// segment, or the durable frontier, shows that commits are missing: the first loss found since
+    /// the last call of `follow` or `miss`. `None` if no loss was found since then.
     open_loss: Option<usize>,
     /// Table ids and keys of lost records, by index of the loss. An empty key stands for an unknown
     /// key.

@@ -23,7 +23,7 @@ use crate::format::{KEY_BYTES_MAX, VALUE_BYTES_MAX};
 const SEARCH_BYTES_MAX: u64 = 16 << 30;
 
 /// A part of a segment: one frame, or the bytes from a damaged frame header to the next valid
-/// header.
+/// header or the end of the segment.
 pub(super) struct Piece {
     /// Header of the frame, or `None` if the header is damaged. In that case `records` are the
     /// records found behind the header.

@@ -63,7 +63,8 @@ fn step(path: u64, choice: Choice, number: u64) -> u64 {
     (mixed ^ (mixed >> 29)) | 1
 }
 
-/// Choices met while one value is encoded.
+/// Paths of the new choices in one value, and the number of its fields, collected while the value
+/// is encoded.
 pub(super) struct Trace<'a> {
     known: &'a KnownShapes,
     /// The path that was noted last; 0 at first. The elements of a sequence of numbers all have one
@@ -71,7 +72,8 @@ pub(super) struct Trace<'a> {
     last: Cell<u64>,
     /// Paths that are not among the known shapes, perhaps repeatedly.
     pub(super) unknown: RefCell<Vec<u64>>,
-    /// Number of fields in all structs, tuples and variants of the value.
+    /// Number of fields in all structs, tuples and variants of the value, without the single field
+    /// of each newtype.
     pub(super) fields: Cell<u64>,
 }
 

@@ -1,18 +1,18 @@
 //! The log of cluster events that the web console shows, as one node observed them.
 //!
 //! Events are computed as differences between two consecutive observations of the cluster. So the
-//! code that changes the cluster need not report events. A node that joins and leaves between two
-//! observations produces no event.
+//! code that changes the cluster need not report events. No event names a node that joins and
+//! leaves between two observations.
 //!
 //! Invariants:
 //! - At most `EVENTS_KEPT` events are kept. Event ids ascend by one.
 //! - Each node computes events about the ring, the nodes and the handovers of volumes for its own
 //!   log. Events about the warehouse, dead letters and faults of a volume come from the node that
 //!   serves the volume.
-//! - A node publishes a description (`NodeInfo`), and removes it when it stops in an orderly way.
-//!   An absent node is logged as left if it was leaving and is no member of the ring. Otherwise it
-//!   is logged as died if its description remains. Without a description it is logged as stopped if
-//!   it is a member of the ring, and as left if it is not.
+//! - A node publishes a description (`NodeInfo`), and removes it when it stops in an orderly way. A
+//!   node to which no volume is assigned any more is logged as left if it was leaving and is no
+//!   member of the ring. Otherwise it is logged as died if its description remains. Without a
+//!   description it is logged as stopped if it is a member of the ring, and as left if it is not.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 

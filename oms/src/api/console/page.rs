@@ -2,7 +2,8 @@
 //!
 //! Invariants:
 //! - The page loads nothing from other hosts. Its Content-Security-Policy allows its one style and
-//!   its one script by their hashes, and requests to the node that sent the page.
+//!   its one script by their hashes, images in `data:` URLs, and requests to the node that sent the
+//!   page.
 //! - Only a `GET` or `HEAD` of `/` with `text/html` in `Accept` (weight above 0) gets the page. A
 //!   `GET` or `HEAD` of `/` without that value gets 404, as on a node without a console.
 

@@ -11,8 +11,9 @@
 //!   previous call.
 //! - At most `SECONDS_KEPT` seconds are kept.
 //!
-//! Calls between nodes, probes and a few further requests are recorded under the route "other" of
-//! `metrics`. They are not part of the sum for clients.
+//! Requests that are not counted by their own route, such as calls between nodes and probes, are
+//! recorded under the route "other" (`metrics::OTHER_ROUTE`). These requests are not part of the
+//! sum for clients.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, VecDeque};
@@ -146,7 +147,8 @@ fn percentile_us(buckets: &[u64], share: f64) -> Option<u64> {
     BUCKETS_US.last().copied()
 }
 
-/// The recent seconds of this node.
+/// Records the requests that this node answers in each second, and keeps the counts of the last
+/// `SECONDS_KEPT` seconds.
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
     before: BTreeMap<&'static str, RouteCounts>,
@@ -205,7 +207,8 @@ impl Recorder {
     }
 }
 
-/// Returns the requests of a route between two readings of its counters.
+/// Returns the requests of a route between two readings of its counters. Without an earlier
+/// reading, returns all requests that the counters have.
 fn since(now: &RouteCounts, before: Option<&RouteCounts>) -> RouteSample {
     let mut new = RouteSample {
         route: Cow::Borrowed(now.route),
@@ -238,7 +241,8 @@ fn part(whole: &RouteSample, at: u64, parts: u64) -> RouteSample {
 pub(super) struct Merged(BTreeMap<u64, Sample>);
 
 impl Merged {
-    /// Adds seconds of one node. The caller must pass each second of a node only once.
+    /// Adds seconds of one node, and keeps the newest `SECONDS_KEPT` seconds. The caller must pass
+    /// each second of a node only once.
     pub(super) fn add(&mut self, samples: &[Sample]) {
         for sample in samples {
             let second = sample.second;

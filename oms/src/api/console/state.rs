@@ -256,7 +256,7 @@ pub(super) struct State<'a> {
     version: &'static str,
     /// Cursor for clients that poll. The response to a request with this text in the header
     /// `Last-Event-ID` omits an unchanged ring and the seconds and events that this document
-    /// includes, except the last few seconds.
+    /// includes, except the last `SECONDS_REPEATED` seconds.
     pub(super) cursor: String,
     now_ms: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -337,8 +337,9 @@ struct NodeShown<'a> {
     slots: usize,
     /// Volumes that the node is assigned to serve.
     serves: Vec<&'a str>,
-    /// Requests of clients in the newest second that the node reported; null if the node has not
-    /// reported a second yet, or did not answer the last request for figures.
+    /// Requests of clients in the newest second that the node reported; null if no volume is
+    /// assigned to the node, if it has not reported a second yet, or if it did not answer the last
+    /// request for figures.
     requests: Option<RouteFigures>,
     fault: Option<&'a str>,
 }

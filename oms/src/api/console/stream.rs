@@ -2,8 +2,8 @@
 //!
 //! A stream sends the state when it begins, about once a second, and at each change of the cluster.
 //! A page that reconnects names the last event id that it received. Its new stream continues with
-//! the seconds and events after that id, and repeats the last few seconds. If another process sent
-//! that id, the new stream begins with the whole state.
+//! the seconds and events after that id, and repeats the last `SECONDS_REPEATED` seconds. If
+//! another process sent that id, the new stream begins with the whole state.
 //!
 //! Invariants:
 //! - At most a few messages of each stream wait in memory. While a client does not read, its stream

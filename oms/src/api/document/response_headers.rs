@@ -1,10 +1,10 @@
 //! The headers of responses in the API document, and for each header the responses that may carry
 //! it.
 //!
-//! **Invariant**: every header of a response to a documented route is listed here. The integration
-//! tests over HTTP compare the headers of each response with this list.
+//! **Invariant**: every header of a response to a documented route is listed here, except two
+//! groups. The integration tests over HTTP compare the headers of each response with this list.
 //!
-//! Two groups are not listed: the headers of HTTP itself (`Content-Type`, `Content-Length`, `Date`,
+//! The two groups are the headers of HTTP itself (`Content-Type`, `Content-Length`, `Date`,
 //! `Connection`, `Transfer-Encoding`), and the CORS headers. Only a node with `--cors-origin` adds
 //! CORS headers.
 

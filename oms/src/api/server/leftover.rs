@@ -7,8 +7,8 @@
 //! first request.
 //!
 //! **Invariants**
-//! - A short rest of the body is read and dropped before the response is sent: at most
-//!   `REST_BYTES_MAX` bytes, for at most `REST_TIME_MAX`.
+//! - Without a header `Expect`, a short rest of the body is read and dropped before the response is
+//!   sent: at most `REST_BYTES_MAX` bytes, for at most `REST_TIME_MAX`.
 //! - Otherwise the response has the header `Connection: close`, so that the client opens a new
 //!   connection.
 //!

@@ -7,8 +7,8 @@
 //! - A request gets at most one answer. An answer is dropped if its caller no longer waits.
 //! - When the connection ends, every waiting request fails. The other node may have executed such a
 //!   request. The caller may send it again, because all requests are idempotent.
-//! - At most `WAITING_MAX` callers wait for an answer. While `QUEUE_BYTES_MAX` bytes of requests
-//!   are not sent yet, further requests are refused.
+//! - At most `WAITING_MAX` callers wait for an answer. While `QUEUE_BYTES_MAX` or more bytes of
+//!   requests are not sent yet, further requests are refused.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -3,7 +3,7 @@
 //! | offset | size | field |
 //! | ---: | ---: | --- |
 //! | 0 | 4 | bytes of the payload, little-endian |
-//! | 4 | 8 | number of the frame in its direction, from 1 |
+//! | 4 | 8 | number of the frame in its direction, from 1, little-endian |
 //! | 12 | | payload: messages (`message`), without gaps |
 //!
 //! The length is checked before memory is allocated. A frame with a number that was received before

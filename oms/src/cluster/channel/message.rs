@@ -48,7 +48,8 @@ pub(crate) enum Question {
     /// Execute a client's read.
     Read(Read),
     /// Find the volume's store with the lowest id that has all these units. Units that an earlier
-    /// attempt reserved for the same lines of this order count as available.
+    /// attempt reserved for the same lines of this order count as available, unless a newer stock
+    /// lacks them.
     FindStore { order: OrderId, lines: Box<[Line]> },
     /// Reserve units for an order of another volume.
     Reserve(Reserve),
@@ -200,7 +201,8 @@ pub(crate) enum Reply {
     Short(Vec<Cell>),
     /// Answer to `Settle`: the end of the reservation is durable.
     Settled,
-    /// Answer to `Keeps`: `true` if the order still has the reservation.
+    /// Answer to `Keeps`: `true` if the order still has the reservation. Within a process also the
+    /// result of `Confirm` and `Recall`, which have no answer on the channel.
     Kept(bool),
     /// Answer to `FollowStock`: the new position, and the cells that changed since the position in
     /// the request.

@@ -6,8 +6,8 @@
 //!   drops the request, the answer is a failure.
 //! - While `IN_PROGRESS_MAX` or more requests of a connection are in progress, no further frame is
 //!   read. Then the queue of the requesting node fills up and refuses further requests.
-//! - If `QUEUE_BYTES_MAX` bytes of answers are waiting because the other end does not read, the
-//!   next answer closes the connection.
+//! - If `QUEUE_BYTES_MAX` or more bytes of answers are waiting because the other end does not read,
+//!   the next answer closes the connection.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -29,7 +29,8 @@ use crate::runtime::seeded::seeded;
 /// The timing of beats and looks, which depends on the number of nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Pace {
-    /// Time between two beats, and between two looks.
+    /// Longest time between the starts of two beats, and of two looks, if the engine answers at
+    /// once.
     pub(super) beat: Duration,
     /// Time without a new beat after which a node is declared gone.
     pub(super) gone: Duration,

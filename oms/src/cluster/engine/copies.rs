@@ -2,8 +2,8 @@
 //! rebuild`.
 //!
 //! **Invariants**
-//! - The engine is only read. Nodes may run during an export. A rebuild needs the local copy of its
-//!   node for itself.
+//! - The engine is only read. Nodes may run during an export. A rebuild needs exclusive use of the
+//!   node's local copy.
 //! - A copy contains the effects of all entries of the volume's log up to one entry. The result
 //!   names that entry.
 //!

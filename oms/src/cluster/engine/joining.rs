@@ -38,8 +38,8 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 const NAME_TIMEOUT: Duration = Duration::from_secs(15);
 /// Maximum permitted `statement_timeout` and `lock_timeout` of the role. A delayed append of a
 /// former owner of a volume is refused because a newer log entry has its number. The append must
-/// end before this entry is removed from the log, which happens 60 s after the entry's checkpoint
-/// at the earliest.
+/// end before this entry is removed from the log, which happens 60 s after the entry's
+/// acknowledgement at the earliest (`KEPT_FOR`).
 const SERVER_TIMEOUT_MAX_MS: u64 = 30_000;
 
 /// The settings of a node that joins.
@@ -212,8 +212,10 @@ impl Joining {
         Ok(card.map(|card| format!("process {}, answering on {}", card.process, card.address)))
     }
 
-    /// Writes the cluster's first state if there is none, and returns the cluster's secret. Fails
-    /// if the secret from this node's file is missing or differs from the cluster's secret.
+    /// Writes the cluster's first state if there is none, and returns the cluster's secret. If the
+    /// engine stores no secret, the result is that of this node's secret file, and the function
+    /// fails without such a file. If the engine stores a secret, the function fails if a secret
+    /// file has another one.
     async fn ensure_state(&self, tables: &mut dyn ClusterTables, label: &str) -> Result<String, NodeError> {
         let failed = self.failed("read the cluster's state");
         loop {

@@ -32,8 +32,9 @@
 //!   connection. So the state does not come from an old primary.
 //! - While the engine does not respond, no node is declared gone.
 //! - A volume is taken over once its former server has no lease. That server has released the
-//!   volume, or could not extend its lease since the state changed a lease's time ago, or was
-//!   silent for that time. In the last case, a *demand* is written to its row first.
+//!   volume, or could not extend its lease since the state changed at least `LEASE_WAIT` ago, or
+//!   has ended or was silent for that time. In the last case, a *demand* is written to its row
+//!   first.
 //! - A demand is the version of the state that a silent server must know before a beat extends its
 //!   lease. The demand is written only while the row still has the silent server's last beat, and
 //!   every later beat returns the demand. So a beat that is under way while the state changes

@@ -79,7 +79,8 @@ impl VolumeLease {
 struct Inside {
     judge: Judge,
     look: Look,
-    /// The description that this node publishes; `None` before `announce` and after `retire`.
+    /// The description that this node publishes; `None` before `announce`, and after `retire` or
+    /// `withdraw`.
     card: Option<NodeInfo>,
     /// The watchers, each with the incarnation of the node that it watches.
     watchers: Vec<(Watcher, i64)>,

@@ -8,8 +8,8 @@
 //! - A call is one statement or one transaction, on one connection. It is never repeated here.
 //! - The error `Unknown` means that the statement may have been executed, and that a fail-over of
 //!   the engine may lose its effect.
-//! - A read may come from an old primary. A later write that is acknowledged on the same connection
-//!   proves that it does not.
+//! - A read may come from an *old primary*, a server that still runs after a fail-over to another
+//!   one. A later write that is acknowledged on the same connection proves that it does not.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -80,8 +80,9 @@ pub(crate) trait ClusterTables: Send {
     fn node<'a>(&'a mut self, name: &'a str) -> Answer<'a, Option<(Beat, Option<NodeInfo>)>>;
 
     /// Writes a beat and the description of a node. Returns the version of the state at that time,
-    /// or a later version that another node demanded with `demand`. Returns `None` if another
-    /// process has taken the name, or if the row was removed.
+    /// or a later version that another node demanded with `demand`. Returns `None` if the answering
+    /// server has no row with this name and incarnation: another process has taken the name, the
+    /// row was removed, or an old primary has answered.
     fn beat<'a>(
         &'a mut self,
         name: &'a str,

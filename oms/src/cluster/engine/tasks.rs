@@ -5,9 +5,10 @@
 //! - A state is returned to its readers only after a later beat on the same connection is
 //!   acknowledged. Only the primary that the standbys follow acknowledges beats.
 //! - A beat may change no row for three reasons: another process has taken the name of this node,
-//!   another node has removed the row while this process was silent, or an old primary that lacks
-//!   the row has answered. Then a further commit is sent on the same connection. An old primary
-//!   does not acknowledge that commit. So after an acknowledgement this process counts as replaced.
+//!   another node has removed the row while this process was silent, or an *old primary*, which
+//!   still runs after a fail-over to another server, has answered without the row. Then a further
+//!   commit is sent on the same connection. An old primary does not acknowledge that commit. So
+//!   after an acknowledgement this process counts as replaced.
 //!
 //! The decision which nodes are gone is in `beat`. The statements are in `tables`.
 
@@ -55,8 +56,9 @@ enum Beaten {
         version: u64,
     },
     Replaced,
-    /// The connection changed during the attempt, after the state was read or because the beat
-    /// changed no row. So the beat confirms neither the state nor a replacement, and is repeated.
+    /// The connection changed after the state was read. Or the beat changed no row, and the
+    /// connection changed before the further commit was acknowledged. So the attempt confirms
+    /// neither the state nor a replacement, and is repeated.
     Again,
 }
 

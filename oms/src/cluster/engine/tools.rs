@@ -31,7 +31,7 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 const SERVER_VERSION_MIN: i32 = 150_000;
 /// Number of test commits from which `check_engine` computes the latency of a commit.
 const TEST_COMMITS: usize = 50;
-/// Content of a test entry. Its size is that of a commit of one order.
+/// Content of a test entry. Its size is roughly that of the entry of a commit with one order.
 const TEST_BODY: [u8; 400] = [0; 400];
 /// Median duration of the test commits above which the check warns.
 const SLOW_COMMIT: Duration = Duration::from_millis(20);

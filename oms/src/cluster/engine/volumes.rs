@@ -149,8 +149,8 @@ impl EngineCluster {
     }
 
     /// Returns `true` if a node has ended or has been silent for `LEASE_WAIT`, and the engine has
-    /// recorded that a later beat of the node extends its lease only under the state `version` or a
-    /// later one.
+    /// recorded a demand: before a later beat extends the node's lease, the node must know the
+    /// cluster's state of this `version` or of a later one.
     async fn is_without_lease(&self, node: &str, version: u64) -> bool {
         let Some(last) = self.shared.silent(node) else {
             return false;

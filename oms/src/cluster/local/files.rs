@@ -27,8 +27,8 @@ pub(super) const SECRET: &str = "secret";
 /// Maximum size in bytes of a node's description and of the secret. Both usually have a few hundred
 /// bytes at most.
 pub(super) const FILE_BYTES_MAX: u64 = 64 * 1_024;
-/// Maximum size of the state in bytes. The state contains up to two rings. With 16,384 slots it has
-/// about 400 KB.
+/// Maximum size of the state in bytes. The state contains up to two rings. With 16,384 slots a ring
+/// has at most about 150 KB.
 pub(super) const STATE_BYTES_MAX: u64 = 64 * 1_024 * 1_024;
 
 pub(super) fn failed(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> NodeError {
@@ -90,7 +90,7 @@ pub fn has_coordinator(data: &Path) -> bool {
 /// the file can read it.
 ///
 /// # Errors
-/// Returns an error if the file does not exist or cannot be read.
+/// Returns an error if the file does not exist, cannot be read or is not UTF-8 text.
 pub fn read_secret(data: &Path) -> Result<String, NodeError> {
     let path = data.join(SECRET);
     let text = regular_file::read(&path, FILE_BYTES_MAX).and_then(|bytes| {
@@ -186,7 +186,7 @@ pub fn read_warehouse(data: &Path) -> Result<Option<String>, NodeError> {
     Ok(read_state(data)?.and_then(|state| state.warehouse))
 }
 
-/// Replaces a file atomically. The new content is durable when the function returns.
+/// Creates or replaces a file atomically. The new content is durable when the function returns.
 pub(super) fn replace_file(path: &Path, bytes: &[u8]) -> Result<(), NodeError> {
     let temporary = path.with_extension("json.new");
     let mut file = File::create(&temporary).map_err(failed("create", &temporary))?;

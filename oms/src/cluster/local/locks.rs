@@ -80,7 +80,8 @@ pub(super) fn open_lock(path: &Path) -> std::io::Result<File> {
     regular_file::open_with(options.write(true).create(true).truncate(false), path)
 }
 
-/// Takes the exclusive lock of a file. Returns `None` if the file is locked already.
+/// Takes the exclusive lock of a file, and creates the file if it does not exist. Returns `None` if
+/// the file is locked already.
 pub(super) fn lock(path: &Path) -> Result<Option<OpenPath>, NodeError> {
     let file = open_lock(path).map_err(failed("open", path))?;
     match file.try_lock() {

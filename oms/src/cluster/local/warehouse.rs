@@ -2,8 +2,8 @@
 //!
 //! **Invariants**
 //! - The URL of the warehouse is part of the cluster's state, and every node uses that URL.
-//! - A starting node decides if it is the coordinator and no other running node has published its
-//!   description. Then its setting, if there is one, replaces the stored URL.
+//! - If a starting node is the coordinator and no other running node has published its description,
+//!   the starting node decides: its setting, if there is one, replaces the stored URL.
 //! - Any other starting node uses the stored URL, and refuses to start with another URL in its
 //!   setting.
 //!
@@ -39,7 +39,8 @@ impl LocalCluster {
     /// Returns the URL of the cluster's warehouse. If this node is the coordinator and no other
     /// running node has published its description, the URL is `asked` (the setting of this node),
     /// or else the stored URL, or else `usual`, and the function stores it. Otherwise the function
-    /// waits until a URL is stored, and fails if `asked` is another URL.
+    /// waits for a stored URL. It fails if `asked` is another URL, or if no URL is stored within
+    /// `STATE_TIMEOUT`.
     pub(crate) fn agree_on_warehouse(
         &self,
         asked: Option<&WarehouseUrl>,

@@ -1,4 +1,5 @@
-//! Tests of the steps of the cluster's state: assignment of volumes, moves of slots, and leaves.
+//! Tests of the changes of the cluster's state: engines, warehouse, assignment of volumes and
+//! followers, moves of slots, leaving nodes, and an older layout.
 
 use super::*;
 

@@ -44,7 +44,8 @@ impl Stock {
         found
     }
 
-    /// Returns the units of a product in a store that are neither reserved nor lent.
+    /// Returns the units of a product in a store that are neither reserved nor lent. Negative if
+    /// the store has fewer units than are reserved and lent.
     pub(crate) fn free(&self, store: u32, product: u32) -> i64 {
         let available = self.matrix.available_in(product, store).unwrap_or(0);
         i64::from(available) - i64::from(self.loans.of(store, product))

@@ -196,12 +196,13 @@ enum Step {
         second: u32,
         quantity: u32,
     },
-    /// The warehouse delivers the open order at this index.
+    /// The warehouse delivers one of the open orders: the one at this index modulo their number.
     WarehouseDelivers(usize),
-    /// The confirmation of the delivery at this index arrives. Confirmations arrive in any order.
+    /// The confirmation of one of the deliveries arrives: the one at this index modulo their
+    /// number. Confirmations arrive in any order.
     Confirm(usize),
     Release(usize),
-    /// The warehouse writes a snapshot, which `Send` sends later.
+    /// The warehouse writes a snapshot. `Send` sends the newest snapshot that is not sent yet.
     Write,
     Send,
     Restock {

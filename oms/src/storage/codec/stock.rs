@@ -1,4 +1,4 @@
-//! Encoding of reservations, loans, settlements, deliveries and stock.
+//! Encoding of reservations, loans, incarnations of borrowers, settlements, deliveries and stock.
 //!
 //! **Invariant**: rows of earlier releases stay readable. The first releases wrote reservations
 //! without a nonce, and rows of stores without the number of the last delivery that the quantities
@@ -15,9 +15,9 @@ use crate::domain::stock::{CountedTo, Delivery, Reservation, StockHead};
 use crate::error::DecodeError;
 use crate::storage::codec::bytes::{Reader, Writer};
 
-/// Encodes a reservation: store, lines, and a nonce if another volume requested the reservation.
-/// The nonce is a random number of that volume. A row without a nonce ends after the lines, as in
-/// releases before nonces existed. Rows in `spent` have this layout too.
+/// Encodes a reservation: store, lines, and a nonce if the reservation was made for an order of
+/// another volume. The nonce is a random number of that volume. A row without a nonce ends after
+/// the lines, as in releases before nonces existed. Rows in `spent` have this layout too.
 pub(crate) fn encode_reservation(store: u32, lines: &[Line], nonce: Option<u64>, bytes: &mut Vec<u8>) {
     let mut row = Writer::new(bytes, 18 + lines.len() * 6);
     row.number(u64::from(store));
@@ -210,11 +210,12 @@ pub(crate) fn decode_catalogue(bytes: &[u8]) -> Result<Vec<u32>, DecodeError> {
 /// follows, as an optional number.
 const SAYS_COUNTED: u8 = 0x10;
 
-/// Encodes the quantities of a store, one for each row of the stock matrix. All have the width of
-/// the largest quantity: 1, 2 or 4 bytes. So two million small quantities take two megabytes. With
-/// `CountedTo::Delivery`, the number of the last delivery that the quantities reflect follows the
-/// width, as an optional number. With `CountedTo::OfVolume`, as in rows of earlier releases, the
-/// number in the volume's `StockHead` applies.
+/// Encodes the quantities of a store in the order of the rows of the stock matrix. Missing
+/// quantities at the end are 0. All have the width of the largest quantity: 1, 2 or 4 bytes. So two
+/// million small quantities take two megabytes. With `CountedTo::Delivery`, the number of the last
+/// delivery that the quantities reflect follows the width, as an optional number. With
+/// `CountedTo::OfVolume`, as in rows of earlier releases, the number in the volume's `StockHead`
+/// applies.
 pub(crate) fn encode_quantities(counted_to: CountedTo, quantities: &[i32], bytes: &mut Vec<u8>) {
     let largest = quantities.iter().copied().max().unwrap_or(0);
     let width: u8 = if largest <= 0xff {

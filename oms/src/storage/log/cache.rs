@@ -216,8 +216,9 @@ pub(crate) async fn catch_up(
             let entries = log.tail(at.seq, last).await?;
             let is_next = |(offset, entry): (u64, &Entry)| entry.seq == at.seq + 1 + offset;
             if entries.is_empty() || !(0..).zip(&entries).all(is_next) {
-                // Entries were removed from the log during this copy, so a new copy begins with
-                // newer rows of the engine.
+                // Entries were removed from the log during this copy, or an old primary answered
+                // without them. If the last entry of the cache was removed too, the next attempt
+                // begins with newer rows of the engine.
                 break;
             }
             let applied = cache.clone();

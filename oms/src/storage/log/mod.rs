@@ -21,7 +21,8 @@
 //!   until its outcome is known or the volume is closed.
 //! - A server that shows an older log than this process knows may be an old primary, which a
 //!   fail-over left behind. So a writer and a follower read many times before they treat entries as
-//!   lost. A new owner reads once, after the server has acknowledged the entry of the takeover.
+//!   lost. A writer that is being stopped reads once. A new owner also reads once, after the server
+//!   has acknowledged the entry of the takeover.
 //! - The chain of an entry covers all entries before it. So comparing one chain compares a whole
 //!   copy with the log.
 //!
@@ -118,8 +119,8 @@ pub(crate) trait Log: Send {
     fn head(&mut self) -> Answer<'_, Option<Head>>;
 
     /// Returns the name of the node that took the volume over last. `None` if this node has
-    /// released the volume, or no node ever took it over. The answer may come from an old primary,
-    /// unless `confirm` follows and returns `true`.
+    /// released the volume, if no node ever took it over, or if the volume does not exist. The
+    /// answer may come from an old primary, unless `confirm` follows and returns `true`.
     fn owner(&mut self) -> Answer<'_, Option<String>>;
 
     /// Commits without a change of data. Returns `true` if the commit was acknowledged on the

@@ -29,9 +29,9 @@ use crate::storage::log::{Entry, Log, LogError, Position};
 /// Pause after a statement without a result, and before another host is tried. The pause is short,
 /// because a reconnect is fast and may reach the new primary.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// Maximum number of entries that wait for an acknowledgement: an entry with rows, and empty
-/// entries after it. This number is reached only if none of these entries is acknowledged. Then the
-/// writer appends all of them again, beginning with the entry with rows.
+/// Maximum number of entries that wait for an acknowledgement: an entry, and empty entries after
+/// it. This number is reached only if none of these entries is acknowledged. Then the writer
+/// appends all of them again, beginning with the first.
 const UNACKNOWLEDGED_MAX: usize = 16;
 
 /// Number of answers in a row that lack the previous acknowledged entry or show an earlier epoch,

@@ -4,9 +4,10 @@
 //! keeps no order in memory. Each unpaid order that is due gets the command to expire.
 //!
 //! **Invariants**
-//! - The time to pay is measured by the monotonic clock, from the moment at which this process
-//!   first knew the order (`Mark`). The wall clock gives only the order's age at that moment. So a
-//!   step of the wall clock while the process runs expires no order early or late.
+//! - The time to pay is measured by the monotonic clock, from the moment at which this volume
+//!   server first knew the order (`Mark`). The wall clock gives only the order's age at that
+//!   moment. So a step of the wall clock while the server runs expires no order early, and delays
+//!   expiry by at most the time between two marks.
 //! - An order's time of arrival may be in the future, because the clock was ahead when the order
 //!   arrived or was set back since. Such an order is treated as new when the volume is opened, so
 //!   it waits for at most one payment timeout.
@@ -60,7 +61,7 @@ pub(crate) async fn run(
     }
 }
 
-/// A moment, and the pages of arrivals on which this process knew all orders at that moment.
+/// A moment, and the pages of arrivals on which this volume server knew all orders at that moment.
 #[derive(Clone, Copy, Debug)]
 struct Mark {
     /// First page of arrivals that had not been written at the moment of the mark.
@@ -118,8 +119,8 @@ impl Expiry {
         record_progress(transactors, recorded, self.page).await
     }
 
-    /// Adds a mark: this process knows all orders on the pages before `next_page` from now on. Adds
-    /// none if the newest mark covers these pages or is too recent (`MARKS_PER_TIMEOUT`).
+    /// Adds a mark: this volume server knows all orders on the pages before `next_page` from now
+    /// on. Adds none if the newest mark covers these pages or is too recent (`MARKS_PER_TIMEOUT`).
     fn mark(&mut self, next_page: u64, wall_ms: u64) {
         let now = Instant::now();
         let passed_ms = (now - self.last.1).as_millis() as u64;

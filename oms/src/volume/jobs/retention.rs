@@ -8,7 +8,7 @@
 //!   (`stat_import::name`). A file with a time up to that of the mark and without a stored name may
 //!   have been added before. Such a file is renamed and not added, because adding it twice would be
 //!   worse.
-//! - A step of the clock while the process runs does not shorten the time for which a response is
+//! - A step of the clock while this job runs does not shorten the time for which a response is
 //!   stored.
 
 use std::ops::RangeInclusive;
@@ -80,8 +80,8 @@ pub(crate) struct Removed {
     pub(crate) names: usize,
 }
 
-/// Removes responses that are older than `ANSWERS_KEPT_MS`, and names of statistics files that are
-/// older than `STAT_NAMES_KEPT_MS`.
+/// Removes the responses with times outside of `answers_kept`, and the names of statistics files
+/// that are older than `STAT_NAMES_KEPT_MS`.
 pub(crate) async fn remove_expired(
     state: &Arc<VolumeState>,
     steps: &mut StepWatch,

@@ -220,8 +220,8 @@ impl<T: FileTarget> Scanner<T> {
         self.delete(name, stamp).await;
     }
 
-    /// Deletes a file that was added. Renames the file to `NAME.rejected` instead if another
-    /// program has written to it since its stamp (size and times) was taken.
+    /// Deletes a file that was added. Renames the file to `NAME.rejected` instead if its stamp
+    /// (identity, size and times) has changed, because another program has written to the file.
     async fn delete(&mut self, name: &str, stamp: Stamp) {
         let path = self.folder.join(name);
         match blocking("delete a file", move || folder::delete(&path, &stamp)).await {

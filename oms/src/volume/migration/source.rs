@@ -52,8 +52,8 @@ const REMOVED: u8 = 128;
 /// Maximum number of rows of a page. A page of the feed may end within a commit. The target commits
 /// a page of this size within milliseconds, so orders in the same group commit are hardly delayed.
 const PAGE_ROWS_MAX: usize = 4_000;
-/// Size of the keys and values at which a page is complete, in bytes. A page is larger by at most
-/// one row, and far below the limit of an answer between nodes.
+/// Size of the keys and values at which a page is complete, in bytes. The last row may exceed this
+/// size. Even so, a page is far below the limit of an answer between nodes.
 const PAGE_BYTES: usize = 1 << 20;
 /// Maximum number of rows read for one page of the walk, including rows of slots that do not
 /// migrate.
@@ -400,8 +400,8 @@ pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result
 }
 
 impl Reading {
-    /// Returns the next rows of the requested slots, first from the walk over the snapshot, then
-    /// from the feed of later commits.
+    /// Returns the next rows for the target (see `Page`), first from the walk over the snapshot,
+    /// then from the feed of later commits.
     fn fill(&mut self, slots: &Slots, asked: &SlotSet) -> Result<Page, StorageError> {
         let Reading {
             walk,

@@ -1,5 +1,5 @@
-//! The operations on the data folder that the scan for statistics files needs. Every function here
-//! may block on the disk.
+//! The operations on the data folder that the scan for statistics files needs. The functions that
+//! take a path may block on the disk.
 //!
 //! **Invariants**
 //! - Other programs may write into this folder at any time. So a file is read or deleted only if
@@ -23,7 +23,8 @@ pub(crate) const FILE_BYTES_MAX: u64 = 64 * 1_024 * 1_024;
 const ASIDE_NAMES_MAX: u32 = 1_000;
 
 /// The identity of a file and the version of its content. If two stamps are equal, nothing was
-/// written to the file between the times at which the stamps were taken.
+/// written to the file between the times at which the stamps were taken, as far as the clock of the
+/// file system can tell these times apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Stamp {
     device: u64,
@@ -152,7 +153,7 @@ pub(crate) fn set_aside(path: &Path) -> Result<PathBuf> {
             continue;
         }
         let renamed = match rustix::fs::renameat_with(CWD, path, CWD, &aside, RenameFlags::NOREPLACE) {
-            // The file system does not support `NOREPLACE`.
+            // The file system or the kernel does not support `NOREPLACE`.
             Err(Errno::INVAL | Errno::NOSYS) => rename_by_link(path, &aside),
             renamed => renamed,
         };

@@ -22,7 +22,7 @@ use crate::runtime;
 
 /// Name of the file with the id.
 const FILE: &str = "stat_files.id";
-/// Maximum length of an id in bytes: a node's name, a minus sign and 16 digits.
+/// Maximum length of an id in bytes: a node's name, a minus sign and 16 hexadecimal digits.
 const ID_BYTES_MAX: usize = 63 + 1 + 16;
 
 /// The id of a folder that only this process scans.

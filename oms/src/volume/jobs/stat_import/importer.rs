@@ -5,8 +5,8 @@
 //!   former ones.
 //! - The key of a file is committed together with the new sums. A file with a stored key is not
 //!   added again.
-//! - The key of a file is its name. If several nodes have folders, the id of the folder and a slash
-//!   come before the name.
+//! - The key of a file is its name. With an engine, the id of the folder and a slash come before
+//!   the name.
 //!
 //! Deliberately absent: folders and their files (`stat_import`, `folder`).
 

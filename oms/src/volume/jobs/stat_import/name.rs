@@ -1,7 +1,8 @@
 //! Names of statistics files: `stat_`, fifteen digits of Unix milliseconds, `.csv`.
 //!
-//! The names of added files are stored for a week and then removed. Of all removed names, only the
-//! one with the latest time in it is kept. This name is the mark.
+//! The names of added files are stored for a week and then removed. Of all removed names that are
+//! not too far ahead of the clock, only the one with the latest time in it is kept. This name is
+//! the mark.
 //!
 //! **Invariants**
 //! - A file with a time in its name up to that of the mark may have been added before. Such a file
