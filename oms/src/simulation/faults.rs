@@ -193,6 +193,28 @@ fn skew_ms(dice: &Dice) -> i64 {
     }
 }
 
+/// Fills the disk for the time `time_ms`.
+async fn fill_disk(world: &World, room: Room, time_ms: u64) {
+    world.note(|| format!("the disk is full: {room:?}"));
+    world.count("full disks");
+    world.disk.set_room(room);
+    tokio::time::sleep(Duration::from_millis(time_ms)).await;
+    world.disk.set_room(Room::Plenty);
+}
+
+/// Fills the disk as soon as a volume has sealed slots. The steps of a migration from the seal on
+/// are short, and each of them commits. Does nothing if no slots are sealed until the time `until`.
+async fn fill_disk_at_seal(world: Arc<World>, room: Room, time_ms: u64, until: tokio::time::Instant) {
+    while tokio::time::Instant::now() < until {
+        if invariants::some_sealed(&world) {
+            world.count("disks full during a seal");
+            fill_disk(&world, room, time_ms).await;
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 /// Causes random faults until the time `until`.
 pub(super) async fn cause_faults(
     world: &Arc<World>,
@@ -241,25 +263,16 @@ pub(super) async fn cause_faults(
                 world.set_clock(name, skew_ms);
             }
             (13, _) => {
-                let (room, wait_ms) = match dice.between(0, 2) {
-                    0 => (Room::Full, 0),
-                    1 => (Room::FullForOverwrites, 0),
-                    // The steps of a migration from the seal on are short, and each of them commits.
-                    _ => (Room::FullForOverwrites, 1_000),
+                let room = match dice.between(0, 3) {
+                    0 => Room::Full,
+                    _ => Room::FullForOverwrites,
                 };
-                for _ in 0..wait_ms {
-                    if invariants::some_sealed(world) {
-                        world.count("disks full during a seal");
-                        tokio::time::sleep(Duration::from_millis(dice.between(0, 3))).await;
-                        break;
-                    }
-                    tokio::time::sleep(Duration::from_millis(1)).await;
+                let time_ms = dice.between(10, 500);
+                if dice.between(0, 1) == 0 {
+                    fill_disk(world, room, time_ms).await;
+                } else {
+                    tokio::spawn(fill_disk_at_seal(Arc::clone(world), room, time_ms, until));
                 }
-                world.note(|| "the disk is full".to_owned());
-                world.count("full disks");
-                world.disk.set_room(room);
-                tokio::time::sleep(Duration::from_millis(dice.between(10, 500))).await;
-                world.disk.set_room(Room::Plenty);
             }
             (15, Some(_)) => {
                 let warehouse = format!("http://warehouse:{}", dice.between(1, 3));
