@@ -254,39 +254,30 @@ fn a_backup_beside_a_writer_has_the_moment_of_the_view_and_heals_the_original() 
 }
 
 #[test]
-fn a_view_with_commits_behind_the_durable_frontier_is_backed_up_and_verified() {
+fn a_view_with_commits_behind_the_durable_frontier_is_backed_up() {
     let folder = tempdir().unwrap();
     let (path, copy) = (folder.path().join("db"), folder.path().join("copy"));
+    // With one byte of buffer, each buffered commit is written to the file at once.
     let options = || {
         options()
             .segment_bytes_first(64 << 10)
             .segment_bytes_max(64 << 10)
+            .buffer_bytes(1)
     };
     let db = options().open(&path).unwrap();
     fill(&db, 1);
     let table = db.table("events").unwrap();
-    let buffered = |from: u32, to: u32| {
-        for number in from..to {
-            let value = format!("late {number} {}", "y".repeat(100));
-            table
-                .put_with(number.to_be_bytes(), value, Durability::Buffered)
-                .unwrap();
-        }
-    };
-    buffered(200, 300);
+    for number in 200..300_u32 {
+        let value = format!("late {number} {}", "y".repeat(100));
+        table
+            .put_with(number.to_be_bytes(), value, Durability::Buffered)
+            .unwrap();
+    }
     // The map of the active segment ends at the durable frontier, within the backup's first piece.
     let view = options().read_only(true).open(&path).unwrap();
     assert_eq!(records(&view).len(), 300);
     view.backup_to(&copy).unwrap();
     assert_eq!(records(&options().open(&copy).unwrap()), records(&view));
-    // A later view contains the same segment as complete, and the writer seals the segment.
-    buffered(300, 900);
-    let view = options().read_only(true).open(&path).unwrap();
-    db.sync().unwrap();
-    db.compact().unwrap();
-    db.close().unwrap();
-    let report = view.verify().unwrap();
-    assert!(report.is_sound() && report.sealed_segments > 0, "{report:?}");
 }
 
 fn records(db: &Db) -> Vec<(Vec<u8>, Vec<u8>)> {

@@ -321,8 +321,8 @@ fn missing_commits_are_listed_with_the_lost_file_and_not_with_a_later_damaged_co
     bytes[20] ^= 1;
     std::fs::write(&after, bytes).unwrap();
     let manifest = salvage(&path, folder.path().join("saved")).unwrap();
-    // The first put is commit 1.
-    let commit = |number: u64| Sequence(number + 1);
+    // The creation of the table is commit 1.
+    let commit = |number: u64| Sequence(number + 2);
     let of = |file: &Path| {
         let loss = manifest.losses.iter().find(|loss| loss.path == file);
         loss.unwrap_or_else(|| panic!("{manifest}")).sequences

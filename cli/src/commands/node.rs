@@ -56,10 +56,10 @@ Examples:
   imt node start --name alpha --engine postgres://imt@db1,db2/shop \\
     --listen 10.0.0.1:9090                       one of several machines
 
-The node keeps everything in DATA/volumes/NAME. Ctrl-C stops it gracefully,
-and a second Ctrl-C at once. While it is stopped, another node of the data
-folder serves its volume. A node that is started again under its name takes
-its volume back.")]
+The node keeps everything in DATA/volumes/NAME. With --engine, this folder is
+a copy that may be deleted. Ctrl-C stops the node gracefully, a second Ctrl-C
+at once. While it is stopped, another node serves its volume. A node that is
+started again under its name takes its volume back.")]
     Start(Box<StartArgs>),
     /// List the nodes of a data folder or of an engine.
     #[command(after_help = "\
