@@ -11,6 +11,7 @@
 //! Deliberately absent: locks and files, which the traits of `cluster` hide.
 
 pub(crate) mod coordinator;
+mod copying;
 pub(crate) mod errand;
 pub(crate) mod handle;
 pub(crate) mod member;
