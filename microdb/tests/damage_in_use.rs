@@ -185,6 +185,30 @@ fn a_segment_truncated_while_mapped_is_damage_and_not_a_crash() {
     }
 }
 
+/// Missing pages read as zeros, which are here the bytes that were written. So every checksum of
+/// the segment is right although the disk no longer has the segment.
+#[test]
+fn a_truncated_segment_with_right_checksums_is_neither_sealed_nor_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = options().open(folder.path()).unwrap();
+    let table = db.table("t").unwrap();
+    // The second value does not fit into the first segment, which therefore ends with zeros.
+    for key in ["first", "second"] {
+        table.put(key, vec![0_u8; 60_000]).unwrap();
+    }
+    db.sync().unwrap();
+    cut(&segment(folder.path(), 1), 40_960);
+    db.wait_idle().unwrap();
+    assert!(!folder.path().join("log/0000000001.seal").exists());
+    let error = db.compact().unwrap_err();
+    assert!(
+        error.is_corrupt() && error.to_string().contains("0000000001.seg"),
+        "{error}"
+    );
+    let stats = db.stats();
+    assert_eq!((stats.damaged_segments, stats.segments[0].id), (1, 1));
+}
+
 /// Entry point of the second process, which truncates a mapped file and reads after the new end of
 /// the file.
 #[test]

@@ -319,7 +319,7 @@ fn leftover_segments_and_seals_are_removed() {
 }
 
 #[test]
-fn a_segment_before_the_checkpoint_must_have_its_recorded_length() {
+fn segments_up_to_the_checkpoint_must_have_their_recorded_lengths() {
     let (disk, _) = gone_on();
     let db = options(Arc::new(disk.clone()))
         .read_only(true)
@@ -331,28 +331,31 @@ fn a_segment_before_the_checkpoint_must_have_its_recorded_length() {
         "{recovery:?}"
     );
     drop(db);
-    let name = names(&disk, "log")
-        .into_iter()
-        .find(|name| name.ends_with(".seg"));
-    let path = format!("log/{}", name.unwrap());
-    let whole = bytes(&disk.image(), &path);
-    let file = disk
-        .open(&Path::new(ROOT).join(&path), OpenMode::ReadWrite)
-        .unwrap();
-    for len in [whole.len() - 1, whole.len() / 2] {
-        file.set_len(len as u64).unwrap();
-        for read_only in [true, false] {
-            let opened = options(Arc::new(disk.clone())).read_only(read_only).open(ROOT);
-            let Err(Error::Corrupt {
-                path: named, field, ..
-            }) = &opened
-            else {
-                panic!("{opened:?}")
-            };
-            assert_eq!((named, *field), (&Path::new(ROOT).join(&path), "segment length"));
+    let mut segments = names(&disk, "log");
+    segments.retain(|name| name.ends_with(".seg"));
+    // The last segment contains the position of the checkpoint.
+    for name in [segments.first(), segments.last()] {
+        let path = format!("log/{}", name.unwrap());
+        let whole = bytes(&disk.image(), &path);
+        let file = disk
+            .open(&Path::new(ROOT).join(&path), OpenMode::ReadWrite)
+            .unwrap();
+        // Each cut keeps the header of the segment, which has 96 bytes.
+        for len in [whole.len() - 1, whole.len() / 2, 96] {
+            file.set_len(len as u64).unwrap();
+            for read_only in [true, false] {
+                let opened = options(Arc::new(disk.clone())).read_only(read_only).open(ROOT);
+                let Err(Error::Corrupt {
+                    path: named, field, ..
+                }) = &opened
+                else {
+                    panic!("{opened:?}")
+                };
+                assert_eq!((named, *field), (&Path::new(ROOT).join(&path), "segment length"));
+            }
         }
+        file.write_at(&whole, 0).unwrap();
     }
-    file.write_at(&whole, 0).unwrap();
     assert!(is_whole(&options(Arc::new(disk)).open(ROOT).unwrap(), 2));
 }
 

@@ -275,6 +275,69 @@ fn a_lost_record_and_its_stale_value_are_named() {
 }
 
 #[test]
+fn commits_in_a_segment_that_compaction_removed_are_not_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shop");
+    let options = Options::new().segment_bytes_first(4096).segment_bytes_max(4096);
+    let options = options.durability(Durability::Buffered).background(false);
+    let db = options.open(&path).unwrap();
+    let table = db.table("stock").unwrap();
+    let segment_count = || db.stats().segments.len();
+    for number in (0..).take_while(|_| segment_count() < 2) {
+        table.put(format!("key {number}"), [1; 500]).unwrap();
+    }
+    for _ in (0..).take_while(|_| segment_count() < 5) {
+        table.put("overwritten", [2; 500]).unwrap();
+    }
+    db.wait_idle().unwrap();
+    db.checkpoint().unwrap();
+    let ids: Vec<u64> = db.stats().segments.iter().map(|segment| segment.id).collect();
+    assert!(
+        ids[0] == 1 && ids.windows(2).any(|two| two[0] + 1 < two[1]),
+        "{ids:?}"
+    );
+    let records = table.len();
+    drop(table);
+    db.close().unwrap();
+    let manifest = salvage(&path, folder.path().join("saved")).unwrap();
+    assert!(
+        manifest.is_complete() && manifest.records == records,
+        "{manifest}"
+    );
+    // The same gap behind a damaged segment is listed with the damage.
+    for id in &ids[..ids.len() - 1] {
+        let segment = path.join(format!("log/{id:010}.seg"));
+        let whole = std::fs::read(&segment).unwrap();
+        std::fs::write(&segment, &whole[..whole.len() - 100]).unwrap();
+        let manifest = salvage(&path, folder.path().join(format!("without-{id}"))).unwrap();
+        assert!(!manifest.is_complete(), "{manifest}");
+        std::fs::write(&segment, &whole).unwrap();
+    }
+}
+
+/// A table without a known name is named after its id, and another table may have that name.
+#[test]
+fn a_table_without_a_name_is_not_merged_with_a_table_that_has_the_fallback_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shop");
+    let db = Options::new().background(false).open(&path).unwrap();
+    // The first two tables have the ids 1 and 2.
+    db.table("recovered-2").unwrap().put("key", "named").unwrap();
+    db.table("NAMELESS").unwrap().put("key", "nameless").unwrap();
+    db.close().unwrap();
+    damage(&path.join("log/0000000001.seg"), "NAMELESS", 0);
+    let manifest = salvage(&path, folder.path().join("saved")).unwrap();
+    let db = microdb::Db::open(folder.path().join("saved")).unwrap();
+    let names: Vec<_> = db.tables().into_iter().map(|table| table.name).collect();
+    assert_eq!(names.len(), 2, "{names:?}\n{manifest}");
+    let values: BTreeSet<_> = names
+        .iter()
+        .map(|name| db.table(name).unwrap().get("key").unwrap().unwrap().to_vec())
+        .collect();
+    assert_eq!(values, BTreeSet::from([b"named".to_vec(), b"nameless".to_vec()]));
+}
+
+#[test]
 fn a_lost_file_is_listed_once() {
     for is_unreadable in [false, true] {
         let folder = tempfile::tempdir().unwrap();

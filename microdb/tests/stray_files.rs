@@ -132,3 +132,23 @@ fn pipes_and_folders_with_names_of_a_database_stop_nothing() {
         works_beside(name, |path| std::fs::create_dir(path).unwrap());
     }
 }
+
+#[test]
+fn segments_behind_one_that_cannot_be_sealed_are_sealed() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = open(folder.path());
+    let seal = |id: u64| folder.path().join(format!("log/{id:010}.seal"));
+    std::fs::create_dir(seal(1)).unwrap();
+    let table = db.table("t").unwrap();
+    for key in 0..20_u32 {
+        table.put(key.to_be_bytes(), [1; 1000]).unwrap();
+    }
+    db.sync().unwrap();
+    db.wait_idle().unwrap();
+    let stats = db.stats();
+    let ids: Vec<u64> = stats.segments.iter().map(|segment| segment.id).collect();
+    assert!(ids.len() > 3 && ids[0] == 1, "{ids:?}");
+    for id in &ids[1..ids.len() - 1] {
+        assert!(seal(*id).is_file(), "segment {id} of {ids:?}");
+    }
+}

@@ -8,9 +8,9 @@
 //! **Invariants**
 //! - A clean verdict means that the lists of both sides were read completely and that there is no
 //!   [`Finding`]. If a list cannot be read, the audit returns an error and no verdict.
-//! - A difference of the two sides is reported as a finding only if three readings in a row show
-//!   it. The two sides are not read at the same instant, so a message in flight can look like a
-//!   difference.
+//! - A difference of the two sides is reported as a finding only if all readings show it, at least
+//!   three. The two sides are not read at the same instant, so a message in flight can look like a
+//!   difference. The numbers of the difference may change between the readings (`looks`).
 //! - The stock with which the warehouse's ledger began (the stock of the first day) is computed
 //!   from the seed, and not requested from the warehouse. So the audit also finds deliveries of
 //!   units that the warehouse did not have.
@@ -33,6 +33,7 @@ mod evidence;
 mod explain;
 mod finding;
 mod history;
+mod looks;
 mod render;
 mod request_log;
 mod stock;
@@ -43,12 +44,14 @@ pub use finding::Finding;
 pub use history::{History, HistoryEvent};
 pub use request_log::RequestLog;
 
+use looks::Looks;
+
 /// Pause between two polls of the outbox, and between two readings of the order management and the
 /// warehouse.
 const LOOK_PAUSE: Duration = Duration::from_millis(250);
-/// Maximum number of times that the audit reads both sides. A difference is reported as a finding
-/// only if all these readings show it.
-const LOOKS: u32 = 3;
+/// Usual value of `AuditConfig::released_within`. The order management asks about a reservation
+/// after 2, 4, 8, 16 and 32 s, and then less often.
+const RELEASED_WITHIN: Duration = Duration::from_secs(64);
 
 /// Settings of an audit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +73,9 @@ pub struct AuditConfig {
     /// `true` if the front sent all requests of the log to the node at the address `oms`. Then the
     /// audit also compares the node's counters with the log.
     pub log_is_of_node: bool,
+    /// Time for which the audit continues to read both sides while a reservation is a finding that
+    /// the order management may still release.
+    pub released_within: Duration,
     /// Maximum number of orders with a store that the audit sends twice more, to compare the two
     /// answers. With 0, the audit sends no order, and the node's counter of order requests stays
     /// unchanged.
@@ -89,6 +95,7 @@ impl AuditConfig {
             request_timeout: Duration::from_secs(30),
             log: None,
             log_is_of_node: true,
+            released_within: RELEASED_WITHIN,
             repeats: 0,
         }
     }
@@ -107,7 +114,8 @@ pub enum AuditProgress {
         waiting: u64,
     },
     /// The audit reads both sides and compares them. While all readings so far have a finding in
-    /// common, the audit reads both sides again, up to three times in all.
+    /// common, the audit reads both sides again, up to three times in all, or more often if a
+    /// reservation may still be released.
     Comparing {
         /// Number of the current reading, from 1.
         look: u32,
@@ -211,7 +219,7 @@ pub async fn audit(
     drained(config, &oms, progress).await?;
     let waited = begun.elapsed();
 
-    let mut persistent: Option<BTreeSet<Finding>> = None;
+    let mut looks = Looks::new(config.released_within);
     let mut look = 0;
     let evidence = loop {
         look += 1;
@@ -220,19 +228,12 @@ pub async fn audit(
         if !config.log_is_of_node {
             evidence.answered.clear();
         }
-        let found: BTreeSet<Finding> = check(record, log.as_ref(), &evidence).into_iter().collect();
-        let still: BTreeSet<Finding> = match persistent {
-            Some(before) => before.intersection(&found).cloned().collect(),
-            None => found,
-        };
-        let settled = still.is_empty() || look == LOOKS;
-        persistent = Some(still);
-        if settled {
+        let Some(pause) = looks.add(check(record, log.as_ref(), &evidence)) else {
             break evidence;
-        }
-        tokio::time::sleep(LOOK_PAUSE).await;
+        };
+        tokio::time::sleep(pause).await;
     };
-    let mut findings: Vec<Finding> = persistent.unwrap_or_default().into_iter().collect();
+    let mut findings = looks.into_findings();
     let repeated = repeat(&oms, config.repeats, &evidence.orders, &mut findings).await;
     let explained = explain::explain(&oms, &findings, record, &evidence).await;
     let count = |acknowledged: usize| acknowledged as u64;

@@ -90,6 +90,8 @@ async fn run(config: FrontConfig) -> FrontReport {
 async fn audited(oms: &FakeOms, warehouse: &Warehouse, report: &FrontReport) -> AuditReport {
     let config = AuditConfig {
         stalled_after: Duration::from_secs(5),
+        // This order management never releases a reservation late.
+        released_within: Duration::ZERO,
         ..AuditConfig::new(oms.address.into(), warehouse.address().into())
     };
     audit(&config, &report.record, &watch::Sender::new(AuditProgress::Begun))

@@ -208,6 +208,17 @@ impl Chunk {
         }
     }
 
+    /// Verifies a mapped chunk once more if a page of the checkpoint was missing. Called after the
+    /// bytes of a verified chunk were copied: a page that is lost between verification and copy
+    /// reads as zeros in both from then on.
+    ///
+    /// # Errors
+    /// The error of [`Chunk::check_uncut`], if the chunk is damaged.
+    pub(super) fn verify_if_cut(&self) -> Result<(), Damage> {
+        self.check_uncut()
+            .or_else(|cut| self.verify_again().map_err(|_| cut))
+    }
+
     /// Verifies a mapped chunk even if it was verified before, for instance because its bytes are
     /// about to be copied. After an error, each later call of `verify` verifies the chunk too.
     ///
@@ -589,7 +600,7 @@ impl Chunk {
     /// If the chunk is in a checkpoint and damaged there.
     pub(super) fn copied(&self, born: u64) -> Result<Self, Damage> {
         self.verify_again()?;
-        Ok(Self {
+        let copy = Self {
             buckets: self.buckets.copied(),
             unverified: AtomicBool::new(false),
             depth: self.depth,
@@ -599,6 +610,8 @@ impl Chunk {
             born,
             extras: self.extra_array().map(AtomicU8::new).collect(),
             source: None,
-        })
+        };
+        self.verify_if_cut()?;
+        Ok(copy)
     }
 }

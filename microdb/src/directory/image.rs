@@ -229,6 +229,7 @@ impl View {
             chunk.verify_again()?;
             bytes.clear();
             chunk.write_to(&mut bytes);
+            chunk.verify_if_cut()?;
             bytes.resize(image_bytes(chunk.bucket_count(), chunk.depth()), 0);
             out.write_all(&bytes)?;
             table.extend(offset.to_le_bytes());

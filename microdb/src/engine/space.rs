@@ -111,6 +111,12 @@ impl Space {
         Holder(self)
     }
 
+    /// Returns `true` while a value returned by [`Space::hold`] exists.
+    #[cfg(test)]
+    pub(crate) fn is_held(&self) -> bool {
+        self.holders.load(Ordering::Acquire) > 0
+    }
+
     /// Wakes waiting commits: space was freed, or the database is closed.
     pub(crate) fn wake(&self) {
         drop(ignore_poison(self.lock.lock()));

@@ -96,7 +96,10 @@ pub(super) fn replay(
         engine.segments.put(segment.segment.clone());
         cut.segment = Some(index);
         let mut start = checkpoint;
-        if segment.id() != checkpoint.position.segment {
+        if segment.id() == checkpoint.position.segment {
+            // The log up to the checkpoint was durable before the checkpoint was written.
+            check_length(segment, checkpoint.position.offset)?;
+        } else {
             segment.check_follows(cut.end)?;
             core.usages.open(segment.id(), SegmentUsage::counting());
             start = segment.start();
@@ -153,27 +156,35 @@ fn check_frontier(segment: &SegmentFile, end: Frontier, known: Frontier) -> Resu
 /// Checks a segment that precedes the position of the checkpoint. Fails if the checkpoint does not
 /// list the segment, or recorded a greater length.
 fn check_complete(segment: &SegmentFile, core: &Core) -> Result<()> {
-    let (found, path) = (segment.segment.end(), &segment.segment.path);
     match core.usages.get(segment.id()) {
-        Some(usage) if found >= usage.end => Ok(()),
-        Some(usage) => {
-            let expected = format_args!("at least {} bytes", usage.end);
-            Err(Error::corrupt(
-                path,
-                found.into(),
-                "segment length",
-                expected,
-                format_args!("{found} bytes"),
-            ))
-        }
+        Some(usage) => check_length(segment, usage.end),
         None => Err(Error::corrupt(
-            path,
+            &segment.segment.path,
             0,
             "segment",
             "one that the checkpoint knows",
             "an unknown one",
         )),
     }
+}
+
+/// Fails if a segment has less than `least` bytes.
+fn check_length(segment: &SegmentFile, least: u32) -> Result<()> {
+    let (found, path) = (segment.segment.end(), &segment.segment.path);
+    if found >= least {
+        return Ok(());
+    }
+    let (expected, found_bytes) = (
+        format_args!("at least {least} bytes"),
+        format_args!("{found} bytes"),
+    );
+    Err(Error::corrupt(
+        path,
+        found.into(),
+        "segment length",
+        expected,
+        found_bytes,
+    ))
 }
 
 /// State that replay keeps from record to record, for the treatment of copied clear markers.

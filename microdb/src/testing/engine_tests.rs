@@ -5,6 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use crate::engine::commit::{Check, Checks};
+use crate::engine::lock;
 use crate::format::segment::SegmentHeader;
 use crate::format::super_block::{
     Frontier, SEGMENT_SPAN_MAX, STATE_BLOCK_BYTES, STATE_OFFSETS, SUPER_BYTES, State,
@@ -367,4 +368,43 @@ fn replay_of_a_copied_clear_marker_keeps_later_records_of_its_segment() {
     let table = db.get_table("cleared").unwrap();
     assert!(table.get("old").unwrap().is_none() && table.get("new").unwrap().is_some());
     assert_eq!((table.len(), db.get_table("kept").unwrap().len()), (1, kept));
+}
+
+/// The byte counts of the first segment, loaded from a checkpoint, may be wrong. A checkpoint then
+/// keeps the segment, and must keep the tombstone that hides a put in that segment.
+#[test]
+fn a_tombstone_stays_while_an_older_segment_is_not_verified_as_dead() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = Options::new().segment_bytes_first(4096).segment_bytes_max(4096);
+    let options = options.durability(Durability::Buffered).background(false);
+    let db = options.clone().open(folder.path()).unwrap();
+    let table = |name| db.table(name).unwrap();
+    table("t").put("deleted", "value").unwrap();
+    while db.stats().segments.len() < 2 {
+        table("kept").put("key", [2; 500]).unwrap();
+    }
+    table("t").delete("deleted").unwrap();
+    let active = lock(&db.engine.core).end.position.segment;
+    while db.stats().segments.last().unwrap().id == active {
+        table("kept").put("key", [3; 500]).unwrap();
+    }
+    db.sync().unwrap();
+    // The first segment still has the live records of the catalog.
+    if let Some(first) = lock(&db.engine.core).usages.get_mut(1) {
+        (first.counted, first.live) = (false, Vec::new());
+    }
+    // The second call finds the first segment already marked.
+    for _ in 0..2 {
+        db.engine.drop_dead_segments();
+        let core = lock(&db.engine.core);
+        let is_dying = |id| core.usages.get(id).unwrap().dying;
+        assert!(is_dying(1) && !is_dying(active));
+    }
+    db.checkpoint().unwrap();
+    assert_eq!(db.stats().segments[0].id, 1, "it has live records");
+    db.close().unwrap();
+    std::fs::remove_dir_all(folder.path().join("directory")).unwrap();
+    let db = options.read_only(true).open(folder.path()).unwrap();
+    assert!(db.recovery().checkpoint_unusable);
+    assert_eq!(db.get_table("t").unwrap().get("deleted").unwrap(), None);
 }

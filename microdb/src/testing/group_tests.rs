@@ -414,3 +414,47 @@ fn a_run_in_a_lost_turn_is_acknowledged_after_the_commits_that_it_read() {
         in_one_group(db, other, vec![put, reader]);
     });
 }
+
+/// The frames of a group are at the end of the log before its sync. If the sync fails, a frame that
+/// is published behind them would make the refused commits visible.
+#[test]
+fn a_compaction_that_waited_for_a_refused_group_publishes_nothing() {
+    let Fixture {
+        db,
+        table,
+        other: _other,
+        folder: _folder,
+    } = fixture();
+    let before = db.engine.sequence();
+    std::thread::scope(|scope| {
+        let writer = lock(&db.engine.writer);
+        let put = scope.spawn(|| table.put("k", "refused"));
+        wait_for("the group", || lock(&db.engine.core).in_flight);
+        let compacted = scope.spawn(|| db.compact());
+        wait_for("the compaction", || lock(&db.engine.core).quiet_waiters > 0);
+        let failed = Error::io("cannot sync", std::path::Path::new("log"));
+        let _ = db.engine.poisoned(failed(std::io::ErrorKind::Other.into()));
+        drop(writer);
+        assert!(matches!(put.join().unwrap(), Err(Error::Poisoned { .. })));
+        assert!(matches!(compacted.join().unwrap(), Err(Error::Poisoned { .. })));
+    });
+    assert_eq!(db.engine.sequence(), before);
+}
+
+#[test]
+fn a_compaction_that_waited_while_the_database_was_closed_writes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let db = open(folder.path());
+    db.table("t").unwrap().put("k", "value").unwrap();
+    let end = lock(&db.engine.core).end;
+    std::thread::scope(|scope| {
+        let compacting = lock(&db.engine.compacting);
+        let compacted = scope.spawn(|| db.compact());
+        wait_for("the compaction", || db.engine.space.is_held());
+        // A close that gets the lock before the compaction has this effect.
+        db.engine.closed.store(true, Ordering::Release);
+        drop(compacting);
+        assert!(matches!(compacted.join().unwrap(), Err(Error::Closed)));
+    });
+    assert_eq!(lock(&db.engine.core).end, end);
+}

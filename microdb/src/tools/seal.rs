@@ -26,7 +26,8 @@ impl Engine {
     /// Seals the complete, durable segments that have no valid seal. Segments known to have no live
     /// record, and segments that are not mapped yet, are skipped. Does nothing if the database is
     /// read-only, and stops early if it is closed. A damaged segment is not sealed, and `verify`
-    /// reports the damage.
+    /// reports the damage. If a seal cannot be written, the other segments are sealed all the same,
+    /// and the first such error is returned.
     pub(crate) fn seal_segments(&self) -> Result<()> {
         if self.options.read_only {
             return Ok(());
@@ -43,6 +44,7 @@ impl Engine {
                 .collect()
         };
         sealed.retain(|id| complete.binary_search_by_key(id, |(id, _)| *id).is_ok());
+        let mut result = Ok(());
         for (id, end) in complete {
             if self.closed.load(Ordering::Acquire) {
                 break;
@@ -55,11 +57,18 @@ impl Engine {
                 continue;
             };
             let valid = self.seal_of(id, end).is_some();
-            if valid || self.seal_segment(&segment, end)? {
-                sealed.insert(id);
+            let made = if valid {
+                Ok(true)
+            } else {
+                self.seal_segment(&segment, end)
+            };
+            match made {
+                Ok(true) => _ = sealed.insert(id),
+                Ok(false) => {}
+                Err(error) => result = result.and(Err(error)),
             }
         }
-        Ok(())
+        result
     }
 
     /// Returns the valid seal of segment `id` with data up to offset `end`, if there is such a
@@ -88,7 +97,12 @@ impl Engine {
             // stays without a seal.
             return Ok(false);
         }
-        write_seal(storage, &path, &Seal::of(self.database, segment.id, bytes)).map(|()| true)
+        let seal = Seal::of(self.database, segment.id, bytes);
+        if segment.is_cut() {
+            // A page lost after its verification was hashed as zeros.
+            return Ok(false);
+        }
+        write_seal(storage, &path, &seal).map(|()| true)
     }
 }
 

@@ -6,6 +6,7 @@
 //!   responses have the same fields in the same order as with several volumes.
 //! - The field `next` of a page is the cursor of the next page. It is set if the volumes returned
 //!   more entries than the page has, or if a volume has unread orders. Otherwise it is null.
+//! - All reservations of an order are on one page, because the cursor of that page is an order id.
 //!
 //! Deliberately absent: a consistent view over volumes. While slots migrate, a list may miss or
 //! repeat entries of these slots. After the migration the list is complete again.
@@ -58,7 +59,7 @@ pub(super) fn raw(value: &impl Serialize) -> Result<Box<RawValue>, Problem> {
 }
 
 /// A request for the first `limit` entries of a list, or of the part of the list after the key
-/// `after`.
+/// `after`. For reservations, `limit` is the number of orders.
 #[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct AskEntries {
     pub(crate) limit: usize,
@@ -66,7 +67,8 @@ pub(crate) struct AskEntries {
     pub(crate) after: Option<String>,
 }
 
-/// Asks a volume for its first reservations, or for those after an order id.
+/// Asks a volume for the reservations of its first orders, or of the first orders after an order
+/// id.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(transparent)]
 pub(crate) struct AskReservations(pub(crate) AskEntries);
@@ -149,7 +151,7 @@ async fn list_once(cluster: &Arc<ClusterHandle>, list: &List, until: Instant) ->
                 after,
             });
             let pages = ask_all(cluster, &ask, until).await?;
-            let merged = merge(pages, query.limit);
+            let merged = cut(sorted(pages), query.limit);
             let next = merged.next.map(|(order, kind)| format!("{order}/{kind}"));
             Ok(orders::json(&MessagePage {
                 messages: merged.entries,
@@ -158,7 +160,7 @@ async fn list_once(cluster: &Arc<ClusterHandle>, list: &List, until: Instant) ->
         }
         List::Product(product) => {
             let pages = ask_all(cluster, &AskProduct(*product), until).await?;
-            let merged = merge(pages, usize::MAX);
+            let merged = cut(sorted(pages), usize::MAX);
             stock_query::render_product(*product, merged.entries)
         }
         List::Health => Ok(orders::json(&health(cluster, until).await)),
@@ -179,7 +181,9 @@ pub(super) struct MessagePage {
 /// A page of reservations.
 #[derive(Serialize, ToSchema)]
 pub(super) struct ReservationPage {
-    /// The reservations, sorted by order id.
+    /// The reservations, sorted by order id. A page has all reservations of each of its orders. So
+    /// it may have fewer reservations than `limit` although there is a next page, and more if its
+    /// only order has more.
     #[schema(value_type = Vec<ListedReservation>)]
     reservations: Vec<Box<RawValue>>,
     /// The cursor of the next page; null if there is no next page.
@@ -209,7 +213,7 @@ async fn list_reservations(
         after: query.after.as_ref().map(ToString::to_string),
     });
     let pages = ask_all(cluster, &ask, until).await?;
-    let merged = merge(pages, query.limit);
+    let merged = cut_between_orders(sorted(pages), query.limit);
     Ok(orders::json(&ReservationPage {
         reservations: merged.entries,
         next: merged.next.map(|order| order.to_string()),
@@ -223,16 +227,39 @@ struct Merged<C> {
     next: Option<C>,
 }
 
-/// Returns the `limit` entries with the lowest keys. If there are further entries, the cursor is
-/// the key of the last returned entry.
-fn merge<K: Ord>(pages: Vec<(NodeName, Vec<Entry<K>>)>, limit: usize) -> Merged<K> {
+/// Returns the entries of all pages, sorted by key. Equal entries are returned once: for a moment,
+/// the volume of an order with borrowed units and the volume of the store may both list the order's
+/// reservation.
+fn sorted<K: Ord>(pages: Vec<(NodeName, Vec<Entry<K>>)>) -> Vec<Entry<K>> {
     let mut entries: Vec<Entry<K>> = pages.into_iter().flat_map(|(_, page)| page).collect();
-    entries.sort_by(|one, other| one.key.cmp(&other.key));
-    // For a moment, the volume of an order with borrowed units and the volume of the store may both
-    // list the order's reservation. It is returned once.
+    // An order may have several reservations. Equal ones must be neighbours.
+    entries.sort_by(|one, other| {
+        let by_key = one.key.cmp(&other.key);
+        by_key.then_with(|| one.value.get().cmp(other.value.get()))
+    });
     entries.dedup_by(|one, other| one.key == other.key && one.value.get() == other.value.get());
-    let has_next = entries.len() > limit;
-    entries.truncate(limit);
+    entries
+}
+
+/// Returns the first orders that have at most `limit` reservations together, with all of their
+/// reservations. If the first order alone has more, returns that order. `entries` are sorted by
+/// order.
+fn cut_between_orders(entries: Vec<Entry<OrderId>>, limit: usize) -> Merged<OrderId> {
+    let mut length = 0;
+    for of_order in entries.chunk_by(|one, other| one.key == other.key) {
+        if length > 0 && length + of_order.len() > limit {
+            break;
+        }
+        length += of_order.len();
+    }
+    cut(entries, length)
+}
+
+/// Returns the first `length` of the sorted entries. If there are further entries, the cursor is
+/// the key of the last returned entry.
+fn cut<K>(mut entries: Vec<Entry<K>>, length: usize) -> Merged<K> {
+    let has_next = entries.len() > length;
+    entries.truncate(length);
     let mut last = None;
     let mut values = Vec::with_capacity(entries.len());
     for Entry { key, value } in entries {
@@ -466,8 +493,35 @@ mod tests {
             let Merged {
                 entries: values,
                 next: last,
-            } = merge(pages, limit);
+            } = cut(sorted(pages), limit);
             assert_eq!((values.len(), last), (count, next), "limit {limit}");
         }
+    }
+
+    #[test]
+    fn the_reservations_of_an_order_are_on_one_page_and_equal_ones_are_listed_once() {
+        let id = |text: &str| OrderId::parse(text).unwrap();
+        let page = |entries: &[(&str, u32)]| -> Vec<Entry<OrderId>> {
+            let entry = |&(order, store): &(&str, u32)| Entry::of(id(order), &store).unwrap();
+            entries.iter().map(entry).collect()
+        };
+        for (limit, stores, next) in [
+            (1, vec!["1"], Some("a")),
+            // The two reservations of order b do not fit on the page.
+            (2, vec!["1"], Some("a")),
+            (3, vec!["1", "2", "3"], Some("b")),
+            (4, vec!["1", "2", "3", "4"], None),
+        ] {
+            let pages = vec![
+                (name("x"), page(&[("a", 1), ("b", 2), ("b", 3)])),
+                (name("y"), page(&[("b", 2), ("c", 4)])),
+            ];
+            let Merged { entries, next: last } = cut_between_orders(sorted(pages), limit);
+            let listed: Vec<&str> = entries.iter().map(|value| value.get()).collect();
+            assert_eq!((listed, last), (stores, next.map(id)), "limit {limit}");
+        }
+        let many = page(&[("a", 1), ("a", 2), ("b", 3)]);
+        let Merged { entries, next } = cut_between_orders(many, 1);
+        assert_eq!((entries.len(), next), (2, Some(id("a"))));
     }
 }

@@ -12,8 +12,10 @@
 //! - A response is stored after the effects of its request are durable. A crash between these two
 //!   commits loses only the stored response. The repeated request then has no further effect. A
 //!   repeated order or payment even gets an equal response.
-//! - Two requests with one key are never in progress at one volume at the same time.
+//! - Two requests with one key are never in progress at one volume at the same time. A request with
+//!   a key is in progress until its response is stored, even if the client disconnects before.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::http::header::CONTENT_TYPE;
@@ -30,6 +32,7 @@ use crate::api::{order_body, orders, reports};
 use crate::cluster::channel::message::{Keyed, OrderCommand, OrderWork};
 use crate::domain::order::OrderId;
 use crate::runtime::seeded::seeded;
+use crate::runtime::{self, trace};
 use crate::storage::codec::KeptAnswer;
 use crate::storage::write_batch::WriteBatch;
 use crate::volume::app::App;
@@ -120,32 +123,23 @@ impl Commanded {
         }
     }
 
-    async fn execute(&self, app: &App) -> Result<Json, Problem> {
-        let order = &self.command.order;
-        let is_repeated = self.note_try();
-        match &self.command.work {
-            OrderWork::Place(lines) => orders::place(app, order, lines.clone(), is_repeated).await,
-            OrderWork::Pay(transaction) => orders::pay(app, order, *transaction).await,
-            OrderWork::Cancel => orders::cancel(app, order).await,
-            OrderWork::Retry(kind) => reports::retry(app, order, *kind).await,
-        }
-    }
-
     /// Executes the command, or returns the response that is stored under its idempotency key.
     /// Besides the problems of the command, returns a problem if a request with this key is in
     /// progress, or if the key was used for another request.
-    pub(crate) async fn answer(&self, app: &App) -> Result<Response<AnswerBody>, Problem> {
-        app.state().traced_orders.note(&self.command.order);
-        let Some(Keyed { key, path, body }) = &self.command.keyed else {
-            return Ok(self.execute(app).await?.into_short());
+    pub(crate) async fn answer(&self, app: &Arc<App>) -> Result<Response<AnswerBody>, Problem> {
+        let OrderCommand {
+            order, work, keyed, ..
+        } = &self.command;
+        app.state().traced_orders.note(order);
+        let Some(Keyed { key, path, body }) = keyed else {
+            return Ok(execute(app, order, work, self.note_try()).await?.into_short());
         };
         let mut request = format!("POST {path}\n").into_bytes();
         request.extend_from_slice(body);
-        let Some(_claim) = app.in_progress.claim(key) else {
+        let Some(claim) = app.in_progress.claim(key) else {
             let detail = "a request with this idempotency key is in progress; retry later for its answer";
             return Err(Problem::new(Kind::KeyInProgress, detail));
         };
-        let order = &self.command.order;
         let is_here = app.state().slots.has_order(order);
         if let Some(kept) = app.state().storage.kept_answer(key)?.filter(|_| is_here) {
             if kept.request != request {
@@ -154,29 +148,67 @@ impl Commanded {
             }
             return Ok(replay(kept));
         }
-        let response = match self.execute(app).await {
-            Ok(json) => json.into_response(),
-            Err(problem) => problem.into_response(),
+        let is_repeated = self.note_try();
+        let (app, key) = (Arc::clone(app), key.clone());
+        let (order, work) = (order.clone(), work.clone());
+        // If the client disconnects, this future is dropped, but the step of the order goes on. So
+        // a separate task holds the claim until the response is stored.
+        let finishing = async move {
+            let _claim = claim;
+            let executed = execute(&app, &order, &work, is_repeated).await;
+            answer_and_keep(&app, &key, &order, request, executed).await
         };
-        let (mut head, body) = response.into_parts();
-        let body = body
-            .collect()
-            .await
-            .map_err(|error| Problem::internal(error.to_string()))?
-            .to_bytes();
-        if head.status.is_success() || head.status == StatusCode::CONFLICT {
-            let kept = KeptAnswer {
-                at_ms: app.state().clock.now_ms(),
-                status: head.status.as_u16(),
-                request,
-                body: body.to_vec(),
-            };
-            keep(app, key, order, &kept).await;
-        }
-        // hyper sets `Content-Length` from the body. A second header could contradict it.
-        head.headers.remove(axum::http::header::CONTENT_LENGTH);
-        Ok(Response::from_parts(head, AnswerBody::Short(Full::new(body))))
+        let finished = match trace::current() {
+            Some(context) => runtime::to_completion(context.scope(finishing)).await,
+            None => runtime::to_completion(finishing).await,
+        };
+        // There is no result if the task panicked, or if this process is stopping.
+        finished.unwrap_or_else(|| Err(Problem::internal("the request was not finished")))
     }
+}
+
+/// Executes the work of a command. `is_repeated` is `true` if an earlier try of the command may
+/// have had an effect.
+async fn execute(app: &App, order: &OrderId, work: &OrderWork, is_repeated: bool) -> Result<Json, Problem> {
+    match work {
+        OrderWork::Place(lines) => orders::place(app, order, lines.clone(), is_repeated).await,
+        OrderWork::Pay(transaction) => orders::pay(app, order, *transaction).await,
+        OrderWork::Cancel => orders::cancel(app, order).await,
+        OrderWork::Retry(kind) => reports::retry(app, order, *kind).await,
+    }
+}
+
+/// Renders the response to an executed command, and stores a final response under the idempotency
+/// key. `request` is the client's request, as it is stored with the response.
+async fn answer_and_keep(
+    app: &App,
+    key: &str,
+    order: &OrderId,
+    request: Vec<u8>,
+    executed: Result<Json, Problem>,
+) -> Result<Response<AnswerBody>, Problem> {
+    let response = match executed {
+        Ok(json) => json.into_response(),
+        Err(problem) => problem.into_response(),
+    };
+    let (mut head, body) = response.into_parts();
+    let body = body
+        .collect()
+        .await
+        .map_err(|error| Problem::internal(error.to_string()))?
+        .to_bytes();
+    if head.status.is_success() || head.status == StatusCode::CONFLICT {
+        let kept = KeptAnswer {
+            at_ms: app.state().clock.now_ms(),
+            status: head.status.as_u16(),
+            request,
+            body: body.to_vec(),
+        };
+        keep(app, key, order, &kept).await;
+    }
+    // hyper sets `Content-Length` from the body. A second header could contradict it.
+    head.headers.remove(axum::http::header::CONTENT_LENGTH);
+    Ok(Response::from_parts(head, AnswerBody::Short(Full::new(body))))
 }
 
 fn check_key(key: &HeaderValue) -> Result<String, Problem> {
@@ -229,7 +261,65 @@ fn replay(kept: KeptAnswer) -> Response<AnswerBody> {
 
 #[cfg(test)]
 mod tests {
+    use parking_lot::RwLock;
+
     use super::*;
+    use crate::domain::order::Line;
+    use crate::domain::sales::Statistics;
+    use crate::runtime::metrics::Metrics;
+    use crate::volume::transactor::tests::{close, transactors};
+
+    #[tokio::test]
+    async fn a_key_stays_claimed_until_the_answer_is_stored_even_without_the_client() {
+        let folder = tempfile::tempdir().unwrap();
+        let transactors = transactors(folder.path(), 5).await;
+        let statistics = Arc::new(RwLock::new(Statistics::default()));
+        let app = App::new(
+            "a".to_owned(),
+            Arc::clone(&transactors),
+            statistics,
+            &Metrics::default(),
+        );
+        let app = Arc::new(app);
+        let place = |body: &'static str| {
+            Commanded::new(OrderCommand {
+                order: OrderId::parse("17").unwrap(),
+                work: OrderWork::Place([Line { id: 7, quantity: 1 }].into()),
+                is_repeated: false,
+                keyed: Some(Keyed {
+                    key: "k".to_owned(),
+                    path: "/order".to_owned(),
+                    body: Bytes::from_static(body.as_bytes()),
+                }),
+            })
+        };
+        // The future of the answer is polled once and then dropped, as if the client had
+        // disconnected.
+        let first = place("first");
+        tokio::select! {
+            biased;
+            _ = first.answer(&app) => panic!("answered before the commit"),
+            () = std::future::ready(()) => {}
+        }
+        assert!(app.in_progress.claim("k").is_none(), "the key is free");
+        loop {
+            let Err(refusal) = place("second").answer(&app).await else {
+                panic!("another request with the key was executed");
+            };
+            let detail = refusal.detail();
+            if detail.contains("was used for another request") {
+                break;
+            }
+            assert!(detail.contains("is in progress"), "{detail}");
+            tokio::task::yield_now().await;
+        }
+        let Ok(again) = place("first").answer(&app).await else {
+            panic!("the stored answer is missing");
+        };
+        assert_eq!(again.status(), StatusCode::OK);
+        assert!(again.headers().contains_key(REPLAYED));
+        close(transactors).await;
+    }
 
     #[test]
     fn a_command_that_was_tried_says_so_to_the_next_node() {

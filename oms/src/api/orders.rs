@@ -315,7 +315,10 @@ fn walk(state: &crate::volume::state::VolumeState, ask: &AskOrders) -> Result<Or
             }
             read += 1;
             position.at += 1;
-            if !state.slots.has_order(id) {
+            // An id that is followed by the same id stands in the place of an order that has moved
+            // to another volume (`migration::cleanup`).
+            let is_stand_in = ids.get(position.at as usize) == Some(id);
+            if is_stand_in || !state.slots.has_order(id) {
                 continue;
             }
             let Some(order) = storage.order(id)?.filter(|order| ask.filter.selects(order)) else {
@@ -337,4 +340,70 @@ fn walk(state: &crate::volume::state::VolumeState, ask: &AskOrders) -> Result<Or
         end: position,
         more: false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use imt_ring::{Member, Ring};
+
+    use super::*;
+    use crate::api::params::{OrdersQuery, Values};
+    use crate::outbox::OutboxLimits;
+    use crate::runtime::clock::Clock;
+    use crate::storage::codec;
+    use crate::storage::owned_slots::Slots;
+    use crate::storage::volume::Volume;
+    use crate::storage::write_batch::{Table, WriteBatch};
+    use crate::volume::migration::cleanup::{StaleRows, remove_stale_rows};
+    use crate::volume::state::VolumeState;
+
+    /// Returns the ids of at most `limit` orders after a position, and the position after them.
+    fn listed(state: &VolumeState, from: Position, limit: usize) -> (Vec<String>, Position) {
+        let filter = OrdersQuery::parse(&Values::default()).unwrap().filter;
+        let page = walk(state, &AskOrders { filter, limit, from }).unwrap();
+        let ids = page.entries.iter().map(|entry| {
+            let order: serde_json::Value = serde_json::from_str(entry.order.get()).unwrap();
+            order["id"].as_str().unwrap().to_owned()
+        });
+        (ids.collect(), page.end)
+    }
+
+    #[tokio::test]
+    async fn a_list_continues_at_its_cursor_after_a_cleanup_of_the_page() {
+        let folder = tempfile::tempdir().unwrap();
+        let storage = Arc::new(Volume::open(folder.path()).unwrap());
+        let id = |number: u32| OrderId::parse(&format!("o{number}")).unwrap();
+        let mut batch = WriteBatch::default();
+        for number in 0..40 {
+            let lines = [Line { id: 7, quantity: 1 }].into();
+            let order = Order::place(id(number), lines, None, 1);
+            let mut row = Vec::new();
+            codec::encode_order(&order, &mut row);
+            batch.put_raw(Table::Orders, order.id.as_bytes(), &row);
+            batch.add_arrival(order.id);
+        }
+        let permit = storage.permit().await.unwrap();
+        permit.send(batch).durable().await.unwrap();
+        let slots = Arc::new(Slots::everything());
+        let loaded = storage.load(&slots).unwrap();
+        let limits = OutboxLimits::default();
+        let state = VolumeState::new(Arc::clone(&storage), slots, loaded, limits, Clock::System, None);
+        let (first, cursor) = listed(&state, Position::default(), 20);
+        assert_eq!(first.len(), 20);
+
+        let members = ["test", "other"].map(|name| Member::new(name).unwrap());
+        let shared = Ring::bootstrap(members, imt_ring::Options::new()).unwrap();
+        state.slots.follow(&Arc::new(shared));
+        let stay = |numbers: std::ops::Range<u32>| -> Vec<String> {
+            let here = numbers.map(id).filter(|id| state.slots.has_order(id));
+            here.map(|id| id.to_string()).collect()
+        };
+        assert!(stay(0..20).len() < 20, "some orders before the cursor moved");
+        let removed = remove_stale_rows(&storage, &state.slots, StaleRows::NeverActive, || false);
+        assert!(removed.await.unwrap());
+        assert_eq!(listed(&state, cursor, 40).0, stay(20..40));
+        assert_eq!(listed(&state, Position::default(), 40).0, stay(0..40));
+        let closing = tokio::task::spawn_blocking(move || storage.close());
+        closing.await.unwrap().unwrap();
+    }
 }

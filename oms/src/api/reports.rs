@@ -3,6 +3,7 @@
 //! **Invariants**
 //! - Only the volume that owns the statistics reports sales.
 //! - The entries of a page are sorted by the key that the cursor of the page contains.
+//! - A page has all reservations of each of its orders, because its cursor is an order id.
 
 use std::sync::Arc;
 
@@ -15,8 +16,7 @@ use crate::api::params::parse_message_key;
 use crate::api::problem::Problem;
 use crate::domain::order::{Line, OrderId};
 use crate::domain::sales::ProductStats;
-use crate::error::StorageError;
-use crate::outbox::{Kind, MessageState, smallest};
+use crate::outbox::{Kind, MessageState};
 use crate::runtime;
 use crate::volume::app::App;
 use crate::volume::state::OrderError;
@@ -78,25 +78,20 @@ pub(super) struct ListedReservation {
     products: Box<[Line]>,
 }
 
-/// Returns the first reservations of this volume after the order id that `ask` names (or from the
-/// start), sorted by order id.
+/// Returns the reservations of the first orders of this volume after the order id that `ask` names
+/// (or from the start), sorted by order id. The limit of `ask` is the number of orders.
 pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entry<OrderId>>, Problem> {
     let after = ask.after.as_deref().map(OrderId::parse).transpose();
     let after = after.map_err(|reason| Problem::field("cursor", reason))?;
-    let state = Arc::clone(app.state());
-    // `spent` returns the reservations of orders that took borrowed units. The order's volume lists
-    // such a reservation, because the store's volume may not have it yet.
-    let all = runtime::blocking(move || {
-        let mut all = state.storage.reservations(&state.slots)?;
-        all.extend(state.storage.spent()?);
-        Ok::<_, StorageError>(all)
+    let (state, limit) = (Arc::clone(app.state()), ask.limit);
+    // The result includes the reservations of orders that took borrowed units. The order's volume
+    // lists such a reservation, because the store's volume may not have it yet.
+    let first = runtime::blocking(move || {
+        let storage = &state.storage;
+        storage.first_reservations(&state.slots, after.as_ref(), limit)
     });
-    let all = all.await;
-    let all = all.map_err(|error| Problem::internal(error.to_string()))??;
-    let after = all
-        .into_iter()
-        .filter(|reservation| after.as_ref().is_none_or(|after| reservation.order > *after));
-    let page = smallest(after, ask.limit, |reservation| reservation.order.clone());
+    let first = first.await;
+    let first = first.map_err(|error| Problem::internal(error.to_string()))??;
     let entry = |reservation: crate::domain::stock::Reservation| {
         let listed = ListedReservation {
             order: reservation.order.clone(),
@@ -105,7 +100,7 @@ pub(super) async fn reservations(app: &App, ask: &AskEntries) -> Result<Vec<Entr
         };
         Entry::of(reservation.order, &listed)
     };
-    page.into_iter().map(entry).collect()
+    first.into_values().flatten().map(entry).collect()
 }
 
 /// Returns the first outbox messages of this volume after the message that `ask` names (or from the
@@ -150,4 +145,51 @@ pub(super) async fn retry(app: &App, order: &OrderId, kind: Kind) -> Result<Json
         kind,
         state: MessageState::Waiting,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use parking_lot::RwLock;
+
+    use super::*;
+    use crate::domain::sales::Statistics;
+    use crate::runtime::metrics::Metrics;
+    use crate::storage::write_batch::WriteBatch;
+    use crate::volume::transactor::tests::{close, transactors};
+
+    #[tokio::test]
+    async fn a_page_of_a_volume_has_all_reservations_of_its_first_orders() {
+        let folder = tempfile::tempdir().unwrap();
+        let transactors = transactors(folder.path(), 5).await;
+        let statistics = Arc::new(RwLock::new(Statistics::default()));
+        let app = App::new(
+            "a".to_owned(),
+            Arc::clone(&transactors),
+            statistics,
+            &Metrics::default(),
+        );
+        let id = |text: &str| OrderId::parse(text).unwrap();
+        let lines = [Line { id: 7, quantity: 1 }];
+        let mut batch = WriteBatch::default();
+        for (order, store) in [("d", 1), ("b", 9), ("c", 4), ("a", 2), ("b", 10)] {
+            batch.reserve_for(&id(order), store, &lines, Some(1));
+        }
+        batch.spend(&id("a"), 3, &lines, 1);
+        let permit = app.state().storage.permit().await.unwrap();
+        permit.send(batch).durable().await.unwrap();
+        for (after, limit, expected) in [
+            (None, 1, "aa"),
+            (None, 2, "aabb"),
+            (Some("a"), 1, "bb"),
+            (Some("b"), 1, "c"),
+            (Some("b"), 9, "cd"),
+            (Some("d"), 9, ""),
+        ] {
+            let after = after.map(str::to_owned);
+            let page = reservations(&app, &AskEntries { limit, after }).await.unwrap();
+            let orders: String = page.iter().map(|entry| entry.key.as_str()).collect();
+            assert_eq!(orders, expected);
+        }
+        close(transactors).await;
+    }
 }

@@ -88,7 +88,7 @@ pub(crate) async fn change(
     content::check_length(headers, stock_upload::PATCH_BYTES_MAX)?;
     check_content_type(headers)?;
     let _turn = stock_upload::turn(&cluster.snapshot_turns)?;
-    begin(cluster, None).await?;
+    let arrivals = begin(cluster, None).await?;
     let ChangedCells { lines, cells } = read_cells(headers, body).await?;
     if lines == 0 {
         return Err(no_lines());
@@ -98,7 +98,7 @@ pub(crate) async fn change(
         stores: cells.iter().map(|[_, store, _]| *store).collect(),
         stock: Arc::new(Stock::Cells(cells)),
         as_of: None,
-        arrivals: BTreeMap::new(),
+        arrivals,
         until: Instant::now() + APPLY_TIMEOUT,
     };
     fan_out.answer(lines).await

@@ -82,8 +82,8 @@ pub(crate) struct Part {
     /// Epoch of the ring by which the upload was split.
     pub(super) epoch: u64,
     pub(super) as_of: Option<u64>,
-    /// The volume's token from the time at which the upload began. `None` for a `PATCH`, and if the
-    /// volume joined the ring later.
+    /// The volume's token from the time at which the upload began. `None` if the volume joined the
+    /// ring later.
     pub(super) arrival: Option<String>,
 }
 
@@ -336,7 +336,8 @@ pub(super) async fn take_part(app: &Arc<App>, query: &str, body: Body) -> Result
             Ok(())
         });
         let lines = lines.await?;
-        let stores = run_to_completion(change(Arc::clone(app), cells, products, slots)).await?;
+        let arrival = app.arrival_of(part.arrival.as_deref());
+        let stores = run_to_completion(change(Arc::clone(app), cells, products, arrival, slots)).await?;
         app.state().copies_are_current().await;
         app.state().loans_are_covered().await;
         return taken(lines, stores);
@@ -376,7 +377,9 @@ pub(super) async fn patch(app: &Arc<App>, headers: &HeaderMap, body: Body) -> Re
     if lines == 0 {
         return Err(no_lines());
     }
-    let stores = run_to_completion(change(Arc::clone(app), cells, Vec::new(), slots)).await?;
+    // The quantities count all deliveries before they are applied.
+    let arrival = Arrival(u64::MAX);
+    let stores = run_to_completion(change(Arc::clone(app), cells, Vec::new(), arrival, slots)).await?;
     Json::of(&SnapshotTaken {
         lines,
         stores,

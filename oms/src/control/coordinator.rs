@@ -158,7 +158,8 @@ impl Coordinator {
     /// Runs rounds until no further step can follow at once. After a failure, starts the next round
     /// later.
     async fn run_rounds(&mut self, events: &mut mpsc::UnboundedReceiver<Event>) {
-        loop {
+        // Another process may have become the coordinator during the last round.
+        while self.is_elected {
             match self.round(events).await {
                 Ok(true) => {}
                 Ok(false) => return,

@@ -224,7 +224,9 @@ impl Stock {
         for line in &delivery.lines {
             self.matrix.deduct(delivery.store, *line);
         }
-        self.uncounted.insert(order, delivery);
+        if let Some(replaced) = self.uncounted.insert(order, delivery) {
+            self.restore_quantities(&replaced);
+        }
     }
 
     /// Adds stores of another volume with their reservations and deliveries. `products` names the
@@ -470,10 +472,12 @@ impl Stock {
         self.replace(matrix)
     }
 
-    /// Returns the units, by cell, of deliveries that the quantities of their store do not count.
-    pub(crate) fn uncounted(&self) -> HashMap<Cell, u32> {
+    /// Returns the units, by cell, of deliveries until `arrival` that the quantities of their store
+    /// do not count.
+    pub(crate) fn uncounted(&self, arrival: Arrival) -> HashMap<Cell, u32> {
         let mut left = HashMap::new();
-        for delivery in self.uncounted.values() {
+        let known = self.uncounted.values();
+        for delivery in known.filter(|delivery| delivery.ordinal <= arrival.0) {
             for line in &delivery.lines {
                 let cell = Cell {
                     product: line.id,
@@ -578,6 +582,7 @@ impl Stock {
         if has_all {
             for step in steps {
                 self.matrix.step(step.cell.product, step.cell.store, step.by);
+                self.recall_if_scarce(step.cell.store, step.cell.product);
             }
         }
         has_all

@@ -26,6 +26,8 @@ use crate::simulation::engine::SimEngine;
 use crate::simulation::warehouse::{Caller, WarehouseModel};
 use crate::simulation::world::{Node, SECRET, VirtualClock, World};
 use crate::simulation::{NAMES, invariants, net};
+use crate::storage::write_batch::WriteBatch;
+use crate::volume::server::VolumeServer;
 
 /// Time after which a stopped process loses its lease, in runs with leases.
 const LEASE: Duration = Duration::from_millis(1_200);
@@ -310,6 +312,17 @@ pub(super) async fn cause_engine_faults(engine: Arc<SimEngine>, until: tokio::ti
     engine.pause_standbys(false);
 }
 
+/// Returns `true` if a volume can commit an empty batch within a second.
+async fn can_commit(server: &VolumeServer) -> bool {
+    let storage = &server.app.state().storage;
+    let commit = async {
+        let permit = storage.permit().await?;
+        permit.send(WriteBatch::default()).durable().await
+    };
+    let committed = tokio::time::timeout(Duration::from_secs(1), commit).await;
+    matches!(committed, Ok(Ok(())))
+}
+
 /// Ends all faults of nodes, clocks, disk and network. Then kills the processes with a failed
 /// volume, and starts all nodes that do not run.
 pub(super) async fn heal(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: &Stops) {
@@ -329,8 +342,8 @@ pub(super) async fn heal(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, st
         world.elect();
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
-    // After a failed commit, a volume can be unable to write until it is opened again. So its
-    // process is killed, and its node is started again.
+    // After a failed commit, a volume can be unable to write until it is opened again. Then its
+    // process is killed, and its node is started again. A volume that can write again continues.
     let failed: Vec<_> = {
         let inside = world.inside();
         let clusters = inside
@@ -340,13 +353,11 @@ pub(super) async fn heal(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, st
         clusters.collect()
     };
     for (process, cluster) in failed {
-        if cluster
-            .topology()
-            .servers
-            .values()
-            .any(|server| server.app.state().storage.has_failed())
-        {
-            process.kill();
+        let servers: Vec<_> = cluster.topology().servers.values().cloned().collect();
+        for server in servers {
+            if server.app.state().storage.has_failed() && !can_commit(&server).await {
+                process.kill();
+            }
         }
     }
     for _ in 0..30 {

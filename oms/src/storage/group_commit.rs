@@ -31,6 +31,9 @@ const QUEUE_CHANGES_MAX: usize = 8_192;
 /// Number of rows at which a group is complete. With more than a few thousand rows, a shared sync
 /// saves nothing more, and the first batch is delayed.
 const GROUP_ROWS_MAX: usize = 8_192;
+/// Size of a group in bytes from which no more batches are added. Behind an engine, a group becomes
+/// one entry of the log, and an entry of more than 64 MiB could never be appended.
+const GROUP_BYTES_MAX: usize = 8 << 20;
 /// Batches above this size in bytes are committed alone. Otherwise a large batch, such as a whole
 /// stock, would delay the other batches of its group.
 const ALONE_BYTES: usize = 256 * 1_024;
@@ -395,14 +398,15 @@ impl Committer {
         }
     }
 
-    /// Adds `first` and waiting batches to the group, until the group has `GROUP_ROWS_MAX` rows,
-    /// a batch above `ALONE_BYTES` comes, or no batch waits. A `first` above `ALONE_BYTES` stays
-    /// alone. Returns `true` if `Stop` was received, so the committer must stop after this group.
+    /// Adds `first` and waiting batches to the group, until the group has `GROUP_ROWS_MAX` rows or
+    /// `GROUP_BYTES_MAX` bytes, a batch above `ALONE_BYTES` comes, or no batch waits. A `first`
+    /// above `ALONE_BYTES` stays alone. Returns `true` if `Stop` was received, so the committer
+    /// must stop after this group.
     fn gather(&mut self, group: &mut Vec<WriteBatch>, answers: &mut Vec<Waiting>, first: WriteBatch) -> bool {
-        let mut rows = first.rows().len();
+        let (mut rows, mut bytes) = (first.rows().len(), first.bytes());
         let alone = first.bytes() > ALONE_BYTES;
         group.push(first);
-        while !alone && rows < GROUP_ROWS_MAX {
+        while !alone && rows < GROUP_ROWS_MAX && bytes < GROUP_BYTES_MAX {
             match self.waiting.try_recv() {
                 Ok(Submission::Commit { batch, answer }) if batch.bytes() > ALONE_BYTES => {
                     self.too_large = Some((batch, answer));
@@ -410,6 +414,7 @@ impl Committer {
                 }
                 Ok(Submission::Commit { batch, answer }) => {
                     rows += batch.rows().len();
+                    bytes += batch.bytes();
                     group.push(batch);
                     answers.push(answer);
                 }

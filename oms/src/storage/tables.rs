@@ -232,7 +232,11 @@ impl VolumeTables {
             }
         }
         log.status().end();
-        Err(fault)
+        self.failed.store(true, Ordering::Relaxed);
+        let error = crate::error::with_causes(&fault);
+        tracing::error!(error, "durable rows not written to the local database");
+        // The next owner serves the rows, so the callers must not learn that nothing was changed.
+        Err(StorageError::EngineAway)
     }
 
     fn publish_body(&self, logged: &Logged) -> Result<(), StorageError> {

@@ -313,6 +313,37 @@ impl Volume {
         Ok(all)
     }
 
+    /// Returns the reservations of the first `limit` orders after the order `after` (or from the
+    /// start), by order: the reservations in the stores of these slots, and the units that orders
+    /// of this volume took from allotments. The scan keeps at most `limit` orders in memory.
+    pub(crate) fn first_reservations(
+        &self,
+        slots: &Slots,
+        after: Option<&OrderId>,
+        limit: usize,
+    ) -> Result<BTreeMap<OrderId, Vec<Reservation>>, StorageError> {
+        let mut first = BTreeMap::<OrderId, Vec<Reservation>>::new();
+        for table in [Table::Reservations, Table::Spent] {
+            self.each_row(table, |key, value| {
+                let fault = |fault| broken(table.name(), key, fault);
+                let (order, store) = codec::decode_order_store_key(key).map_err(fault)?;
+                let is_here = table == Table::Spent || slots.has_store(store);
+                let is_after = after.is_none_or(|after| order > *after);
+                let last = first.last_key_value().map(|(last, _)| last);
+                let is_first = first.len() < limit || last.is_some_and(|last| order <= *last);
+                if is_here && is_after && is_first {
+                    let reservation = codec::decode_reservation(order.clone(), value).map_err(fault)?;
+                    first.entry(order).or_default().push(reservation);
+                    if first.len() > limit {
+                        first.pop_last();
+                    }
+                }
+                Ok::<(), StorageError>(())
+            })?;
+        }
+        Ok(first)
+    }
+
     /// Returns the units that orders of this volume took from allotments, unordered. The stores'
     /// volumes may not have entered these orders yet.
     pub(crate) fn spent(&self) -> Result<Vec<Reservation>, StorageError> {

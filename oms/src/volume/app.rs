@@ -39,7 +39,7 @@ pub(crate) struct App {
     pub(crate) snapshot_turns: Semaphore,
     /// Locked while a stock upload is applied, and while slots are activated or released.
     pub(crate) applying: tokio::sync::Mutex<()>,
-    pub(crate) in_progress: InProgress,
+    pub(crate) in_progress: Arc<InProgress>,
 }
 
 impl App {
@@ -65,7 +65,7 @@ impl App {
             incarnation: runtime::random_u64(),
             snapshot_turns: Semaphore::new(SNAPSHOTS_ARRIVING_MAX),
             applying: tokio::sync::Mutex::new(()),
-            in_progress: InProgress::default(),
+            in_progress: Arc::default(),
         }
     }
 
@@ -83,25 +83,29 @@ impl App {
 #[derive(Default)]
 pub(crate) struct InProgress(Mutex<HashSet<String>>);
 
-/// Reserves a key while its request is in progress. Dropping the claim frees the key.
-pub(crate) struct Claim<'a> {
-    of: &'a InProgress,
-    key: &'a str,
+/// Reserves a key while its request is in progress. Dropping the claim frees the key. A claim may
+/// outlive the connection of its request, because a separate task finishes the request.
+pub(crate) struct Claim {
+    of: Arc<InProgress>,
+    key: String,
 }
 
 impl InProgress {
     /// Reserves a key. Returns `None` if another request with this key is in progress.
-    pub(crate) fn claim<'a>(&'a self, key: &'a str) -> Option<Claim<'a>> {
+    pub(crate) fn claim(self: &Arc<Self>, key: &str) -> Option<Claim> {
         let mut keys = self.0.lock();
         // The claim is only created if the key was free: a claim that is dropped frees the key.
-        keys.insert(key.to_owned()).then(|| Claim { of: self, key })
+        keys.insert(key.to_owned()).then(|| Claim {
+            of: Arc::clone(self),
+            key: key.to_owned(),
+        })
     }
 }
 
-impl Drop for Claim<'_> {
+impl Drop for Claim {
     fn drop(&mut self) {
         let mut keys = self.of.0.lock();
-        keys.remove(self.key);
+        keys.remove(&self.key);
     }
 }
 
@@ -111,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_key_is_claimed_by_one_request_at_a_time() {
-        let keys = InProgress::default();
+        let keys = Arc::new(InProgress::default());
         let first = keys.claim("a");
         assert!(first.is_some());
         for _ in 0..2 {

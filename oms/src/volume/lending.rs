@@ -258,7 +258,16 @@ impl VolumeState {
     /// any case, because a borrower may not answer.
     pub(crate) async fn loans_are_covered(&self) {
         let until = Instant::now() + COVERED_WITHIN;
-        while !self.stock().covers_loans() && Instant::now() < until {
+        loop {
+            {
+                let mut stock = self.stock();
+                if stock.covers_loans() || Instant::now() >= until {
+                    return;
+                }
+                // A borrower may have got a grant after it processed an earlier recall, so the
+                // recall is repeated.
+                stock.recall_scarce();
+            }
             self.lender_called.notify_one();
             tokio::time::sleep(LOOK_EVERY).await;
         }

@@ -406,6 +406,8 @@ impl VolumeServer {
         if !sealed? {
             return Err(StorageError::Busy.into());
         }
+        // A concurrent call that sealed nothing may have restored `is_clean`.
+        self.is_clean.store(false, Ordering::Release);
         // The check must come after the seal. If the migration ended before, the reconciler did not
         // see this seal, so the seal is removed here. If the commit of the seal failed or the
         // cluster's state cannot be read, the seal remains: a repeated request must not remove the

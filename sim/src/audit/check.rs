@@ -3,9 +3,9 @@
 //!
 //! The checks cover seven subjects:
 //! - stock: a store delivers only units that it has and has all reserved units, and both sides have
-//!   the same number of units;
+//!   the same number of units. Each store has as many reserved units as its reservations;
 //! - customers: each order has the lines of its request, and agrees with the answers to its
-//!   requests;
+//!   requests. A promised refund is recorded, and no refund is recorded twice;
 //! - orders: messages and deliveries fit the order's state, and each event of its history was
 //!   permitted;
 //! - reservations: each one belongs to an open order, and each open order with a store has one;
@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::{Evidence, Finding, RequestLog, history, stock};
 use crate::front::{OrderRecord, Outcome, RecordedOrder};
 use crate::warehouse::Stock;
-use crate::wire::{Delivery, Message, MessageState, Order, OrderState, Product, Reservation};
+use crate::wire::{Delivery, Message, MessageKind, MessageState, Order, OrderState, Product, Reservation};
 
 /// Compares the data of both sides with each other, with the front's record and with the front's
 /// log of requests.
@@ -38,6 +38,7 @@ pub fn check(record: &OrderRecord, log: Option<&RequestLog>, evidence: &Evidence
     let shelves = stock::replay(evidence, &mut findings);
     check_reserved(&view, &shelves, &mut findings);
     stock::check_conserved(evidence, &shelves, &mut findings);
+    stock::check_reserved_rows(evidence, &mut findings);
     stock::check_choice(evidence, record, &mut findings);
     check_counts(evidence, &mut findings);
     for sent in record.orders() {
@@ -85,6 +86,7 @@ struct View<'a> {
     deliveries: HashMap<&'a str, Vec<&'a Delivery>>,
     duplicates: Vec<Finding>,
     warehouse_away: bool,
+    has_calls_in_flight: bool,
 }
 
 impl<'a> View<'a> {
@@ -97,6 +99,7 @@ impl<'a> View<'a> {
             deliveries: HashMap::with_capacity(evidence.deliveries.len()),
             duplicates: Vec::new(),
             warehouse_away: evidence.warehouse_away,
+            has_calls_in_flight: evidence.calls_in_flight > 0,
         };
         for order in &evidence.orders {
             if view.orders.insert(&order.id, order).is_some() {
@@ -129,6 +132,24 @@ impl<'a> View<'a> {
     }
 }
 
+/// First part of the name of a counter of orders; the state follows.
+const ORDERS_THAT_ARE: &str = "orders that are ";
+/// Name of the warehouse's counter of deliveries.
+const DELIVERIES: &str = "the warehouse's deliveries";
+/// Name of the warehouse's counter of refusals.
+const REFUSALS: &str = "the warehouse's refusals";
+
+/// Returns `true` if the counter with this name never shrinks: an order never leaves the states
+/// `Delivered` and `RefundWanted`, and nothing is removed from the warehouse's lists.
+pub(super) fn only_grows(counter: &str) -> bool {
+    match counter.strip_prefix(ORDERS_THAT_ARE) {
+        Some(state) => [OrderState::Delivered, OrderState::RefundWanted]
+            .iter()
+            .any(|last| last.name() == state),
+        None => counter == DELIVERIES || counter == REFUSALS,
+    }
+}
+
 /// Checks that the counters of orders by state, of deliveries and of refusals equal the lengths of
 /// the lists of these items.
 fn check_counts(evidence: &Evidence, findings: &mut Vec<Finding>) {
@@ -147,17 +168,13 @@ fn check_counts(evidence: &Evidence, findings: &mut Vec<Finding>) {
     }
     for (state, counted) in &evidence.counted_orders {
         let listed = listed.get(state.as_str()).copied().unwrap_or_default();
-        compare(format!("orders that are {state}"), *counted, listed);
+        compare(format!("{ORDERS_THAT_ARE}{state}"), *counted, listed);
     }
     let warehouse = &evidence.warehouse;
     let deliveries = evidence.deliveries.len() as u64;
-    compare(
-        "the warehouse's deliveries".to_owned(),
-        warehouse.delivered,
-        deliveries,
-    );
+    compare(DELIVERIES.to_owned(), warehouse.delivered, deliveries);
     let refusals = evidence.refusals.len() as u64;
-    compare("the warehouse's refusals".to_owned(), warehouse.refused, refusals);
+    compare(REFUSALS.to_owned(), warehouse.refused, refusals);
 }
 
 /// Checks that the warehouse has all units that are reserved for orders without a delivery.
@@ -191,10 +208,10 @@ fn check_reserved(view: &View<'_>, shelves: &Stock, findings: &mut Vec<Finding>)
 fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Finding>) {
     let id = sent.id.to_string();
     let Some(kept) = view.orders.get(id.as_str()) else {
-        if [sent.order, sent.payment, sent.cancel]
+        let is_acknowledged = [sent.order, sent.payment, sent.cancel]
             .into_iter()
-            .any(Outcome::is_acknowledged)
-        {
+            .any(Outcome::is_acknowledged);
+        if is_acknowledged || sent.is_refund_promised {
             findings.push(Finding::OrderMissing { order: id });
         }
         return;
@@ -219,6 +236,12 @@ fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Find
         });
     }
     let acknowledged = u64::from(sent.transaction_id);
+    if sent.is_refund_promised && !kept.refund_transaction_ids.contains(&acknowledged) {
+        findings.push(Finding::RefundLost {
+            order: id.clone(),
+            transaction: acknowledged,
+        });
+    }
     if sent.payment.is_acknowledged() && kept.transaction_id != Some(acknowledged) {
         findings.push(Finding::PaymentLost {
             order: id,
@@ -228,7 +251,18 @@ fn check_customer(view: &View<'_>, sent: &RecordedOrder, findings: &mut Vec<Find
     }
 }
 
-/// Checks that the reservation, the messages and the deliveries of an order fit its state.
+/// Returns the kind of the message that the outbox must have for an order in this state; `None` if
+/// the state needs no message.
+fn needed_message(state: OrderState) -> Option<MessageKind> {
+    match state {
+        OrderState::Reserved | OrderState::Paid => Some(MessageKind::Announce),
+        OrderState::Delivering => Some(MessageKind::Deliver),
+        _ => None,
+    }
+}
+
+/// Checks that the reservation, the messages and the deliveries of an order fit its state, and that
+/// no payment is recorded for a refund twice.
 fn check_order(view: &View<'_>, order: &Order, findings: &mut Vec<Finding>) {
     let id = || order.id.clone();
     let state = order.state;
@@ -236,6 +270,13 @@ fn check_order(view: &View<'_>, order: &Order, findings: &mut Vec<Finding>) {
         findings.push(Finding::StateUnknown { order: id() });
         return;
     }
+    let mut refunds = order.refund_transaction_ids.clone();
+    refunds.sort_unstable();
+    let repeated = refunds.windows(2).filter(|pair| pair[0] == pair[1]);
+    findings.extend(repeated.map(|pair| Finding::RefundTwice {
+        order: id(),
+        transaction: pair[0],
+    }));
     match (state.is_open(), order.store_id) {
         (true, Some(store)) if !view.reservations.contains_key(order.id.as_str()) => {
             findings.push(Finding::ReservationMissing { order: id(), store });
@@ -250,28 +291,39 @@ fn check_order(view: &View<'_>, order: &Order, findings: &mut Vec<Finding>) {
         .get(order.id.as_str())
         .map(Vec::as_slice)
         .unwrap_or_default();
+    let needed = needed_message(state);
+    let has = |kind: MessageKind| messages.iter().any(|message| message.kind == kind);
     if let Some(deliveries) = view.deliveries.get(order.id.as_str()) {
         for delivery in deliveries {
             check_delivery(view, order, delivery, findings);
         }
-        if state != OrderState::Delivered && messages.is_empty() {
+        if state != OrderState::Delivered && !has(MessageKind::Deliver) {
             findings.push(Finding::DeliveryForgotten { order: id(), state });
         }
     } else if state == OrderState::Delivered {
         findings.push(Finding::DeliveredOnPaper { order: id() });
     } else if let Some(paid) = order.transaction_id {
         let is_refunded = state == OrderState::RefundWanted && order.refund_transaction_ids.contains(&paid);
-        if messages.is_empty() && !is_refunded {
+        let is_served = needed.map_or(!messages.is_empty(), has);
+        if !is_served && !is_refunded {
             findings.push(Finding::PaidNotDelivered { order: id(), state });
         }
         let without_reason = messages
             .iter()
             .filter(|m| m.state == MessageState::Waiting && m.last_error.is_none())
-            .filter(|_| !view.warehouse_away);
+            .filter(|_| !view.warehouse_away)
+            // The first try of a message waits for a place among the calls in flight.
+            .filter(|m| m.attempts > 0 || !view.has_calls_in_flight);
         findings.extend(without_reason.map(|message| Finding::WaitsWithoutReason {
             order: id(),
             kind: message.kind,
         }));
+    } else if let Some(kind) = needed.filter(|kind| !has(*kind)) {
+        findings.push(Finding::MessageMissing {
+            order: id(),
+            state,
+            kind,
+        });
     }
 }
 

@@ -52,6 +52,7 @@ fn sent(id: u64, order: u16, payment: Outcome) -> RecordedOrder {
         products: Basket::new(&products()),
         is_paid: true,
         cancel: Outcome::NotSent,
+        is_refund_promised: false,
         transaction_id: 100 + id as u32,
         order: Outcome::Status(order),
         payment,
@@ -67,8 +68,8 @@ fn reservation(order: &str) -> Reservation {
 }
 
 /// Returns the front's record and the evidence of both sides without a contradiction. Order 1 is
-/// delivered. Order 2 is paid, and its delivery message waits in the outbox. Order 3 is unpaid, and
-/// order 4 was rejected. Order 5 belongs to an earlier run and is delivered.
+/// delivered. Order 2 is in the state `Delivering`, and its delivery message waits in the outbox.
+/// Order 3 is unpaid, and order 4 was rejected. Order 5 belongs to an earlier run and is delivered.
 fn sound() -> (Vec<RecordedOrder>, Evidence) {
     let paid = Outcome::Status(200);
     let mut record = vec![
@@ -89,7 +90,7 @@ fn sound() -> (Vec<RecordedOrder>, Evidence) {
     let mut evidence = Evidence {
         orders: vec![
             order("1", OrderState::Delivered, Some(101)),
-            order("2", OrderState::Paid, Some(102)),
+            order("2", OrderState::Delivering, Some(102)),
             order("3", OrderState::Announced, None),
             order("4", OrderState::Rejected, None),
             order("5", OrderState::Delivered, Some(77)),
@@ -357,7 +358,7 @@ fn a_paid_order_that_nobody_will_deliver_is_found() {
         |_, e| e.outbox.clear(),
         &[Finding::PaidNotDelivered {
             order: "2".into(),
-            state: OrderState::Paid,
+            state: OrderState::Delivering,
         }],
     );
 }
@@ -617,5 +618,7 @@ fn an_open_order_that_holds_nothing_is_found() {
     );
 }
 
+#[path = "check_message_tests.rs"]
+mod message_tests;
 #[path = "check_stock_tests.rs"]
 mod stock_tests;

@@ -2,6 +2,9 @@
 //! management and the warehouse.
 //!
 //! Invariants:
+//! - The order management's lists are read before its stock, and its orders first. So the stock
+//!   knows every delivery that the read state of an order confirms, except those that the volume of
+//!   the store has not counted yet. Their orders still have a reservation.
 //! - The lists of both sides are read completely. The warehouse is read last, so its ledger has
 //!   every delivery that the order management knows.
 //! - The lists of both sides and the warehouse's `/summary` are required. If another route, such as
@@ -9,7 +12,7 @@
 //!   this data. Without `/health`, the check of the choice of stores is weaker, and all circuit
 //!   breakers count as closed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -52,6 +55,12 @@ pub struct Evidence {
     /// Units on hand in the order management, by store and product. Only stores to which orders
     /// were assigned are included, and at most 64.
     pub on_hand: BTreeMap<u32, BTreeMap<u32, i64>>,
+    /// Units that the order management counts as reserved, by store and product, of the stores in
+    /// `on_hand`. A product in a store is left out if its reservations changed while the stores
+    /// were read, or if the order management does not tell the units.
+    pub reserved: BTreeMap<u32, BTreeMap<u32, u32>>,
+    /// Number of calls to the warehouse in flight; 0 if unknown.
+    pub calls_in_flight: u64,
     /// Number of volumes in the ring; 0 if unknown.
     pub volumes: usize,
     /// Number of orders by state, from the counters in `GET /health` of the order management; empty
@@ -81,22 +90,28 @@ pub struct Evidence {
 pub(super) async fn gather(oms: &Client, warehouse: &Client) -> Result<Evidence> {
     let orders = pages(oms, OMS, "/orders", |page: OrdersPage| (page.orders, page.next)).await?;
     let histories = histories(oms, &orders).await;
-    let reservations = pages(oms, OMS, "/reservations", |page: ReservationsPage| {
-        (page.reservations, page.next)
-    })
-    .await?;
+    let reservations = fetch_reservations(oms).await?;
     let outbox = fetch_outbox(oms).await?;
     let health = oms.get_json::<Health>(OMS, "/health").await.unwrap_or_default();
     let answered = oms.get("/metrics").await.ok();
     let answered = answered.filter(|answer| answer.status == 200);
     let answered = answered.map(|answer| answered_by_route(&String::from_utf8_lossy(&answer.body)));
-    let on_hand = on_hand(oms, &orders).await;
+    let StoreUnits {
+        on_hand,
+        mut reserved,
+    } = store_units(oms, &orders).await;
+    if !reserved.is_empty() {
+        let after = fetch_reservations(oms).await?;
+        leave_out_changed(&mut reserved, &reservations, &after);
+    }
     Ok(Evidence {
         orders,
         reservations,
         outbox,
         histories,
         on_hand,
+        reserved,
+        calls_in_flight: health.outbox_in_flight,
         volumes: health.ring.members.len(),
         counted_orders: health.orders,
         answered: answered.unwrap_or_default(),
@@ -116,6 +131,13 @@ pub(super) async fn gather(oms: &Client, warehouse: &Client) -> Result<Evidence>
         .await?,
         warehouse: warehouse.get_json(WAREHOUSE, "/summary").await?,
     })
+}
+
+async fn fetch_reservations(oms: &Client) -> Result<Vec<Reservation>> {
+    pages(oms, OMS, "/reservations", |page: ReservationsPage| {
+        (page.reservations, page.next)
+    })
+    .await
 }
 
 /// Reads the messages in the outbox that the warehouse has not confirmed.
@@ -163,28 +185,69 @@ async fn histories(oms: &Client, orders: &[Order]) -> Vec<History> {
 
 #[derive(Deserialize)]
 struct StorePage {
-    products: Vec<ProductOnHand>,
+    products: Vec<ProductUnits>,
 }
 
 #[derive(Deserialize)]
-struct ProductOnHand {
+struct ProductUnits {
     product: u32,
     on_hand: i64,
+    #[serde(default)]
+    reserved: Option<u32>,
 }
 
-/// Reads the units on hand of the stores to which orders were assigned, for the first
-/// [`STORES_MAX`] of these stores by number. A store that cannot be read is left out.
-async fn on_hand(oms: &Client, orders: &[Order]) -> BTreeMap<u32, BTreeMap<u32, i64>> {
-    let stores: std::collections::BTreeSet<u32> = orders.iter().filter_map(|order| order.store_id).collect();
-    let mut on_hand = BTreeMap::new();
+/// Units on hand and reserved units, each by store and product.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct StoreUnits {
+    on_hand: BTreeMap<u32, BTreeMap<u32, i64>>,
+    reserved: BTreeMap<u32, BTreeMap<u32, u32>>,
+}
+
+/// Reads the units of the stores to which orders were assigned, for the first [`STORES_MAX`] of
+/// these stores by number. A store that cannot be read is left out.
+async fn store_units(oms: &Client, orders: &[Order]) -> StoreUnits {
+    let stores: BTreeSet<u32> = orders.iter().filter_map(|order| order.store_id).collect();
+    let mut units = StoreUnits::default();
     for store in stores.into_iter().take(STORES_MAX) {
         let Ok(page) = oms.get_json::<StorePage>(OMS, &format!("/stores/{store}")).await else {
             continue;
         };
-        let products = page.products.into_iter();
-        on_hand.insert(store, products.map(|p| (p.product, p.on_hand)).collect());
+        let on_hand = page.products.iter().map(|p| (p.product, p.on_hand));
+        units.on_hand.insert(store, on_hand.collect());
+        let reserved = page.products.iter();
+        let reserved = reserved.filter_map(|p| Some((p.product, p.reserved?)));
+        units.reserved.insert(store, reserved.collect());
     }
-    on_hand
+    units
+}
+
+/// The orders with a reservation of a product in a store, each with its units.
+type Holders<'a> = BTreeSet<(&'a str, u32)>;
+
+/// Removes each product in a store if its reservations differ in two lists, of which one was read
+/// before and one after the stores. The reserved units of such a product may fit neither list.
+fn leave_out_changed(
+    reserved: &mut BTreeMap<u32, BTreeMap<u32, u32>>,
+    before: &[Reservation],
+    after: &[Reservation],
+) {
+    let mut cells: HashMap<(u32, u32), [Holders<'_>; 2]> = HashMap::new();
+    for (list, reservations) in [before, after].into_iter().enumerate() {
+        let of_stores = reservations.iter().filter(|r| reserved.contains_key(&r.store));
+        for reservation in of_stores {
+            for product in &reservation.products {
+                let lists = cells.entry((reservation.store, product.id)).or_default();
+                lists[list].insert((reservation.order.as_str(), product.quantity));
+            }
+        }
+    }
+    for ((store, product), [before, after]) in cells {
+        if before != after
+            && let Some(products) = reserved.get_mut(&store)
+        {
+            products.remove(&product);
+        }
+    }
 }
 
 /// Returns the number of requests answered with 2xx by route, from the metric `imt_requests_total`.
@@ -298,6 +361,42 @@ mod tests {
         assert_eq!(histories_read(0).await, (20, 20));
         assert_eq!(histories_read(4).await, (16, 20));
         assert_eq!(histories_read(20).await, (0, HISTORIES_MISSING_MAX));
+    }
+
+    #[test]
+    fn reserved_units_that_changed_while_they_were_read_are_left_out() {
+        let reservation = |order: &str, product| Reservation {
+            order: order.to_owned(),
+            store: 3,
+            products: vec![crate::wire::Product {
+                id: product,
+                quantity: 2,
+            }],
+        };
+        let mut reserved = BTreeMap::from([(3, BTreeMap::from([(7, 2), (8, 2), (9, 0)]))]);
+        let before = [reservation("1", 7), reservation("2", 8)];
+        let after = [reservation("1", 7), reservation("4", 8), reservation("1", 7)];
+        leave_out_changed(&mut reserved, &before, &after);
+        assert_eq!(reserved, BTreeMap::from([(3, BTreeMap::from([(7, 2), (9, 0)]))]));
+    }
+
+    #[tokio::test]
+    async fn the_reserved_units_of_a_store_are_read_if_they_are_told() {
+        let page =
+            r#"{"products": [{"product": 7, "on_hand": 5, "reserved": 2}, {"product": 8, "on_hand": 1}]}"#;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let routes = Router::new().route("/stores/{id}", get(move || async move { page }));
+        let serving = tokio::spawn(async move { axum::serve(listener, routes).await });
+        let client = Client::new(address.into(), Duration::from_secs(20));
+        let order = json!({"id": "1", "products": [], "state": "announced", "store_id": 3});
+        let units = store_units(&client, &[serde_json::from_value(order).unwrap()]).await;
+        serving.abort();
+        assert_eq!(
+            units.on_hand,
+            BTreeMap::from([(3, BTreeMap::from([(7, 5), (8, 1)]))])
+        );
+        assert_eq!(units.reserved, BTreeMap::from([(3, BTreeMap::from([(7, 2)]))]));
     }
 
     #[test]

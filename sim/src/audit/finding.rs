@@ -105,15 +105,41 @@ pub enum Finding {
         /// Transaction id of the payment that the order has; `None` without a payment.
         kept: Option<u64>,
     },
-    /// A paid order is not delivered, has no message in the outbox, and is not marked for a refund.
+    /// The answer to a payment promised a refund, but the order does not list the payment for a
+    /// refund.
+    RefundLost {
+        /// Id of the order.
+        order: String,
+        /// Transaction id of the payment.
+        transaction: u64,
+    },
+    /// An order lists a payment for a refund more than once.
+    RefundTwice {
+        /// Id of the order.
+        order: String,
+        /// Transaction id of the payment.
+        transaction: u64,
+    },
+    /// A paid order is not delivered, the outbox lacks the message that the order's state needs,
+    /// and the payment is not marked for a refund.
     PaidNotDelivered {
         /// Id of the order.
         order: String,
         /// State of the order.
         state: OrderState,
     },
+    /// The outbox lacks the message that the state of an order without a payment needs.
+    MessageMissing {
+        /// Id of the order.
+        order: String,
+        /// State of the order.
+        state: OrderState,
+        /// Kind of the missing message.
+        kind: MessageKind,
+    },
     /// A message of a paid order without a delivery waits in the outbox without a recorded error.
-    /// No circuit breaker of the order management that could explain the wait is known to be open.
+    /// No circuit breaker of the order management that could explain the wait is known to be open,
+    /// and no call is known to be in flight before the first try of the message.
     WaitsWithoutReason {
         /// Id of the order.
         order: String,
@@ -149,8 +175,8 @@ pub enum Finding {
         /// Id of the order.
         order: String,
     },
-    /// The warehouse delivered an order, but the order's state is not delivered. No message in the
-    /// outbox is left that could change the state.
+    /// The warehouse delivered an order, but the order's state is not delivered. No delivery
+    /// message in the outbox is left that could change the state.
     DeliveryForgotten {
         /// Id of the order.
         order: String,
@@ -195,6 +221,18 @@ pub enum Finding {
         kept: i64,
         /// Number of units that the warehouse has in the store.
         there: u32,
+    },
+    /// The order management counts another number of reserved units of a product in a store than
+    /// its reservations have.
+    ReservedDiffers {
+        /// Number of the store.
+        store: u32,
+        /// Number of the product.
+        product: u32,
+        /// Number of reserved units by the stock of the store.
+        kept: u32,
+        /// Number of units in the listed reservations.
+        listed: u64,
     },
     /// An order did not get the first store that had its units.
     StoreSkipped {
@@ -284,7 +322,10 @@ impl Finding {
             | Self::StateUnknown { order }
             | Self::StoreMissing { order, .. }
             | Self::PaymentLost { order, .. }
+            | Self::RefundLost { order, .. }
+            | Self::RefundTwice { order, .. }
             | Self::PaidNotDelivered { order, .. }
+            | Self::MessageMissing { order, .. }
             | Self::WaitsWithoutReason { order, .. }
             | Self::DeliveredTwice { order, .. }
             | Self::DeliveredOtherwise { order, .. }
@@ -303,6 +344,7 @@ impl Finding {
             | Self::AnswerDiffers { order, .. } => Some(order),
             Self::Overreserved { .. }
             | Self::StockDiffers { .. }
+            | Self::ReservedDiffers { .. }
             | Self::LogDiffers { .. }
             | Self::CounterShort { .. }
             | Self::CountDiffers { .. } => None,
@@ -380,11 +422,22 @@ impl fmt::Display for Finding {
                 f,
                 "order {order}: payment {acknowledged} was acknowledged, none is kept"
             ),
+            Self::RefundLost { order, transaction } => write!(
+                f,
+                "order {order}: a refund of payment {transaction} was promised, none is recorded"
+            ),
+            Self::RefundTwice { order, transaction } => write!(
+                f,
+                "order {order}: payment {transaction} is recorded for a refund more than once"
+            ),
             Self::PaidNotDelivered { order, state } => {
                 write!(
                     f,
-                    "order {order}: paid and {state}, but neither delivered nor in the outbox"
+                    "order {order}: paid and {state}, but not delivered, and its message is missing"
                 )
+            }
+            Self::MessageMissing { order, state, kind } => {
+                write!(f, "order {order}: {state}, but its message ({kind}) is missing")
             }
             Self::WaitsWithoutReason { order, kind } => {
                 write!(
@@ -408,7 +461,7 @@ impl fmt::Display for Finding {
             }
             Self::DeliveryForgotten { order, state } => write!(
                 f,
-                "order {order}: the warehouse has delivered it, but it is {state} and nothing is in the outbox"
+                "order {order}: the warehouse has delivered it, but it is {state} and lacks a message"
             ),
             Self::ReservationOrphaned {
                 order,
@@ -448,6 +501,16 @@ impl fmt::Display for Finding {
                 f,
                 "store {store}: {kept} of product {product} are on hand by the order management, {there} by the \
                  warehouse"
+            ),
+            Self::ReservedDiffers {
+                store,
+                product,
+                kept,
+                listed,
+            } => write!(
+                f,
+                "store {store}: {kept} of product {product} are reserved by its stock, {listed} by its \
+                 reservations"
             ),
             Self::StoreSkipped {
                 order,

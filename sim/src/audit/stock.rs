@@ -5,12 +5,12 @@
 //! and its arrivals of goods. The stock of the first day, with which its ledger began, is computed
 //! from the seed. The warehouse's own totals are not used.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{Evidence, Finding};
 use crate::front::OrderRecord;
 use crate::warehouse::{Stock, StockShape};
-use crate::wire::{MessageKind, Order, Product};
+use crate::wire::{MessageKind, Order, OrderState, Product, Reservation};
 
 /// Returns the stock of the first day, with which the warehouse's ledger began, computed from the
 /// warehouse's seed.
@@ -63,21 +63,31 @@ pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &m
             .push(came.units);
     }
     // The warehouse may already have performed a delivery that is not yet confirmed to the order
-    // management. The products of such a delivery are not compared in its store.
-    let open: std::collections::HashSet<&str> = evidence
-        .outbox
+    // management, or that the volume of the store has not counted yet. The products of such a
+    // delivery are not compared in its store. The orders were read before the stock, and the
+    // deliveries after it, so this includes all deliveries in between.
+    let mut counted: HashSet<&str> = evidence
+        .orders
         .iter()
-        .filter(|message| message.kind == MessageKind::Deliver)
-        .map(|message| message.order.as_str())
+        .filter(|order| order.state == OrderState::Delivered)
+        .map(|order| order.id.as_str())
         .collect();
-    let mut unconfirmed: HashMap<(u32, u32), u32> = HashMap::new();
+    for message in &evidence.outbox {
+        if message.kind == MessageKind::Deliver {
+            counted.remove(message.order.as_str());
+        }
+    }
+    for reservation in &evidence.reservations {
+        counted.remove(reservation.order.as_str());
+    }
+    let mut unconfirmed: HashSet<(u32, u32)> = HashSet::new();
     let mut touched: BTreeMap<(u32, u32), ()> = BTreeMap::new();
     for delivery in &evidence.deliveries {
         for product in &delivery.products {
             let cell = (delivery.store, product.id);
             touched.insert(cell, ());
-            if open.contains(delivery.order.as_str()) {
-                *unconfirmed.entry(cell).or_default() += product.quantity;
+            if !counted.contains(delivery.order.as_str()) {
+                unconfirmed.insert(cell);
             }
         }
     }
@@ -85,7 +95,7 @@ pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &m
         let Some(products) = evidence.on_hand.get(&store) else {
             continue;
         };
-        if unconfirmed.contains_key(&(store, product)) {
+        if unconfirmed.contains(&(store, product)) {
             continue;
         }
         let kept = products.get(&product).copied().unwrap_or_default();
@@ -108,6 +118,38 @@ pub(super) fn check_conserved(evidence: &Evidence, shelves: &Stock, findings: &m
                 kept,
                 there,
             });
+        }
+    }
+}
+
+/// Checks for each product in each store in `Evidence::reserved` that the reservations have as many
+/// units as the order management counts as reserved.
+pub(super) fn check_reserved_rows(evidence: &Evidence, findings: &mut Vec<Finding>) {
+    // While an order with borrowed units is entered at the owner of the store, its reservation can
+    // be listed twice.
+    let rows: BTreeMap<(&str, u32), &Reservation> = evidence
+        .reservations
+        .iter()
+        .filter(|reservation| evidence.reserved.contains_key(&reservation.store))
+        .map(|reservation| ((reservation.order.as_str(), reservation.store), reservation))
+        .collect();
+    let mut listed: HashMap<(u32, u32), u64> = HashMap::new();
+    for reservation in rows.into_values() {
+        for product in &reservation.products {
+            *listed.entry((reservation.store, product.id)).or_default() += u64::from(product.quantity);
+        }
+    }
+    for (&store, products) in &evidence.reserved {
+        for (&product, &kept) in products {
+            let listed = listed.get(&(store, product)).copied().unwrap_or_default();
+            if u64::from(kept) != listed {
+                findings.push(Finding::ReservedDiffers {
+                    store,
+                    product,
+                    kept,
+                    listed,
+                });
+            }
         }
     }
 }

@@ -24,6 +24,7 @@ pub(super) struct OrderBook {
 struct FollowUps {
     payment: Outcome,
     cancel: Outcome,
+    is_refund_promised: bool,
 }
 
 impl Default for FollowUps {
@@ -31,6 +32,7 @@ impl Default for FollowUps {
         Self {
             payment: Outcome::NotSent,
             cancel: Outcome::NotSent,
+            is_refund_promised: false,
         }
     }
 }
@@ -43,11 +45,16 @@ impl OrderBook {
             known.order = known.order.merged(outcome);
             return;
         }
-        let FollowUps { payment, cancel } = self.early.remove(&planned.id).unwrap_or_default();
+        let FollowUps {
+            payment,
+            cancel,
+            is_refund_promised,
+        } = self.early.remove(&planned.id).unwrap_or_default();
         self.places.insert(planned.id, self.orders.len());
         self.orders.push(RecordedOrder {
             payment,
             cancel,
+            is_refund_promised,
             ..RecordedOrder::new(planned, outcome)
         });
     }
@@ -59,6 +66,14 @@ impl OrderBook {
             None => &mut self.early.entry(order).or_default().payment,
         };
         *payment = payment.merged(outcome);
+    }
+
+    /// Records that the answer to a payment promised a refund.
+    pub(super) fn add_refund(&mut self, order: u64) {
+        match self.known(order) {
+            Some(known) => known.is_refund_promised = true,
+            None => self.early.entry(order).or_default().is_refund_promised = true,
+        }
     }
 
     /// Adds the outcome of a cancellation.
@@ -118,6 +133,21 @@ mod tests {
         book.add_payment(8, Outcome::Status(404));
         book.add_order(planned(7), GOOD);
         assert_eq!(outcomes(book), [GOOD, GOOD, Outcome::Status(409)]);
+    }
+
+    #[test]
+    fn a_promised_refund_is_recorded_before_and_after_its_order() {
+        for is_early in [true, false] {
+            let mut book = OrderBook::default();
+            if is_early {
+                book.add_refund(7);
+            }
+            book.add_order(planned(7), Outcome::Status(409));
+            assert_eq!(book.orders[0].is_refund_promised, is_early);
+            book.add_refund(7);
+            book.add_order(planned(7), GOOD);
+            assert!(book.into_record().get(7).unwrap().is_refund_promised);
+        }
     }
 
     #[test]

@@ -79,6 +79,9 @@ pub struct RecordedOrder {
     /// Outcome of the cancellations: acknowledged if one of the cancellations was acknowledged, and
     /// `NotSent` if none was sent.
     pub cancel: Outcome,
+    /// `true` if a payment was answered 409 with the problem `refund-wanted`: the answer promises
+    /// that the payment is recorded for a refund.
+    pub is_refund_promised: bool,
 }
 
 impl RecordedOrder {
@@ -93,6 +96,7 @@ impl RecordedOrder {
             order,
             payment: Outcome::NotSent,
             cancel: Outcome::NotSent,
+            is_refund_promised: false,
         }
     }
 }

@@ -36,6 +36,9 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(100);
 /// run. In this time, the last samples of the second arrive.
 const SECOND_SLACK: Duration = Duration::from_millis(100);
 
+/// Name of the problem in the answer 409 to a payment that is recorded for a refund.
+const REFUND_WANTED: &str = "refund-wanted";
+
 /// The request to which a sample belongs.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Target {
@@ -73,6 +76,13 @@ pub(super) struct Sample {
     pub(super) outcome: Outcome,
     /// Name of the problem (RFC 9457) in an error answer; `None` if there is no valid name.
     pub(super) problem: Option<Box<str>>,
+}
+
+impl Sample {
+    /// Returns `true` if the answer says that the payment is recorded for a refund.
+    fn promises_refund(&self) -> bool {
+        self.outcome == Outcome::Status(409) && self.problem.as_deref() == Some(REFUND_WANTED)
+    }
 }
 
 /// Results of a route in a run.
@@ -330,7 +340,12 @@ impl Book {
         match sample.target {
             Target::Stats { .. } => {}
             Target::Order(planned) => self.orders.add_order(planned, sample.outcome),
-            Target::Payment { order } => self.orders.add_payment(order, sample.outcome),
+            Target::Payment { order } => {
+                self.orders.add_payment(order, sample.outcome);
+                if sample.promises_refund() {
+                    self.orders.add_refund(order);
+                }
+            }
             Target::Cancel { order } => self.orders.add_cancel(order, sample.outcome),
         }
     }
@@ -415,6 +430,32 @@ impl Book {
             stats_csv: self.stats_csv,
             log_problem: csv_problem.or(series_problem),
             in_window: self.in_window,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_one_problem_of_the_status_409_promises_a_refund() {
+        let promises = |status, problem: Option<&str>| {
+            let sample = Sample {
+                target: Target::Payment { order: 7 },
+                at: Duration::ZERO,
+                at_ms: 0,
+                took: Duration::ZERO,
+                lag: Duration::ZERO,
+                is_late: false,
+                outcome: Outcome::Status(status),
+                problem: problem.map(Into::into),
+            };
+            sample.promises_refund()
+        };
+        assert!(promises(409, Some("refund-wanted")));
+        for (status, problem) in [(409, Some("refused")), (409, None), (503, Some("refund-wanted"))] {
+            assert!(!promises(status, problem), "{status} {problem:?}");
         }
     }
 }

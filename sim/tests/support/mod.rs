@@ -199,7 +199,7 @@ async fn payment(State(shared): State<Arc<Shared>>, Path(id): Path<String>, body
         return axum::Json(order.clone()).into_response();
     }
     order.transaction_id = Some(payment.transaction_id);
-    order.state = OrderState::Paid;
+    order.state = OrderState::Delivering;
     let order = order.clone();
     tell(&shared, &mut inside, &order, MessageKind::Deliver);
     axum::Json(order).into_response()

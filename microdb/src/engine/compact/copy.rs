@@ -161,6 +161,11 @@ impl Engine {
         for (table, hash, offset, record) in looked {
             self.collect_record(&guard, &segment, (table, hash), (offset, &record), step)?;
         }
+        if segment.is_cut() {
+            // A page lost after its verification reads as zeros, so a key may have been read wrong
+            // and its live record taken for a dead one.
+            return Err(segment.flaw(start));
+        }
         Ok(victim.place.at < victim.end)
     }
 
@@ -178,7 +183,7 @@ impl Engine {
             if !self.is_live(guard, &table, hash, at)? {
                 return Ok(());
             }
-            return step.push(table, record, hash, at, None);
+            return step.push(segment, table, record, hash, at, None);
         }
         let origin = record
             .value()
@@ -187,9 +192,10 @@ impl Engine {
         let older = lock(&self.core)
             .usages
             .iter()
-            .any(|(id, usage)| id < origin && !usage.dying && id != segment.id);
+            // The checkpoint keeps an unverified dying segment if its byte counts are wrong.
+            .any(|(id, usage)| id < origin && id != segment.id && (!usage.dying || usage.unverified));
         if older && !seeded("tombstone-early") {
-            step.push(table, record, hash, at, Some(origin))
+            step.push(segment, table, record, hash, at, Some(origin))
         } else {
             Ok(())
         }
@@ -270,11 +276,12 @@ impl Step {
         self.from.clear();
     }
 
-    /// Adds a copy of `record` to the records that this step appends to the log. If `record` is a
-    /// tombstone or a clear marker, `origin` is the id of the segment to which it was first
-    /// written. For a put, `origin` is `None`.
+    /// Adds a copy of `record`, which is in `segment` at `from`, to the records that this step
+    /// appends to the log. If `record` is a tombstone or a clear marker, `origin` is the id of the
+    /// segment to which it was first written. For a put, `origin` is `None`.
     fn push(
         &mut self,
+        segment: &Segment,
         table: Arc<TableCore>,
         record: &Record<'_>,
         hash: KeyHash,
@@ -292,10 +299,11 @@ impl Step {
         let at = self.body.bytes.len();
         let crc = match origin {
             // The record is copied unchanged, since its content checksum does not depend on its
-            // position.
+            // position. The checksum is the stored one: a computed one would be valid even if the
+            // bytes have changed since they were verified.
             None => {
                 self.body.bytes.extend_from_slice(record.bytes);
-                record.content_crc()
+                record.stored_crc() ^ segment.mask.at(from.offset())
             }
             Some(origin) => {
                 let value = origin.to_le_bytes();

@@ -100,6 +100,9 @@ impl Engine {
         // may take long.
         let _hold = self.space.hold();
         let mut compaction = lock(&self.compacting);
+        // Checked again, because a close may have ended while this thread waited for the lock, and
+        // another process may have the database open since.
+        self.check_writable()?;
         // Forgets the progress of a throttled background compaction, because this compaction covers
         // all segments.
         *compaction = Compaction::default();
@@ -300,7 +303,8 @@ impl Engine {
     /// Marks complete segments without live records as dying, without reading them. So the next
     /// checkpoint removes them, and compaction neither copies nor verifies their records. A segment
     /// with tombstones is marked only if all older segments are dying, because then no older put
-    /// exists that they could hide.
+    /// exists that they could hide. An older segment marked by its byte counts does not suffice,
+    /// because the checkpoint keeps that segment if the counts are wrong.
     pub(crate) fn drop_dead_segments(&self) {
         let damaged = lock(&self.damaged).clone();
         let mut core = lock(&self.core);
@@ -312,6 +316,7 @@ impl Engine {
                 continue;
             };
             if usage.dying {
+                is_oldest &= !usage.unverified;
                 continue;
             }
             // If the live records of the segment were counted since its beginning, their number
@@ -325,6 +330,7 @@ impl Engine {
             if is_dead && (is_oldest || usage.tombstones == 0) && complete.binary_search(&id).is_ok() {
                 usage.dying = true;
                 usage.unverified = !usage.counted;
+                is_oldest &= usage.counted;
             } else {
                 is_oldest = false;
             }
@@ -412,6 +418,9 @@ impl Engine {
     /// new segment, the function returns the error, and the log continues in the active segment.
     fn seal_active(&self) -> Result<()> {
         let mut core = self.lock_quiet();
+        // If the sync of a group has failed, its refused frames are at the end of the log. A frame
+        // published behind them would make them visible.
+        self.check_writable()?;
         if let Some(active) = &mut core.active
             && active.end() > SEGMENT_HEADER_BYTES
         {

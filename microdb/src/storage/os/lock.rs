@@ -145,7 +145,7 @@ pub(super) fn lock_file(
     let Some(lock) = FileLock::take(Arc::new(file))? else {
         return Ok(Err(holder(&base, name)));
     };
-    note_holder(&lock.file)?;
+    note_holder(&lock.file);
     Ok(Ok(Box::new(OsLock {
         lock,
         _folder: folder,
@@ -199,16 +199,16 @@ fn read_note(file: &File) -> io::Result<([u8; NOTE_BYTES + 1], usize)> {
 /// Writes the id of this process to the lock file, for the error message of the next opener. Only
 /// an empty file, or one that contains a process id, is written. Any other file, such as SUPER, is
 /// not changed.
-fn note_holder(file: &File) -> io::Result<()> {
+fn note_holder(file: &File) {
     let Ok((note, len)) = read_note(file) else {
         // The disk cannot read the file. The lock is valid without the process id.
-        return Ok(());
+        return;
     };
     let own = own_note();
     if note.get(..len) == Some(own.as_bytes()) {
         // An earlier open of this process wrote the id. Another write could wait for the file
         // system's journal.
-        return Ok(());
+        return;
     }
     let is_note = match note.get(..len) {
         Some([digits @ .., b'\n']) => digits.iter().all(u8::is_ascii_digit),
@@ -216,10 +216,11 @@ fn note_holder(file: &File) -> io::Result<()> {
         _ => false,
     };
     if !is_note {
-        return Ok(());
+        return;
     }
-    // Not synced, because only error messages use the process id.
-    file.write_all_at(own.as_bytes(), 0)
+    // Not synced, because only error messages use the process id. An error is ignored for the same
+    // reason: a database on a full disk must open, so that records can be deleted.
+    let _ = file.write_all_at(own.as_bytes(), 0);
 }
 
 fn own_note() -> String {
@@ -283,6 +284,19 @@ mod tests {
                 Some(std::process::id())
             );
         }
+    }
+
+    /// A sealed file in memory refuses the write of the process id, as a full disk does.
+    #[test]
+    fn a_lock_is_taken_though_its_file_cannot_grow() {
+        use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+        use std::os::fd::AsRawFd;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("LOCK");
+        let file = memfd_create("LOCK", MemfdFlags::ALLOW_SEALING).unwrap();
+        fcntl_add_seals(&file, SealFlags::GROW).unwrap();
+        std::os::unix::fs::symlink(format!("/proc/self/fd/{}", file.as_raw_fd()), &path).unwrap();
+        assert!(OsStorage.lock(&path).unwrap().is_ok());
     }
 
     #[test]

@@ -43,7 +43,7 @@ use crate::tools::backup::check_apart;
 use manifest::KEYS_LISTED_MAX;
 pub use manifest::{KeyName, Loss, Manifest, SalvagedTable};
 use replay::Replay;
-use source::{Source, chain, note_missing};
+use source::{Listed, Source, chain, note_missing};
 
 /// Name of the manifest file in the folder of the new database.
 pub(crate) const MANIFEST_FILE: &str = "SALVAGE.txt";
@@ -153,11 +153,12 @@ impl Salvage {
         let options = options.clone().read_only(true).background(false);
         let engine = engine_of(paths, options, None, &state, None);
         let checkpoint = newest_checkpoint(&engine, &source, manifest);
-        let known = checkpoint.as_ref().map(|loaded| {
-            let live = loaded.block.usages.iter().map(|(id, _)| *id).collect();
-            (live, loaded.block.next_segment)
+        let known = checkpoint.as_ref().map(|loaded| Listed {
+            live: loaded.block.usages.iter().map(|(id, _)| *id).collect(),
+            next_segment: loaded.block.next_segment,
         });
-        let segments = source.segments(known, manifest);
+        let listed = source.listed(known);
+        let segments = source.segments(listed.as_ref(), manifest);
         note_missing(&engine, &source, &segments, manifest);
         let names = checkpoint.iter().flat_map(|loaded| &loaded.block.tables);
         let mut salvage = Self {
@@ -165,7 +166,7 @@ impl Salvage {
             engine,
             stale: HashMap::new(),
         };
-        Replay::new(&mut salvage, source.frontier, checkpoint, manifest).run(&segments)?;
+        Replay::new(&mut salvage, source.frontier, listed, checkpoint, manifest).run(&segments)?;
         Ok(salvage)
     }
 }
@@ -254,8 +255,14 @@ impl Salvage {
                 continue;
             }
             let mut name = self.name(table.id);
-            if !taken.insert(name.clone()) {
-                name = format!("recovered-{}", table.id);
+            // Another table may have the fallback name too, and two tables must not be merged.
+            let mut number = 1;
+            while !taken.insert(name.clone()) {
+                name = match number {
+                    1 => format!("recovered-{}", table.id),
+                    _ => format!("recovered-{}-{number}", table.id),
+                };
+                number += 1;
             }
             let mut salvaged = SalvagedTable {
                 name_known: self.names.get(&table.id) == Some(&name),

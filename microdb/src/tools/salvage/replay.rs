@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
 use super::manifest::{KEYS_LISTED_MAX, KeyName, Loss, Manifest};
-use super::source::{SourceSegment, chain};
+use super::source::{Listed, SourceSegment, chain};
 use super::walk::{Piece, Walk};
 use super::{Salvage, live};
 use crate::directory::Location;
@@ -24,7 +24,7 @@ use crate::format::checksum;
 use crate::format::frame::{FrameHeader, FrameKind};
 use crate::format::names;
 use crate::format::record::{Record, RecordKind};
-use crate::format::segment::SEGMENT_HEADER_BYTES;
+use crate::format::segment::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::format::super_block::Frontier;
 use crate::format::usage::SegmentUsage;
 use crate::raw::epoch::pin;
@@ -42,6 +42,10 @@ pub(super) struct Replay<'a> {
     /// The newest readable checkpoint. `None` without one, or once replay has reached its position
     /// in the log.
     checkpoint: Option<Loaded>,
+    /// List of the segments of the log, if there is one.
+    listed: Option<Listed>,
+    /// Id of the segment that was read before the present one, or 0.
+    before: u64,
     sequence: u64,
     chain: u64,
     /// Index of the loss with which missing commits are listed if the header of the next frame or
@@ -63,6 +67,7 @@ impl<'a> Replay<'a> {
     pub(super) fn new(
         salvage: &'a mut Salvage,
         frontier: Option<Frontier>,
+        listed: Option<Listed>,
         checkpoint: Option<Loaded>,
         manifest: &'a mut Manifest,
     ) -> Self {
@@ -80,6 +85,8 @@ impl<'a> Replay<'a> {
             rules: Rules::whole_log(),
             frontier,
             checkpoint,
+            listed,
+            before: 0,
             sequence: 0,
             chain: 0,
             open_loss: None,
@@ -135,7 +142,9 @@ impl<'a> Replay<'a> {
         let segment = &file.segment;
         match &file.header {
             Some(header) if header.sequence > self.sequence && self.manifest.segments > 1 => {
-                self.miss(self.sequence.saturating_add(1), header.sequence);
+                if !self.is_gap_of_compaction(header) {
+                    self.miss(self.sequence.saturating_add(1), header.sequence);
+                }
                 (self.sequence, self.chain) = (header.sequence, header.chain);
             }
             Some(header) if self.manifest.segments == 1 => {
@@ -147,6 +156,7 @@ impl<'a> Replay<'a> {
                 .notes
                 .push(format!("the header of {} is damaged", segment.path.display())),
         }
+        self.before = segment.id;
         let bytes = segment.bytes_at(0);
         let end = (file.end as usize).min(bytes.len());
         // All bytes before this offset were read or listed as a loss.
@@ -172,6 +182,18 @@ impl<'a> Replay<'a> {
         }
         self.lose_end(file, seen, durable);
         Ok(false)
+    }
+
+    /// Returns `true` if the commits between the previous segment and the one with `header` were in
+    /// segments that compaction has removed, and in no others. The end of the previous segment must
+    /// be known, because commits may be missing there too.
+    fn is_gap_of_compaction(&self, header: &SegmentHeader) -> bool {
+        let is_removed = |id| self.listed.as_ref().is_some_and(|listed| listed.is_removed(id));
+        let end = self.known_ends.get(&self.before).copied().unwrap_or(0);
+        self.open_loss.is_none()
+            && end > 0
+            && header.previous_end.segment > self.before
+            && (self.before + 1..header.id).all(is_removed)
     }
 
     /// Lists the bytes behind `seen` that the segment once had, according to the next segment, the

@@ -44,6 +44,22 @@ pub(super) struct SourceSegment {
     pub(super) end: u32,
 }
 
+/// A list of the segments of the log, from SUPER or a checkpoint.
+pub(super) struct Listed {
+    /// Ids of the segments, sorted.
+    pub(super) live: Vec<u64>,
+    /// Segments with this or a higher id are not listed.
+    pub(super) next_segment: u64,
+}
+
+impl Listed {
+    /// Returns `true` if the segment is no part of the log, because compaction has removed it or no
+    /// segment had this id.
+    pub(super) fn is_removed(&self, id: u64) -> bool {
+        id < self.next_segment && self.live.binary_search(&id).is_err()
+    }
+}
+
 /// A file with the name of a segment: the id in its name, its path and its bytes.
 type SourceFile = (u64, PathBuf, Arc<Map>);
 
@@ -219,19 +235,23 @@ impl Source {
         self.state = newest;
     }
 
-    /// Returns the segments of the log, in order. `known` replaces the list of segments in SUPER if
-    /// SUPER has no valid state: it has the ids of the segments of the newest valid checkpoint, and
-    /// the first id after them.
+    /// Returns the list of segments in SUPER, or `known` if SUPER has no valid state: the list in
+    /// the newest valid checkpoint.
+    pub(super) fn listed(&self, known: Option<Listed>) -> Option<Listed> {
+        let by_state = self.state.as_ref().map(|state| Listed {
+            live: state.live.clone(),
+            next_segment: state.next_segment,
+        });
+        by_state.or(known)
+    }
+
+    /// Returns the segments of the log, in order, without those that are no longer part of the log
+    /// according to `listed`.
     pub(super) fn segments(
         &mut self,
-        known: Option<(Vec<u64>, u64)>,
+        listed: Option<&Listed>,
         manifest: &mut Manifest,
     ) -> Vec<SourceSegment> {
-        let by_state = self
-            .state
-            .as_ref()
-            .map(|state| (state.live.clone(), state.next_segment));
-        let listed = by_state.or(known);
         if listed.is_none() && !self.files.is_empty() {
             manifest.warnings.push(
                 "neither SUPER nor a checkpoint says which segments belonged to the log: keys that were deleted may be back from segments that compaction had \
@@ -239,11 +259,7 @@ impl Source {
                     .to_owned(),
             );
         }
-        let is_left = |id: u64| {
-            listed
-                .as_ref()
-                .is_some_and(|(live, next)| id < *next && live.binary_search(&id).is_err())
-        };
+        let is_left = |id: u64| listed.is_some_and(|listed| listed.is_removed(id));
         let mut found: Vec<SourceSegment> = Vec::new();
         for (name_id, path, map) in std::mem::take(&mut self.files) {
             let header = whole_header(&map, name_id);

@@ -66,7 +66,8 @@ const LAST_EVENT_ID: Parameter = Parameter {
 
 const LIMIT: Parameter = Parameter {
     name: "limit",
-    about: "Maximum number of entries of the page.",
+    about: "Maximum number of entries of the page. The reservations of one order are never split, so \
+            a page of reservations may have more.",
     schema: limit,
     example: "100",
 };

@@ -150,20 +150,32 @@ pub(super) async fn apply(
             if has_parts {
                 // The rows of some stores may have been written. So the stock in memory is replaced
                 // by the stock in the rows.
-                restore(state).await?;
+                log_failure(restore(state).await);
             }
             return Err(written.problem(problem, &stores));
         }
     };
     if let Err(error) = ticket.durable().await {
-        let stored = read_stored(state).await?;
-        state
-            .stock()
-            .undo(applied, stored.matrix, stored.counted_to_overrides);
+        match read_stored(state).await {
+            Ok(StoredStock {
+                matrix,
+                counted_to_overrides,
+            }) => state.stock().undo(applied, matrix, counted_to_overrides),
+            Err(problem) => log_failure(Err(problem)),
+        }
+        written.is_unknown |= matches!(error, StorageError::EngineAway);
         return Err(written.problem(error.into(), &stores));
     }
     app.counters.stock_snapshots.fetch_add(1, Ordering::Relaxed);
     Ok(())
+}
+
+/// Logs that the stock in memory could not be replaced by the stock in the rows. The client gets
+/// the problem of the upload instead, which may say that some stores have their new quantities.
+fn log_failure(restored: Result<(), Problem>) {
+    if let Err(problem) = restored {
+        tracing::error!(reason = problem.detail(), "stock not read after a failed upload");
+    }
 }
 
 /// Writes the parts of a snapshot. Each part is queued while the previous part is being synced.
@@ -279,13 +291,15 @@ fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Probl
     }
 }
 
-/// Applies the lines of a `PATCH`, and returns the number of stores in them. The quantities of
+/// Applies the lines of a `PATCH`, and returns the number of stores in them. The new quantities
+/// count all deliveries until `arrival`, so a part that is applied twice has the same result. The quantities of
 /// other stores are neither changed nor written. If a product or store is new, the rows of all
 /// stores are read. Each product in `products` gets a cell in every store.
 pub(super) async fn change(
     app: Arc<App>,
     cells: Vec<[u32; 3]>,
     products: Vec<u32>,
+    arrival: Arrival,
     slots: u64,
 ) -> Result<usize, Problem> {
     let _applying = app.applying.lock().await;
@@ -312,9 +326,9 @@ pub(super) async fn change(
             snapshot.name_product(product).map_err(too_large)?;
         }
         // `domain::stock` subtracts the units of deliveries that the stored snapshot does not count
-        // from the quantity in a row. The new quantity already excludes these units, so they are
-        // added to the row.
-        let left = state.stock().uncounted();
+        // from the quantity in a row. The new quantity already excludes those of them until
+        // `arrival`, so their units are added to the row.
+        let left = state.stock().uncounted(arrival);
         let mut steps = Vec::with_capacity(cells.len());
         for [product, store, quantity] in cells {
             let cell = Cell { product, store };
@@ -346,6 +360,15 @@ pub(super) async fn change(
         (has_products && stock.step(&steps), permit.send(batch))
     };
     let durable = ticket.durable().await;
+    if let Err(StorageError::EngineAway) = durable {
+        let written = Written {
+            stores: Vec::new(),
+            is_unknown: true,
+        };
+        let problem = written.problem(StorageError::EngineAway.into(), &stores);
+        restore(state).await?;
+        return Err(problem);
+    }
     if has_room && durable.is_err() {
         steps.iter_mut().for_each(|step| step.by = -step.by);
         state.stock().step(&steps);

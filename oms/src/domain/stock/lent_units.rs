@@ -87,7 +87,7 @@ impl Stock {
 
     /// Recalls the lent units of each product in each store where fewer than `RECALL_BELOW` of its
     /// units are free.
-    pub(super) fn recall_scarce(&mut self) {
+    pub(crate) fn recall_scarce(&mut self) {
         for store in self.loans.stores() {
             for product in self.loans.products(store) {
                 self.recall_if_scarce(store, product);

@@ -101,6 +101,23 @@ fn a_snapshot_without_as_of_counts_deliveries_confirmed_before_its_upload() {
 }
 
 #[test]
+fn a_changed_quantity_counts_only_the_deliveries_before_its_arrival() {
+    let mut stock = stocked(&[[7, 1, 5]], None);
+    let units = |stock: &Stock, arrival| stock.uncounted(arrival).into_values().sum::<u32>();
+    for number in 1..=2 {
+        stock.reserve(&[line(7, 1)]);
+        let arrival = stock.arrival();
+        stock.deliver(&id(number), 1, &[line(7, 1)], None);
+        stock.release(1, &[line(7, 1)]);
+        let until_then = (units(&stock, arrival), units(&stock, stock.arrival()));
+        assert_eq!(until_then, (number - 1, number));
+    }
+    // A repeated delivery of one order is subtracted once.
+    stock.deliver(&id(2), 1, &[line(7, 1)], None);
+    assert_eq!(available(&stock, 7, 1), 3);
+}
+
+#[test]
 fn an_undone_delivery_changes_nothing() {
     for counted_to in [None, Some(1), Some(9)] {
         let mut stock = stocked(&[[7, 1, 5]], counted_to);
@@ -113,7 +130,7 @@ fn an_undone_delivery_changes_nothing() {
             (3, 2),
             "counted to {counted_to:?}"
         );
-        assert!(stock.uncounted().is_empty());
+        assert!(stock.uncounted(Arrival(u64::MAX)).is_empty());
     }
 }
 

@@ -29,10 +29,10 @@ use crate::storage::log::{Entry, Log, LogError, Position};
 /// Pause after a statement without a result, and before another host is tried. The pause is short,
 /// because a reconnect is fast and may reach the new primary.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// Maximum number of entries that wait for an acknowledgement: an entry, and empty entries after
-/// it. This number is reached only if none of these entries is acknowledged. Then the writer
-/// appends all of them again, beginning with the first.
-const UNACKNOWLEDGED_MAX: usize = 16;
+/// Number of entries that wait for an acknowledgement (an entry, and empty entries after it) from
+/// which a writer that is being stopped gives up. Each further empty entry takes the timeout of an
+/// append and few bytes, so a writer that is not being stopped has no such limit.
+const UNACKNOWLEDGED_WHEN_STOPPING: usize = 16;
 
 /// Number of answers in a row that lack the previous acknowledged entry or show an earlier epoch,
 /// during one append. After one more such answer, that entry is treated as lost. The next host is
@@ -139,9 +139,10 @@ pub(crate) async fn settle(
                 // An entry of this writer in the log follows the previous acknowledged entry.
                 old_answers = 0;
                 at += 1;
-                if at == UNACKNOWLEDGED_MAX {
-                    at = 0;
-                } else if at == pending.len() {
+                if at == pending.len() {
+                    if status.is_stopping() && at >= UNACKNOWLEDGED_WHEN_STOPPING {
+                        return Settled::Abandoned;
+                    }
                     let position = pending[at - 1].1;
                     pending.push(place(BodyWriter::with_capacity(0).seal(&position, epoch)));
                 }
@@ -305,6 +306,13 @@ impl LogWriter {
                 Err(StorageError::EngineAway)
             }
         }
+    }
+}
+
+impl Drop for LogWriter {
+    /// Ends the tasks that depend on the log, such as the checkpointer, however the writer ends.
+    fn drop(&mut self) {
+        self.status.end();
     }
 }
 

@@ -12,10 +12,11 @@
 //!   arrived or was set back since. Such an order is treated as new when the volume is opened, so
 //!   it waits for at most one payment timeout.
 //! - Expiring an order twice, after a crash, changes nothing.
+//! - An order that cannot be read or expired delays no other order.
 //!
 //! Deliberately absent: a timer for each order.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -37,6 +38,9 @@ const PAGES_PER_NOTE: u64 = 256;
 /// Maximum number of marks within one payment timeout. It bounds the memory for marks if the
 /// timeout is long.
 const MARKS_PER_TIMEOUT: u32 = 1_024;
+/// Maximum number of pages with an order that cannot be read or expired. With more such pages, the
+/// search stops before the next one.
+const STUCK_PAGES_MAX: usize = 64;
 
 /// Expires unpaid orders until `stop` becomes `true`.
 pub(crate) async fn run(
@@ -75,8 +79,10 @@ struct Mark {
 /// The search for unpaid orders of one volume, page by page.
 pub(crate) struct Expiry {
     timeout: Duration,
-    /// First page that is not finished.
+    /// First page that the search has not reached.
     page: u64,
+    /// Earlier pages with an order that could not be read or expired. Each pass tries them again.
+    stuck: BTreeSet<u64>,
     /// Marks from the oldest to the newest. A mark is removed once `page` has reached `Mark::end`.
     marks: VecDeque<Mark>,
     /// The last reading of the wall clock (UTC milliseconds) and of the monotonic clock.
@@ -93,6 +99,7 @@ impl Expiry {
         Expiry {
             timeout,
             page: state.storage.counters().expired_page,
+            stuck: BTreeSet::new(),
             marks: VecDeque::new(),
             last: (state.clock.now_ms(), Instant::now()),
             stepped_ms: 0,
@@ -107,16 +114,38 @@ impl Expiry {
         // The pass ends before the first page that may list staged orders of a migration.
         let in_force = state.storage.first_inactive_page.load(Ordering::Acquire);
         let end = self.marks.back().map_or(0, |mark| mark.end).min(in_force);
+        let mut fault = None;
+        for page in self.stuck.clone() {
+            match self.page_is_over(transactors, page).await {
+                Ok(true) => _ = self.stuck.remove(&page),
+                Ok(false) => {}
+                Err(error) => fault = fault.or(Some(error)),
+            }
+        }
         while self.page < end {
-            if !self.page_is_over(transactors).await? {
-                break;
+            match self.page_is_over(transactors, self.page).await {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    fault = fault.or(Some(error));
+                    if self.stuck.len() == STUCK_PAGES_MAX {
+                        break;
+                    }
+                    self.stuck.insert(self.page);
+                }
             }
             self.page += 1;
             if self.page.is_multiple_of(PAGES_PER_NOTE) {
-                record_progress(transactors, recorded, self.page).await?;
+                record_progress(transactors, recorded, self.finished_to()).await?;
             }
         }
-        record_progress(transactors, recorded, self.page).await
+        record_progress(transactors, recorded, self.finished_to()).await?;
+        fault.map_or(Ok(()), Err)
+    }
+
+    /// Returns the first page that is not finished.
+    fn finished_to(&self) -> u64 {
+        self.stuck.first().copied().unwrap_or(self.page)
     }
 
     /// Adds a mark: this volume server knows all orders on the pages before `next_page` from now
@@ -143,23 +172,29 @@ impl Expiry {
         }
     }
 
-    /// Expires the due orders of the current page. Returns `false` at the first unpaid order that
-    /// may still be paid in time, or if no mark covers the page.
-    async fn page_is_over(&mut self, transactors: &Arc<Transactors>) -> Result<bool, OrderError> {
+    /// Expires the due orders of a page. Returns `false` if an unpaid order may still be paid in
+    /// time, or if no mark covers the page. Returns the first error after the last order, because an
+    /// order that cannot be read or expired must not delay the others.
+    async fn page_is_over(&mut self, transactors: &Arc<Transactors>, page: u64) -> Result<bool, OrderError> {
         let state = transactors.state();
-        let page = self.page;
         while self.marks.front().is_some_and(|mark| mark.end <= page) {
             self.marks.pop_front();
         }
         let Some(mark) = self.marks.front().copied() else {
             return Ok(false);
         };
+        let (mut is_over, mut fault) = (true, None);
         for id in state.storage.arrivals(page)? {
             if !state.slots.has_order(&id) {
                 continue;
             }
-            let Some(order) = state.storage.order(&id)? else {
-                continue;
+            let order = match state.storage.order(&id) {
+                Ok(Some(order)) => order,
+                Ok(None) => continue,
+                Err(error) => {
+                    fault = fault.or(Some(error.into()));
+                    continue;
+                }
             };
             // Orders that were paid or have ended need no expiry.
             let is_unpaid = matches!(order.state, State::Received | State::Reserved | State::Announced);
@@ -168,13 +203,15 @@ impl Expiry {
             }
             let age_then = Duration::from_millis(mark.wall_ms.saturating_sub(order.created_at_ms()));
             if age_then.saturating_add(mark.at.elapsed()) < self.timeout {
-                return Ok(false);
+                is_over = false;
+                continue;
             }
             if matches!(order.state, State::Reserved | State::Announced) {
-                transactors.ask(&id, Ask::Command(Command::Expire)).await?;
+                let expired = transactors.ask(&id, Ask::Command(Command::Expire)).await;
+                fault = fault.or(expired.err());
             }
         }
-        Ok(true)
+        fault.map_or(Ok(is_over), Err)
     }
 }
 

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use super::*;
 use crate::domain::order::OrderId;
 use crate::domain::settlement::Settlement;
+use crate::domain::stock::{Cell, CellStep};
 use crate::volume::remote_stock::Answer;
 use crate::volume::remote_stock::tests::{
     close, level, name, open, orders_where, reserve, rings, stocked, store_where,
@@ -241,6 +242,29 @@ async fn lent_units_are_recalled_for_an_order_and_their_store_is_never_passed_ov
     (back.wanted, back.returned) = (Vec::new(), vec![line(1)]);
     granted(&state, &back).await;
     assert!(reserve(&state, &order, 3, store, 5).await.unwrap());
+    close(&state).await;
+}
+
+#[tokio::test]
+async fn a_lower_quantity_recalls_lent_units() {
+    let (folder, (_, shared)) = (tempfile::tempdir().unwrap(), rings());
+    let state = stocked(folder.path(), &shared).await;
+    state.set_allotments(true);
+    let store = store_where(&shared, true);
+    granted(&state, &request(1, 1, store)).await;
+    let steps = [CellStep {
+        cell: Cell { product: 7, store },
+        by: -5,
+    }];
+    {
+        let mut stock = state.stock();
+        stock.loans().take_recalled();
+        assert!(stock.step(&steps));
+        assert!(stock.loans().take_recalled().contains_key(&store));
+    }
+    // A borrower can get a grant after a recall, so the recall is repeated until it has an effect.
+    state.loans_are_covered().await;
+    assert!(state.stock().loans().take_recalled().contains_key(&store));
     close(&state).await;
 }
 

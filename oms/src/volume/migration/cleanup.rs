@@ -10,6 +10,8 @@
 //!   repeated.
 //! - A volume with such a note accepts no slots of a further migration, so no stale row becomes
 //!   active.
+//! - The orders that stay keep their indices on their pages of arrivals, because the cursors of
+//!   clients contain such indices (`api::params::Position`).
 //! - After each page, the cleanup pauses for as long as the page took, so that orders are not
 //!   delayed.
 
@@ -17,6 +19,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use crate::domain::order::OrderId;
 use crate::error::StorageError;
 use crate::storage::change_feed::Walk;
 use crate::storage::codec;
@@ -30,6 +33,8 @@ use crate::volume::migration::target::blocking;
 const ROWS_READ_MAX: usize = 20_000;
 /// Maximum number of rows that one commit removes or rewrites.
 const ROWS_A_COMMIT: usize = 2_000;
+/// Size of the rows of one commit, in bytes, at which no further row is added to it.
+const BYTES_A_COMMIT: usize = 1 << 20;
 
 /// The origin of the stale rows of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +94,7 @@ struct Page {
 fn page(walk: &mut Walk, slots: &Slots, stale_rows: StaleRows) -> Result<Page, StorageError> {
     let mut batch = WriteBatch::default();
     for _ in 0..ROWS_READ_MAX {
-        if batch.rows().len() >= ROWS_A_COMMIT {
+        if batch.rows().len() >= ROWS_A_COMMIT || batch.bytes() >= BYTES_A_COMMIT {
             break;
         }
         let is_row =
@@ -117,10 +122,10 @@ fn remove_if_stale(
         Table::Arriving => batch.remove(table, key),
         Table::Arrivals => {
             let ids = codec::decode_arrivals(value).map_err(fault)?;
-            let stay: Vec<_> = ids.iter().filter(|id| slots.has_order(id)).collect();
+            let stay = without_stale(&ids, |id| slots.has_order(id));
             if stay.is_empty() {
                 batch.remove(table, key);
-            } else if stay.len() < ids.len() {
+            } else if !stay.iter().copied().eq(&ids) {
                 let mut page = Vec::new();
                 codec::encode_arrivals(stay.into_iter(), &mut page);
                 batch.put_raw(table, key, &page);
@@ -140,4 +145,45 @@ fn remove_if_stale(
         },
     }
     Ok(())
+}
+
+/// Returns a page of arrivals without the ids for which `stays` returns `false`. The other ids keep
+/// their indices: the next id that stays also takes the place of each stale id before it. Lists
+/// skip an id that is followed by the same id. Stale ids at the end of the page are omitted.
+fn without_stale(ids: &[OrderId], stays: impl Fn(&OrderId) -> bool) -> Vec<&OrderId> {
+    let mut next = None;
+    let from_end = ids.iter().rev().filter_map(|id| {
+        if stays(id) {
+            next = Some(id);
+        }
+        next
+    });
+    let mut page: Vec<&OrderId> = from_end.collect();
+    page.reverse();
+    page
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ids_that_stay_on_a_page_keep_their_indices() {
+        for (before, stay, after) in [
+            ("abcd", "cd", "cccd"),
+            ("abcd", "ac", "acc"),
+            ("abcd", "abcd", "abcd"),
+            ("abcd", "", ""),
+            ("cccd", "d", "dddd"),
+            ("acc", "a", "a"),
+        ] {
+            let ids: Vec<OrderId> = before
+                .chars()
+                .map(|letter| OrderId::parse(&letter.to_string()).unwrap())
+                .collect();
+            let page = without_stale(&ids, |id| stay.contains(id.as_str()));
+            let page: String = page.into_iter().map(OrderId::as_str).collect();
+            assert_eq!(page, after, "{before}, of which {stay} stay");
+        }
+    }
 }

@@ -16,23 +16,37 @@ enum Server {
     Current,
     /// A server that appends the new entry.
     Appends,
+    /// A server that appends the new entry, and answers too late.
+    Late,
 }
 
 /// A log with one answer for each attempt to append.
 struct Scripted {
     servers: VecDeque<Server>,
+    /// The entries appended by `Server::Late`.
+    late: Vec<Entry>,
     now: Server,
     changes_of_host: u32,
 }
 
 impl Log for Scripted {
-    fn append<'a>(&'a mut self, _: &'a Entry, _: Option<(u64, u64)>) -> Answer<'a, bool> {
+    fn append<'a>(&'a mut self, entry: &'a Entry, _: Option<(u64, u64)>) -> Answer<'a, bool> {
+        if self.late.contains(entry) {
+            return Box::pin(async { Ok(false) });
+        }
         self.now = self.servers.pop_front().unwrap_or(Server::Appends);
+        if matches!(self.now, Server::Late) {
+            self.late.push(entry.clone());
+            return Box::pin(async { Err(LogError::Unknown("too late".to_owned())) });
+        }
         let appends = matches!(self.now, Server::Appends);
         Box::pin(async move { Ok(appends) })
     }
 
     fn look(&mut self, seq: u64) -> Answer<'_, Option<Entry>> {
+        if let Some(late) = self.late.iter().find(|late| late.seq == seq).cloned() {
+            return Box::pin(async move { Ok(Some(late)) });
+        }
         let is_there = seq == 1 && matches!(self.now, Server::Current);
         let entry = is_there.then(|| Entry {
             seq,
@@ -122,6 +136,7 @@ async fn entries_are_lost_only_if_successive_reads_do_not_show_them() {
         let count = reads.len();
         let mut log = Scripted {
             servers: reads.into(),
+            late: Vec::new(),
             now: Server::Appends,
             changes_of_host: 0,
         };
@@ -135,5 +150,32 @@ async fn entries_are_lost_only_if_successive_reads_do_not_show_them() {
         assert_eq!(settled, expected, "{count} reads");
         assert!(log.servers.is_empty(), "{count} reads");
         assert!(log.changes_of_host >= OLD_ANSWERS_MAX, "{count} reads");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_answers_late_many_times_acknowledges_the_entry_at_last() {
+    let before = Position {
+        seq: 1,
+        epoch: EPOCH,
+        ..Position::default()
+    };
+    let late = 3 * UNACKNOWLEDGED_WHEN_STOPPING;
+    for is_stopping in [false, true] {
+        let mut log = Scripted {
+            servers: vec![Server::Late; late].into(),
+            late: Vec::new(),
+            now: Server::Appends,
+            changes_of_host: 0,
+        };
+        let status = LogStatus::default();
+        if is_stopping {
+            status.stop_waiting();
+        }
+        let entry = BodyWriter::with_capacity(0).seal(&before, EPOCH);
+        match settle(&mut log, before, entry, &status).await {
+            Settled::Durable(position) if !is_stopping => assert_eq!(position.seq, 2 + late as u64),
+            settled => assert_eq!((settled, is_stopping), (Settled::Abandoned, true)),
+        }
     }
 }

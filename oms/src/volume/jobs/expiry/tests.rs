@@ -10,6 +10,7 @@ use crate::outbox::OutboxLimits;
 use crate::runtime::clock::Clock;
 use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
+use crate::storage::write_batch::Table;
 use crate::volume::state::VolumeState;
 
 const TIMEOUT: Duration = Duration::from_secs(900);
@@ -158,6 +159,29 @@ async fn orders_from_the_future_expire_one_timeout_after_the_volume_is_opened() 
     let mut expiry = Expiry::new(&shop.transactors, TIMEOUT);
     expiry.expire_due(&shop.transactors).await.unwrap();
     assert_eq!(shop.state("old"), State::Expired);
+    shop.close().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_order_that_cannot_be_read_delays_no_other_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let shop = Shop::open(folder.path(), BEGIN_MS).await;
+    let mut expiry = Expiry::new(&shop.transactors, TIMEOUT);
+    shop.order("a").await;
+    shop.order("b").await;
+    let mut batch = WriteBatch::default();
+    batch.put_raw(Table::Orders, b"a", &[0xFF]);
+    let permit = shop.transactors.state().storage.permit().await.unwrap();
+    permit.send(batch).durable().await.unwrap();
+    shop.order("c").await;
+    shop.pass(1).await;
+    assert!(expiry.expire_due(&shop.transactors).await.is_err());
+    shop.pass(TIMEOUT.as_secs() + 1).await;
+    for _ in 0..2 {
+        assert!(expiry.expire_due(&shop.transactors).await.is_err());
+    }
+    let states = (shop.state("b"), shop.state("c"));
+    assert_eq!(states, (State::Expired, State::Expired));
     shop.close().await;
 }
 
