@@ -26,10 +26,13 @@ use crate::outbox::slow_start::SlowStart;
 use crate::outbox::{Failure, FailureKind, Job, Kind, MessageState, OutboxLimits};
 
 /// Number of counted failures in a row from which the calls count as failing, if the last of these
-/// calls was a retry.
-/// With few orders, the retries of one message reach this number within seconds, and the number
-/// that opens the breaker after minutes. A healthy warehouse that fails single calls answers other
-/// calls before a retry, so at a high rate three failures in a row are no trouble yet.
+/// failed calls was a retry.
+///
+/// With few orders, the tries of one message reach this number within seconds. They reach the
+/// number that opens the breaker (`OutboxLimits::breaker_failures`) only after minutes. At a high
+/// rate, three first tries in a row may fail by chance, although the warehouse is healthy. Such a
+/// warehouse usually answers other calls before the first retry, and an answer ends the row. So a
+/// row counts as trouble only once its third or a later failure is that of a retry.
 const FAILING_FROM: u32 = 3;
 
 /// The class of a message: fresh or failed. Each class has a schedule of its own.

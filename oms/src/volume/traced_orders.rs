@@ -1,5 +1,6 @@
 //! The traces of orders in progress. With them, a call to the warehouse belongs to the trace of the
-//! latest traced request about its order, usually the request that caused the call.
+//! latest traced command about its order (place, pay, cancel or retry), usually the command that
+//! caused the call. A request that only reads the order does not change its trace.
 //!
 //! **Invariants**
 //! - At most `ORDERS_MAX` orders are kept. A newer order displaces the oldest one.

@@ -292,9 +292,10 @@ fn check_stores(slots: &Slots, stores: &[u32], version: u64) -> Result<(), Probl
 }
 
 /// Applies the lines of a `PATCH`, and returns the number of stores in them. The new quantities
-/// count all deliveries until `arrival`, so a part that is applied twice has the same result. The quantities of
-/// other stores are neither changed nor written. If a product or store is new, the rows of all
-/// stores are read. Each product in `products` gets a cell in every store.
+/// count all deliveries until `arrival`, so a part that is applied twice has the same result.
+///
+/// The quantities of other stores are neither changed nor written. If a product or store is new,
+/// the rows of all stores are read. Each product in `products` gets a cell in every store.
 pub(super) async fn change(
     app: Arc<App>,
     cells: Vec<[u32; 3]>,

@@ -13,7 +13,7 @@
 //!
 //! **Invariants**
 //! - Every queue is bounded. A full queue of requests refuses further requests. A full queue of
-//!   answers ends the connection.
+//!   answers ends the connection after the frame that is being written.
 //! - A repeated frame is dropped, and a missing frame ends the connection (`frame`).
 //! - Requests are idempotent, so a caller that gets no answer may send its request again.
 //!

@@ -7,7 +7,8 @@
 //! - While `IN_PROGRESS_MAX` or more requests of a connection are in progress, no further frame is
 //!   read. Then the queue of the requesting node fills up and refuses further requests.
 //! - If `QUEUE_BYTES_MAX` or more bytes of answers are waiting because the other end does not read,
-//!   the next answer closes the connection.
+//!   the next answer closes the queue. The connection then ends once the frame that is being
+//!   written is sent.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -86,7 +87,8 @@ impl Caller {
         match pushed {
             Ok(()) | Err(Refused::Closed) => {}
             // The answer is lost, and the sender of the request would wait until its deadline.
-            // Closing the connection makes the request fail at once.
+            // Closing the queue ends the connection as soon as the frame that is being written is
+            // sent. Then the request fails.
             Err(Refused::Full | Refused::TooLarge) => queue.close(),
         }
     }

@@ -176,7 +176,7 @@ async fn send_one(transactors: Arc<Transactors>, wms: Arc<dyn Warehouse>, job: J
     state.message_due.notify_one();
 }
 
-/// Sends a message as part of `trace`, the trace of the latest traced request about the order.
+/// Sends a message as part of `trace`, the trace of the latest traced command about the order.
 async fn send_traced(trace: TraceContext, wms: &dyn Warehouse, kind: Kind, order: &Order) -> Answer {
     let span = trace.child();
     let started = SystemTime::now();

@@ -173,8 +173,9 @@ impl Expiry {
     }
 
     /// Expires the due orders of a page. Returns `false` if an unpaid order may still be paid in
-    /// time, or if no mark covers the page. Returns the first error after the last order, because an
-    /// order that cannot be read or expired must not delay the others.
+    /// time, or if no mark covers the page. After an error it continues with the next order, so
+    /// that an order that cannot be read or expired delays no other order. Then it returns the
+    /// first error.
     async fn page_is_over(&mut self, transactors: &Arc<Transactors>, page: u64) -> Result<bool, OrderError> {
         let state = transactors.state();
         while self.marks.front().is_some_and(|mark| mark.end <= page) {
