@@ -174,8 +174,9 @@ mod tests {
             folder: PathBuf::new(),
             user: user_in("nobody:x:65534:65534:nobody:/:/bin/false\n", "nobody"),
         };
-        // A temporary folder is open to its owner only.
         let folder = tempfile::tempdir().unwrap();
+        let owner_only = std::os::unix::fs::PermissionsExt::from_mode(0o700);
+        std::fs::set_permissions(folder.path(), owner_only).unwrap();
         assert!(!binaries.can_enter(folder.path()).unwrap());
         assert!(binaries.can_enter(Path::new("/")).unwrap());
     }
