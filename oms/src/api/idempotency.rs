@@ -261,26 +261,15 @@ fn replay(kept: KeptAnswer) -> Response<AnswerBody> {
 
 #[cfg(test)]
 mod tests {
-    use parking_lot::RwLock;
-
     use super::*;
     use crate::domain::order::Line;
-    use crate::domain::sales::Statistics;
-    use crate::runtime::metrics::Metrics;
     use crate::volume::transactor::tests::{close, transactors};
 
     #[tokio::test]
     async fn a_key_stays_claimed_until_the_answer_is_stored_even_without_the_client() {
         let folder = tempfile::tempdir().unwrap();
         let transactors = transactors(folder.path(), 5).await;
-        let statistics = Arc::new(RwLock::new(Statistics::default()));
-        let app = App::new(
-            "a".to_owned(),
-            Arc::clone(&transactors),
-            statistics,
-            &Metrics::default(),
-        );
-        let app = Arc::new(app);
+        let app = Arc::new(App::of(&transactors));
         let place = |body: &'static str| {
             Commanded::new(OrderCommand {
                 order: OrderId::parse("17").unwrap(),

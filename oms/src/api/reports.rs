@@ -149,11 +149,7 @@ pub(super) async fn retry(app: &App, order: &OrderId, kind: Kind) -> Result<Json
 
 #[cfg(test)]
 mod tests {
-    use parking_lot::RwLock;
-
     use super::*;
-    use crate::domain::sales::Statistics;
-    use crate::runtime::metrics::Metrics;
     use crate::storage::write_batch::WriteBatch;
     use crate::volume::transactor::tests::{close, transactors};
 
@@ -161,13 +157,7 @@ mod tests {
     async fn a_page_of_a_volume_has_all_reservations_of_its_first_orders() {
         let folder = tempfile::tempdir().unwrap();
         let transactors = transactors(folder.path(), 5).await;
-        let statistics = Arc::new(RwLock::new(Statistics::default()));
-        let app = App::new(
-            "a".to_owned(),
-            Arc::clone(&transactors),
-            statistics,
-            &Metrics::default(),
-        );
+        let app = App::of(&transactors);
         let id = |text: &str| OrderId::parse(text).unwrap();
         let lines = [Line { id: 7, quantity: 1 }];
         let mut batch = WriteBatch::default();

@@ -69,6 +69,17 @@ impl App {
         }
     }
 
+    /// Creates the shared state of the volume `a`, without statistics.
+    #[cfg(test)]
+    pub(crate) fn of(transactors: &Arc<Transactors>) -> App {
+        App::new(
+            "a".to_owned(),
+            Arc::clone(transactors),
+            Arc::new(RwLock::new(Statistics::default())),
+            &Metrics::default(),
+        )
+    }
+
     pub(crate) fn state(&self) -> &Arc<VolumeState> {
         self.transactors.state()
     }

@@ -9,8 +9,8 @@
 //! - If a ring changes slots for which the server has not prepared, or both adds and removes slots,
 //!   the server stops, and a new server is started from the volume. The same happens if the commit
 //!   of activated slots fails.
-//! - Each step of a migration whose commit failed, for example on a full disk, is repeated: the
-//!   removal of seals by the reconciler, the removal of stale rows by the cleanup.
+//! - A step of a migration with a failed commit, for example on a full disk, is repeated. The
+//!   reconciler repeats the removal of seals, and the cleanup that of stale rows.
 //!
 //! Deliberately absent: the choice of the volumes to serve, which the reconciler applies.
 

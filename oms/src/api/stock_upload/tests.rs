@@ -4,18 +4,15 @@
 use std::path::Path;
 
 use axum::http::StatusCode;
-use parking_lot::RwLock;
 
 use super::apply::Prepared;
 use super::*;
 use crate::api::fast_path::Entrance;
 use crate::api::request::VolumeOperation;
 use crate::domain::order::{Line, OrderId};
-use crate::domain::sales::Statistics;
 use crate::domain::stock::Delivery;
 use crate::outbox::OutboxLimits;
 use crate::runtime::clock::Clock;
-use crate::runtime::metrics::Metrics;
 use crate::storage::owned_slots::Slots;
 use crate::storage::volume::Volume;
 use crate::storage::write_batch::WriteBatch;
@@ -32,12 +29,7 @@ pub(super) fn open(folder: &Path) -> Arc<App> {
     let loaded = storage.load(&slots).unwrap();
     let limits = OutboxLimits::default();
     let state = VolumeState::new(storage, slots, loaded, limits, Clock::System, None);
-    Arc::new(App::new(
-        "a".to_owned(),
-        Transactors::new(Arc::new(state)),
-        Arc::new(RwLock::new(Statistics::new(Default::default()))),
-        &Metrics::default(),
-    ))
+    Arc::new(App::of(&Transactors::new(Arc::new(state))))
 }
 
 pub(super) async fn close(app: Arc<App>) {
