@@ -145,7 +145,10 @@ impl RemoteVolumes for RemoteVolumeClient {
                 let found = match topology.servers.get(volume) {
                     Some(server) => Found::First(server.app.state().find_store(order, lines, epoch)?),
                     None if is_repeated => Found::NotKnown,
-                    None => StockCopies::first_store(&cluster, volume, epoch.0, &demands),
+                    None => {
+                        let below = earlier(first, below);
+                        StockCopies::first_store(&cluster, volume, epoch.0, &demands, below)
+                    }
                 };
                 match found {
                     Found::First(store) => first = earlier(first, store),

@@ -100,12 +100,14 @@ impl StockCopies {
     }
 
     /// Searches the copy of a volume for the store with the lowest id that has these units, under
-    /// the ring of this epoch. `demands` names each product once. Begins a copy if there is none.
+    /// the ring of this epoch. `demands` names each product once. The result may lack a store with
+    /// the id `below` or higher. Begins a copy if there is none.
     pub(crate) fn first_store(
         cluster: &Arc<ClusterHandle>,
         volume: &NodeName,
         epoch: u64,
         demands: &[Line],
+        below: Option<u32>,
     ) -> Found {
         let known = cluster.stock_copies.copies().get(volume).cloned();
         let Some(copy) = known else {
@@ -117,7 +119,9 @@ impl StockCopies {
         content.looked_at = now;
         let is_current = content.as_of.is_some_and(|as_of| now < as_of + COPY_AGE_MAX);
         if is_current && content.epoch == epoch {
-            Found::First(content.matrix.first_store(demands))
+            let lowest = content.matrix.stores().first();
+            let has_lower = lowest.is_some_and(|lowest| below.is_none_or(|below| *lowest < below));
+            Found::First(has_lower.then(|| content.matrix.first_store(demands)).flatten())
         } else {
             Found::NotKnown
         }

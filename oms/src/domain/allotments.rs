@@ -18,7 +18,7 @@
 //! Deliberately absent: rows, messages and clocks (`volume::borrowing`). Times are monotonic
 //! milliseconds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use imt_ring::NodeName;
@@ -54,11 +54,11 @@ const SPENT_MAX: usize = if cfg!(test) { 3 } else { 1_024 };
 const SPENT_LINES_MAX: usize = 64 << 10;
 /// Number of orders to be entered at which a request is sent at once, instead of after
 /// `ENTER_WITHIN_MS`.
-const SPENT_SOON: usize = 256;
+const SPENT_SOON: usize = 1_024;
 /// Minimum interval of new requests about one store, in milliseconds. It does not apply while
 /// requests return all units of the store, if `SPENT_SOON` orders are to be entered, or if a
 /// request must be sent (`must_ask`).
-const ENTER_WITHIN_MS: u64 = 100;
+const ENTER_WITHIN_MS: u64 = 200;
 /// Time without an order that uses a store, after which all borrowed units of the store are
 /// returned, in milliseconds.
 const IDLE_MS: u64 = 1_000;
@@ -78,7 +78,7 @@ struct Cell {
 /// The borrowed units of one store, and the state of the requests to its owner.
 #[derive(Debug, Default)]
 struct Allotment {
-    cells: BTreeMap<u32, Cell>,
+    cells: HashMap<u32, Cell>,
     /// Recalled units, which the next request returns.
     recalled: BTreeMap<u32, u32>,
     /// Products with few usable units. The next request asks for more units of them, up to the
@@ -549,6 +549,8 @@ impl Allotments {
                     });
                 }
             }
+            // Sorted, because a simulation needs the same sequence in each run.
+            returned.sort_unstable_by_key(|line| line.id);
             allotment.low.clear();
             allotment.asks_all = true;
         } else if can_borrow {

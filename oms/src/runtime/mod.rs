@@ -24,6 +24,23 @@ pub(crate) mod watch;
 
 use tokio::task::JoinHandle;
 
+/// Maximum number of rounds of `gather`.
+const GATHER_ROUNDS_MAX: usize = 16;
+
+/// Lets all tasks that are ready run, again and again as long as each round increases the number
+/// that `progress` returns, for at most `GATHER_ROUNDS_MAX` rounds. So work that is done for many
+/// tasks at a time, such as a sync, waits for the tasks that are ready, and for no timer.
+pub(crate) async fn gather(progress: impl Fn() -> usize) {
+    let mut known = progress();
+    for _ in 0..GATHER_ROUNDS_MAX {
+        tokio::task::yield_now().await;
+        let before = std::mem::replace(&mut known, progress());
+        if known == before {
+            return;
+        }
+    }
+}
+
 /// Starts a task of this process.
 pub(crate) fn spawn<F>(task: F) -> JoinHandle<F::Output>
 where
@@ -85,4 +102,42 @@ pub(crate) fn random_share() -> f64 {
         return process.dice().share();
     }
     rand::random()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Starts a task that adds 1 to the number in each of its rounds.
+    fn start_counting(number: &Arc<AtomicUsize>, rounds: usize) -> JoinHandle<()> {
+        let number = Arc::clone(number);
+        tokio::spawn(async move {
+            for _ in 0..rounds {
+                number.fetch_add(1, Ordering::Relaxed);
+                tokio::task::yield_now().await;
+            }
+        })
+    }
+
+    #[tokio::test]
+    async fn gather_ends_with_the_first_round_without_progress() {
+        let number = Arc::new(AtomicUsize::new(0));
+        let counting = start_counting(&number, 5);
+        gather(|| number.load(Ordering::Relaxed)).await;
+        assert_eq!(number.load(Ordering::Relaxed), 5);
+        counting.await.unwrap();
+        gather(|| number.load(Ordering::Relaxed)).await;
+    }
+
+    #[tokio::test]
+    async fn gather_ends_although_progress_goes_on() {
+        let number = Arc::new(AtomicUsize::new(0));
+        let counting = start_counting(&number, usize::MAX);
+        gather(|| number.load(Ordering::Relaxed)).await;
+        assert!(number.load(Ordering::Relaxed) <= GATHER_ROUNDS_MAX + 1);
+        counting.abort();
+    }
 }

@@ -2,9 +2,9 @@
 //! or with one entry of the volume's log in an engine.
 //!
 //! A commit costs as much processor time as several orders: two thread switches and a sync. So the
-//! first batch does not wake the thread at once. `Bell` wakes it after the tasks that are ready to
-//! run have queued their batches. No timer delays a commit, so a batch that is alone waits for
-//! these tasks only.
+//! first batch does not wake the thread at once. `Bell` wakes it once the tasks that are ready to
+//! run queue no further batches. No timer delays a commit, so a batch that is alone waits for these
+//! tasks only.
 //!
 //! **Invariants**
 //! - Batches are committed in the order of their submission.
@@ -14,7 +14,7 @@
 //!
 //! Deliberately absent: the content of the batches (`write_batch`) and the fence (`fence`).
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{JoinHandle, Thread};
 
@@ -22,6 +22,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::error::StorageError;
+use crate::runtime;
 use crate::storage::log::writer::LogWriter;
 use crate::storage::tables::VolumeTables;
 use crate::storage::write_batch::WriteBatch;
@@ -163,11 +164,14 @@ impl Permit<'_> {
 /// Wakes the committer's thread when batches wait.
 ///
 /// A runtime task rings the bell once for all batches queued since its last ring. Before each ring,
-/// it yields once to the tasks that are ready to run, so that their batches join the same group.
+/// it yields to the tasks that are ready to run, as long as they queue further batches
+/// (`runtime::gather`). So these batches join the same group.
 #[derive(Default)]
 struct Bell {
     /// `true` from the first queued batch until the runtime task rings the bell.
     is_called: AtomicBool,
+    /// Number of batches that were queued so far.
+    queued: AtomicUsize,
     /// `true` from a ring of the bell until the thread looks into the queue.
     has_rung: AtomicBool,
     has_ended: AtomicBool,
@@ -182,6 +186,7 @@ struct Bell {
 impl Bell {
     /// Requests a ring of the bell for a batch that was just queued.
     fn call(&self) {
+        self.queued.fetch_add(1, Ordering::Relaxed);
         if self.is_direct.load(Ordering::Acquire) {
             self.ring();
         } else if !self.is_called.swap(true, Ordering::AcqRel) {
@@ -213,7 +218,7 @@ impl Ringer {
         let bell = &self.0;
         while !bell.has_ended.load(Ordering::Acquire) {
             bell.called.notified().await;
-            tokio::task::yield_now().await;
+            runtime::gather(|| bell.queued.load(Ordering::Relaxed)).await;
             // The flag is cleared before the thread reads the queue. So a batch that the thread
             // misses sets the flag again and causes another ring.
             bell.is_called.store(false, Ordering::Release);

@@ -163,7 +163,8 @@ impl VolumeState {
         };
         let entered = entered.into_iter().map(|spent| {
             batch.reserve_for(&spent.order, *store, &spent.lines, Some(spent.nonce));
-            let mut now = RemoteReservation::new(&spent.lines, spent.nonce);
+            // The order is durable at the borrower, so its volume need not be asked.
+            let mut now = RemoteReservation::confirmed(&spent.lines, spent.nonce);
             now.is_changing = true;
             Entered {
                 before: remote_reservations.insert(&spent.order, *store, now),
@@ -242,8 +243,6 @@ impl VolumeState {
             if let Some(now) = remote_reservations.get_mut(&spent.order, store) {
                 now.is_changing = false;
             }
-            // The order is durable at the borrower, so the reservation is confirmed at once.
-            remote_reservations.confirm(&spent.order, store, spent.nonce);
             if let Some(before) = before {
                 stock.release(store, before.lines());
             }

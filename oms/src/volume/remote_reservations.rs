@@ -46,6 +46,14 @@ impl RemoteReservation {
         }
     }
 
+    /// Creates the reservation of an order that is known to be durable.
+    pub(crate) fn confirmed(lines: &[Line], nonce: u64) -> RemoteReservation {
+        RemoteReservation {
+            is_confirmed: true,
+            ..RemoteReservation::new(lines, nonce)
+        }
+    }
+
     /// Returns the reserved products and quantities.
     pub(crate) fn lines(&self) -> &[Line] {
         &self.lines
@@ -180,7 +188,9 @@ impl RemoteReservations {
         store: u32,
         reservation: RemoteReservation,
     ) -> Option<RemoteReservation> {
-        self.unconfirmed.push((store, order.clone()));
+        if !reservation.is_confirmed {
+            self.unconfirmed.push((store, order.clone()));
+        }
         self.by_store
             .entry(store)
             .or_default()

@@ -4,6 +4,7 @@
 //! cargo run --profile dist -p imt-benches --bin nodes
 //! cargo run --profile dist -p imt-benches --bin nodes -- --nodes 1,2,4,8 --share 0.1 --mix
 //! cargo run --profile dist -p imt-benches --bin nodes -- --route
+//! cargo run --profile dist -p imt-benches --bin nodes -- --route --apart
 //! ```
 //!
 //! Each node is a process in a cpu group (module `group`) of its own. Clients are spread evenly
@@ -95,6 +96,12 @@ struct Arguments {
     #[arg(long)]
     route: bool,
 
+    /// Start nodes that know nothing of each other, each with all slots and a stock of its own. The
+    /// load is unchanged: with `--route`, each request goes to the owner that a ring of these nodes
+    /// names. The rows show the costs of the machine and of the load, without those of a cluster.
+    #[arg(long)]
+    apart: bool,
+
     /// Folder for the volumes, on the disk to be measured; data of earlier runs is deleted.
     #[arg(long, default_value = "target/benchmarks/nodes")]
     dir: PathBuf,
@@ -150,10 +157,11 @@ fn run(arguments: &Arguments) -> Outcome<()> {
         } else {
             "orders alone"
         },
-        if arguments.route {
-            "sent to their owners"
-        } else {
-            "sent to any node"
+        match (arguments.route, arguments.apart) {
+            (true, false) => "sent to their owners",
+            (true, true) => "sent to the owners of a ring, nodes without a cluster",
+            (false, false) => "sent to any node",
+            (false, true) => "sent to any node, nodes without a cluster",
         }
     );
     println!(
@@ -206,14 +214,23 @@ fn measure(arguments: &Arguments, count: usize, connections: usize) -> Outcome<R
                 None
             }
         };
+        let data = match arguments.apart {
+            true => data.join(format!("n{number}")),
+            false => data.clone(),
+        };
         nodes.push(Node::start(number, &data, !arguments.no_allotments, group)?);
     }
-    wait_for_shares(&data, count)?;
-    put_stock(nodes[0].address)?;
     let addresses: Vec<SocketAddr> = nodes.iter().map(|node| node.address).collect();
-    let owners = match arguments.route {
-        true => Some(Arc::new(routes::read(nodes[0].address)?)),
-        false => None,
+    if arguments.apart {
+        addresses.iter().try_for_each(|address| put_stock(*address))?;
+    } else {
+        wait_for_shares(&data, count)?;
+        put_stock(addresses[0])?;
+    }
+    let owners = match (arguments.route, arguments.apart) {
+        (true, true) => Some(Arc::new(routes::of_nodes(&addresses)?)),
+        (true, false) => Some(Arc::new(routes::read(addresses[0])?)),
+        (false, _) => None,
     };
     let targets = Targets {
         addresses,

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use imt_benches::Outcome;
-use imt_ring::Ring;
+use imt_ring::{Member, Options, Ring};
 use serde::Deserialize;
 
 use crate::load::Owners;
@@ -33,7 +33,7 @@ pub(crate) fn read(node: SocketAddr) -> Outcome<Owners> {
     let (_, body) = answer.split_once("\r\n\r\n").ok_or("GET /ring has no answer")?;
     let document: RingDocument =
         serde_json::from_str(body).map_err(|error| format!("GET /ring of {node}: {error}"))?;
-    let address = |member: &imt_ring::Member| {
+    let address = |member: &Member| {
         let owner = document.owners.get(member.name().as_str());
         let owner = owner.ok_or_else(|| format!("nobody serves {}", member.name()))?;
         Ok(owner.address)
@@ -42,5 +42,16 @@ pub(crate) fn read(node: SocketAddr) -> Outcome<Owners> {
     Ok(Owners {
         addresses: addresses?,
         ring: document.ring,
+    })
+}
+
+/// Returns a ring in which each address is a member, for nodes that know nothing of each other.
+pub(crate) fn of_nodes(addresses: &[SocketAddr]) -> Outcome<Owners> {
+    let members: Result<Vec<Member>, _> = (0..addresses.len())
+        .map(|number| Member::new(format!("n{number:03}")))
+        .collect();
+    Ok(Owners {
+        ring: Ring::bootstrap(members?, Options::default())?,
+        addresses: addresses.to_vec(),
     })
 }

@@ -2,7 +2,8 @@
 //! written share the next frame, until that frame is full.
 //!
 //! Messages are encoded into their frame at once, so a waiting message needs no memory besides its
-//! bytes. No timer delays a message. The queue is bounded in bytes. While it is full, it refuses
+//! bytes. The first message of a frame waits for the tasks that are ready to run, as long as they add
+//! further messages. No timer delays a message. The queue is bounded in bytes. While it is full, it refuses
 //! further messages.
 
 use std::collections::VecDeque;
@@ -14,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::cluster::channel::LinkError;
 use crate::cluster::channel::frame::{self, FrameSink, HEADER_BYTES, PAYLOAD_BYTES_MAX};
+use crate::runtime;
 use crate::runtime::metrics::ChannelCounters;
 
 /// Size in bytes at which a frame is full and the next message begins another frame. Thus the
@@ -147,8 +149,8 @@ impl FrameQueue {
                 }
             }
             self.called.notified().await;
-            // The yield lets all tasks that are ready to run add their messages to this frame.
-            tokio::task::yield_now().await;
+            // All tasks that are ready to run add their messages to this frame.
+            runtime::gather(|| self.waiting().bytes).await;
         }
     }
 
@@ -343,6 +345,29 @@ mod tests {
         queue.close();
         assert_eq!(queue.push(|bytes| bytes.push(0)), Err(Refused::Closed));
         assert_eq!(queue.next().await, None);
+    }
+
+    /// Each task becomes ready when the one before has added its message.
+    #[tokio::test]
+    async fn tasks_that_become_ready_one_after_the_other_share_a_frame() {
+        let queue = Arc::new(FrameQueue::new(1 << 20, Arc::default()));
+        let sender = start_sender(&queue);
+        let mut tasks = tokio::task::JoinSet::new();
+        for number in 0..8u8 {
+            let queue = Arc::clone(&queue);
+            tasks.spawn(async move {
+                for _ in 0..number {
+                    tokio::task::yield_now().await;
+                }
+                queue.push(|bytes| bytes.push(number)).unwrap();
+            });
+        }
+        tasks.join_all().await;
+        while !queue.waiting().frames.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        queue.close();
+        assert_eq!(sender.await.unwrap().len(), 1);
     }
 
     #[tokio::test]
