@@ -19,3 +19,4 @@ pub(crate) mod reconciler;
 pub(crate) mod remote_volumes;
 pub(crate) mod stock_copies;
 pub(crate) mod topology;
+mod volume_steps;

@@ -128,15 +128,6 @@ impl Param<'_> {
 /// The SQL text of a statement, and its parameters.
 pub(crate) type Statement<'a> = (&'a str, &'a [Param<'a>]);
 
-/// The behaviour of a transaction if its first statement affects no row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OnNone {
-    /// The transaction continues with its further statements and is committed.
-    Continue,
-    /// The transaction is rolled back before its second statement.
-    RollBack,
-}
-
 /// A row of a result. Its methods return the value of a column by index.
 #[derive(Debug)]
 pub(crate) struct Row(tokio_postgres::Row);
@@ -340,13 +331,11 @@ impl Session {
     }
 
     /// Executes statements in one transaction, and returns the number of rows that each of them
-    /// affected. With `OnNone::Continue`, all statements are sent at once. With `OnNone::RollBack`,
-    /// the further statements are sent after the answer to the first one. If the first one then
-    /// affects no row, the transaction is rolled back and the result is `[0]`.
+    /// affected. The further statements are sent after the answer to the first one. If the first
+    /// one affects no row, the transaction is rolled back and the result is `[0]`.
     pub(crate) async fn transaction(
         &mut self,
         statements: &[Statement<'_>],
-        on_none: OnNone,
         timeout: Duration,
     ) -> Result<Vec<u64>, SessionError> {
         for (_, params) in statements {
@@ -356,47 +345,30 @@ impl Session {
         let open = self.begin(deadline).await?;
         let client = &open.client;
         let work = async {
-            let begin = async { client.batch_execute("BEGIN").await.map(|()| 0) };
-            let commit = async { client.batch_execute("COMMIT").await.map(|()| 0) };
-            let mut affected: Vec<u64> = Vec::with_capacity(statements.len());
-            let mut rest = statements;
-            if on_none == OnNone::RollBack
-                && let Some((first, others)) = statements.split_first()
-            {
-                let (begun, first) = futures_util::join!(begin, execute(client, *first));
-                begun?;
-                affected.push(match first {
-                    Ok(affected) => affected,
-                    Err(error) => {
-                        client.batch_execute("ROLLBACK").await?;
-                        return Err(ReadFault::Postgres(error));
-                    }
-                });
-                if affected == [0] {
-                    client.batch_execute("ROLLBACK").await?;
-                    return Ok(affected);
-                }
-                rest = others;
-                let (others, committed) = futures_util::join!(
-                    join_all(rest.iter().map(|statement| execute(client, *statement))),
-                    commit
-                );
-                for other in others {
-                    affected.push(other?);
-                }
-                committed?;
-                return Ok(affected);
-            }
+            let Some((first, others)) = statements.split_first() else {
+                return Ok(Vec::new());
+            };
             // `join!` and `join_all` poll their futures in order, so the statements are sent in
             // order.
-            let (begun, all, committed) = futures_util::join!(
-                begin,
-                join_all(rest.iter().map(|statement| execute(client, *statement))),
-                commit
-            );
+            let (begun, first) = futures_util::join!(client.batch_execute("BEGIN"), execute(client, *first));
             begun?;
-            for one in all {
-                affected.push(one?);
+            let mut affected = vec![match first {
+                Ok(affected) => affected,
+                Err(error) => {
+                    client.batch_execute("ROLLBACK").await?;
+                    return Err(ReadFault::Postgres(error));
+                }
+            }];
+            if affected == [0] {
+                client.batch_execute("ROLLBACK").await?;
+                return Ok(affected);
+            }
+            let (others, committed) = futures_util::join!(
+                join_all(others.iter().map(|statement| execute(client, *statement))),
+                client.batch_execute("COMMIT")
+            );
+            for other in others {
+                affected.push(other?);
             }
             committed?;
             Ok(affected)

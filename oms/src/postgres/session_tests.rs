@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::postgres::{EngineUrl, OnNone, Param, Session, SessionError};
+use crate::postgres::{EngineUrl, Param, Session, SessionError};
 use crate::runtime;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -79,21 +79,17 @@ async fn a_transaction_applies_all_of_its_statements_or_none() {
     let count = format!("SELECT count(*) FROM {table}");
     let (one, two) = ([Param::Int8(1)], [Param::Int8(2)]);
     let both = [(insert.as_str(), &one[..]), (insert.as_str(), &two[..])];
-    let transaction = session.transaction(&both[..1], OnNone::RollBack, TIMEOUT).await;
+    let transaction = session.transaction(&both[..1], TIMEOUT).await;
     assert_eq!(transaction, Ok(vec![1]));
-    let stopped = session.transaction(&both, OnNone::RollBack, TIMEOUT).await;
+    let stopped = session.transaction(&both, TIMEOUT).await;
     assert_eq!(stopped, Ok(vec![0]), "the first statement affects no row");
     let rows = session.query(&count, &[], TIMEOUT).await.unwrap();
     assert_eq!(rows[0].int8(0), Ok(1));
     let failing = [(insert.as_str(), &two[..]), (plain.as_str(), &one[..])];
-    for on_none in [OnNone::Continue, OnNone::RollBack] {
-        let refused = session.transaction(&failing, on_none, TIMEOUT).await.unwrap_err();
-        assert!(matches!(refused, SessionError::Refused { code, .. } if code == "23505"));
-        let rows = session.query(&count, &[], TIMEOUT).await.unwrap();
-        assert_eq!(rows[0].int8(0), Ok(1), "{on_none:?}");
-    }
-    let continued = session.transaction(&both, OnNone::Continue, TIMEOUT).await;
-    assert_eq!(continued, Ok(vec![0, 1]));
+    let refused = session.transaction(&failing, TIMEOUT).await.unwrap_err();
+    assert!(matches!(refused, SessionError::Refused { code, .. } if code == "23505"));
+    let rows = session.query(&count, &[], TIMEOUT).await.unwrap();
+    assert_eq!(rows[0].int8(0), Ok(1));
     assert_eq!(session.connections(), 1);
     let drop = format!("DROP TABLE {table}");
     session.batch(&drop, TIMEOUT).await.unwrap();

@@ -129,7 +129,7 @@ impl Log for SimLog {
         self.client.next_host();
     }
 
-    fn remove(&mut self) -> Answer<'_, ()> {
-        Box::pin(async move { self.write(Statement::Remove).await.map(drop) })
+    fn remove(&mut self, epoch: u64) -> Answer<'_, ()> {
+        Box::pin(async move { self.write(Statement::Remove { epoch }).await.map(drop) })
     }
 }

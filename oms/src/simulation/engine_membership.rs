@@ -206,10 +206,6 @@ impl SimBackend {
         // different orders.
         SimClient::watched(Arc::clone(engine), self.id % SERVERS, on_done)
     }
-
-    fn copy_folder(&self, volume: &str) -> PathBuf {
-        self.folder.join(volume)
-    }
 }
 
 impl Backend for SimBackend {
@@ -247,12 +243,16 @@ impl Backend for SimBackend {
     }
 
     fn open_copy(&self, volume: &str) -> Result<Cache, StorageError> {
-        Cache::open(self.options.clone(), &self.copy_folder(volume))
+        Cache::open(self.options.clone(), &self.folder_of_copy(volume))
     }
 
     fn remove_copy(&self, volume: &str) -> io::Result<()> {
-        self.disk.remove_folder(&self.copy_folder(volume));
+        self.disk.remove_folder(&self.folder_of_copy(volume));
         Ok(())
+    }
+
+    fn folder_of_copy(&self, volume: &str) -> PathBuf {
+        self.folder.join(volume)
     }
 }
 

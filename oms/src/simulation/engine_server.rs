@@ -346,7 +346,12 @@ impl Server {
                 let last = (*last).min(kept_from.saturating_sub(2));
                 Ok((Change::Trim { volume, last }, 1))
             }
-            _ => Ok((Change::Remove { volume }, 1)),
+            Statement::Remove { epoch } => match newest {
+                Some(newest) if newest.head.epoch == *epoch => Ok((Change::Remove { volume }, 1)),
+                _ => Err(Write::NoRow),
+            },
+            // `try_write` and the begin of this function handle the other statements.
+            _ => Err(Write::NoRow),
         }
     }
 }
@@ -375,7 +380,9 @@ pub(super) enum Statement {
     Trim {
         last: u64,
     },
-    Remove,
+    Remove {
+        epoch: u64,
+    },
     /// Writes the first state of a cluster.
     First {
         row: ClusterRow,

@@ -80,7 +80,7 @@ impl Checkpointer {
             match self.pass(acknowledged).await {
                 Ok(_) => {}
                 Err(CatchUpError::Log(error)) => tracing::warn!(volume, %error, "checkpoint not made"),
-                Err(CatchUpError::Differs(_)) => {}
+                Err(CatchUpError::Differs(_) | CatchUpError::Stopped) => {}
                 Err(CatchUpError::Storage(error)) => {
                     tracing::error!(volume, %error, "checkpoints ended: the log cannot be read");
                     return;

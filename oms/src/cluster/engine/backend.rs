@@ -62,6 +62,9 @@ pub(crate) trait Backend: Send + Sync {
 
     /// Removes the local copy of a volume.
     fn remove_copy(&self, volume: &str) -> io::Result<()>;
+
+    /// Returns the folder of the local copy of a volume, for error messages.
+    fn folder_of_copy(&self, volume: &str) -> PathBuf;
 }
 
 /// PostgreSQL servers, and folders with copies of volumes.
@@ -118,10 +121,6 @@ impl Postgres {
         }
     }
 
-    fn copy_folder(&self, volume: &str) -> PathBuf {
-        copy_folder(&self.data, &self.node, volume)
-    }
-
     fn tables_within(&self, purpose: &'static str, timeout: Duration) -> Box<dyn ClusterTables> {
         Box::new(SqlTables::new(Arc::clone(&self.url), purpose, timeout))
     }
@@ -165,11 +164,15 @@ impl Backend for Postgres {
     }
 
     fn open_copy(&self, volume: &str) -> Result<Cache, StorageError> {
-        open_copy(&self.copy_folder(volume))
+        open_copy(&self.folder_of_copy(volume))
     }
 
     fn remove_copy(&self, volume: &str) -> io::Result<()> {
-        std::fs::remove_dir_all(self.copy_folder(volume))
+        std::fs::remove_dir_all(self.folder_of_copy(volume))
+    }
+
+    fn folder_of_copy(&self, volume: &str) -> PathBuf {
+        copy_folder(&self.data, &self.node, volume)
     }
 }
 

@@ -420,7 +420,10 @@ async fn rows_and_log_together_fill_a_copy_and_old_entries_are_trimmed() {
         .map(|id| id.to_string().into_bytes())
         .collect();
     assert_eq!(keys, expected);
-    reader.remove().await.unwrap();
+    let epoch = reader.head().await.unwrap().unwrap().epoch;
+    reader.remove(epoch - 1).await.unwrap();
+    assert_eq!(reader.newest().await.unwrap().seq, writer.status().acknowledged());
+    reader.remove(epoch).await.unwrap();
     assert_eq!(reader.head().await.unwrap(), None);
     assert!(matches!(writer.append(body(99)).await, Err(StorageError::Stale)));
 }

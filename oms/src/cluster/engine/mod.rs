@@ -97,8 +97,8 @@ pub(crate) struct EngineCluster {
     followers: Followers,
     /// Volumes that wait for the end of their former server's lease.
     waiting: parking_lot::Mutex<BTreeMap<NodeName, Waiting>>,
-    /// For each volume that this process has opened and not released since: the epoch under which
-    /// it was opened.
+    /// For each volume that this process has opened and not removed since: the epoch under which it
+    /// was opened last.
     epochs: parking_lot::Mutex<BTreeMap<NodeName, u64>>,
     /// Number of attempts to open a volume that failed although no former server of the volume had
     /// a lease. It selects the host of the engine that the next attempt tries first.

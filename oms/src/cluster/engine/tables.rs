@@ -19,7 +19,7 @@ use std::time::Duration;
 use crate::cluster::engine::beat::Beat;
 use crate::cluster::engine::schema;
 use crate::cluster::{ClusterState, NodeInfo};
-use crate::postgres::{EngineUrl, OnNone, Param, Row, Session, SessionError};
+use crate::postgres::{EngineUrl, Param, Row, Session, SessionError};
 
 /// Maximum size of the state in bytes. With 16,384 slots it has about 400 KB.
 const STATE_BYTES_MAX: usize = 64 * 1_024 * 1_024;
@@ -369,7 +369,7 @@ impl ClusterTables for SqlTables {
             ];
             let affected = self
                 .session
-                .transaction(&statements, OnNone::RollBack, self.timeout)
+                .transaction(&statements, self.timeout)
                 .await?;
             Ok(affected.first() == Some(&1))
         })

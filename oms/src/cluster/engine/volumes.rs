@@ -6,8 +6,8 @@
 //!   volume from its successor.
 //! - Before a log is taken over, no former server of the volume can answer reads (`is_free`). The
 //!   clocks of two machines are not compared. They must only run at about the same rate.
-//! - A volume is released with the epoch under which it was opened. So a release that the engine
-//!   executes late has no effect on a later opening.
+//! - A volume is released and removed with the epoch under which it was opened. So a release or
+//!   removal that is repeated, or that the engine executes late, has no effect on a later opening.
 //! - A takeover appends an entry to the log and makes this process the owner of the volume. The
 //!   volume is served once the local copy has all entries up to that one.
 //! - If a statement on the log fails, or the log has a newer owner, the volume stays closed without
@@ -83,7 +83,7 @@ impl From<CatchUpError> for Unopened {
     fn from(error: CatchUpError) -> Unopened {
         match error {
             CatchUpError::Log(error) => error.into(),
-            CatchUpError::Differs(_) => Unopened::Later,
+            CatchUpError::Differs(_) | CatchUpError::Stopped => Unopened::Later,
             CatchUpError::Storage(error) => Unopened::Failed(error.into()),
         }
     }
@@ -98,6 +98,23 @@ fn of_this_life(cache: Cache, born: u64) -> Result<Cache, StorageError> {
         cache.clear()?;
     }
     Ok(cache)
+}
+
+/// The log of a volume that this process has opened.
+struct OpenedLog {
+    log: Box<dyn Log>,
+    /// The epoch under which this process opened the volume last.
+    epoch: u64,
+    /// The engine's URL, for error messages.
+    url: String,
+}
+
+fn failed(action: &'static str, url: String, error: LogError) -> NodeError {
+    let source = match error {
+        LogError::Away(reason) => SessionError::Away { reason },
+        LogError::Unknown(reason) => SessionError::Unknown { reason },
+    };
+    NodeError::Engine { action, url, source }
 }
 
 /// The wait for the end of a former server's lease.
@@ -161,33 +178,55 @@ impl EngineCluster {
         self.table.demand(node, &last, version).await.unwrap_or(false)
     }
 
-    async fn release_log(&self, volume: &NodeName) -> Result<(), LogError> {
-        let epoch = self.epochs.lock().remove(volume);
+    /// Returns an access to the log of a volume that this process has opened, with the epoch of the
+    /// last opening. `None` if the process has not opened the volume, or has removed it since.
+    fn opened_log(
+        &self,
+        volume: &NodeName,
+        purpose: &'static str,
+    ) -> Result<Option<OpenedLog>, NodeError> {
+        let epoch = self.epochs.lock().get(volume).copied();
         // A log stays in its engine, so an old state of the cluster also names the right engine.
         let (Some(epoch), Some(place)) = (epoch, self.shared.known_log_of(volume)) else {
+            return Ok(None);
+        };
+        let log = self.backend.log(&place, volume.as_str(), purpose)?;
+        let url = self.backend.url_of(&place);
+        Ok(Some(OpenedLog { log, epoch, url }))
+    }
+
+    async fn release_log(&self, volume: &NodeName) -> Result<(), NodeError> {
+        let Some(OpenedLog { mut log, epoch, url }) = self.opened_log(volume, "release")? else {
             return Ok(());
         };
-        match self.backend.log(&place, volume.as_str(), "release") {
-            Ok(mut log) => log.release(epoch).await,
-            Err(error) => Err(LogError::Away(with_causes(&error))),
-        }
+        let released = log.release(epoch).await;
+        released.map_err(|error| failed("release a volume", url, error))
     }
 
     async fn remove_log(&self, volume: &NodeName) -> Result<(), NodeError> {
-        let state = Authority::read(self).await?;
-        let place = state.log_of(volume);
-        let removed = self
-            .backend
-            .log(&place, volume.as_str(), "remove")?
-            .remove()
-            .await;
-        removed.map_err(|error| NodeError::Engine {
-            action: "remove a log",
-            url: self.backend.url_of(&place),
-            source: SessionError::Away {
-                reason: error.to_string(),
-            },
-        })
+        let Some(OpenedLog { mut log, epoch, url }) = self.opened_log(volume, "remove")? else {
+            return Ok(());
+        };
+        let removed = log.remove(epoch).await;
+        removed.map_err(|error| failed("remove the log of a volume", url, error))?;
+        let mut epochs = self.epochs.lock();
+        if epochs.get(volume) == Some(&epoch) {
+            epochs.remove(volume);
+        }
+        Ok(())
+    }
+
+    async fn remove_copy(&self, volume: &NodeName) -> Result<(), NodeError> {
+        let (backend, copied) = (Arc::clone(&self.backend), volume.clone());
+        let removed = runtime::blocking(move || backend.remove_copy(copied.as_str())).await;
+        match removed.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(NodeError::Folder {
+                action: "remove the local copy of a volume in",
+                path: self.backend.folder_of_copy(volume.as_str()),
+                source,
+            }),
+            _ => Ok(()),
+        }
     }
 
     async fn open_volume(&self, volume: NodeName, expected: Expected) -> Result<Option<Volume>, NodeError> {
@@ -265,31 +304,14 @@ impl Volumes for EngineCluster {
     }
 
     fn release(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
-        Box::pin(async move {
-            if let Err(error) = self.release_log(&volume).await {
-                // The next server of the volume waits until the lease of this process has ended.
-                tracing::debug!(%volume, %error, "closed volume not released in the engine");
-            }
-            Ok(())
-        })
+        Box::pin(async move { self.release_log(&volume).await })
     }
 
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
         Box::pin(async move {
-            if let Err(error) = self.remove_log(&volume).await {
-                // The rows that remain in the engine only take space, because the volume no longer
-                // owns their slots.
-                let error = with_causes(&error);
-                tracing::warn!(%volume, error, "rows of an empty volume not removed from the engine");
-            }
-            let (backend, copied) = (Arc::clone(&self.backend), volume.clone());
-            let removed = runtime::blocking(move || backend.remove_copy(copied.as_str())).await;
-            if let Ok(Err(error)) = removed
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                tracing::warn!(%volume, %error, "local copy of an empty volume not removed");
-            }
-            Ok(())
+            let log_removed = self.remove_log(&volume).await;
+            let copy_removed = self.remove_copy(&volume).await;
+            log_removed.and(copy_removed)
         })
     }
 

@@ -19,6 +19,7 @@ use std::sync::Arc;
 use crate::error::{DecodeError, StorageError};
 use crate::runtime;
 use crate::runtime::seeded::seeded;
+use crate::runtime::watch;
 use crate::storage::codec::bytes::{Reader, Writer};
 use crate::storage::log::body::{Body, Chain, chain_in};
 use crate::storage::log::{EngineRow, Entry, Log, LogError, Position};
@@ -50,6 +51,8 @@ pub(crate) enum CatchUpError {
     Differs(String),
     /// The local database or an entry of the log cannot be used.
     Storage(StorageError),
+    /// The caller has stopped the copy (`catch_up_until`). A later attempt continues it.
+    Stopped,
 }
 
 impl From<LogError> for CatchUpError {
@@ -200,10 +203,26 @@ pub(crate) async fn catch_up(
     last: u64,
     drops: bool,
 ) -> Result<Position, CatchUpError> {
+    // The sender lives as long as the copy, so the copy is never stopped.
+    let (_running, mut stopped) = watch::channel(false);
+    catch_up_until(&mut stopped, cache, log, volume, last, drops).await
+}
+
+/// Does the work of `catch_up` until `stopped` becomes `true` or loses its sender. Then the result
+/// is `Stopped`. A statement that waits for the engine is abandoned at once, and a write to the
+/// local database is finished first. So no work on the cache goes on after this function.
+pub(crate) async fn catch_up_until(
+    stopped: &mut watch::Receiver<bool>,
+    cache: &Cache,
+    log: &mut dyn Log,
+    volume: &str,
+    last: u64,
+    drops: bool,
+) -> Result<Position, CatchUpError> {
     for _ in 0..COPIES_MAX {
-        let begin = match resume(cache, log, volume, drops).await? {
+        let begin = match resume(stopped, cache, log, volume, drops).await? {
             Some(position) => Some((position, last)),
-            None => copy_rows(cache, log).await?,
+            None => copy_rows(stopped, cache, log).await?,
         };
         let Some((mut at, newest)) = begin else { continue };
         let last = last.max(newest);
@@ -213,7 +232,7 @@ pub(crate) async fn catch_up(
                 blocking(move || refreshed.0.refresh()).await?;
                 return Ok(at);
             }
-            let entries = log.tail(at.seq, last).await?;
+            let entries = unless_stopped(stopped, log.tail(at.seq, last)).await?;
             let is_next = |(offset, entry): (u64, &Entry)| entry.seq == at.seq + 1 + offset;
             if entries.is_empty() || !(0..).zip(&entries).all(is_next) {
                 // Entries were removed from the log during this copy, or an old primary answered
@@ -232,6 +251,7 @@ pub(crate) async fn catch_up(
 /// cache must be filled again, and `Differs` if the cache contradicts the log and `drops` is
 /// `false`.
 async fn resume(
+    stopped: &mut watch::Receiver<bool>,
     cache: &Cache,
     log: &mut dyn Log,
     volume: &str,
@@ -247,17 +267,16 @@ async fn resume(
     if position.seq == 0 {
         // The copy has no entry to compare. Once a checkpoint has copied entries of the log, the
         // first entries may be removed from the log, and the copy cannot be continued.
-        let head = log.head().await?;
+        let head = unless_stopped(stopped, log.head()).await?;
         let is_trimmed = head.is_some_and(|head| head.kept_from > 1);
         return Ok(Some(position).filter(|_| !is_trimmed));
     }
-    let fault = match log.look(position.seq).await? {
+    let fault = match unless_stopped(stopped, log.look(position.seq)).await? {
         Some(entry) if entry.epoch == position.epoch && chain_in(&entry.body) == Ok(position.chain) => {
             return Ok(Some(position));
         }
         Some(_) => "the engine has another one in its place",
-        None if log
-            .head()
+        None if unless_stopped(stopped, log.head())
             .await?
             .is_some_and(|head| position.seq + 1 < head.kept_from) =>
         {
@@ -290,15 +309,19 @@ async fn resume(
 /// A checkpoint of the log during the copy makes the rows that are read later newer than the
 /// position. Once all entries up to the returned number are applied, every row is of one moment
 /// again.
-async fn copy_rows(cache: &Cache, log: &mut dyn Log) -> Result<Option<(Position, u64)>, CatchUpError> {
+async fn copy_rows(
+    stopped: &mut watch::Receiver<bool>,
+    cache: &Cache,
+    log: &mut dyn Log,
+) -> Result<Option<(Position, u64)>, CatchUpError> {
     let cleared = cache.clone();
     blocking(move || cleared.clear()).await?;
-    let Some(head) = log.head().await? else {
+    let Some(head) = unless_stopped(stopped, log.head()).await? else {
         return Err(LogError::Away("the engine has no such volume".to_owned()).into());
     };
     let mut position = Position::default();
     if head.kept_from > 1 {
-        let Some(entry) = log.look(head.kept_from - 1).await? else {
+        let Some(entry) = unless_stopped(stopped, log.look(head.kept_from - 1)).await? else {
             return Ok(None);
         };
         let chain = chain_in(&entry.body).map_err(|fault| StorageError::Log {
@@ -312,6 +335,7 @@ async fn copy_rows(cache: &Cache, log: &mut dyn Log) -> Result<Option<(Position,
         };
     }
     let (mut batch, mut failed) = (cache.0.batch(), None);
+    let signal = stopped.clone();
     // These commits run on the thread of the caller, unlike other blocking calls. Commits without a
     // sync seldom wait for a disk.
     let mut take = |row: EngineRow<'_>| {
@@ -324,15 +348,34 @@ async fn copy_rows(cache: &Cache, log: &mut dyn Log) -> Result<Option<(Position,
         if batch.bytes() >= COPY_BYTES {
             failed = std::mem::replace(&mut batch, cache.0.batch()).commit().err();
         }
-        failed.is_none()
+        // The rows may arrive without a pause, so the signal is also checked at each row.
+        failed.is_none() && !*signal.borrow()
     };
-    log.rows(&mut take).await?;
+    unless_stopped(stopped, log.rows(&mut take)).await?;
     if let Some(error) = failed {
         return Err(error.into());
     }
+    // A copy that was stopped among the rows is incomplete, so it must not get a position.
+    if *stopped.borrow() {
+        return Err(CatchUpError::Stopped);
+    }
     batch.commit_at(&position)?;
-    let now = log.head().await?.map_or(0, |head| head.kept_from);
+    let head = unless_stopped(stopped, log.head()).await?;
+    let now = head.map_or(0, |head| head.kept_from);
     Ok(Some((position, now.saturating_sub(1))))
+}
+
+/// Returns the result of a statement that only reads, or `Stopped` as soon as `stopped` is `true` or
+/// has no sender. The statement is dropped then.
+pub(in crate::storage) async fn unless_stopped<T>(
+    stopped: &mut watch::Receiver<bool>,
+    statement: impl Future<Output = Result<T, LogError>>,
+) -> Result<T, CatchUpError> {
+    tokio::select! {
+        biased;
+        _ = stopped.wait_for(|stopped| *stopped) => Err(CatchUpError::Stopped),
+        result = statement => Ok(result?),
+    }
 }
 
 async fn blocking<T: Send + 'static>(

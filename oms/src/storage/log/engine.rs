@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::postgres::{EngineUrl, OnNone, Param, Row, Session, SessionError};
+use crate::postgres::{EngineUrl, Param, Row, Session, SessionError};
 use crate::storage::log::body::{CHAIN_BYTES, chain_in};
 use crate::storage::log::{Answer, EngineRow, Entry, Head, LastWords, Log, LogError, Position};
 use crate::storage::write_batch::Table;
@@ -321,7 +321,7 @@ impl Log for EngineLog {
                 [(KEEP_FROM, &keep), (PUT_ROWS, &puts), (DELETE_ROWS, &deletes)];
             let affected = self
                 .session
-                .transaction(&statements, OnNone::RollBack, BULK_TIMEOUT)
+                .transaction(&statements, BULK_TIMEOUT)
                 .await?;
             Ok(affected.first() == Some(&1))
         })
@@ -338,17 +338,18 @@ impl Log for EngineLog {
         self.session.disconnect();
     }
 
-    fn remove(&mut self) -> Answer<'_, ()> {
+    fn remove(&mut self, epoch: u64) -> Answer<'_, ()> {
         Box::pin(async move {
-            let params = [Param::Text(&self.volume)];
-            let params = &params[..];
-            let statements = [
-                ("DELETE FROM imt_row WHERE volume = $1", params),
-                ("DELETE FROM imt_log WHERE volume = $1", params),
-                ("DELETE FROM imt_volume WHERE volume = $1", params),
+            let volume = Param::Text(&self.volume);
+            let (owned, all) = ([volume, big(epoch)], [volume]);
+            // The record is removed first: without a record of this epoch nothing may be removed.
+            let statements: [(&str, &[Param<'_>]); 3] = [
+                ("DELETE FROM imt_volume WHERE volume = $1 AND epoch = $2", &owned),
+                ("DELETE FROM imt_log WHERE volume = $1", &all),
+                ("DELETE FROM imt_row WHERE volume = $1", &all),
             ];
             self.session
-                .transaction(&statements, OnNone::Continue, BULK_TIMEOUT)
+                .transaction(&statements, BULK_TIMEOUT)
                 .await?;
             Ok(())
         })

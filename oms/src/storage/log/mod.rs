@@ -161,6 +161,7 @@ pub(crate) trait Log: Send {
     /// current host answered with old rows.
     fn next_host(&mut self);
 
-    /// Removes the volume from the engine, with its log and rows.
-    fn remove(&mut self) -> Answer<'_, ()>;
+    /// Removes the volume from the engine, with its log and rows. Has no effect if the volume has
+    /// another epoch: a newer owner has taken the volume, or a new volume has its name.
+    fn remove(&mut self, epoch: u64) -> Answer<'_, ()>;
 }

@@ -105,7 +105,7 @@ impl Log for Scripted {
         self.changes_of_host += 1;
     }
 
-    fn remove(&mut self) -> Answer<'_, ()> {
+    fn remove(&mut self, _: u64) -> Answer<'_, ()> {
         panic!("the writer does not call this")
     }
 }
