@@ -11,8 +11,9 @@
 //! - A volume server is removed from the published topology before it is closed.
 //! - A missing volume (without a database, or with an engine: without a log) does not keep the
 //!   other volumes from being served.
-//! - A pass waits for single volumes only for a limited time (`volume_steps`). So a volume with an
-//!   engine that is away delays neither the other volumes nor, beyond a bound, the stop of the node.
+//! - A pass waits for single volumes only for a limited time (`volume_steps`). So an engine that is
+//!   away does not delay the volumes of other engines. The stop of the node waits for it with a
+//!   bound.
 //! - A pass that could not do all its work is followed by another one with the same state.
 //!
 //! Deliberately absent: copying rows, which the volume servers do among themselves.
@@ -81,8 +82,17 @@ struct Findings {
     some_unopened: bool,
     /// The error of this node's own volume, if that volume is missing.
     lost: Option<NodeError>,
-    /// The first other error.
+    /// The first other error. An error that an operator can mend has precedence over an engine that
+    /// does not answer.
     failed: Option<NodeError>,
+}
+
+impl Findings {
+    fn fail(&mut self, error: NodeError) {
+        if self.failed.as_ref().is_none_or(NodeError::is_engine_away) {
+            self.failed = Some(error);
+        }
+    }
 }
 
 /// Logs the ring. Every node does so, so that the log of any node shows the assignment.
@@ -119,7 +129,9 @@ impl Reconciler {
         }
     }
 
-    /// Runs passes until `stop` becomes true, then closes all volumes.
+    /// Runs passes until `stop` becomes true, then closes all volumes. The close waits for engines
+    /// that do not answer for at most twice `STEP_PATIENCE`, the time that `VolumeServer::close`
+    /// waits, and the timeouts of a few statements.
     pub(crate) async fn run(
         mut self,
         mut stop: watch::Receiver<bool>,
@@ -237,12 +249,16 @@ impl Reconciler {
         }
         let state = self.cluster.topology().state.clone();
         if let Err(error) = self.publish(&state) {
-            self.found.failed.get_or_insert(error);
+            self.found.fail(error);
         }
     }
 
     fn note_end(&mut self, end: End) {
-        let End { volume, kind, outcome } = end;
+        let End {
+            volume,
+            kind,
+            outcome,
+        } = end;
         let is_opening = matches!(kind, Kind::Opening { .. });
         match outcome {
             Ok(Outcome::Served(server)) => {
@@ -261,9 +277,8 @@ impl Reconciler {
                 self.note_opening(&volume, false);
             }
             Ok(Outcome::Elsewhere) => self.note_opening(&volume, true),
-            Ok(Outcome::Departed(fault)) => {
-                self.found.failed = self.found.failed.take().or(fault);
-            }
+            Ok(Outcome::Departed(None)) => {}
+            Ok(Outcome::Departed(Some(fault))) => self.found.fail(fault),
             Ok(Outcome::Remains(departure)) => drop(self.departing.insert(volume, departure)),
             // A missing volume does not end the pass. The other volumes are served, and a later
             // pass opens this volume once it exists.
@@ -279,7 +294,7 @@ impl Reconciler {
                 if is_opening {
                     self.unopened.insert(volume);
                 }
-                self.found.failed.get_or_insert(error);
+                self.found.fail(error);
             }
         }
     }
@@ -367,7 +382,8 @@ impl Reconciler {
             return Err(error);
         }
         let is_tried = |departure: &Departure| departure.failures >= LEAVE_FAILURES;
-        let is_done = self.servers.is_empty() && self.steps.is_empty() && self.departing.values().all(is_tried);
+        let is_done =
+            self.servers.is_empty() && self.steps.is_empty() && self.departing.values().all(is_tried);
         if state.leaving.contains(&me) && state.ring.member(&me).is_none() && is_done {
             tracing::info!("node left the cluster for good");
             self.cluster.asked_to_stop.send_replace(true);
@@ -438,7 +454,11 @@ impl Reconciler {
     /// served at once. If a migration was undone, its staged rows and seals are removed. A server
     /// that could not commit activated slots is restarted once its volume can commit. Returns
     /// `false` if that was not begun for a volume, because another step of the volume is under way.
-    async fn follow_ring(&mut self, inputs: &Inputs, stop: &watch::Receiver<bool>) -> Result<bool, NodeError> {
+    async fn follow_ring(
+        &mut self,
+        inputs: &Inputs,
+        stop: &watch::Receiver<bool>,
+    ) -> Result<bool, NodeError> {
         let state = &inputs.state;
         let behind = self.ready(state).into_iter();
         let behind: Vec<_> = behind.filter(|server| is_behind(server, &inputs.ring)).collect();
@@ -506,8 +526,8 @@ impl Reconciler {
         Arc::clone(&self.volumes).follow(followed).await
     }
 
-    /// Records an attempt to open a volume that exists. `is_open` is `true` if no further attempt is
-    /// needed.
+    /// Records an attempt to open a volume that exists. `is_open` is `true` if no further attempt
+    /// is needed.
     fn note_opening(&mut self, volume: &NodeName, is_open: bool) {
         self.cluster.missing().remove(volume);
         if is_open {

@@ -33,9 +33,9 @@ use crate::storage::volume::Volume;
 use crate::volume::migration::target::staged_migration;
 use crate::volume::server::VolumeServer;
 
-/// Longest time for which a pass waits for the steps that it has begun, in each of its phases. Steps
-/// usually end within milliseconds. A longer wait would delay the other volumes, and a shorter one
-/// would put off the further steps of volumes with slow disks.
+/// Longest time for which a pass waits for the steps that it has begun, in each of its phases.
+/// Steps usually end within milliseconds. A longer wait would delay the other volumes, and a
+/// shorter one would put off the further steps of volumes with slow disks.
 const STEP_WAIT: Duration = Duration::from_millis(250);
 /// Pause before a failed release or removal of a volume is repeated. It doubles with each failure,
 /// up to `DEPARTURE_PAUSE_MAX`, because a removal of many rows is work for the engine.
@@ -69,6 +69,7 @@ pub(super) struct Departure {
 }
 
 impl Departure {
+    /// Begins the departure of a volume with this server.
     pub(super) fn of(server: Arc<VolumeServer>) -> Departure {
         let now = Instant::now();
         Departure {
@@ -141,6 +142,7 @@ pub(super) struct Steps {
 }
 
 impl Steps {
+    /// Returns a set without steps.
     pub(super) fn new() -> Steps {
         let (sender, outcomes) = mpsc::unbounded_channel();
         Steps {
@@ -150,6 +152,7 @@ impl Steps {
         }
     }
 
+    /// Returns `true` if no step is under way.
     pub(super) fn is_empty(&self) -> bool {
         self.under_way.is_empty()
     }
@@ -235,8 +238,8 @@ impl Steps {
     }
 
     /// Waits until all steps have ended that began since the last call, but for at most
-    /// `STEP_WAIT`, and no longer than until `stop` becomes `true`. Returns the ends of these and of
-    /// earlier steps. The steps that did not end go on (`next`).
+    /// `STEP_WAIT`, and no longer than until `stop` becomes `true`. Returns the ends of these and
+    /// of earlier steps. The steps that did not end go on (`next`).
     pub(super) async fn ended(&mut self, stop: &watch::Receiver<bool>) -> Vec<End> {
         let (until, mut stop) = (Instant::now() + STEP_WAIT, stop.clone());
         let mut ends = Vec::new();
@@ -279,7 +282,11 @@ impl Steps {
 
     /// Drops all steps except for departures, of which each part has a bound.
     pub(super) fn drop_all(&self) {
-        for step in self.under_way.values().filter(|step| step.kind != Kind::Departing) {
+        for step in self
+            .under_way
+            .values()
+            .filter(|step| step.kind != Kind::Departing)
+        {
             step.abort.abort();
         }
     }

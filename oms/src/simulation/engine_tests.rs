@@ -4,6 +4,8 @@
 //! Tests with a comment "Detects the mistake" fail if this deliberate mistake is selected
 //! (`runtime::seeded`).
 
+mod follower_tests;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;

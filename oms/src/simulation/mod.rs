@@ -39,6 +39,7 @@ mod invariants;
 mod leases;
 mod loans;
 mod net;
+mod reconciler_tests;
 mod warehouse;
 pub(crate) mod world;
 

@@ -189,8 +189,8 @@ fn must_reopen(error: &StorageError) -> bool {
     !error.is_full_disk() && !matches!(error, StorageError::Log { .. })
 }
 
-/// Closes a local copy. An error does no harm: the lock is released in any case, and a copy that was
-/// not closed cleanly may open at an earlier log entry.
+/// Closes a local copy. An error does no harm: the lock is released in any case, and a copy that
+/// was not closed cleanly may open at an earlier log entry.
 async fn close(cache: Option<Cache>) {
     if let Some(cache) = cache {
         let _ = runtime::blocking(move || cache.close()).await;

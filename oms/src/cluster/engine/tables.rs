@@ -367,10 +367,7 @@ impl ClusterTables for SqlTables {
                 (schema::FIRST_STATE, &params[..]),
                 (schema::FIRST_VOLUME, &volume[..]),
             ];
-            let affected = self
-                .session
-                .transaction(&statements, self.timeout)
-                .await?;
+            let affected = self.session.transaction(&statements, self.timeout).await?;
             Ok(affected.first() == Some(&1))
         })
     }

@@ -180,11 +180,7 @@ impl EngineCluster {
 
     /// Returns an access to the log of a volume that this process has opened, with the epoch of the
     /// last opening. `None` if the process has not opened the volume, or has removed it since.
-    fn opened_log(
-        &self,
-        volume: &NodeName,
-        purpose: &'static str,
-    ) -> Result<Option<OpenedLog>, NodeError> {
+    fn opened_log(&self, volume: &NodeName, purpose: &'static str) -> Result<Option<OpenedLog>, NodeError> {
         let epoch = self.epochs.lock().get(volume).copied();
         // A log stays in its engine, so an old state of the cluster also names the right engine.
         let (Some(epoch), Some(place)) = (epoch, self.shared.known_log_of(volume)) else {

@@ -365,8 +365,8 @@ async fn copy_rows(
     Ok(Some((position, now.saturating_sub(1))))
 }
 
-/// Returns the result of a statement that only reads, or `Stopped` as soon as `stopped` is `true` or
-/// has no sender. The statement is dropped then.
+/// Returns the result of a statement that only reads, or `Stopped` as soon as `stopped` is `true`
+/// or has no sender. The statement is dropped then.
 pub(in crate::storage) async fn unless_stopped<T>(
     stopped: &mut watch::Receiver<bool>,
     statement: impl Future<Output = Result<T, LogError>>,

@@ -319,10 +319,7 @@ impl Log for EngineLog {
             let deletes = [volume, Param::Int2s(&gone_codes), Param::ByteArrays(&gone)];
             let statements: [(&str, &[Param<'_>]); 3] =
                 [(KEEP_FROM, &keep), (PUT_ROWS, &puts), (DELETE_ROWS, &deletes)];
-            let affected = self
-                .session
-                .transaction(&statements, BULK_TIMEOUT)
-                .await?;
+            let affected = self.session.transaction(&statements, BULK_TIMEOUT).await?;
             Ok(affected.first() == Some(&1))
         })
     }
@@ -348,9 +345,7 @@ impl Log for EngineLog {
                 ("DELETE FROM imt_log WHERE volume = $1", &all),
                 ("DELETE FROM imt_row WHERE volume = $1", &all),
             ];
-            self.session
-                .transaction(&statements, BULK_TIMEOUT)
-                .await?;
+            self.session.transaction(&statements, BULK_TIMEOUT).await?;
             Ok(())
         })
     }
