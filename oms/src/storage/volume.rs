@@ -191,7 +191,8 @@ impl Volume {
     }
 
     /// Makes the queued batches fail as soon as the engine does not answer a statement, instead of
-    /// waiting for the engine. The volume must be closed afterwards. Has no effect without an engine.
+    /// waiting for the engine. The volume must be closed afterwards. Has no effect without an
+    /// engine.
     pub(crate) fn stop_waiting(&self) {
         if let Some(status) = &self.log_status {
             status.stop_waiting();
