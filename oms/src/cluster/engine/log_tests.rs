@@ -32,7 +32,7 @@ use crate::storage::log::cache::{Cache, catch_up};
 use crate::storage::log::engine::EngineLog;
 use crate::storage::log::takeover::{Takeover, take_over};
 use crate::storage::log::writer::LogWriter;
-use crate::storage::log::{LastWords, Log, LogError, Position};
+use crate::storage::log::{EngineRow, LastWords, Log, LogError, Position};
 use crate::storage::write_batch::{CATALOGUE, Row, Table};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -401,14 +401,29 @@ async fn rows_and_log_together_fill_a_copy_and_old_entries_are_trimmed() {
     }
     let (acknowledged, mut reader) = (writer.status().acknowledged(), log(&url));
     let kept_from = reader.head().await.unwrap().unwrap().kept_from;
-    assert!(
-        !reader
-            .checkpoint(kept_from - 1, kept_from, &LastWords::default())
-            .await
-            .unwrap()
-    );
-    let trimmed = reader.trim(acknowledged).await.unwrap();
+    let (last, none) = (reader.newest().await.unwrap(), LastWords::default());
+    let other = Position {
+        chain: [7; 16],
+        ..last
+    };
+    let later = Position {
+        seq: last.seq + 1,
+        ..last
+    };
+    for (from, last, kind) in [
+        (kept_from - 1, last, "another checkpoint was made"),
+        (kept_from, other, "the log has another entry"),
+        (kept_from, later, "the log has no such entry"),
+    ] {
+        assert!(!reader.checkpoint(from, &last, &none).await.unwrap(), "{kind}");
+    }
+    let mut trimmed = 0;
+    while let Some(seq) = reader.trim(trimmed, acknowledged).await.unwrap() {
+        trimmed = seq;
+    }
     assert_eq!(trimmed, kept_from - 2, "the entry before the kept ones stays");
+    assert!(reader.look(kept_from - 2).await.unwrap().is_none());
+    assert!(reader.look(kept_from - 1).await.unwrap().is_some());
     let folder = tempfile::tempdir().unwrap();
     let cache = Cache::open_in(folder.path()).unwrap();
     catch_up(&cache, &mut reader, "ada", acknowledged, true)
@@ -523,8 +538,11 @@ async fn views_show_the_columns_of_rows() {
         words.puts.push((Table::Stock, store.to_be_bytes().to_vec(), row));
     }
     let mut rows = log(&url);
-    rows.create().await.unwrap();
-    assert!(rows.checkpoint(1, 2, &words).await.unwrap());
+    let taken = take_over(&mut rows, "ada", 1, true).await.unwrap();
+    let Takeover::Owned { position, .. } = taken else {
+        panic!("{taken:?}");
+    };
+    assert!(rows.checkpoint(1, &position, &words).await.unwrap());
 
     let mut session = Session::new(Arc::clone(&url), "test");
     let mut json_of = async |sql: &str, key: &str| -> Value {
@@ -574,8 +592,9 @@ async fn views_show_the_columns_of_rows() {
 
 #[tokio::test]
 #[ignore = "needs an engine"]
-async fn large_entries_are_read_in_parts() {
+async fn large_entries_are_read_checkpointed_and_removed_in_parts() {
     const ENTRIES: u64 = 20;
+    const STORES: u64 = 61;
     let url = engine().await;
     let mut reader = log(&url);
     let taken = take_over(&mut reader, "ada", 1, true).await.unwrap();
@@ -603,4 +622,61 @@ async fn large_entries_are_read_in_parts() {
             at += 1;
         }
     }
+    // This entry and the one before have more bytes than the parameters of a statement may have.
+    let mut body = BodyWriter::with_capacity(62 << 20);
+    for store in ENTRIES..ENTRIES + STORES {
+        body.add(&Row {
+            table: Table::Stock,
+            key: &(store as u32).to_be_bytes(),
+            value: Some(&stock[..1 << 20]),
+        });
+    }
+    let last = writer.append(body).await.unwrap().position;
+    let head = reader.look(last.seq).await.unwrap().unwrap();
+    assert_eq!((head.bytes.len(), head.position()), (17, Ok(last)));
+    let mut checkpointer = Checkpointer::new(Box::new(log(&url)));
+    assert_eq!(checkpointer.pass(last.seq).await.unwrap(), last.seq + 1);
+    let (mut removed, mut parts) = (0, 0);
+    while let Some(seq) = reader.trim(removed, last.seq).await.unwrap() {
+        (removed, parts) = (seq, parts + 1);
+    }
+    assert_eq!(removed, last.seq - 1);
+    assert!(parts > 1, "80 MiB were removed by one statement");
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::open_in(folder.path()).unwrap();
+    let copied = catch_up(&cache, &mut reader, "ada", last.seq, true).await;
+    assert_eq!(copied.unwrap(), last);
+    assert_eq!(cache.rows(), ENTRIES + STORES);
+}
+
+/// A checkpoint that is made while a copy reads the rows changes neither these rows nor the position
+/// of the copy.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an engine"]
+async fn the_rows_of_a_copy_and_its_position_are_of_one_moment() {
+    let url = engine().await;
+    let mut writer = owner(&url, 1).await;
+    writer.append(body(1)).await.unwrap();
+    let first = writer.append(body(2)).await.unwrap().position;
+    let mut checkpointer = Checkpointer::new(Box::new(log(&url)));
+    assert_eq!(checkpointer.pass(first.seq).await.unwrap(), first.seq + 1);
+    let last = writer.append(body(3)).await.unwrap().position;
+    let (mut reader, runtime) = (log(&url), tokio::runtime::Handle::current());
+    let mut keys = Vec::new();
+    let mut take = |row: EngineRow<'_>| {
+        if keys.is_empty() {
+            let pass = checkpointer.pass(last.seq);
+            let kept_from = tokio::task::block_in_place(|| runtime.block_on(pass)).unwrap();
+            assert_eq!(kept_from, last.seq + 1);
+        }
+        keys.push(row.key.to_vec());
+        true
+    };
+    let head = reader.rows(&mut take).await.unwrap().unwrap();
+    assert_eq!((keys.len(), head.position()), (2, Ok(first)));
+    let head = reader.rows(&mut |_| true).await.unwrap().unwrap();
+    assert_eq!(head.position(), Ok(last));
+    let mut missing = EngineLog::new(url, "bob", "log");
+    let none = missing.rows(&mut |_| true).await;
+    assert!(matches!(none, Err(LogError::Away(_))), "{none:?}");
 }
