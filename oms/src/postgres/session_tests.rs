@@ -140,10 +140,10 @@ async fn a_transaction_with_a_guard_is_committed_only_if_the_guard_affects_a_row
 async fn a_transaction_has_the_limit_of_its_caller_and_not_that_of_the_role() {
     let mut session = session();
     session
-        .batch("SET statement_timeout = 20", TIMEOUT)
+        .batch("SET statement_timeout = 1000", TIMEOUT)
         .await
         .unwrap();
-    let slow = "SELECT 1::bigint FROM pg_sleep(0.2)";
+    let slow = "SELECT 1::bigint FROM pg_sleep(1.5)";
     let refused = session.query(slow, &[], TIMEOUT).await.unwrap_err();
     assert!(matches!(refused, SessionError::Refused { code, .. } if code == "57014"));
     let none: &[Param<'_>] = &[];

@@ -296,3 +296,17 @@ fn entries_that_were_not_trimmed_are_trimmed_by_the_next_checkpoint() {
         assert_eq!(left, [acknowledged]);
     });
 }
+
+#[test]
+fn a_volume_that_an_old_primary_lacks_is_not_reported_as_missing() {
+    simulated(|engine| async move {
+        let (new, failing) = with_two_primaries(&engine).await;
+        engine.log_at(new, VOLUME).create().await.unwrap();
+        let old = take_over(&mut engine.log_at(0, VOLUME), "ada", 1, false).await;
+        assert!(old.is_err(), "{old:?}");
+        owner_at(&engine, new, 1).await;
+        let none = take_over(&mut engine.log_at(new, "none"), "ada", 1, false).await;
+        assert_eq!(none, Ok(Takeover::Missing));
+        failing.abort();
+    });
+}

@@ -32,15 +32,15 @@ use crate::storage::log::cache::{Cache, catch_up};
 use crate::storage::log::engine::EngineLog;
 use crate::storage::log::takeover::{Takeover, take_over};
 use crate::storage::log::writer::LogWriter;
-use crate::storage::log::{EngineRow, LastWords, Log, LogError, Position};
+use crate::storage::log::{LastWords, Log, LogError, Position};
 use crate::storage::write_batch::{CATALOGUE, Row, Table};
 
-const TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for an expected event, after which the test fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Creates a database with the tables of `schema`, and returns its URL.
-async fn engine() -> Arc<EngineUrl> {
+pub(super) async fn engine() -> Arc<EngineUrl> {
     let url: EngineUrl = std::env::var("IMT_ENGINE").unwrap().parse().unwrap();
     let name = format!("log_test_{:016x}", rand::random::<u64>());
     let mut session = Session::new(Arc::new(url.clone()), "test");
@@ -51,11 +51,11 @@ async fn engine() -> Arc<EngineUrl> {
     Arc::new(url)
 }
 
-fn log(url: &Arc<EngineUrl>) -> EngineLog {
+pub(super) fn log(url: &Arc<EngineUrl>) -> EngineLog {
     EngineLog::new(Arc::clone(url), "ada", "log")
 }
 
-fn body(id: u64) -> BodyWriter {
+pub(super) fn body(id: u64) -> BodyWriter {
     let mut body = BodyWriter::with_capacity(32);
     body.add(&Row {
         table: Table::Orders,
@@ -367,7 +367,7 @@ async fn the_fence_test_notices_a_missing_fence() {
     assert!(!faults.is_empty());
 }
 
-async fn owner(url: &Arc<EngineUrl>, since: u64) -> LogWriter {
+pub(super) async fn owner(url: &Arc<EngineUrl>, since: u64) -> LogWriter {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         let mut log = log(url);
@@ -588,95 +588,4 @@ async fn views_show_the_columns_of_rows() {
     let expected = json!([[4, 255], [70_000, 0], [3_000_000_000_u32, 70_000]]);
     assert_eq!(json_of(sql, "3000000000").await, expected);
     assert_eq!(json_of(sql, "5").await, json!([]));
-}
-
-#[tokio::test]
-#[ignore = "needs an engine"]
-async fn large_entries_are_read_checkpointed_and_removed_in_parts() {
-    const ENTRIES: u64 = 20;
-    const STORES: u64 = 61;
-    let url = engine().await;
-    let mut reader = log(&url);
-    let taken = take_over(&mut reader, "ada", 1, true).await.unwrap();
-    let Takeover::Owned { epoch, position } = taken else {
-        panic!("{taken:?}");
-    };
-    let mut writer = LogWriter::new(Box::new(log(&url)), "ada", epoch, position);
-    let stock = vec![7; 4 << 20];
-    for store in 0..ENTRIES {
-        let mut body = BodyWriter::with_capacity(stock.len());
-        body.add(&Row {
-            table: Table::Stock,
-            key: &(store as u32).to_be_bytes(),
-            value: Some(&stock),
-        });
-        writer.append(body).await.unwrap();
-    }
-    let (mut at, last) = (0, position.seq + ENTRIES);
-    while at < last {
-        let entries = reader.tail(at, last).await.unwrap();
-        let bytes: usize = entries.iter().map(|entry| entry.body.len()).sum();
-        assert!(entries.len() == 1 || bytes <= 8 << 20, "{bytes}");
-        for entry in entries {
-            assert_eq!(entry.seq, at + 1);
-            at += 1;
-        }
-    }
-    // This entry and the one before have more bytes than the parameters of a statement may have.
-    let mut body = BodyWriter::with_capacity(62 << 20);
-    for store in ENTRIES..ENTRIES + STORES {
-        body.add(&Row {
-            table: Table::Stock,
-            key: &(store as u32).to_be_bytes(),
-            value: Some(&stock[..1 << 20]),
-        });
-    }
-    let last = writer.append(body).await.unwrap().position;
-    let head = reader.look(last.seq).await.unwrap().unwrap();
-    assert_eq!((head.bytes.len(), head.position()), (17, Ok(last)));
-    let mut checkpointer = Checkpointer::new(Box::new(log(&url)));
-    assert_eq!(checkpointer.pass(last.seq).await.unwrap(), last.seq + 1);
-    let (mut removed, mut parts) = (0, 0);
-    while let Some(seq) = reader.trim(removed, last.seq).await.unwrap() {
-        (removed, parts) = (seq, parts + 1);
-    }
-    assert_eq!(removed, last.seq - 1);
-    assert!(parts > 1, "80 MiB were removed by one statement");
-    let folder = tempfile::tempdir().unwrap();
-    let cache = Cache::open_in(folder.path()).unwrap();
-    let copied = catch_up(&cache, &mut reader, "ada", last.seq, true).await;
-    assert_eq!(copied.unwrap(), last);
-    assert_eq!(cache.rows(), ENTRIES + STORES);
-}
-
-/// A checkpoint that is made while a copy reads the rows changes neither these rows nor the position
-/// of the copy.
-#[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an engine"]
-async fn the_rows_of_a_copy_and_its_position_are_of_one_moment() {
-    let url = engine().await;
-    let mut writer = owner(&url, 1).await;
-    writer.append(body(1)).await.unwrap();
-    let first = writer.append(body(2)).await.unwrap().position;
-    let mut checkpointer = Checkpointer::new(Box::new(log(&url)));
-    assert_eq!(checkpointer.pass(first.seq).await.unwrap(), first.seq + 1);
-    let last = writer.append(body(3)).await.unwrap().position;
-    let (mut reader, runtime) = (log(&url), tokio::runtime::Handle::current());
-    let mut keys = Vec::new();
-    let mut take = |row: EngineRow<'_>| {
-        if keys.is_empty() {
-            let pass = checkpointer.pass(last.seq);
-            let kept_from = tokio::task::block_in_place(|| runtime.block_on(pass)).unwrap();
-            assert_eq!(kept_from, last.seq + 1);
-        }
-        keys.push(row.key.to_vec());
-        true
-    };
-    let head = reader.rows(&mut take).await.unwrap().unwrap();
-    assert_eq!((keys.len(), head.position()), (2, Ok(first)));
-    let head = reader.rows(&mut |_| true).await.unwrap().unwrap();
-    assert_eq!(head.position(), Ok(last));
-    let mut missing = EngineLog::new(url, "bob", "log");
-    let none = missing.rows(&mut |_| true).await;
-    assert!(matches!(none, Err(LogError::Away(_))), "{none:?}");
 }
