@@ -26,6 +26,7 @@ mod customers;
 mod disk;
 mod engine;
 mod engine_client;
+mod engine_decision_tests;
 mod engine_lease_tests;
 mod engine_log;
 mod engine_membership;

@@ -191,13 +191,11 @@ impl Joining {
         let Some((former, _)) = tables.node(name).await? else {
             return tables.add_node(name, incarnation).await;
         };
-        if former.incarnation == incarnation {
-            // An earlier attempt with an unknown result has succeeded. The commit of the probe is
-            // acknowledged only after the standbys have the earlier one too.
-            tables.probe().await?;
-            return Ok(true);
-        }
-        if former.number >= 0 && !has_stopped(tables, name, &former).await? {
+        // The row has the own incarnation if an earlier attempt with an unknown result has succeeded
+        // at this server, which may be an old primary. The replacement by itself is acknowledged
+        // only by a server that has the row, after its standbys have it.
+        let is_own = former.incarnation == incarnation;
+        if !is_own && former.number >= 0 && !has_stopped(tables, name, &former).await? {
             return Ok(false);
         }
         tables.replace_node(name, &former, incarnation).await

@@ -45,6 +45,8 @@
 mod authority;
 pub(crate) mod backend;
 pub(crate) mod beat;
+#[cfg(test)]
+mod checkpoint_tests;
 mod copies;
 mod joining;
 #[cfg(test)]

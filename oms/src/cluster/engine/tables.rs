@@ -363,12 +363,9 @@ impl ClusterTables for SqlTables {
             // The state and the log's row are created in one transaction. So a log that is missing
             // later must have been lost.
             let volume = [Param::Text(first.volume)];
-            let statements = [
-                (schema::FIRST_STATE, &params[..]),
-                (schema::FIRST_VOLUME, &volume[..]),
-            ];
-            let affected = self.session.transaction(&statements, self.timeout).await?;
-            Ok(affected.first() == Some(&1))
+            let statements = [(schema::FIRST_VOLUME, &volume[..])];
+            let state = (schema::FIRST_STATE, &params[..]);
+            self.session.guarded(&statements, state, self.timeout).await
         })
     }
 

@@ -21,7 +21,7 @@ use crate::runtime;
 use crate::runtime::seeded::seeded;
 use crate::runtime::watch;
 use crate::storage::codec::bytes::{Reader, Writer};
-use crate::storage::log::body::{Body, Chain, chain_in};
+use crate::storage::log::body::{Body, Chain};
 use crate::storage::log::{EngineRow, Entry, Log, LogError, Position};
 use crate::storage::tables::VolumeTables;
 use crate::storage::volume::broken;
@@ -220,12 +220,10 @@ pub(crate) async fn catch_up_until(
     drops: bool,
 ) -> Result<Position, CatchUpError> {
     for _ in 0..COPIES_MAX {
-        let begin = match resume(stopped, cache, log, volume, drops).await? {
-            Some(position) => Some((position, last)),
+        let mut at = match resume(stopped, cache, log, volume, drops).await? {
+            Some(position) => position,
             None => copy_rows(stopped, cache, log).await?,
         };
-        let Some((mut at, newest)) = begin else { continue };
-        let last = last.max(newest);
         loop {
             if at.seq >= last {
                 let refreshed = cache.clone();
@@ -272,9 +270,7 @@ async fn resume(
         return Ok(Some(position).filter(|_| !is_trimmed));
     }
     let fault = match unless_stopped(stopped, log.look(position.seq)).await? {
-        Some(entry) if entry.epoch == position.epoch && chain_in(&entry.body) == Ok(position.chain) => {
-            return Ok(Some(position));
-        }
+        Some(head) if head.position() == Ok(position) => return Ok(Some(position)),
         Some(_) => "the engine has another one in its place",
         None if unless_stopped(stopped, log.head())
             .await?
@@ -302,38 +298,16 @@ async fn resume(
     Ok(None)
 }
 
-/// Fills a cache with the engine's rows. Returns the position of the last entry that all these rows
-/// contain, and the number of the last entry that any of them may contain. `None` if the first of
-/// the two entries was removed from the log.
-///
-/// A checkpoint of the log during the copy makes the rows that are read later newer than the
-/// position. Once all entries up to the returned number are applied, every row is of one moment
-/// again.
+/// Fills a cache with the engine's rows. Returns the position of the last entry that the rows
+/// contain. Rows and position are read in one transaction (`Log::rows`). A position of another
+/// moment or server would hide that the rows lack entries.
 async fn copy_rows(
     stopped: &mut watch::Receiver<bool>,
     cache: &Cache,
     log: &mut dyn Log,
-) -> Result<Option<(Position, u64)>, CatchUpError> {
+) -> Result<Position, CatchUpError> {
     let cleared = cache.clone();
     blocking(move || cleared.clear()).await?;
-    let Some(head) = unless_stopped(stopped, log.head()).await? else {
-        return Err(LogError::Away("the engine has no such volume".to_owned()).into());
-    };
-    let mut position = Position::default();
-    if head.kept_from > 1 {
-        let Some(entry) = unless_stopped(stopped, log.look(head.kept_from - 1)).await? else {
-            return Ok(None);
-        };
-        let chain = chain_in(&entry.body).map_err(|fault| StorageError::Log {
-            entry: entry.seq,
-            reason: format!("its bytes cannot be read: {fault}"),
-        })?;
-        position = Position {
-            seq: entry.seq,
-            epoch: entry.epoch,
-            chain,
-        };
-    }
     let (mut batch, mut failed) = (cache.0.batch(), None);
     let signal = stopped.clone();
     // These commits run on the thread of the caller, unlike other blocking calls. Commits without a
@@ -351,7 +325,7 @@ async fn copy_rows(
         // The rows may arrive without a pause, so the signal is also checked at each row.
         failed.is_none() && !*signal.borrow()
     };
-    unless_stopped(stopped, log.rows(&mut take)).await?;
+    let head = unless_stopped(stopped, log.rows(&mut take)).await?;
     if let Some(error) = failed {
         return Err(error.into());
     }
@@ -359,10 +333,15 @@ async fn copy_rows(
     if *stopped.borrow() {
         return Err(CatchUpError::Stopped);
     }
+    let position = match head {
+        None => Position::default(),
+        Some(head) => head.position().map_err(|fault| StorageError::Log {
+            entry: head.seq,
+            reason: format!("its bytes cannot be read: {fault}"),
+        })?,
+    };
     batch.commit_at(&position)?;
-    let head = unless_stopped(stopped, log.head()).await?;
-    let now = head.map_or(0, |head| head.kept_from);
-    Ok(Some((position, now.saturating_sub(1))))
+    Ok(position)
 }
 
 /// Returns the result of a statement that only reads, or `Stopped` as soon as `stopped` is `true`

@@ -7,6 +7,8 @@
 //!   number.
 //! - So the log up to the own entry is final. Entries that were copied before are compared with the
 //!   log again after the takeover.
+//! - A volume counts as missing only if the server that lacks it then acknowledges a commit. An old
+//!   primary acknowledges no commit.
 //! - The takeover is complete only when the engine has acknowledged the own entry, or an empty
 //!   entry after it.
 //!
@@ -61,12 +63,14 @@ pub(crate) async fn take_over(
     }
     let (least, until) = (since << TAKEOVER_BITS, (since + 1) << TAKEOVER_BITS);
     let Some(epoch) = log.raise(owner, least, until).await? else {
-        let known = log.head().await?;
-        return Ok(if known.is_some() {
-            Takeover::Newer
-        } else {
-            Takeover::Missing
-        });
+        if log.head().await?.is_some() {
+            return Ok(Takeover::Newer);
+        }
+        // An old primary may lack a volume that was created after the fail-over.
+        if !log.confirm().await? {
+            return Err(LogError::Away("the missing volume was not confirmed".to_owned()));
+        }
+        return Ok(Takeover::Missing);
     };
     if seeded("engine-no-own-entry") {
         let newest = log.newest().await?;
