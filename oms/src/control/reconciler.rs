@@ -3,30 +3,32 @@
 //! One task runs one pass at a time. A pass reads the state and gives a changed ring to the volume
 //! servers. It closes volumes that this node has lost: they are or were assigned to another node,
 //! were removed, or can commit no more. It opens volumes that are assigned to this node as soon as
-//! `Volumes::open` permits it. Finally the pass publishes the new topology.
+//! `Volumes::open` permits it (`openings`). Finally the pass publishes the new topology.
 //!
 //! **Invariants**
 //! - The reconciler decides nothing: it only applies the state.
 //! - A volume server is removed from the published topology before it is closed.
 //! - A missing volume (without a database, or with an engine: without a log) does not keep the
-//!   other volumes from being served.
+//!   other volumes from being served, and neither does an engine that does not answer.
 //!
 //! Deliberately absent: copying rows, which the volume servers do among themselves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use imt_ring::{NodeName, Ring};
 use tokio::time::Instant;
 
-use crate::cluster::{ClusterState, Expected, NodeInfo, Volumes};
+use crate::cluster::{ClusterState, NodeInfo, Volumes};
 use crate::config::NodeContext;
 use crate::control::handle::ClusterHandle;
+use crate::control::openings::{Opened, Openings};
 use crate::control::remote_volumes::RemoteVolumeClient;
 use crate::control::topology::Topology;
 use crate::error::{NodeError, StorageError, with_causes};
 use crate::runtime::watch;
+use crate::storage::volume::Volume;
 use crate::volume::migration::target::staged_migration;
 use crate::volume::server::VolumeServer;
 
@@ -38,6 +40,9 @@ const PASS_INTERVAL_MAX: Duration = Duration::from_secs(1);
 const OPEN_RETRY_PAUSE: Duration = Duration::from_millis(10);
 /// Pause before the state is read again from an engine that does not answer.
 const ENGINE_RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Pause between two checks of the engine while a volume server starts. If the engine does not
+/// answer, the volume is closed and opened again later, because the other volumes of the node wait.
+const START_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The state of the reconciler task.
 pub(crate) struct Reconciler {
@@ -49,9 +54,8 @@ pub(crate) struct Reconciler {
     /// node. If the present state names a later version for the volume, the volume was assigned to
     /// another node in between.
     opened: BTreeMap<NodeName, u64>,
-    /// Volumes that could not be opened yet at an attempt, and were not opened since. A missing
-    /// volume is not added.
-    unopened: BTreeSet<NodeName>,
+    /// The attempts to open volumes that this node does not serve yet.
+    openings: Openings,
     ring: Arc<Ring>,
     version: u64,
     /// `true` once this node has served its own volume.
@@ -85,6 +89,31 @@ async fn restart(
     Ok(())
 }
 
+/// Closes a volume that has no server.
+async fn close(storage: &Arc<Volume>) -> Result<(), StorageError> {
+    let storage = Arc::clone(storage);
+    let closed = crate::runtime::blocking(move || storage.close()).await;
+    closed.unwrap_or(Err(StorageError::Closed))
+}
+
+/// Waits for the start of a volume server. Returns `None` if a commit of the start waits for the
+/// engine of the volume at two checks in a row, of which one is made each `START_PATIENCE`.
+async fn unless_away<T>(start: impl Future<Output = T>, storage: &Volume) -> Option<T> {
+    tokio::pin!(start);
+    let mut was_away = false;
+    loop {
+        let waited = tokio::time::timeout(START_PATIENCE, &mut start).await;
+        if let Ok(started) = waited {
+            return Some(started);
+        }
+        let is_away = storage.check_engine().is_err();
+        if is_away && was_away {
+            return None;
+        }
+        was_away = is_away;
+    }
+}
+
 impl Reconciler {
     /// Returns a reconciler that serves no volume yet.
     pub(crate) fn new(
@@ -93,12 +122,13 @@ impl Reconciler {
         volumes: Arc<dyn Volumes>,
     ) -> Reconciler {
         let topology = cluster.topology();
+        let openings = Openings::new(Arc::clone(&volumes), cluster.membership.has_followers());
         Reconciler {
             context,
             volumes,
+            openings,
             servers: BTreeMap::new(),
             opened: BTreeMap::new(),
-            unopened: BTreeSet::new(),
             ring: Arc::clone(&topology.ring),
             version: 0,
             has_served: false,
@@ -134,6 +164,9 @@ impl Reconciler {
                 Err(error) => {
                     tracing::error!(error = with_causes(&error), "applying the cluster's state failed");
                     trouble.send_replace(Some(Arc::new(error)));
+                    if !self.openings.is_idle() {
+                        again = ENGINE_RETRY_PAUSE;
+                    }
                 }
             }
             tokio::select! {
@@ -143,6 +176,7 @@ impl Reconciler {
                 () = tokio::time::sleep(again) => {}
             }
         }
+        self.openings.end().await;
         self.close_all().await
     }
 
@@ -191,7 +225,8 @@ impl Reconciler {
         let is_settled =
             |server: &Arc<VolumeServer>| !server.must_restart() && !server.has_outdated_seals(&state);
         let are_settled = self.servers.values().all(is_settled);
-        if state.version == self.version && has_all && !has_more && are_settled {
+        let is_settled = are_settled && self.openings.is_idle();
+        if state.version == self.version && has_all && !has_more && is_settled {
             // A node that restarted quickly may have a new address although the state is unchanged.
             let topology = self.cluster.topology();
             let node_infos = self.cluster.membership.node_infos()?;
@@ -213,42 +248,45 @@ impl Reconciler {
         }
         let (mut has_opened_all, mut lost, mut failed) = (true, None, None);
         self.cluster.missing().retain(|volume, _| wanted.contains(volume));
-        // Volumes that earlier passes could not open are tried last, because an attempt takes long
-        // if the engine of the volume is unreachable.
-        let (again, first): (Vec<&NodeName>, Vec<&NodeName>) =
-            wanted.iter().partition(|volume| self.unopened.contains(*volume));
-        for (at, volume) in first.iter().chain(&again).copied().enumerate() {
-            if self.servers.contains_key(volume) || *stop.borrow() {
-                continue;
-            }
-            if at == first.len() && at > 0 {
-                self.publish(&state)?;
-            }
-            match self.open(&state, volume).await {
+        let unserved = wanted.iter().filter(|volume| !self.servers.contains_key(volume));
+        let unserved: Vec<NodeName> = unserved.filter(|_| !*stop.borrow()).cloned().collect();
+        self.openings.begin_pass(&state, &unserved);
+        while !*stop.borrow()
+            && let Some(Opened {
+                volume,
+                since,
+                outcome,
+            }) = self.openings.next().await
+        {
+            let served = match outcome {
+                Ok(Some(storage)) => self.serve(&state, &volume, since, storage).await,
+                Ok(None) => Ok(false),
+                Err(error) => Err(error),
+            };
+            match served {
                 Ok(is_open) => {
                     has_opened_all &= is_open;
-                    self.note_opening(volume, is_open);
-                    self.cluster.missing().remove(volume);
+                    self.cluster.missing().remove(&volume);
+                    // The next volume may take long, if its engine does not answer.
+                    if is_open && !self.openings.is_idle() {
+                        self.publish(&state)?;
+                    }
                 }
                 // A missing volume does not end the pass. The other volumes are served, and a later
                 // pass opens this volume once it exists.
                 Err(error) if error.is_missing_volume() => {
-                    self.note_missing(volume, &error);
-                    lost = lost.or((*volume == me).then_some(error));
+                    self.note_missing(&volume, &error);
+                    lost = lost.or((volume == me).then_some(error));
                 }
                 // The other volumes are served even if one of them, such as a damaged one, cannot
-                // be opened. The next pass tries this volume again. If an engine does not answer,
-                // each attempt takes long, so the next pass tries the remaining volumes first.
+                // be opened. A later pass tries this volume again.
                 Err(error) => {
-                    self.unopened.insert(volume.clone());
-                    let is_slow = error.is_engine_away();
+                    self.openings.pause(&volume, &error);
                     failed = failed.or(Some(error));
-                    if is_slow {
-                        break;
-                    }
                 }
             }
         }
+        has_opened_all &= self.openings.is_idle();
         self.publish(&state)?;
         self.has_served |= self.servers.contains_key(&me);
         if let Some(error) = failed {
@@ -347,15 +385,15 @@ impl Reconciler {
         Ok(())
     }
 
-    async fn open(&mut self, state: &ClusterState, volume: &NodeName) -> Result<bool, NodeError> {
-        let expected = match state.ring.member(volume) {
-            Some(_) => Expected::Existing,
-            None => Expected::MaybeNew,
-        };
-        let opened = Arc::clone(&self.volumes).open(volume.clone(), expected).await?;
-        let Some(storage) = opened else {
-            return Ok(false);
-        };
+    /// Serves a volume that was opened while the state of version `since` was the last one that had
+    /// assigned the volume. Returns `false` if the volume was closed again, to be opened later.
+    async fn serve(
+        &mut self,
+        state: &ClusterState,
+        volume: &NodeName,
+        since: u64,
+        storage: Volume,
+    ) -> Result<bool, NodeError> {
         // The state is read again, because it may have changed while the volume was being opened.
         // In a data folder, no other process can open the volume from here on.
         let now = self.cluster.authority.read().await?;
@@ -371,8 +409,10 @@ impl Reconciler {
         let under_way = now.moving.as_ref().map(|moving| moving.id);
         let is_decided = under_way.is_none() || staged_migration(&storage).await? != under_way;
         if !is_mine || !is_decided {
-            let closed = crate::runtime::blocking(move || storage.close()).await;
-            closed.unwrap_or(Err(StorageError::Closed))?;
+            close(&storage).await?;
+            if !is_mine {
+                Arc::clone(&self.volumes).release(volume.clone()).await?;
+            }
             return Ok(!is_mine);
         }
         let ring = if now.ring == *self.ring {
@@ -381,21 +421,27 @@ impl Reconciler {
             Arc::new(now.ring.clone())
         };
         let remote = RemoteVolumeClient::of(&self.cluster, volume);
-        let server = VolumeServer::start(&self.context, volume, storage, &now, &ring, remote).await?;
+        let opened = Arc::clone(&storage);
+        let start = VolumeServer::start(&self.context, volume, storage, &now, &ring, remote);
+        let Some(server) = unless_away(start, &opened).await else {
+            tracing::warn!(%volume, "volume closed again: its engine stopped answering while the volume was opened");
+            close(&opened).await?;
+            return Ok(false);
+        };
+        let server = match server {
+            Ok(server) => server,
+            Err(error) => {
+                // The error of the start explains more than one of the close.
+                let _ = close(&opened).await;
+                return Err(error);
+            }
+        };
         if *volume != self.cluster.me {
             tracing::info!(%volume, "volume taken over");
         }
         self.servers.insert(volume.clone(), server);
-        self.opened.insert(volume.clone(), state.since(volume));
+        self.opened.insert(volume.clone(), since);
         Ok(true)
-    }
-
-    fn note_opening(&mut self, volume: &NodeName, is_open: bool) {
-        if is_open {
-            self.unopened.remove(volume);
-        } else {
-            self.unopened.insert(volume.clone());
-        }
     }
 
     /// Records that a volume is missing, and logs it the first time.

@@ -530,8 +530,8 @@ impl Drop for Committer {
                 Err(mpsc::error::TryRecvError::Empty) => break,
             }
         }
-        // Who has a permit may wait for the end of this thread before it uses the permit, so this
-        // thread does not wait for the permit.
+        // The caller with a permit may wait for the end of this thread before it uses the permit, so
+        // this thread does not wait for the permit.
         let runtime = self.runtime.take().or_else(|| Handle::try_current().ok());
         if let Some(runtime) = runtime {
             drop(runtime.spawn(async move { while waiting.recv().await.is_some() {} }));
