@@ -13,8 +13,8 @@ use crate::cluster::Soon;
 
 const FAR: &str = "postgres://imt@far/shop";
 
-/// Volumes whose names begin with the outcome of each attempt: `near` is opened at once, `late` is
-/// opened after a call of `go`, `not` is not opened, `bad` has an error, and `far` has no outcome.
+/// Volumes with names that begin with the outcome of each attempt: `near` is opened at once, `late`
+/// is opened after a call of `go`, `not` is not opened, `bad` has an error, and `far` has no outcome.
 struct Names {
     folder: TempDir,
     go: Notify,
