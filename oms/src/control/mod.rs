@@ -15,6 +15,7 @@ mod copying;
 pub(crate) mod errand;
 pub(crate) mod handle;
 pub(crate) mod member;
+mod openings;
 pub(crate) mod reconciler;
 pub(crate) mod remote_volumes;
 pub(crate) mod stock_copies;

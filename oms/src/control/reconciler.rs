@@ -3,7 +3,7 @@
 //! One task runs one pass at a time. A pass reads the state and gives a changed ring to the volume
 //! servers. It closes volumes that this node has lost: they are or were assigned to another node,
 //! were removed, or can commit no more. It opens volumes that are assigned to this node as soon as
-//! `Volumes::open` permits it. Finally the pass publishes the new topology, and names the volumes
+//! `Volumes::open` permits it (`openings`). Finally the pass publishes the new topology, and names the volumes
 //! that this node must follow.
 //!
 //! **Invariants**
@@ -18,7 +18,7 @@
 //!
 //! Deliberately absent: copying rows, which the volume servers do among themselves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use crate::cluster::{ClusterState, NodeInfo, Volumes};
 use crate::config::NodeContext;
 use crate::control::handle::ClusterHandle;
+use crate::control::openings::{Engine, Openings};
 use crate::control::topology::Topology;
 use crate::control::volume_steps::{Departure, End, Inputs, Kind, Outcome, Steps, is_behind};
 use crate::error::{NodeError, with_causes};
@@ -37,10 +38,17 @@ use crate::volume::server::VolumeServer;
 /// Longest pause between two reads of the cluster's state. It bounds the delay after a lost
 /// notification.
 const PASS_INTERVAL_MAX: Duration = Duration::from_secs(1);
+/// Longest time for which a pass waits for the steps that it has begun, in each of its phases.
+/// Steps usually end within milliseconds. A longer wait would delay the other volumes, and a
+/// shorter one would put off the further steps of volumes with slow disks.
+const STEP_WAIT: Duration = Duration::from_millis(250);
 /// Pause between two attempts to open a volume that could not be opened yet, for example because
 /// another process has not closed it.
 const OPEN_RETRY_PAUSE: Duration = Duration::from_millis(10);
-/// Pause before the state is read again from an engine that does not answer.
+/// Pause before a volume is tried again after an error. Each error is logged.
+const OPEN_ERROR_PAUSE: Duration = Duration::from_secs(1);
+/// Pause before the state is read again from an engine that does not answer, and shortest pause
+/// after a pass with an error.
 const ENGINE_RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Time after which a step on a volume that is to be closed stops waiting for the engine. At the
 /// stop of a node, steps that have not ended after twice this time are dropped. The step is given
@@ -61,9 +69,7 @@ pub(crate) struct Reconciler {
     /// node. If the present state names a later version for the volume, the volume was assigned to
     /// another node in between.
     opened: BTreeMap<NodeName, u64>,
-    /// Volumes that could not be opened yet at an attempt, and were not opened since. A missing
-    /// volume is not added.
-    unopened: BTreeSet<NodeName>,
+    openings: Openings,
     /// Volumes that this node no longer serves, and that no step is closing, releasing or removing
     /// now.
     departing: BTreeMap<NodeName, Departure>,
@@ -78,8 +84,6 @@ pub(crate) struct Reconciler {
 /// The outcomes of steps since the last pass that the next pass reports.
 #[derive(Default)]
 struct Findings {
-    /// `true` if a volume could not be opened yet. A missing volume does not count.
-    some_unopened: bool,
     /// The error of this node's own volume, if that volume is missing.
     lost: Option<NodeError>,
     /// The first other error. An error that an operator can mend has precedence over an engine that
@@ -118,7 +122,7 @@ impl Reconciler {
             volumes,
             servers: BTreeMap::new(),
             opened: BTreeMap::new(),
-            unopened: BTreeSet::new(),
+            openings: Openings::default(),
             departing: BTreeMap::new(),
             steps: Steps::new(),
             found: Findings::default(),
@@ -145,18 +149,21 @@ impl Reconciler {
                 cluster.metrics.sample(cluster.started.elapsed());
             }
             let look = cluster.look.notified();
-            let mut again = PASS_INTERVAL_MAX;
+            let (mut again, mut least) = (PASS_INTERVAL_MAX, OPEN_RETRY_PAUSE);
             match self.pass(&stop).await {
-                Ok(true) => {}
-                Ok(false) => again = OPEN_RETRY_PAUSE,
+                Ok(()) => {}
                 Err(error) if error.is_engine_away() => {
                     tracing::debug!(error = with_causes(&error), "an engine does not answer now");
-                    again = ENGINE_RETRY_PAUSE;
+                    (again, least) = (ENGINE_RETRY_PAUSE, ENGINE_RETRY_PAUSE);
                 }
                 Err(error) => {
                     tracing::error!(error = with_causes(&error), "applying the cluster's state failed");
                     trouble.send_replace(Some(Arc::new(error)));
+                    least = ENGINE_RETRY_PAUSE;
                 }
+            }
+            if let Some(pause) = self.openings.pause(|engine| self.steps.openings_at(engine)) {
+                again = again.min(pause.max(least));
             }
             tokio::select! {
                 biased;
@@ -259,49 +266,63 @@ impl Reconciler {
             kind,
             outcome,
         } = end;
-        let is_opening = matches!(kind, Kind::Opening { .. });
-        match outcome {
-            Ok(Outcome::Served(server)) => {
-                if let Kind::Opening { since } = kind {
-                    self.note_opening(&volume, true);
-                    self.opened.insert(volume.clone(), since);
-                    self.servers.insert(volume, server);
-                } else if let Some(served) = self.servers.get_mut(&volume) {
-                    *served = server;
-                } else {
-                    self.keep_closing(volume, server);
+        match (kind, outcome) {
+            (Kind::Opening { since, engine }, outcome) => {
+                self.note_opening(volume, since, engine, outcome);
+            }
+            (_, Ok(Outcome::Served(server))) => match self.servers.get_mut(&volume) {
+                Some(served) => *served = server,
+                None => self.keep_closing(volume, server),
+            },
+            (_, Ok(Outcome::Remains(departure))) => drop(self.departing.insert(volume, departure)),
+            (_, Ok(Outcome::Departed(Some(fault))) | Err(fault)) => self.found.fail(fault),
+            (_, Ok(Outcome::Departed(None) | Outcome::NotYet | Outcome::Elsewhere)) => {}
+        }
+    }
+
+    /// Takes the outcome of an opening. The other volumes are served even if one of them, such as a
+    /// missing or damaged one, cannot be opened. A later pass tries this volume again.
+    fn note_opening(
+        &mut self,
+        volume: NodeName,
+        since: u64,
+        engine: Engine,
+        outcome: Result<Outcome, NodeError>,
+    ) {
+        let error = match outcome {
+            Ok(outcome) => {
+                self.cluster.missing().remove(&volume);
+                match outcome {
+                    Outcome::Served(server) => {
+                        self.opened.insert(volume.clone(), since);
+                        self.servers.insert(volume, server);
+                    }
+                    Outcome::NotYet => self.openings.note_failure(volume, engine, OPEN_RETRY_PAUSE),
+                    Outcome::Elsewhere | Outcome::Departed(_) | Outcome::Remains(_) => {}
                 }
+                return;
             }
-            Ok(Outcome::NotYet) => {
-                self.found.some_unopened = true;
-                self.note_opening(&volume, false);
-            }
-            Ok(Outcome::Elsewhere) => self.note_opening(&volume, true),
-            Ok(Outcome::Departed(None)) => {}
-            Ok(Outcome::Departed(Some(fault))) => self.found.fail(fault),
-            Ok(Outcome::Remains(departure)) => drop(self.departing.insert(volume, departure)),
-            // A missing volume does not end the pass. The other volumes are served, and a later
-            // pass opens this volume once it exists.
-            Err(error) if is_opening && error.is_missing_volume() => {
-                self.note_missing(&volume, &error);
-                if volume == self.cluster.me {
-                    self.found.lost.get_or_insert(error);
-                }
-            }
-            // The other volumes are served even if one of them, such as a damaged one, cannot be
-            // opened or changed. The next pass tries this volume again.
-            Err(error) => {
-                if is_opening {
-                    self.unopened.insert(volume);
-                }
-                self.found.fail(error);
-            }
+            Err(error) => error,
+        };
+        let pause = match error.is_engine_away() {
+            true => OPEN_RETRY_PAUSE,
+            false => OPEN_ERROR_PAUSE,
+        };
+        self.openings.note_failure(volume.clone(), engine, pause);
+        if !error.is_missing_volume() {
+            self.found.fail(error);
+            return;
+        }
+        self.note_missing(&volume, &error);
+        if volume == self.cluster.me {
+            self.found.lost.get_or_insert(error);
         }
     }
 
     /// Takes the outcomes of the steps that this pass has begun, as far as they end in time.
     async fn await_steps(&mut self, stop: &watch::Receiver<bool>) {
-        for end in self.steps.ended(stop).await {
+        let until = Instant::now() + STEP_WAIT;
+        while let Some(end) = self.steps.next_until(until, stop).await {
             self.note_end(end);
         }
     }
@@ -324,9 +345,8 @@ impl Reconciler {
         ready.map(|(_, server)| Arc::clone(server)).collect()
     }
 
-    /// Reads the state and applies it. Returns `false` if a volume could not be opened yet. A
-    /// missing volume does not count.
-    async fn pass(&mut self, stop: &watch::Receiver<bool>) -> Result<bool, NodeError> {
+    /// Reads the state and applies it.
+    async fn pass(&mut self, stop: &watch::Receiver<bool>) -> Result<(), NodeError> {
         let state = Arc::new(self.cluster.authority.read().await?);
         if let Some(warehouse) = &state.warehouse {
             self.context.wms.follow(warehouse);
@@ -346,7 +366,7 @@ impl Reconciler {
             if !node_infos.iter().all(is_known) {
                 self.publish(&state)?;
             }
-            return Ok(true);
+            return Ok(());
         }
         if state.ring != *self.ring {
             self.ring = Arc::new(state.ring.clone());
@@ -367,11 +387,7 @@ impl Reconciler {
         self.publish(&state)?;
         self.has_served |= self.servers.contains_key(&me);
         self.follow(&state).await?;
-        let Findings {
-            some_unopened,
-            lost,
-            failed,
-        } = std::mem::take(&mut self.found);
+        let Findings { lost, failed } = std::mem::take(&mut self.found);
         if let Some(error) = failed {
             return Err(error);
         }
@@ -388,7 +404,7 @@ impl Reconciler {
             tracing::info!("node left the cluster for good");
             self.cluster.asked_to_stop.send_replace(true);
         }
-        Ok(!some_unopened)
+        Ok(())
     }
 
     /// Returns `true` if a pass with this state would change nothing, provided that an earlier pass
@@ -492,25 +508,30 @@ impl Reconciler {
                 && !self.departing.contains_key(*volume)
                 && !self.steps.is_busy(volume)
         };
-        // Volumes that earlier passes could not open are tried last, because an attempt takes long
-        // if the engine of the volume is unreachable.
-        let (again, first): (Vec<&NodeName>, Vec<&NodeName>) = wanted
-            .iter()
-            .filter(is_closed)
-            .partition(|volume| self.unopened.contains(*volume));
-        let is_split = !again.is_empty() && !first.is_empty();
-        for volumes in [first, again] {
-            for volume in volumes {
-                if !*stop.borrow() {
-                    self.steps.open(inputs.clone(), volume.clone());
-                }
+        let closed: Vec<&NodeName> = wanted.iter().filter(is_closed).collect();
+        self.openings.begin_pass(&inputs.state, wanted, &closed);
+        let until = Instant::now() + STEP_WAIT;
+        loop {
+            while !*stop.borrow()
+                && let Some((volume, engine)) = self.openings.next(|engine| self.steps.openings_at(engine))
+            {
+                self.steps.open(inputs.clone(), volume, engine);
             }
-            self.await_steps(stop).await;
-            if is_split {
+            let Some(end) = self.steps.next_until(until, stop).await else {
+                return Ok(());
+            };
+            let is_served = matches!(end.outcome, Ok(Outcome::Served(_)));
+            // A volume that has just been closed may be assigned to this node again. This pass has
+            // left it out, so another pass must follow at once.
+            if end.kind == Kind::Departing {
+                self.cluster.look.notify_one();
+            }
+            self.note_end(end);
+            // The next opening may take long, if its engine does not answer.
+            if is_served && (!self.steps.is_empty() || self.openings.has_due()) {
                 self.publish(&inputs.state)?;
             }
         }
-        Ok(())
     }
 
     /// Makes this node follow the volumes that the state names, also if volumes could not be opened
@@ -524,17 +545,6 @@ impl Reconciler {
             .map(|(volume, _)| (volume.clone(), state.log_of(volume)))
             .collect();
         Arc::clone(&self.volumes).follow(followed).await
-    }
-
-    /// Records an attempt to open a volume that exists. `is_open` is `true` if no further attempt
-    /// is needed.
-    fn note_opening(&mut self, volume: &NodeName, is_open: bool) {
-        self.cluster.missing().remove(volume);
-        if is_open {
-            self.unopened.remove(volume);
-        } else {
-            self.unopened.insert(volume.clone());
-        }
     }
 
     /// Records that a volume is missing, and logs it the first time.

@@ -1,17 +1,23 @@
 //! The steps of the reconciler on single volumes: opening, a change of slots, closing.
 //!
 //! A step may wait for the engine of its volume, which may be away for a long time. So each step
-//! runs in a task of its own. The reconciler waits for the steps of a pass for at most `STEP_WAIT`,
-//! and gets the outcome of a late step when the step ends.
+//! runs in a task of its own. The reconciler waits for the steps of a pass for a limited time, and
+//! gets the outcome of a late step when the step ends.
 //!
 //! **Invariants**
 //! - A volume has at most one step at a time.
 //! - While a node runs, no step is dropped in the middle: an activation has taken the incoming
-//!   rows out of the server, and a restart has sealed all slots of the old server.
+//!   rows out of the server, and a restart has sealed all slots of the old server. Only the start
+//!   of the first server of an open volume is dropped if the engine stops answering. Then the
+//!   volume is closed, and opened again later.
+//! - A volume that was opened and is not served is closed and released in the same step: it waits
+//!   for the end of a migration, its server did not start, or it is not assigned to this node any
+//!   more. A volume that was assigned to this node again counts as such.
 //! - At the stop of a node, a step that does not end is dropped. The next server of the volume
 //!   finds in the volume's rows all that is still to be done, as after a crash.
 //!
-//! Deliberately absent: the choice of the steps (`reconciler`).
+//! Deliberately absent: the choice of the steps (`reconciler`) and of the volumes that are opened
+//! next (`openings`).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -25,6 +31,7 @@ use tokio::time::Instant;
 use crate::cluster::{ClusterState, Expected, Volumes};
 use crate::config::NodeContext;
 use crate::control::handle::ClusterHandle;
+use crate::control::openings::Engine;
 use crate::control::remote_volumes::RemoteVolumeClient;
 use crate::error::{NodeError, StorageError, with_causes};
 use crate::runtime;
@@ -33,10 +40,9 @@ use crate::storage::volume::Volume;
 use crate::volume::migration::target::staged_migration;
 use crate::volume::server::VolumeServer;
 
-/// Longest time for which a pass waits for the steps that it has begun, in each of its phases.
-/// Steps usually end within milliseconds. A longer wait would delay the other volumes, and a
-/// shorter one would put off the further steps of volumes with slow disks.
-const STEP_WAIT: Duration = Duration::from_millis(250);
+/// Pause between two checks of the engine while the first server of an open volume starts. An
+/// engine that does not answer at two checks in a row may stay away for long.
+const START_PATIENCE: Duration = Duration::from_secs(1);
 /// Pause before a failed release or removal of a volume is repeated. It doubles with each failure,
 /// up to `DEPARTURE_PAUSE_MAX`, because a removal of many rows is work for the engine.
 const DEPARTURE_PAUSE: Duration = Duration::from_secs(1);
@@ -95,7 +101,8 @@ pub(super) enum Outcome {
     Served(Arc<VolumeServer>),
     /// The volume cannot be opened yet.
     NotYet,
-    /// The cluster's state no longer assigns the volume to this node.
+    /// The cluster's state no longer assigns the volume to this node, or has assigned the volume
+    /// to this node again since the step began. The volume is closed and released.
     Elsewhere,
     /// The volume is closed, released and, if that was requested, removed. Contains the error of
     /// the close, if it failed.
@@ -105,10 +112,10 @@ pub(super) enum Outcome {
 }
 
 /// The kind of a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// Opens a volume that the state assigned to this node at the version `since`.
-    Opening { since: u64 },
+    /// Opens a volume of this engine that the state assigned to this node at the version `since`.
+    Opening { since: u64, engine: Engine },
     /// Changes the slots of a served volume.
     Serving,
     /// Closes, releases and removes a volume.
@@ -162,6 +169,12 @@ impl Steps {
         self.under_way.contains_key(volume)
     }
 
+    /// Returns the number of openings under way for the volumes of an engine.
+    pub(super) fn openings_at(&self, engine: &Engine) -> usize {
+        let is_at = |step: &&Step| matches!(&step.kind, Kind::Opening { engine: at, .. } if at == engine);
+        self.under_way.values().filter(is_at).count()
+    }
+
     fn begin(
         &mut self,
         volume: NodeName,
@@ -186,11 +199,12 @@ impl Steps {
         self.under_way.insert(volume, step);
     }
 
-    /// Begins to open a volume.
-    pub(super) fn open(&mut self, inputs: Inputs, volume: NodeName) {
-        let (since, place) = (inputs.state.since(&volume), Place::default());
+    /// Begins to open a volume of this engine.
+    pub(super) fn open(&mut self, inputs: Inputs, volume: NodeName, engine: Engine) {
+        let since = inputs.state.since(&volume);
+        let (kind, place) = (Kind::Opening { since, engine }, Place::default());
         let opening = open(inputs, volume.clone(), Arc::clone(&place));
-        self.begin(volume, Kind::Opening { since }, place, opening);
+        self.begin(volume, kind, place, opening);
     }
 
     /// Begins to activate slots that the ring adds to a volume.
@@ -237,17 +251,18 @@ impl Steps {
         self.end(ended)
     }
 
-    /// Waits until all steps have ended that began since the last call, but for at most
-    /// `STEP_WAIT`, and no longer than until `stop` becomes `true`. Returns the ends of these and
-    /// of earlier steps. The steps that did not end go on (`next`).
-    pub(super) async fn ended(&mut self, stop: &watch::Receiver<bool>) -> Vec<End> {
-        let (until, mut stop) = (Instant::now() + STEP_WAIT, stop.clone());
-        let mut ends = Vec::new();
+    /// Returns the end of the next step that ends, as long as a step is under way that no earlier
+    /// call has given up. At the time `until`, or once `stop` is `true`, gives up the steps under
+    /// way and returns `None`. They go on (`next`).
+    pub(super) async fn next_until(&mut self, until: Instant, stop: &watch::Receiver<bool>) -> Option<End> {
+        let mut stop = stop.clone();
         while self.under_way.values().any(|step| !step.is_late) {
             tokio::select! {
                 biased;
-                end = self.next() => ends.extend(end),
                 _ = stop.wait_for(|stop| *stop) => break,
+                end = self.next() => if end.is_some() {
+                    return end;
+                },
                 () = tokio::time::sleep_until(until) => break,
             }
         }
@@ -256,7 +271,7 @@ impl Steps {
                 tracing::debug!(%volume, kind = ?step.kind, "step on a volume goes on in later passes");
             }
         }
-        ends
+        None
     }
 
     /// Makes the commits of a volume fail that its engine does not answer, so that the step of the
@@ -369,6 +384,26 @@ async fn open(inputs: Inputs, volume: NodeName, place: Place) -> Result<Outcome,
     Ok(outcome)
 }
 
+/// Waits for the start of the first server of an open volume. Fails if a commit of the start waits
+/// for the engine of the volume at two checks in a row (`Volume::check_engine`). No task has been
+/// started then, and the volume must be closed.
+async fn unless_away<T>(
+    start: impl Future<Output = T>,
+    mut check_engine: impl FnMut() -> Result<(), StorageError>,
+) -> Result<T, StorageError> {
+    let mut start = std::pin::pin!(start);
+    let mut was_away = false;
+    loop {
+        if let Ok(started) = tokio::time::timeout(START_PATIENCE, &mut start).await {
+            return Ok(started);
+        }
+        match check_engine() {
+            Err(error) if was_away => return Err(error),
+            checked => was_away = checked.is_err(),
+        }
+    }
+}
+
 async fn close(storage: Arc<Volume>) -> Result<(), StorageError> {
     let closed = runtime::blocking(move || storage.close()).await;
     closed.unwrap_or(Err(StorageError::Closed))
@@ -398,7 +433,8 @@ async fn start(inputs: &Inputs, volume: &NodeName, storage: &Arc<Volume>) -> Res
     if now.version != state.version {
         cluster.look.notify_one();
     }
-    if now.serving.get(volume) != Some(&cluster.me) {
+    let is_same = now.since(volume) == state.since(volume);
+    if now.serving.get(volume) != Some(&cluster.me) || !is_same {
         return Ok(Outcome::Elsewhere);
     }
     // The volume may contain staged rows of a migration that is neither committed nor undone. Such
@@ -415,7 +451,12 @@ async fn start(inputs: &Inputs, volume: &NodeName, storage: &Arc<Volume>) -> Res
         Arc::new(now.ring.clone())
     };
     let remote = RemoteVolumeClient::of(cluster, volume);
-    let server = VolumeServer::start(context, volume, Arc::clone(storage), &now, &ring, remote).await?;
+    let starting = VolumeServer::start(context, volume, Arc::clone(storage), &now, &ring, remote);
+    let started = unless_away(starting, || storage.check_engine()).await;
+    if started.is_err() {
+        tracing::warn!(%volume, "volume closed again: its engine stopped answering while the volume was opened");
+    }
+    let server = started??;
     if *volume != cluster.me {
         tracing::info!(%volume, "volume taken over");
     }
@@ -472,4 +513,36 @@ async fn depart(
     }
     tracing::info!(%volume, "volume removed, its node left");
     Ok(Outcome::Departed(departure.fault))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_start_is_given_up_if_its_engine_does_not_answer_at_two_checks_in_a_row() {
+        let mut answers = [false, true, false, false].into_iter();
+        let check = || match answers.next().unwrap() {
+            true => Ok(()),
+            false => Err(StorageError::EngineAway),
+        };
+        let given_up = unless_away(std::future::pending::<()>(), check).await;
+        assert!(matches!(given_up, Err(StorageError::EngineAway)));
+        assert_eq!(answers.next(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_long_start_is_not_given_up_while_its_engine_answers() {
+        let mut checks = 0;
+        let start = async {
+            tokio::time::sleep(START_PATIENCE * 10).await;
+            7
+        };
+        let check = || {
+            checks += 1;
+            Ok(())
+        };
+        assert!(matches!(unless_away(start, check).await, Ok(7)));
+        assert!(checks > 2);
+    }
 }

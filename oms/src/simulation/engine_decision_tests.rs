@@ -124,8 +124,8 @@ impl<F: Fn(Call) -> usize + Send> Log for Spread<F> {
         self.at(Call::Other).next_host();
     }
 
-    fn remove(&mut self) -> Answer<'_, ()> {
-        self.at(Call::Other).remove()
+    fn remove(&mut self, epoch: u64) -> Answer<'_, ()> {
+        self.at(Call::Other).remove(epoch)
     }
 }
 

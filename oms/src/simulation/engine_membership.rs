@@ -29,7 +29,7 @@ use crate::simulation::world::{FURTHER_ENGINE, Node, SECRET, World};
 use crate::storage::log::Log;
 use crate::storage::log::cache::Cache;
 
-/// URL of every engine in error messages.
+/// URL of the first engine in error messages.
 const URL: &str = "postgres://imt@simulated/shop";
 
 /// The tables of the cluster in the simulated engine, over one connection.
@@ -238,8 +238,8 @@ impl Backend for SimBackend {
         Ok(Box::new(SimLog::new(self.client(self.engine_of(place)), volume)))
     }
 
-    fn url_of(&self, _place: &VolumeLog) -> String {
-        URL.to_owned()
+    fn url_of(&self, place: &VolumeLog) -> String {
+        place.engine.clone().unwrap_or_else(|| URL.to_owned())
     }
 
     fn open_copy(&self, volume: &str) -> Result<Cache, StorageError> {

@@ -416,7 +416,7 @@ fn a_newer_takeover_is_not_undone_by_an_older_state() {
         let mut log = engine.log(VOLUME);
         assert_eq!(
             take_over(&mut log, "ada", 5, true).await.unwrap(),
-            Takeover::Newer
+            Takeover::Newer { epoch: 6 << 20 }
         );
         present.append(body(1)).await.unwrap();
         let mut other = engine.log("none");

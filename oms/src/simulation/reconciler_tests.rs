@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use imt_ring::NodeName;
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::time::Instant;
 
@@ -30,9 +31,15 @@ struct Faults {
     /// Volumes that cannot be opened.
     unopenable: Mutex<BTreeSet<NodeName>>,
     failed_openings: AtomicU32,
+    /// Volumes with openings that do not end before `go`. The volume is open by then.
+    held: Mutex<BTreeSet<NodeName>>,
+    go: Notify,
+    /// Number of openings that have waited for `go`.
+    held_openings: AtomicU32,
     /// Number of releases and of removals that still fail.
     failing_releases: AtomicU32,
     failing_removals: AtomicU32,
+    released: Mutex<Vec<NodeName>>,
     removals: AtomicU32,
     follows: AtomicU32,
 }
@@ -111,15 +118,24 @@ impl Volumes for FaultyNode {
             self.faults.failed_openings.fetch_add(1, Ordering::Relaxed);
             return Box::pin(std::future::ready(Err(fault())));
         }
-        Arc::clone(&self.node).open(volume, expected)
+        let is_held = self.faults.held.lock().contains(&volume);
+        let opening = Arc::clone(&self.node).open(volume, expected);
+        Box::pin(async move {
+            let opened = opening.await?;
+            if is_held && opened.is_some() {
+                self.faults.held_openings.fetch_add(1, Ordering::Relaxed);
+                self.faults.go.notified().await;
+            }
+            Ok(opened)
+        })
     }
 
-    fn release(self: Arc<Self>, _volume: NodeName) -> Soon<'static, ()> {
-        let released = match fails(&self.faults.failing_releases) {
-            true => Err(fault()),
-            false => Ok(()),
-        };
-        Box::pin(std::future::ready(released))
+    fn release(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
+        if fails(&self.faults.failing_releases) {
+            return Box::pin(std::future::ready(Err(fault())));
+        }
+        self.faults.released.lock().push(volume);
+        Box::pin(std::future::ready(Ok(())))
     }
 
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
@@ -156,6 +172,20 @@ impl Shop {
     /// Starts a node, and waits until every running node serves its own settled volume. `count` is
     /// the number of running nodes afterwards.
     async fn start(&self, name: &'static str, count: usize) -> Arc<Faults> {
+        let faults = self.begin(name);
+        let is_member = || {
+            let state = self.world.state();
+            state.is_some_and(|state| state.ring.members().len() == count)
+        };
+        until("the node is a member", || {
+            is_member() && invariants::is_settled(&self.world)
+        })
+        .await;
+        faults
+    }
+
+    /// Starts a node.
+    fn begin(&self, name: &'static str) -> Arc<Faults> {
         let node = self.world.start(name).unwrap();
         let faults = Arc::new(Faults::default());
         let backend = Arc::new(FaultyNode {
@@ -168,14 +198,6 @@ impl Shop {
         process.spawn(async move {
             faults::serve(&world, &warehouse, &node, backend, name, stops).await;
         });
-        let is_member = || {
-            let state = self.world.state();
-            state.is_some_and(|state| state.ring.members().len() == count)
-        };
-        until("the node is a member", || {
-            is_member() && invariants::is_settled(&self.world)
-        })
-        .await;
         faults
     }
 
@@ -183,6 +205,22 @@ impl Shop {
     fn cluster(&self, name: &str) -> Arc<ClusterHandle> {
         let (id, _) = self.world.running(name).unwrap();
         self.world.inside().incarnations[id].cluster.clone().unwrap()
+    }
+
+    /// Returns `true` if a running node has published a server of this volume.
+    fn serves(&self, node: &str, served: &str) -> bool {
+        let Some((id, _)) = self.world.running(node) else {
+            return false;
+        };
+        let cluster = self.world.inside().incarnations[id].cluster.clone();
+        cluster.is_some_and(|cluster| cluster.topology().servers.contains_key(&volume(served)))
+    }
+
+    /// Returns the nodes that serve volumes, by volume, in the cluster's state.
+    fn serving(&self) -> BTreeMap<NodeName, NodeName> {
+        self.world
+            .state()
+            .map_or_else(BTreeMap::new, |state| state.serving)
     }
 
     fn kill(&self, name: &str) {
@@ -245,6 +283,73 @@ fn a_late_step_is_taken_up_when_it_ends() {
         shop.start("cleo", 3).await;
         shop.stops.send_replace(Some("ada"));
         until("ada has stopped", || shop.world.running("ada").is_none()).await;
+        shop.world.end();
+    });
+}
+
+/// Returns the two nodes ada and bob, and the faults of ada. Bob is dead, and ada has opened the
+/// volume of bob in an opening that has not ended.
+async fn with_held_opening() -> (Shop, Arc<Faults>) {
+    let shop = Shop::new();
+    let ada = shop.start("ada", 1).await;
+    shop.start("bob", 2).await;
+    ada.held.lock().insert(volume("bob"));
+    shop.kill("bob");
+    until("ada opens the volume of bob", || {
+        ada.held_openings.load(Ordering::Relaxed) == 1
+    })
+    .await;
+    (shop, ada)
+}
+
+#[test]
+fn an_opening_that_does_not_end_delays_neither_other_volumes_nor_the_stop() {
+    in_virtual_time(async {
+        let shop = Shop::new();
+        let ada = shop.start("ada", 1).await;
+        shop.start("bob", 2).await;
+        shop.start("cleo", 3).await;
+        ada.held.lock().insert(volume("bob"));
+        let cluster = shop.cluster("ada");
+        shop.kill("bob");
+        shop.kill("cleo");
+        until("ada takes the volume of cleo over", || {
+            let is_held = ada.held_openings.load(Ordering::Relaxed) == 1;
+            is_held && cluster.topology().servers.contains_key(&volume("cleo"))
+        })
+        .await;
+        shop.stops.send_replace(Some("ada"));
+        until("ada has stopped", || shop.world.running("ada").is_none()).await;
+        shop.world.end();
+    });
+}
+
+#[test]
+fn an_opened_volume_that_is_not_wanted_any_more_is_closed_and_released() {
+    in_virtual_time(async {
+        let (shop, ada) = with_held_opening().await;
+        shop.begin("bob");
+        until("the state gives the volume back to bob", || {
+            shop.serving().get(&volume("bob")) == Some(&volume("bob"))
+        })
+        .await;
+        ada.go.notify_one();
+        until("bob serves its volume", || shop.serves("bob", "bob")).await;
+        assert_eq!(*ada.released.lock(), [volume("bob")]);
+        assert!(!shop.serves("ada", "bob"));
+        shop.world.end();
+    });
+}
+
+#[test]
+fn a_stop_closes_and_releases_a_volume_that_was_just_opened() {
+    in_virtual_time(async {
+        let (shop, ada) = with_held_opening().await;
+        shop.stops.send_replace(Some("ada"));
+        ada.go.notify_one();
+        until("ada has stopped", || shop.world.running("ada").is_none()).await;
+        let released: BTreeSet<NodeName> = ada.released.lock().iter().cloned().collect();
+        assert_eq!(released, [volume("ada"), volume("bob")].into());
         shop.world.end();
     });
 }

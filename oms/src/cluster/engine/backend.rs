@@ -19,6 +19,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::cluster::engine::joining::check_fitness;
+use crate::cluster::engine::restored::Complaints;
 use crate::cluster::engine::tables::{ClusterTables, SqlTables};
 use crate::cluster::{Soon, VolumeLog};
 use crate::error::{NodeError, StorageError, with_causes};
@@ -76,6 +77,8 @@ pub(super) struct Postgres {
     node: String,
     /// URLs of the further engines that have passed the check of their tables and settings.
     fit: Mutex<BTreeSet<String>>,
+    /// The last logged fault of each further engine that may not be used.
+    faults: Complaints,
 }
 
 impl Postgres {
@@ -85,6 +88,7 @@ impl Postgres {
             data,
             node: node.to_owned(),
             fit: Mutex::default(),
+            faults: Complaints::default(),
         }
     }
 
@@ -107,6 +111,7 @@ impl Postgres {
         }
         match check_fitness(&mut Session::new(Arc::clone(url), "node"), url).await {
             Ok(()) => {
+                self.faults.clear(&text);
                 fit().insert(text);
                 true
             }
@@ -115,9 +120,17 @@ impl Postgres {
                 false
             }
             Err(error) => {
-                tracing::error!(error = with_causes(&error), "engine of a volume cannot be used");
+                self.complain(&text, &error);
                 false
             }
+        }
+    }
+
+    /// Logs the fault of an engine, unless it is the last one that was logged for this engine.
+    fn complain(&self, url: &str, error: &NodeError) {
+        let error = with_causes(error);
+        if self.faults.is_new(url, &error) {
+            tracing::error!(error, "engine of a volume cannot be used");
         }
     }
 
@@ -147,7 +160,7 @@ impl Backend for Postgres {
             match self.engine_of(place) {
                 Ok(url) => self.is_fit(&url).await,
                 Err(error) => {
-                    tracing::error!(error = with_causes(&error), "engine of a volume cannot be used");
+                    self.complain(place.engine.as_deref().unwrap_or_default(), &error);
                     false
                 }
             }

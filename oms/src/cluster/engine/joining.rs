@@ -22,6 +22,7 @@ use crate::cluster::engine::EngineCluster;
 use crate::cluster::engine::authority::StateTable;
 use crate::cluster::engine::backend::{Backend, Postgres};
 use crate::cluster::engine::beat::{Beat, Pace};
+use crate::cluster::engine::restored::Complaints;
 use crate::cluster::engine::schema;
 use crate::cluster::engine::shared::{Shared, label};
 use crate::cluster::engine::tables::{ClusterTables, FirstState};
@@ -126,6 +127,7 @@ impl Joining {
             followers: Followers::default(),
             waiting: Mutex::default(),
             epochs: Mutex::default(),
+            complaints: Complaints::default(),
             unopened: AtomicUsize::new(0),
         })
     }

@@ -100,7 +100,7 @@ impl Fencing {
         let (epoch, position) = loop {
             match take_over(&mut log, &name, since, true).await {
                 Ok(Takeover::Owned { epoch, position }) => break (epoch, position),
-                Ok(Takeover::Newer) => return,
+                Ok(Takeover::Newer { .. }) => return,
                 Ok(Takeover::Missing) => panic!("the volume is missing"),
                 Err(_) => {}
             }

@@ -12,7 +12,9 @@
 //!   volume is served once the local copy has all entries up to that one.
 //! - If a statement on the log fails, or the log has a newer owner, the volume stays closed without
 //!   an error. The caller then tries again, unless the state assigns the volume to another node by
-//!   then.
+//!   then. A log or a ring that is later than the state stays later (`restored`).
+//! - An access that waits for the end of a lease is kept only while the volume is assigned to this
+//!   node.
 //!
 //! The choice of the volumes is in `control`. Beats and leases are in `beat` and `shared`.
 
@@ -25,6 +27,7 @@ use imt_ring::NodeName;
 
 use crate::cluster::engine::EngineCluster;
 use crate::cluster::engine::beat::LEASE_WAIT;
+use crate::cluster::engine::restored::Ahead;
 use crate::cluster::{Authority, ClusterState, Expected, Soon, VolumeLog, Volumes};
 use crate::error::{NodeError, StorageError, with_causes};
 use crate::postgres::SessionError;
@@ -46,6 +49,9 @@ const LEASE_PAUSE: Duration = Duration::from_millis(10);
 /// could not be taken over, or this node had no lease. The next attempt would probably fail too if
 /// it followed at once.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Pause after an attempt to open a volume that is ahead of the cluster's state. Only an operator
+/// can end this fault.
+const AHEAD_PAUSE: Duration = Duration::from_secs(1);
 
 /// Number of failed attempts after which the hosts of the engine are tried in the same order again.
 /// It is a multiple of the usual numbers of hosts, so that each host comes first equally often.
@@ -61,6 +67,8 @@ struct Opening<'a> {
     expected: Expected,
     /// The engine's URL, for error messages.
     place: String,
+    /// The epoch of the cluster's ring.
+    ring: u64,
     /// Two connections to the log: one for commits, one for checkpoints.
     logs: [Box<dyn Log>; 2],
 }
@@ -69,6 +77,8 @@ struct Opening<'a> {
 enum Unopened {
     /// The volume cannot be opened now, but a later attempt may succeed.
     Later,
+    /// The log is later than the state with which the attempt began. The state must be read again.
+    Ahead(Ahead),
     Failed(NodeError),
 }
 
@@ -160,9 +170,27 @@ impl EngineCluster {
         };
         if !is_free {
             self.shared.urge_look.notify_one();
-            self.waiting.lock().insert(volume.clone(), waiting);
+            let mut all = self.waiting.lock();
+            if self.shared.has_assigned(volume, since) {
+                all.insert(volume.clone(), waiting);
+            }
         }
         is_free
+    }
+
+    /// Returns the number of volumes that wait for the end of a lease.
+    #[cfg(test)]
+    pub(crate) fn waiting_for_leases(&self) -> usize {
+        self.waiting.lock().len()
+    }
+
+    /// Removes the data about attempts to open volumes that are not assigned to this node any more.
+    fn forget_attempts(&self) {
+        let is_kept =
+            |volume: &NodeName, waiting: &mut Waiting| self.shared.has_assigned(volume, waiting.since);
+        self.waiting.lock().retain(is_kept);
+        self.complaints
+            .retain(|volume| NodeName::new(volume).is_ok_and(|volume| self.shared.is_mine(&volume)));
     }
 
     /// Returns `true` if a node has ended or has been silent for `LEASE_WAIT`, and the engine has
@@ -227,6 +255,7 @@ impl EngineCluster {
 
     async fn open_volume(&self, volume: NodeName, expected: Expected) -> Result<Option<Volume>, NodeError> {
         let state = Authority::read(self).await?;
+        self.forget_attempts();
         if state.serving.get(&volume) != Some(&self.name) {
             return Ok(None);
         }
@@ -247,21 +276,31 @@ impl EngineCluster {
             since: state.since(&volume),
             expected,
             place: self.backend.url_of(&place),
+            // The epoch of a slot is at least 1, also in a ring with the epoch 0.
+            ring: state.ring.epoch().0.max(1),
             logs: [log("log")?, log("checkpoint")?],
         };
         let followed = self.followers.take(name).await;
         let (backend, copied) = (Arc::clone(&self.backend), volume.clone());
+        let born = place.born;
         let cache = move || {
             let cache = followed.map_or_else(|| backend.open_copy(copied.as_str()), Ok)?;
-            of_this_life(cache, place.born)
+            of_this_life(cache, born)
         };
         let lease = self.shared.lease_of(&volume, state.since(&volume));
-        let Some((opened, epoch)) = open(opening, cache, lease).await? else {
-            self.unopened.fetch_add(1, Ordering::Relaxed);
-            return Ok(None);
-        };
-        self.epochs.lock().insert(volume, epoch);
-        Ok(Some(opened))
+        match open(opening, cache, lease).await? {
+            Attempted::Opened(opened, epoch) => {
+                self.complaints.clear(name);
+                self.epochs.lock().insert(volume, epoch);
+                return Ok(Some(*opened));
+            }
+            Attempted::Unopened(Some(found)) if self.is_ahead(&volume, &place, found).await? => {
+                tokio::time::sleep(AHEAD_PAUSE).await;
+            }
+            Attempted::Unopened(_) => {}
+        }
+        self.unopened.fetch_add(1, Ordering::Relaxed);
+        Ok(None)
     }
 
     /// Creates an access to a log for an attempt to open its volume. After a failed attempt, the
@@ -276,6 +315,7 @@ impl EngineCluster {
     }
 
     async fn follow_volumes(&self, volumes: BTreeMap<NodeName, VolumeLog>) {
+        self.forget_attempts();
         let mut logs = BTreeMap::new();
         for (volume, place) in volumes {
             match self.backend.log(&place, volume.as_str(), "follow") {
@@ -319,41 +359,56 @@ impl Volumes for EngineCluster {
     }
 }
 
-/// Takes over a volume and opens it with its local copy. Returns the volume with its epoch, or
-/// `None` if that is not possible yet.
+/// The result of an attempt to open a volume.
+enum Attempted {
+    /// The volume with its epoch.
+    Opened(Box<Volume>, u64),
+    /// The volume cannot be opened yet, in some cases with evidence that it is ahead.
+    Unopened(Option<Ahead>),
+}
+
+/// Takes over a volume and opens it with its local copy.
 async fn open(
     opening: Opening<'_>,
     cache: impl FnOnce() -> Result<Cache, StorageError> + Send + 'static,
     lease: impl Fn() -> bool + Send + Sync + 'static,
-) -> Result<Option<(Volume, u64)>, NodeError> {
+) -> Result<Attempted, NodeError> {
     if !lease() {
         tokio::time::sleep(RETRY_PAUSE).await;
-        return Ok(None);
+        return Ok(Attempted::Unopened(None));
     }
     let opened = runtime::blocking(cache).await;
     let cache = match opened.unwrap_or(Err(StorageError::Closed)) {
         Ok(cache) => cache,
         // The local copy is locked, for example because this process has just lost the volume and
         // is still closing the copy.
-        Err(error) if error.is_locked() => return Ok(None),
+        Err(error) if error.is_locked() => return Ok(Attempted::Unopened(None)),
         Err(error) => return Err(error.into()),
     };
     match take(opening, &cache, &lease).await {
         Ok((writer, epoch)) => {
             let volume = Volume::behind_log(cache, writer)?;
-            Ok(Some((volume.leased_while(lease), epoch)))
+            Ok(Attempted::Opened(Box::new(volume.leased_while(lease)), epoch))
         }
         Err(unopened) => {
             let closed = runtime::blocking(move || cache.close()).await;
             closed.unwrap_or(Err(StorageError::Closed))?;
-            match unopened {
-                Unopened::Failed(error) => Err(error),
-                Unopened::Later => {
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                    Ok(None)
-                }
-            }
+            let found = match unopened {
+                Unopened::Failed(error) => return Err(error),
+                Unopened::Later => None,
+                Unopened::Ahead(found) => Some(found),
+            };
+            tokio::time::sleep(RETRY_PAUSE).await;
+            Ok(Attempted::Unopened(found))
         }
+    }
+}
+
+/// Fails if a ring of a later epoch than `ring` brought slots to the volume.
+fn is_not_later(cache: &Cache, ring: u64) -> Result<(), Unopened> {
+    match cache.ring_epoch() {
+        epoch if epoch > ring => Err(Unopened::Ahead(Ahead::Ring(epoch))),
+        _ => Ok(()),
     }
 }
 
@@ -373,7 +428,12 @@ async fn take(
             // difference is only logged, and `catch_up` compares the hash chains again after the
             // takeover.
             Err(CatchUpError::Differs(fault)) => tracing::warn!(volume, fault, "local copy differs"),
-            copied => drop(copied?),
+            copied => {
+                copied?;
+                // A volume of a later ring may have rows that this node would remove as outdated. So
+                // its log is left as it is.
+                is_not_later(cache, opening.ring)?;
+            }
         }
     }
     if !lease() {
@@ -382,7 +442,7 @@ async fn take(
     let creates = opening.expected == Expected::MaybeNew;
     let (epoch, position) = match take_over(&mut *log, owner, opening.since, creates).await? {
         Takeover::Owned { epoch, position } => (epoch, position),
-        Takeover::Newer => return Err(Unopened::Later),
+        Takeover::Newer { epoch } => return Err(Unopened::Ahead(Ahead::Epoch(epoch))),
         Takeover::Missing => {
             return Err(Unopened::Failed(NodeError::VolumeNotInEngine {
                 volume: volume.to_owned(),
@@ -396,6 +456,7 @@ async fn take(
         let entry = position.seq;
         return Err(Unopened::Failed(StorageError::Log { entry, reason }.into()));
     }
+    is_not_later(cache, opening.ring)?;
     if !lease() {
         return Err(Unopened::Later);
     }

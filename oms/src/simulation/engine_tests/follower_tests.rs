@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::simulation::engine_log::SimLog;
-use crate::storage::log::{Answer, EngineRow, Entry, Head, LastWords};
+use crate::storage::log::{Answer, EngineRow, Entry, EntryHead, Head, LastWords};
 
 /// Longest wait for the end of a follower in virtual time, after which a test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -24,7 +24,7 @@ impl Log for SlowLog {
         self.0.append(entry, behind)
     }
 
-    fn look(&mut self, seq: u64) -> Answer<'_, Option<Entry>> {
+    fn look(&mut self, seq: u64) -> Answer<'_, Option<EntryHead>> {
         self.0.look(seq)
     }
 
@@ -60,7 +60,10 @@ impl Log for SlowLog {
         self.0.tail(after, last)
     }
 
-    fn rows<'a>(&'a mut self, take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send)) -> Answer<'a, ()> {
+    fn rows<'a>(
+        &'a mut self,
+        take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
+    ) -> Answer<'a, Option<EntryHead>> {
         let rows = self.1;
         Box::pin(async move {
             for number in 0_u64.. {
@@ -77,16 +80,16 @@ impl Log for SlowLog {
                 }
                 wait_ms(1).await;
             }
-            Ok(())
+            Ok(None)
         })
     }
 
-    fn checkpoint<'a>(&'a mut self, from: u64, to: u64, words: &'a LastWords) -> Answer<'a, bool> {
-        self.0.checkpoint(from, to, words)
+    fn checkpoint<'a>(&'a mut self, from: u64, last: &'a Position, words: &'a LastWords) -> Answer<'a, bool> {
+        self.0.checkpoint(from, last, words)
     }
 
-    fn trim(&mut self, last: u64) -> Answer<'_, u64> {
-        self.0.trim(last)
+    fn trim(&mut self, after: u64, last: u64) -> Answer<'_, Option<u64>> {
+        self.0.trim(after, last)
     }
 
     fn next_host(&mut self) {

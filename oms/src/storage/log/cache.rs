@@ -108,6 +108,13 @@ impl Cache {
             .transpose()
     }
 
+    /// Returns the highest epoch of a ring that brought slots to the volume; 0 if it has no slots.
+    pub(crate) fn ring_epoch(&self) -> u64 {
+        let record = self.0.record();
+        let epochs = record.iter().flat_map(|record| &record.0);
+        epochs.copied().max().unwrap_or(0)
+    }
+
     /// Returns the keys of a table.
     #[cfg(test)]
     pub(crate) fn keys(&self, table: Table) -> Result<Vec<Vec<u8>>, StorageError> {
