@@ -534,7 +534,7 @@ mod tests {
 
     #[test]
     fn a_part_without_values_removes_rows() {
-        let key = vec![7; 100];
+        let key = [7; 100];
         let parts = Part::split(std::iter::repeat_n(
             (Table::Orders, &key[..], None),
             PART_ROWS + 1,
