@@ -11,8 +11,8 @@
 //! - In one pass of the reconciler, each volume is tried at most once. Between two attempts at a
 //!   volume there is a pause.
 //!
-//! Deliberately absent: the openings themselves (`volume_steps`), and the choice of the volumes that
-//! this node must serve (`reconciler`).
+//! Deliberately absent: the openings themselves (`volume_steps`), and the choice of the volumes
+//! that this node must serve (`reconciler`).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -50,8 +50,8 @@ pub(super) struct Openings {
 }
 
 impl Openings {
-    /// Sets the volumes that a pass may open: those in `closed` without a pause. Forgets attempts at
-    /// volumes that are not in `wanted`.
+    /// Sets the volumes that a pass may open: those in `closed` without a pause. Forgets attempts
+    /// at volumes that are not in `wanted`.
     pub(super) fn begin_pass(&mut self, state: &ClusterState, wanted: &[NodeName], closed: &[&NodeName]) {
         self.tried.retain(|volume, _| wanted.contains(volume));
         let now = Instant::now();
@@ -70,8 +70,8 @@ impl Openings {
         !self.due.is_empty()
     }
 
-    /// Returns the next volume of this pass with a free place at its engine. `under_way` returns the
-    /// number of openings under way at an engine.
+    /// Returns the next volume of this pass with a free place at its engine. `under_way` returns
+    /// the number of openings under way at an engine.
     pub(super) fn next(&mut self, under_way: impl Fn(&Engine) -> usize) -> Option<(NodeName, Engine)> {
         let has_place = |(_, engine): &(NodeName, Engine)| under_way(engine) < PLACES;
         let at = self.due.iter().position(has_place)?;

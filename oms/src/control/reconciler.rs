@@ -3,8 +3,8 @@
 //! One task runs one pass at a time. A pass reads the state and gives a changed ring to the volume
 //! servers. It closes volumes that this node has lost: they are or were assigned to another node,
 //! were removed, or can commit no more. It opens volumes that are assigned to this node as soon as
-//! `Volumes::open` permits it (`openings`). Finally the pass publishes the new topology, and names the volumes
-//! that this node must follow.
+//! `Volumes::open` permits it (`openings`). Finally the pass publishes the new topology, and names
+//! the volumes that this node must follow.
 //!
 //! **Invariants**
 //! - The reconciler decides nothing: it only applies the state.

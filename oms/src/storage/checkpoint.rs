@@ -31,9 +31,9 @@ use crate::storage::log::writer::LogStatus;
 use crate::storage::log::{Entry, LastWords, Log, LogError, Position};
 use crate::storage::write_batch::Table;
 
-/// Minimum time from the acknowledgement of an entry to its removal. The engine cancels appends after
-/// 30 s or earlier: `cluster::engine::joining` checks its settings, and the append of a large entry
-/// sets a limit of its own. So no append of a former owner runs for `KEPT_FOR`.
+/// Minimum time from the acknowledgement of an entry to its removal. The engine cancels appends
+/// after 30 s or earlier: `cluster::engine::joining` checks its settings, and the append of a large
+/// entry sets a limit of its own. So no append of a former owner runs for `KEPT_FOR`.
 pub(crate) const KEPT_FOR: Duration = Duration::from_secs(60);
 /// Interval between two checkpoints if at most `ENTRIES_MAX` entries are appended.
 const INTERVAL: Duration = Duration::from_secs(30);

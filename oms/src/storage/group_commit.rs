@@ -183,8 +183,8 @@ pub(crate) struct Permit<'a> {
 }
 
 impl Permit<'_> {
-    /// Queues a batch. Batches are committed in the order of these calls. If the committer has ended
-    /// since the permit was given, the outcome of the batch is `Closed`.
+    /// Queues a batch. Batches are committed in the order of these calls. If the committer has
+    /// ended since the permit was given, the outcome of the batch is `Closed`.
     pub(crate) fn send(self, batch: WriteBatch) -> Ticket {
         let (answer, ticket) = oneshot::channel();
         self.place.send(Submission::Commit { batch, answer });
@@ -516,8 +516,8 @@ impl Committer {
 
 impl Drop for Committer {
     /// Refuses the batches that are still queued, and those that come later with permits given
-    /// earlier. A queue without a receiver would keep a later batch, and its caller would wait until
-    /// the volume is dropped.
+    /// earlier. A queue without a receiver would keep a later batch, and its caller would wait
+    /// until the volume is dropped.
     fn drop(&mut self) {
         let (_, none) = mpsc::channel(1);
         let mut waiting = std::mem::replace(&mut self.waiting, none);
@@ -530,8 +530,8 @@ impl Drop for Committer {
                 Err(mpsc::error::TryRecvError::Empty) => break,
             }
         }
-        // The caller with a permit may wait for the end of this thread before it uses the permit, so
-        // this thread does not wait for the permit.
+        // The caller with a permit may wait for the end of this thread before it uses the permit,
+        // so this thread does not wait for the permit.
         let runtime = self.runtime.take().or_else(|| Handle::try_current().ok());
         if let Some(runtime) = runtime {
             drop(runtime.spawn(async move { while waiting.recv().await.is_some() {} }));

@@ -71,8 +71,8 @@ async fn large_entries_are_read_checkpointed_and_removed_in_parts() {
     assert_eq!(cache.rows(), ENTRIES + STORES);
 }
 
-/// A checkpoint that is made while a copy reads the rows changes neither these rows nor the position
-/// of the copy.
+/// A checkpoint that is made while a copy reads the rows changes neither these rows nor the
+/// position of the copy.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an engine"]
 async fn the_rows_of_a_copy_and_its_position_are_of_one_moment() {

@@ -193,9 +193,9 @@ impl Joining {
         let Some((former, _)) = tables.node(name).await? else {
             return tables.add_node(name, incarnation).await;
         };
-        // The row has the own incarnation if an earlier attempt with an unknown result has succeeded
-        // at this server, which may be an old primary. The replacement by itself is acknowledged
-        // only by a server that has the row, after its standbys have it.
+        // The row has the own incarnation if an earlier attempt with an unknown result has
+        // succeeded at this server, which may be an old primary. The replacement by itself is
+        // acknowledged only by a server that has the row, after its standbys have it.
         let is_own = former.incarnation == incarnation;
         if !is_own && former.number >= 0 && !has_stopped(tables, name, &former).await? {
             return Ok(false);

@@ -228,8 +228,8 @@ impl Shared {
         inside.cached.as_ref().map(|cached| cached.state.log_of(volume))
     }
 
-    /// Returns `true` if the last confirmed state assigns a volume to this node. `true` also if this
-    /// process has read no confirmed state yet.
+    /// Returns `true` if the last confirmed state assigns a volume to this node. `true` also if
+    /// this process has read no confirmed state yet.
     pub(super) fn is_mine(&self, volume: &NodeName) -> bool {
         let inside = self.inside();
         let state = inside.cached.as_ref().map(|cached| &cached.state);

@@ -430,8 +430,8 @@ async fn take(
             Err(CatchUpError::Differs(fault)) => tracing::warn!(volume, fault, "local copy differs"),
             copied => {
                 copied?;
-                // A volume of a later ring may have rows that this node would remove as outdated. So
-                // its log is left as it is.
+                // A volume of a later ring may have rows that this node would remove as outdated.
+                // So its log is left as it is.
                 is_not_later(cache, opening.ring)?;
             }
         }

@@ -93,8 +93,8 @@ const TAIL: &str = "SELECT seq, epoch, body FROM \
     (SELECT seq, epoch, body FROM imt_log WHERE volume = $1 AND seq > $2 AND seq <= $3 \
     ORDER BY seq LIMIT $4) AS entries) AS sums \
     WHERE bytes <= $5 OR bytes = octet_length(body) ORDER BY seq";
-/// Reads the head of the entry before `kept_from`. The columns of the entry are NULL if the log does
-/// not have it, and the volume's first entry has the number 1.
+/// Reads the head of the entry before `kept_from`. The columns of the entry are NULL if the log
+/// does not have it, and the volume's first entry has the number 1.
 const ROWS_HEAD: &str = "SELECT v.kept_from, l.epoch, substr(l.body, 1, $2) FROM imt_volume v \
     LEFT JOIN imt_log l ON l.volume = v.volume AND l.seq = v.kept_from - 1 WHERE v.volume = $1";
 const ROWS: &str = "SELECT tab, key, value FROM imt_row WHERE volume = $1";
@@ -118,8 +118,10 @@ const TRIM_PART: &str = "SELECT max(seq) FROM \
 const TRIM: &str = "DELETE FROM imt_log l USING imt_volume v \
     WHERE v.volume = $1 AND l.volume = $1 AND l.seq > $2 AND l.seq <= $3 AND l.seq < v.kept_from - 1";
 
-const DELETE_ALL_ROWS: &str = "DELETE FROM imt_row WHERE volume = $1";
-const DELETE_LOG: &str = "DELETE FROM imt_log WHERE volume = $1";
+const DELETE_ALL_ROWS: &str = "DELETE FROM imt_row WHERE volume = $1 \
+    AND EXISTS (SELECT 1 FROM imt_volume v WHERE v.volume = $1 AND v.epoch = $2)";
+const DELETE_LOG: &str = "DELETE FROM imt_log WHERE volume = $1 \
+    AND EXISTS (SELECT 1 FROM imt_volume v WHERE v.volume = $1 AND v.epoch = $2)";
 const DELETE_VOLUME: &str = "DELETE FROM imt_volume WHERE volume = $1 AND epoch = $2";
 
 /// The log of one volume in an engine, and the connection to the engine.
@@ -437,7 +439,8 @@ impl Log for EngineLog {
                 Param::Bytes(&last.chain),
             ];
             // The guard comes last, so that a takeover of the volume does not wait for the rows.
-            // Of two checkpoints that begin at one entry, the guard of the later one affects no row.
+            // Of two checkpoints that begin at one entry, the guard of the later one affects no
+            // row.
             let timeout = timeout_for(BULK_TIMEOUT, words.bytes());
             let session = &mut self.session;
             Ok(session
@@ -473,13 +476,13 @@ impl Log for EngineLog {
 
     fn remove(&mut self, epoch: u64) -> Answer<'_, ()> {
         Box::pin(async move {
-            let volume = Param::Text(&self.volume);
-            let (all, owned) = ([volume], [volume, big(epoch)]);
+            let params = [Param::Text(&self.volume), big(epoch)];
             // The order of the tables is that of a checkpoint. With the opposite order, a removal
-            // and a checkpoint of a newer owner could wait for each other.
-            let statements: [(&str, &[Param<'_>]); 2] = [(DELETE_ALL_ROWS, &all), (DELETE_LOG, &all)];
+            // and a checkpoint of a newer owner could wait for each other. The first two statements
+            // check the epoch too, so that they lock no rows of a newer owner.
+            let statements = [(DELETE_ALL_ROWS, &params[..]), (DELETE_LOG, &params[..])];
             self.session
-                .guarded(&statements, (DELETE_VOLUME, &owned[..]), BULK_TIMEOUT)
+                .guarded(&statements, (DELETE_VOLUME, &params[..]), BULK_TIMEOUT)
                 .await?;
             Ok(())
         })

@@ -19,10 +19,10 @@
 //!   only read may exist on one machine only.
 //! - If no result of a statement arrives, its outcome is *unknown*. The writer repeats an append
 //!   until its outcome is known or the volume is closed.
-//! - A decision from several reads either reads them in one transaction (`Log::rows`), or is checked
-//!   by the statement that carries it out (`Log::append`, `Log::checkpoint`), or is confirmed
-//!   (`Log::confirm`). Two statements may reach two servers, because a fail-over can happen between
-//!   them.
+//! - A decision from several reads either reads them in one transaction (`Log::rows`), or is
+//!   checked by the statement that carries it out (`Log::append`, `Log::checkpoint`), or is
+//!   confirmed (`Log::confirm`). Two statements may reach two servers, because a fail-over can
+//!   happen between them.
 //! - A server that shows an older log than this process knows may be an old primary, which a
 //!   fail-over left behind. So a writer and a follower read many times before they treat entries as
 //!   lost. A writer that is being stopped reads once. A new owner also reads once, after the server

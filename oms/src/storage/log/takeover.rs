@@ -39,8 +39,8 @@ pub(crate) fn is_after(epoch: u64, since: u64) -> bool {
     epoch >> TAKEOVER_BITS > since
 }
 
-/// Returns the lowest epoch that a node gets which was assigned the volume by version `since` of the
-/// cluster's state.
+/// Returns the lowest epoch that a node gets which was assigned the volume by version `since` of
+/// the cluster's state.
 pub(crate) fn first_epoch(since: u64) -> u64 {
     since << TAKEOVER_BITS
 }
