@@ -401,7 +401,7 @@ fn engine_check_passes_a_sound_engine_and_names_each_fault() {
     );
     let checks: Value = serde_json::from_str(&stdout(&checked)).unwrap();
     for subject in [
-        "version", "primary", "standbys", "fsync", "role", "tables", "fence", "latency",
+        "version", "primary", "pooler", "standbys", "fsync", "role", "tables", "fence", "latency",
     ] {
         let check = checks
             .as_array()
@@ -410,6 +410,10 @@ fn engine_check_passes_a_sound_engine_and_names_each_fault() {
             .find(|check| check["subject"] == subject);
         let check = check.unwrap_or_else(|| panic!("{subject} is missing: {checks}"));
         assert_ne!(check["verdict"], "BAD", "{check}");
+        if subject == "pooler" {
+            let finding = "none in transaction mode was found";
+            assert_eq!(check["finding"], finding, "{check}");
+        }
     }
     // Another database of the same server has no tables of a cluster.
     let other = engine.url.replace("/postgres", "/template1");

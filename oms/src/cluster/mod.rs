@@ -225,12 +225,13 @@ pub(crate) trait Volumes: Send + Sync {
     fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>>;
 
     /// On an engine, tells the next server of a volume that this process has closed the volume.
-    /// Must be called after the volume was closed.
+    /// Must be called after the volume was closed. May be repeated, also after a success.
     fn release(self: Arc<Self>, _volume: NodeName) -> Soon<'static, ()> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Removes a volume that no longer has slots.
+    /// Removes a volume that no longer has slots, and that this process has opened and closed. May
+    /// be repeated after an error. On an engine, has no effect on a volume that was opened since.
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()>;
 
     /// Makes this node follow these volumes, which other nodes serve, and no others. To follow a

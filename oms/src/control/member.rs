@@ -183,7 +183,8 @@ impl Member {
     }
 
     /// Closes all volumes and withdraws the node from the cluster. Must be called after
-    /// `begin_to_stop`, because the function waits for the end of the coordinator's task.
+    /// `begin_to_stop`, because the function waits for the end of the coordinator's task. The wait
+    /// for an engine that does not answer has a bound (`Reconciler::run`).
     pub(crate) async fn end(self) -> Result<(), NodeError> {
         // The task ends at the stop signal. A panic in it has already been logged.
         let _ = self.coordinating.await;

@@ -3,59 +3,100 @@
 //! One task runs one pass at a time. A pass reads the state and gives a changed ring to the volume
 //! servers. It closes volumes that this node has lost: they are or were assigned to another node,
 //! were removed, or can commit no more. It opens volumes that are assigned to this node as soon as
-//! `Volumes::open` permits it. Finally the pass publishes the new topology.
+//! `Volumes::open` permits it (`openings`). Finally the pass publishes the new topology, and names
+//! the volumes that this node must follow.
 //!
 //! **Invariants**
 //! - The reconciler decides nothing: it only applies the state.
 //! - A volume server is removed from the published topology before it is closed.
 //! - A missing volume (without a database, or with an engine: without a log) does not keep the
 //!   other volumes from being served.
+//! - A pass waits for single volumes only for a limited time (`volume_steps`). So an engine that is
+//!   away does not delay the volumes of other engines. The stop of the node waits for it with a
+//!   bound.
+//! - A pass that could not do all its work is followed by another one with the same state.
 //!
 //! Deliberately absent: copying rows, which the volume servers do among themselves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use imt_ring::{NodeName, Ring};
 use tokio::time::Instant;
 
-use crate::cluster::{ClusterState, Expected, NodeInfo, Volumes};
+use crate::cluster::{ClusterState, NodeInfo, Volumes};
 use crate::config::NodeContext;
 use crate::control::handle::ClusterHandle;
-use crate::control::remote_volumes::RemoteVolumeClient;
+use crate::control::openings::{Engine, Openings};
 use crate::control::topology::Topology;
-use crate::error::{NodeError, StorageError, with_causes};
+use crate::control::volume_steps::{Departure, End, Inputs, Kind, Outcome, Steps, is_behind};
+use crate::error::{NodeError, with_causes};
 use crate::runtime::watch;
-use crate::volume::migration::target::staged_migration;
 use crate::volume::server::VolumeServer;
 
 /// Longest pause between two reads of the cluster's state. It bounds the delay after a lost
 /// notification.
 const PASS_INTERVAL_MAX: Duration = Duration::from_secs(1);
+/// Longest time for which a pass waits for the steps that it has begun, in each of its phases.
+/// Steps usually end within milliseconds. A longer wait would delay the other volumes, and a
+/// shorter one would put off the further steps of volumes with slow disks.
+const STEP_WAIT: Duration = Duration::from_millis(250);
 /// Pause between two attempts to open a volume that could not be opened yet, for example because
 /// another process has not closed it.
 const OPEN_RETRY_PAUSE: Duration = Duration::from_millis(10);
-/// Pause before the state is read again from an engine that does not answer.
+/// Pause before a volume is tried again after an error. Each error is logged.
+const OPEN_ERROR_PAUSE: Duration = Duration::from_secs(1);
+/// Pause before the state is read again from an engine that does not answer, and shortest pause
+/// after a pass with an error.
 const ENGINE_RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Time after which a step on a volume that is to be closed stops waiting for the engine. At the
+/// stop of a node, steps that have not ended after twice this time are dropped. The step is given
+/// as much time as the queued writes of a volume that is closed (`VolumeServer::close`).
+const STEP_PATIENCE: Duration = Duration::from_secs(5);
+/// Number of failed attempts to release or remove a volume after which a node that leaves the
+/// cluster for good stops all the same. The rows that remain in an engine only take space, because
+/// the volume no longer owns their slots.
+const LEAVE_FAILURES: u32 = 4;
 
 /// The state of the reconciler task.
 pub(crate) struct Reconciler {
     cluster: Arc<ClusterHandle>,
-    context: NodeContext,
+    context: Arc<NodeContext>,
     volumes: Arc<dyn Volumes>,
     servers: BTreeMap<NodeName, Arc<VolumeServer>>,
     /// For each open volume, the version of the cluster's state that assigned the volume to this
     /// node. If the present state names a later version for the volume, the volume was assigned to
     /// another node in between.
     opened: BTreeMap<NodeName, u64>,
-    /// Volumes that could not be opened yet at an attempt, and were not opened since. A missing
-    /// volume is not added.
-    unopened: BTreeSet<NodeName>,
+    openings: Openings,
+    /// Volumes that this node no longer serves, and that no step is closing, releasing or removing
+    /// now.
+    departing: BTreeMap<NodeName, Departure>,
+    steps: Steps,
+    found: Findings,
     ring: Arc<Ring>,
     version: u64,
     /// `true` once this node has served its own volume.
     has_served: bool,
+}
+
+/// The outcomes of steps since the last pass that the next pass reports.
+#[derive(Default)]
+struct Findings {
+    /// The error of this node's own volume, if that volume is missing.
+    lost: Option<NodeError>,
+    /// The first other error. An error that an operator can mend has precedence over an engine that
+    /// does not answer.
+    failed: Option<NodeError>,
+}
+
+impl Findings {
+    fn fail(&mut self, error: NodeError) {
+        if self.failed.as_ref().is_none_or(NodeError::is_engine_away) {
+            self.failed = Some(error);
+        }
+    }
 }
 
 /// Logs the ring. Every node does so, so that the log of any node shows the assignment.
@@ -68,23 +109,6 @@ fn announce(ring: &Ring) {
     tracing::info!(epoch = ring.epoch().0, "ring changed: {}", shares.join(", "));
 }
 
-/// Restarts a volume server after a change of its slots that it cannot apply while it runs.
-async fn restart(
-    context: &NodeContext,
-    cluster: &Arc<ClusterHandle>,
-    server: &mut Arc<VolumeServer>,
-    state: &ClusterState,
-    ring: &Arc<Ring>,
-) -> Result<(), NodeError> {
-    let volume = server.volume.clone();
-    tracing::info!(%volume, "volume server restarted");
-    server.quiesce().await;
-    let storage = Arc::clone(&server.app.state().storage);
-    let remote = RemoteVolumeClient::of(cluster, &volume);
-    *server = VolumeServer::start(context, &volume, storage, state, ring, remote).await?;
-    Ok(())
-}
-
 impl Reconciler {
     /// Returns a reconciler that serves no volume yet.
     pub(crate) fn new(
@@ -94,11 +118,14 @@ impl Reconciler {
     ) -> Reconciler {
         let topology = cluster.topology();
         Reconciler {
-            context,
+            context: Arc::new(context),
             volumes,
             servers: BTreeMap::new(),
             opened: BTreeMap::new(),
-            unopened: BTreeSet::new(),
+            openings: Openings::default(),
+            departing: BTreeMap::new(),
+            steps: Steps::new(),
+            found: Findings::default(),
             ring: Arc::clone(&topology.ring),
             version: 0,
             has_served: false,
@@ -106,7 +133,9 @@ impl Reconciler {
         }
     }
 
-    /// Runs passes until `stop` becomes true, then closes all volumes.
+    /// Runs passes until `stop` becomes true, then closes all volumes. The close waits for engines
+    /// that do not answer for at most twice `STEP_PATIENCE`, the time that `VolumeServer::close`
+    /// waits, and the timeouts of a few statements.
     pub(crate) async fn run(
         mut self,
         mut stop: watch::Receiver<bool>,
@@ -120,56 +149,205 @@ impl Reconciler {
                 cluster.metrics.sample(cluster.started.elapsed());
             }
             let look = cluster.look.notified();
-            let mut again = PASS_INTERVAL_MAX;
+            let (mut again, mut least) = (PASS_INTERVAL_MAX, OPEN_RETRY_PAUSE);
             match self.pass(&stop).await {
-                Ok(true) => {}
-                Ok(false) => again = OPEN_RETRY_PAUSE,
+                Ok(()) => {}
                 Err(error) if error.is_engine_away() => {
-                    tracing::debug!(
-                        error = with_causes(&error),
-                        "the cluster's state cannot be read now"
-                    );
-                    again = ENGINE_RETRY_PAUSE;
+                    tracing::debug!(error = with_causes(&error), "an engine does not answer now");
+                    (again, least) = (ENGINE_RETRY_PAUSE, ENGINE_RETRY_PAUSE);
                 }
                 Err(error) => {
                     tracing::error!(error = with_causes(&error), "applying the cluster's state failed");
                     trouble.send_replace(Some(Arc::new(error)));
+                    least = ENGINE_RETRY_PAUSE;
                 }
+            }
+            if let Some(pause) = self.openings.pause(|engine| self.steps.openings_at(engine)) {
+                again = again.min(pause.max(least));
             }
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => {}
+                end = self.steps.next() => self.note_late(end),
                 () = look => {}
                 () = tokio::time::sleep(again) => {}
             }
         }
-        self.close_all().await
+        self.close_all(stop).await
     }
 
-    async fn close_all(&mut self) -> Result<(), NodeError> {
-        let servers = std::mem::take(&mut self.servers);
-        let state = self.cluster.topology().state.clone();
+    /// Closes all volumes and lets other nodes open them. Steps that do not end are dropped.
+    async fn close_all(mut self, stop: watch::Receiver<bool>) -> Result<(), NodeError> {
+        for (volume, server) in std::mem::take(&mut self.servers) {
+            self.departing.insert(volume, Departure::of(server));
+        }
         // The published topology holds references to the servers. Publishing a topology without
         // servers lets their memory be freed once they are closed.
-        self.publish(&state)?;
-        let mut ended = Ok(());
-        for server in servers.into_values() {
-            let closed = self.close_one(&server).await;
-            ended = ended.and(closed);
+        let state = self.cluster.topology().state.clone();
+        let mut ended = self.publish(&state);
+        let begun = Instant::now();
+        let mut limits = [begun + STEP_PATIENCE, begun + STEP_PATIENCE * 2].into_iter();
+        let mut limit = limits.next();
+        loop {
+            let ready = |volume: &NodeName, _: &mut Departure| !self.steps.is_busy(volume);
+            let ready: Vec<_> = self.departing.extract_if(.., ready).collect();
+            for (volume, departure) in ready {
+                let (volumes, stop) = (Arc::clone(&self.volumes), stop.clone());
+                self.steps.depart(volumes, volume, departure, false, stop);
+            }
+            if self.steps.is_empty() {
+                return ended;
+            }
+            let expired = async {
+                match limit {
+                    Some(limit) => tokio::time::sleep_until(limit).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                end = self.steps.next() => if let Some(end) = end {
+                    ended = ended.and(self.note_end_at_stop(end));
+                },
+                () = expired => {
+                    limit = limits.next();
+                    match limit {
+                        Some(_) => self.steps.hurry(),
+                        None => self.steps.drop_all(),
+                    }
+                }
+            }
         }
-        ended
     }
 
-    /// Closes a volume and lets other nodes open it.
-    async fn close_one(&self, server: &VolumeServer) -> Result<(), NodeError> {
-        server.close().await?;
-        Arc::clone(&self.volumes).release(server.volume.clone()).await
+    /// Takes the outcome of a step while the node stops. Returns the error of a close.
+    fn note_end_at_stop(&mut self, end: End) -> Result<(), NodeError> {
+        match end.outcome {
+            Ok(Outcome::Served(server)) => self.keep_closing(end.volume, server),
+            // No release is repeated at a stop: the next server of the volume waits until the lease
+            // of this process has ended.
+            Ok(Outcome::Departed(fault)) => return fault.map_or(Ok(()), Err),
+            Ok(Outcome::Remains(departure)) => return departure.fault.map_or(Ok(()), Err),
+            Ok(Outcome::NotYet | Outcome::Elsewhere) => {}
+            Err(error) => {
+                let (volume, error) = (end.volume, with_causes(&error));
+                tracing::debug!(%volume, error, "step on a volume ended by the stop");
+            }
+        }
+        Ok(())
     }
 
-    /// Reads the state and applies it. Returns `false` if a volume could not be opened yet. A
-    /// missing volume does not count.
-    async fn pass(&mut self, stop: &watch::Receiver<bool>) -> Result<bool, NodeError> {
-        let state = self.cluster.authority.read().await?;
+    /// Notes a server as the one that must be closed before its volume is released.
+    fn keep_closing(&mut self, volume: NodeName, server: Arc<VolumeServer>) {
+        match self.departing.get_mut(&volume) {
+            Some(departure) => departure.server = Some(server),
+            None => drop(self.departing.insert(volume, Departure::of(server))),
+        }
+    }
+
+    /// Takes the outcome of a step that ended between two passes. Publishes an opened volume at
+    /// once, because its requests wait.
+    fn note_late(&mut self, end: Option<End>) {
+        let Some(end) = end else { return };
+        let is_served = matches!(end.outcome, Ok(Outcome::Served(_)));
+        self.note_end(end);
+        if !is_served {
+            return;
+        }
+        let state = self.cluster.topology().state.clone();
+        if let Err(error) = self.publish(&state) {
+            self.found.fail(error);
+        }
+    }
+
+    fn note_end(&mut self, end: End) {
+        let End {
+            volume,
+            kind,
+            outcome,
+        } = end;
+        match (kind, outcome) {
+            (Kind::Opening { since, engine }, outcome) => {
+                self.note_opening(volume, since, engine, outcome);
+            }
+            (_, Ok(Outcome::Served(server))) => match self.servers.get_mut(&volume) {
+                Some(served) => *served = server,
+                None => self.keep_closing(volume, server),
+            },
+            (_, Ok(Outcome::Remains(departure))) => drop(self.departing.insert(volume, departure)),
+            (_, Ok(Outcome::Departed(Some(fault))) | Err(fault)) => self.found.fail(fault),
+            (_, Ok(Outcome::Departed(None) | Outcome::NotYet | Outcome::Elsewhere)) => {}
+        }
+    }
+
+    /// Takes the outcome of an opening. The other volumes are served even if one of them, such as a
+    /// missing or damaged one, cannot be opened. A later pass tries this volume again.
+    fn note_opening(
+        &mut self,
+        volume: NodeName,
+        since: u64,
+        engine: Engine,
+        outcome: Result<Outcome, NodeError>,
+    ) {
+        let error = match outcome {
+            Ok(outcome) => {
+                self.cluster.missing().remove(&volume);
+                match outcome {
+                    Outcome::Served(server) => {
+                        self.opened.insert(volume.clone(), since);
+                        self.servers.insert(volume, server);
+                    }
+                    Outcome::NotYet => self.openings.note_failure(volume, engine, OPEN_RETRY_PAUSE),
+                    Outcome::Elsewhere | Outcome::Departed(_) | Outcome::Remains(_) => {}
+                }
+                return;
+            }
+            Err(error) => error,
+        };
+        let pause = match error.is_engine_away() {
+            true => OPEN_RETRY_PAUSE,
+            false => OPEN_ERROR_PAUSE,
+        };
+        self.openings.note_failure(volume.clone(), engine, pause);
+        if !error.is_missing_volume() {
+            self.found.fail(error);
+            return;
+        }
+        self.note_missing(&volume, &error);
+        if volume == self.cluster.me {
+            self.found.lost.get_or_insert(error);
+        }
+    }
+
+    /// Takes the outcomes of the steps that this pass has begun, as far as they end in time.
+    async fn await_steps(&mut self, stop: &watch::Receiver<bool>) {
+        let until = Instant::now() + STEP_WAIT;
+        while let Some(end) = self.steps.next_until(until, stop).await {
+            self.note_end(end);
+        }
+    }
+
+    /// Returns `true` if the open volume stays with this node: the state has assigned the volume to
+    /// this node ever since it was opened, and the volume can commit.
+    fn is_kept(&self, state: &ClusterState, volume: &NodeName) -> bool {
+        let has_ended = |server: &Arc<VolumeServer>| server.app.state().storage.has_ended();
+        state.serving.get(volume) == Some(&self.cluster.me)
+            && self.opened.get(volume) == Some(&state.since(volume))
+            && !self.servers.get(volume).is_some_and(has_ended)
+    }
+
+    /// Returns the servers of kept volumes without a step under way.
+    fn ready(&self, state: &ClusterState) -> Vec<Arc<VolumeServer>> {
+        let is_ready = |(volume, _): &(&NodeName, &Arc<VolumeServer>)| {
+            self.is_kept(state, volume) && !self.steps.is_busy(volume)
+        };
+        let ready = self.servers.iter().filter(is_ready);
+        ready.map(|(_, server)| Arc::clone(server)).collect()
+    }
+
+    /// Reads the state and applies it.
+    async fn pass(&mut self, stop: &watch::Receiver<bool>) -> Result<(), NodeError> {
+        let state = Arc::new(self.cluster.authority.read().await?);
         if let Some(warehouse) = &state.warehouse {
             self.context.wms.follow(warehouse);
         }
@@ -180,18 +358,7 @@ impl Reconciler {
             .filter(|(_, node)| **node == me)
             .map(|(volume, _)| volume.clone())
             .collect();
-        let has_ended = |server: &Arc<VolumeServer>| server.app.state().storage.has_ended();
-        let is_current = |volume: &&NodeName| {
-            self.opened.get(*volume) == Some(&state.since(volume))
-                && !self.servers.get(*volume).is_some_and(has_ended)
-        };
-        let kept: Vec<NodeName> = wanted.iter().filter(is_current).cloned().collect();
-        let has_all = kept.len() == wanted.len();
-        let has_more = self.servers.len() > wanted.len();
-        let is_settled =
-            |server: &Arc<VolumeServer>| !server.must_restart() && !server.has_outdated_seals(&state);
-        let are_settled = self.servers.values().all(is_settled);
-        if state.version == self.version && has_all && !has_more && are_settled {
+        if state.version == self.version && self.is_settled(&state, &wanted) {
             // A node that restarted quickly may have a new address although the state is unchanged.
             let topology = self.cluster.topology();
             let node_infos = self.cluster.membership.node_infos()?;
@@ -199,203 +366,185 @@ impl Reconciler {
             if !node_infos.iter().all(is_known) {
                 self.publish(&state)?;
             }
-            return Ok(true);
+            return Ok(());
         }
         if state.ring != *self.ring {
             self.ring = Arc::new(state.ring.clone());
             announce(&self.ring);
         }
+        let inputs = Inputs {
+            cluster: Arc::clone(&self.cluster),
+            context: Arc::clone(&self.context),
+            volumes: Arc::clone(&self.volumes),
+            state: Arc::clone(&state),
+            ring: Arc::clone(&self.ring),
+        };
         // Slots are activated before volumes are closed: requests wait for the activation, and
         // closing volumes takes longer than activating slots.
-        self.follow_ring(&state, &kept).await?;
-        if has_more || self.servers.keys().any(|volume| !kept.contains(volume)) {
-            self.hand_over(&state, &kept).await?;
-        }
-        let (mut has_opened_all, mut lost, mut failed) = (true, None, None);
-        self.cluster.missing().retain(|volume, _| wanted.contains(volume));
-        // Volumes that earlier passes could not open are tried last, because an attempt takes long
-        // if the engine of the volume is unreachable.
-        let (again, first): (Vec<&NodeName>, Vec<&NodeName>) =
-            wanted.iter().partition(|volume| self.unopened.contains(*volume));
-        for (at, volume) in first.iter().chain(&again).copied().enumerate() {
-            if self.servers.contains_key(volume) || *stop.borrow() {
-                continue;
-            }
-            if at == first.len() && at > 0 {
-                self.publish(&state)?;
-            }
-            match self.open(&state, volume).await {
-                Ok(is_open) => {
-                    has_opened_all &= is_open;
-                    self.note_opening(volume, is_open);
-                    self.cluster.missing().remove(volume);
-                }
-                // A missing volume does not end the pass. The other volumes are served, and a later
-                // pass opens this volume once it exists.
-                Err(error) if error.is_missing_volume() => {
-                    self.note_missing(volume, &error);
-                    lost = lost.or((*volume == me).then_some(error));
-                }
-                // The other volumes are served even if one of them, such as a damaged one, cannot
-                // be opened. The next pass tries this volume again. If an engine does not answer,
-                // each attempt takes long, so the next pass tries the remaining volumes first.
-                Err(error) => {
-                    self.unopened.insert(volume.clone());
-                    let is_slow = error.is_engine_away();
-                    failed = failed.or(Some(error));
-                    if is_slow {
-                        break;
-                    }
-                }
-            }
-        }
+        let has_settled_all = self.follow_ring(&inputs, stop).await?;
+        self.hand_over(&inputs, stop).await?;
+        self.open_all(&inputs, &wanted, stop).await?;
         self.publish(&state)?;
         self.has_served |= self.servers.contains_key(&me);
+        self.follow(&state).await?;
+        let Findings { lost, failed } = std::mem::take(&mut self.found);
         if let Some(error) = failed {
             return Err(error);
         }
-        let is_followed = |(_, node): &(&NodeName, &NodeName)| **node == me;
-        let followed = state.following.iter().filter(is_followed);
-        let followed = followed
-            .map(|(volume, _)| (volume.clone(), state.log_of(volume)))
-            .collect();
-        Arc::clone(&self.volumes).follow(followed).await?;
-        self.version = state.version;
+        if has_settled_all && self.steps.is_empty() {
+            self.version = state.version;
+        }
         if let Some(error) = lost.filter(|_| !self.has_served) {
             return Err(error);
         }
-        if state.leaving.contains(&me) && state.ring.member(&me).is_none() && self.servers.is_empty() {
+        let is_tried = |departure: &Departure| departure.failures >= LEAVE_FAILURES;
+        let is_done =
+            self.servers.is_empty() && self.steps.is_empty() && self.departing.values().all(is_tried);
+        if state.leaving.contains(&me) && state.ring.member(&me).is_none() && is_done {
             tracing::info!("node left the cluster for good");
             self.cluster.asked_to_stop.send_replace(true);
         }
-        Ok(has_opened_all)
+        Ok(())
     }
 
-    async fn hand_over(&mut self, state: &ClusterState, wanted: &[NodeName]) -> Result<(), NodeError> {
-        let gone: Vec<Arc<VolumeServer>> = self
+    /// Returns `true` if a pass with this state would change nothing, provided that an earlier pass
+    /// has applied the state.
+    fn is_settled(&self, state: &ClusterState, wanted: &[NodeName]) -> bool {
+        let is_served = |volume: &NodeName| self.is_kept(state, volume);
+        let is_settled = |server: &Arc<VolumeServer>| {
+            !server.must_restart() && !server.has_outdated_seals(state) && !is_behind(server, &self.ring)
+        };
+        wanted.iter().all(is_served)
+            && self.servers.len() <= wanted.len()
+            && self.servers.values().all(is_settled)
+            && self.steps.is_empty()
+            && self.departing.is_empty()
+            && self.found.failed.is_none()
+    }
+
+    /// Closes the volumes that this node has lost, releases them, and removes those that nobody
+    /// needs. A release or removal that failed is repeated in later passes.
+    async fn hand_over(&mut self, inputs: &Inputs, stop: &watch::Receiver<bool>) -> Result<(), NodeError> {
+        let state = &inputs.state;
+        let lost: Vec<NodeName> = self
             .servers
-            .extract_if(.., |volume, _| !wanted.contains(volume))
-            .map(|(_, server)| server)
+            .keys()
+            .filter(|volume| !self.is_kept(state, volume))
+            .cloned()
             .collect();
-        self.opened.retain(|volume, _| self.servers.contains_key(volume));
-        self.publish(state)?;
-        // This node no longer knows these servers, so each of them is closed even if another one
-        // cannot be closed.
-        let mut ended = Ok(());
-        for server in gone {
-            let closed = self.hand_over_one(state, &server).await;
-            ended = ended.and(closed);
-        }
-        ended
-    }
-
-    async fn hand_over_one(&self, state: &ClusterState, server: &VolumeServer) -> Result<(), NodeError> {
-        let has_ended = server.app.state().storage.has_ended();
-        match server.close().await {
-            Err(error) if has_ended => {
-                tracing::warn!(volume = %server.volume, error = with_causes(&error), "lost volume not closed cleanly");
+        for volume in &lost {
+            if let Some(server) = self.servers.remove(volume) {
+                self.opened.remove(volume);
+                self.departing.insert(volume.clone(), Departure::of(server));
             }
-            closed => closed?,
         }
-        Arc::clone(&self.volumes).release(server.volume.clone()).await?;
-        // A volume that is not a member of the ring and is not assigned to a node has no data that
-        // is needed.
-        if state.ring.member(&server.volume).is_none() && !state.serving.contains_key(&server.volume) {
-            Arc::clone(&self.volumes).remove(server.volume.clone()).await?;
-            tracing::info!(volume = %server.volume, "volume removed, its node left");
-        } else {
-            tracing::info!(volume = %server.volume, "volume handed over");
+        if !lost.is_empty() {
+            self.publish(state)?;
         }
+        // A closed volume that this node opens again needs no release any more.
+        let is_mine = |volume: &NodeName| state.serving.get(volume) == Some(&self.cluster.me);
+        self.departing
+            .retain(|volume, departure| departure.server.is_some() || !is_mine(volume));
+        let now = Instant::now();
+        let overdue = self.departing.iter().filter(|(volume, departure)| {
+            self.steps.is_busy(volume) && now >= departure.begun + STEP_PATIENCE
+        });
+        overdue.for_each(|(volume, _)| self.steps.stop_waiting(volume));
+        let is_due = |volume: &NodeName, departure: &mut Departure| {
+            !self.steps.is_busy(volume) && now >= departure.due
+        };
+        let due: Vec<(NodeName, Departure)> = self.departing.extract_if(.., is_due).collect();
+        for (volume, departure) in due {
+            // A volume that is not a member of the ring and is not assigned to a node has no data
+            // that is needed.
+            let removes = state.ring.member(&volume).is_none() && !state.serving.contains_key(&volume);
+            let (volumes, stop) = (Arc::clone(&self.volumes), stop.clone());
+            self.steps.depart(volumes, volume, departure, removes, stop);
+        }
+        self.await_steps(stop).await;
         Ok(())
     }
 
     /// Applies the ring to the volume servers that still use an earlier ring. Slots that a volume
     /// gained are activated in all servers before lost slots are released, so that gained slots are
     /// served at once. If a migration was undone, its staged rows and seals are removed. A server
-    /// that could not commit activated slots is restarted once its volume can commit.
-    async fn follow_ring(&mut self, state: &ClusterState, wanted: &[NodeName]) -> Result<(), NodeError> {
-        let is_behind = |server: &VolumeServer, ring: &Arc<Ring>| !Arc::ptr_eq(&server.ring(), ring);
-        let ring = Arc::clone(&self.ring);
-        let mut has_taken = false;
-        for (volume, server) in &mut self.servers {
-            if !wanted.contains(volume) || !is_behind(server, &ring) {
-                continue;
-            }
-            has_taken = true;
-            if !server.activate_slots(state, &ring).await? {
-                restart(&self.context, &self.cluster, server, state, &ring).await?;
-            }
+    /// that could not commit activated slots is restarted once its volume can commit. Returns
+    /// `false` if that was not begun for a volume, because another step of the volume is under way.
+    async fn follow_ring(
+        &mut self,
+        inputs: &Inputs,
+        stop: &watch::Receiver<bool>,
+    ) -> Result<bool, NodeError> {
+        let state = &inputs.state;
+        let behind = self.ready(state).into_iter();
+        let behind: Vec<_> = behind.filter(|server| is_behind(server, &inputs.ring)).collect();
+        for server in &behind {
+            self.steps.gain(inputs.clone(), server);
         }
-        if has_taken {
+        self.await_steps(stop).await;
+        if !behind.is_empty() {
             self.publish(state)?;
         }
-        for (volume, server) in &mut self.servers {
-            if wanted.contains(volume) && server.must_restart_now().await {
-                restart(&self.context, &self.cluster, server, state, &ring).await?;
-            }
+        let ready = self.ready(state);
+        let is_kept = |volume: &&NodeName| self.is_kept(state, volume);
+        let has_begun_all = ready.len() == self.servers.keys().filter(is_kept).count();
+        for server in &ready {
+            self.steps.settle(inputs.clone(), server);
         }
-        for (_, server) in self
-            .servers
-            .iter_mut()
-            .filter(|(volume, _)| wanted.contains(volume))
-        {
-            if is_behind(server, &ring) && !server.release_slots(state, &ring).await? {
-                restart(&self.context, &self.cluster, server, state, &ring).await?;
-            }
-            server.undo(state).await?;
-        }
-        Ok(())
+        self.await_steps(stop).await;
+        Ok(has_begun_all)
     }
 
-    async fn open(&mut self, state: &ClusterState, volume: &NodeName) -> Result<bool, NodeError> {
-        let expected = match state.ring.member(volume) {
-            Some(_) => Expected::Existing,
-            None => Expected::MaybeNew,
+    /// Opens the volumes in `wanted` that are not open.
+    async fn open_all(
+        &mut self,
+        inputs: &Inputs,
+        wanted: &[NodeName],
+        stop: &watch::Receiver<bool>,
+    ) -> Result<(), NodeError> {
+        self.cluster.missing().retain(|volume, _| wanted.contains(volume));
+        let is_closed = |volume: &&NodeName| {
+            !self.servers.contains_key(*volume)
+                && !self.departing.contains_key(*volume)
+                && !self.steps.is_busy(volume)
         };
-        let opened = Arc::clone(&self.volumes).open(volume.clone(), expected).await?;
-        let Some(storage) = opened else {
-            return Ok(false);
-        };
-        // The state is read again, because it may have changed while the volume was being opened.
-        // In a data folder, no other process can open the volume from here on.
-        let now = self.cluster.authority.read().await?;
-        if now.version != state.version {
-            self.cluster.look.notify_one();
+        let closed: Vec<&NodeName> = wanted.iter().filter(is_closed).collect();
+        self.openings.begin_pass(&inputs.state, wanted, &closed);
+        let until = Instant::now() + STEP_WAIT;
+        loop {
+            while !*stop.borrow()
+                && let Some((volume, engine)) = self.openings.next(|engine| self.steps.openings_at(engine))
+            {
+                self.steps.open(inputs.clone(), volume, engine);
+            }
+            let Some(end) = self.steps.next_until(until, stop).await else {
+                return Ok(());
+            };
+            let is_served = matches!(end.outcome, Ok(Outcome::Served(_)));
+            // A volume that has just been closed may be assigned to this node again. This pass has
+            // left it out, so another pass must follow at once.
+            if end.kind == Kind::Departing {
+                self.cluster.look.notify_one();
+            }
+            self.note_end(end);
+            // The next opening may take long, if its engine does not answer.
+            if is_served && (!self.steps.is_empty() || self.openings.has_due()) {
+                self.publish(&inputs.state)?;
+            }
         }
-        let storage = Arc::new(storage);
-        let is_mine = now.serving.get(volume) == Some(&self.cluster.me);
-        // The volume may contain staged rows of a migration that is neither committed nor undone.
-        // Such rows may be neither served nor removed, because a coordinator that does not know of
-        // this restart may still commit the migration. So the volume is closed again until the
-        // migration has ended.
-        let under_way = now.moving.as_ref().map(|moving| moving.id);
-        let is_decided = under_way.is_none() || staged_migration(&storage).await? != under_way;
-        if !is_mine || !is_decided {
-            let closed = crate::runtime::blocking(move || storage.close()).await;
-            closed.unwrap_or(Err(StorageError::Closed))?;
-            return Ok(!is_mine);
-        }
-        let ring = if now.ring == *self.ring {
-            Arc::clone(&self.ring)
-        } else {
-            Arc::new(now.ring.clone())
-        };
-        let remote = RemoteVolumeClient::of(&self.cluster, volume);
-        let server = VolumeServer::start(&self.context, volume, storage, &now, &ring, remote).await?;
-        if *volume != self.cluster.me {
-            tracing::info!(%volume, "volume taken over");
-        }
-        self.servers.insert(volume.clone(), server);
-        self.opened.insert(volume.clone(), state.since(volume));
-        Ok(true)
     }
 
-    fn note_opening(&mut self, volume: &NodeName, is_open: bool) {
-        if is_open {
-            self.unopened.remove(volume);
-        } else {
-            self.unopened.insert(volume.clone());
-        }
+    /// Makes this node follow the volumes that the state names, also if volumes could not be opened
+    /// or changed in this pass. Volumes that are being closed are left out until that is done.
+    async fn follow(&self, state: &ClusterState) -> Result<(), NodeError> {
+        let is_followed = |(volume, node): &(&NodeName, &NodeName)| {
+            **node == self.cluster.me && !self.steps.is_busy(volume)
+        };
+        let followed = state.following.iter().filter(is_followed);
+        let followed = followed
+            .map(|(volume, _)| (volume.clone(), state.log_of(volume)))
+            .collect();
+        Arc::clone(&self.volumes).follow(followed).await
     }
 
     /// Records that a volume is missing, and logs it the first time.

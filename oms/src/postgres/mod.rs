@@ -19,5 +19,5 @@ mod tls;
 mod url;
 
 pub use crate::postgres::session::SessionError;
-pub(crate) use crate::postgres::session::{OnNone, Param, Row, Session};
+pub(crate) use crate::postgres::session::{Param, Row, Session};
 pub use crate::postgres::url::{EngineUrl, InvalidEngineUrl};

@@ -10,13 +10,17 @@
 //! - The timeout of a call covers connecting, sending and the answer. For `stream`, it covers
 //!   connecting, and then each wait for a row. Such a timeout is necessary, because PostgreSQL's
 //!   timeouts do not end a wait for standbys.
-//! - Statements with parameters are unnamed and typed, so they also work through a connection
-//!   pooler in transaction mode.
+//! - Two calls use the same connection if `connections` did not change between them. They then use
+//!   the same server, unless a connection pooler in transaction mode is between.
 //! - A success after a warning is an unknown result, because PostgreSQL reports a cancelled wait
 //!   for standbys by a warning and a success.
 //!
+//! Transactions are in `transaction`.
+//!
 //! Deliberately absent: cancel requests, prepared statements, and repetition. Only the caller knows
 //! which statements can be repeated safely.
+
+mod transaction;
 
 use std::fmt;
 use std::future::poll_fn;
@@ -26,7 +30,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
-use futures_util::future::join_all;
 use parking_lot::Mutex;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -125,18 +128,6 @@ impl Param<'_> {
     }
 }
 
-/// The SQL text of a statement, and its parameters.
-pub(crate) type Statement<'a> = (&'a str, &'a [Param<'a>]);
-
-/// The behaviour of a transaction if its first statement affects no row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OnNone {
-    /// The transaction continues with its further statements and is committed.
-    Continue,
-    /// The transaction is rolled back before its second statement.
-    RollBack,
-}
-
 /// A row of a result. Its methods return the value of a column by index.
 #[derive(Debug)]
 pub(crate) struct Row(tokio_postgres::Row);
@@ -173,7 +164,17 @@ impl Row {
         self.get(column)
     }
 
+    /// Returns a number, or `None` for NULL.
+    pub(crate) fn opt_int8(&self, column: usize) -> Result<Option<i64>, SessionError> {
+        self.get(column)
+    }
+
     pub(crate) fn bytes(&self, column: usize) -> Result<&[u8], SessionError> {
+        self.get(column)
+    }
+
+    /// Returns bytes, or `None` for NULL.
+    pub(crate) fn opt_bytes(&self, column: usize) -> Result<Option<&[u8]>, SessionError> {
         self.get(column)
     }
 }
@@ -295,22 +296,7 @@ impl Session {
         check_size(params)?;
         let deadline = Instant::now() + timeout;
         let open = self.begin(deadline).await?;
-        let read = async {
-            let mut rows = Vec::new();
-            let mut bytes = 0_usize;
-            let mut stream = pin!(open.client.query_typed_raw(sql, typed(params)).await?);
-            while let Some(row) = stream.try_next().await? {
-                bytes = bytes.saturating_add(row.raw_size_bytes());
-                if bytes > ROWS_BYTES_MAX {
-                    return Err(ReadFault::Ours(SessionError::Invalid {
-                        reason: format!("a result has more than {ROWS_BYTES_MAX} bytes"),
-                    }));
-                }
-                rows.push(Row(row));
-            }
-            Ok(rows)
-        };
-        let outcome = timeout_at(deadline, read).await;
+        let outcome = timeout_at(deadline, rows_of(&open.client, sql, params)).await;
         self.finish(open, outcome.map_err(|_| timeout))
     }
 
@@ -337,119 +323,6 @@ impl Session {
         let outcome = timeout_at(deadline, open.client.batch_execute(sql)).await;
         let outcome = outcome.map(|result| result.map_err(ReadFault::Postgres));
         self.finish(open, outcome.map_err(|_| timeout))
-    }
-
-    /// Executes statements in one transaction, and returns the number of rows that each of them
-    /// affected. With `OnNone::Continue`, all statements are sent at once. With `OnNone::RollBack`,
-    /// the further statements are sent after the answer to the first one. If the first one then
-    /// affects no row, the transaction is rolled back and the result is `[0]`.
-    pub(crate) async fn transaction(
-        &mut self,
-        statements: &[Statement<'_>],
-        on_none: OnNone,
-        timeout: Duration,
-    ) -> Result<Vec<u64>, SessionError> {
-        for (_, params) in statements {
-            check_size(params)?;
-        }
-        let deadline = Instant::now() + timeout;
-        let open = self.begin(deadline).await?;
-        let client = &open.client;
-        let work = async {
-            let begin = async { client.batch_execute("BEGIN").await.map(|()| 0) };
-            let commit = async { client.batch_execute("COMMIT").await.map(|()| 0) };
-            let mut affected: Vec<u64> = Vec::with_capacity(statements.len());
-            let mut rest = statements;
-            if on_none == OnNone::RollBack
-                && let Some((first, others)) = statements.split_first()
-            {
-                let (begun, first) = futures_util::join!(begin, execute(client, *first));
-                begun?;
-                affected.push(match first {
-                    Ok(affected) => affected,
-                    Err(error) => {
-                        client.batch_execute("ROLLBACK").await?;
-                        return Err(ReadFault::Postgres(error));
-                    }
-                });
-                if affected == [0] {
-                    client.batch_execute("ROLLBACK").await?;
-                    return Ok(affected);
-                }
-                rest = others;
-                let (others, committed) = futures_util::join!(
-                    join_all(rest.iter().map(|statement| execute(client, *statement))),
-                    commit
-                );
-                for other in others {
-                    affected.push(other?);
-                }
-                committed?;
-                return Ok(affected);
-            }
-            // `join!` and `join_all` poll their futures in order, so the statements are sent in
-            // order.
-            let (begun, all, committed) = futures_util::join!(
-                begin,
-                join_all(rest.iter().map(|statement| execute(client, *statement))),
-                commit
-            );
-            begun?;
-            for one in all {
-                affected.push(one?);
-            }
-            committed?;
-            Ok(affected)
-        };
-        let outcome = timeout_at(deadline, work).await;
-        self.finish(open, outcome.map_err(|_| timeout))
-    }
-
-    /// Executes a read-only statement, and passes each row to `each` as it arrives. Returns the
-    /// number of rows. `timeout` limits the time to connect, and then each wait for a row or for
-    /// the end. The engine's `statement_timeout` is switched off.
-    pub(crate) async fn stream(
-        &mut self,
-        sql: &str,
-        params: &[Param<'_>],
-        timeout: Duration,
-        mut each: impl FnMut(Row) -> Result<(), SessionError> + Send,
-    ) -> Result<u64, SessionError> {
-        check_size(params)?;
-        let open = self.begin(Instant::now() + timeout).await?;
-        let client = &open.client;
-        let in_time = |started: Instant| started + timeout;
-        let work = async {
-            let begin = client.batch_execute("BEGIN READ ONLY; SET LOCAL statement_timeout = 0");
-            let asked = async {
-                begin.await?;
-                client.query_typed_raw(sql, typed(params)).await
-            };
-            let late = |_| ReadFault::Late(timeout);
-            let stream = timeout_at(in_time(Instant::now()), asked).await.map_err(late)??;
-            let mut stream = pin!(stream);
-            let mut rows = 0_u64;
-            loop {
-                let next = timeout_at(in_time(Instant::now()), stream.try_next()).await;
-                let Some(row) = next.map_err(late)?? else {
-                    break;
-                };
-                rows += 1;
-                each(Row(row)).map_err(ReadFault::Ours)?;
-            }
-            let end = timeout_at(in_time(Instant::now()), client.batch_execute("COMMIT")).await;
-            end.map_err(late)??;
-            Ok(rows)
-        };
-        let outcome = work.await;
-        // If the stream ended early, the connection still has an open transaction and unread rows.
-        // So the connection is closed.
-        let has_ended = outcome.is_ok();
-        let result = self.finish(open, Ok(outcome));
-        if !has_ended {
-            self.open = None;
-        }
-        result
     }
 
     /// Takes the open connection out of the session, or opens a new connection. While a call runs,
@@ -534,9 +407,21 @@ impl Session {
     }
 }
 
-async fn execute(client: &Client, (sql, params): Statement<'_>) -> Result<u64, tokio_postgres::Error> {
-    let typed: Vec<_> = typed(params).collect();
-    client.execute_typed(sql, &typed).await
+/// Executes a statement and returns its rows, of at most `ROWS_BYTES_MAX` bytes.
+async fn rows_of(client: &Client, sql: &str, params: &[Param<'_>]) -> Result<Vec<Row>, ReadFault> {
+    let mut rows = Vec::new();
+    let mut bytes = 0_usize;
+    let mut stream = pin!(client.query_typed_raw(sql, typed(params)).await?);
+    while let Some(row) = stream.try_next().await? {
+        bytes = bytes.saturating_add(row.raw_size_bytes());
+        if bytes > ROWS_BYTES_MAX {
+            return Err(ReadFault::Ours(SessionError::Invalid {
+                reason: format!("a result has more than {ROWS_BYTES_MAX} bytes"),
+            }));
+        }
+        rows.push(Row(row));
+    }
+    Ok(rows)
 }
 
 fn typed<'a>(params: &'a [Param<'_>]) -> impl Iterator<Item = (&'a (dyn ToSql + Sync), Type)> {

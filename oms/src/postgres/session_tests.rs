@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::postgres::{EngineUrl, OnNone, Param, Session, SessionError};
+use crate::postgres::{EngineUrl, Param, Session, SessionError};
 use crate::runtime;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,36 +67,64 @@ async fn a_call_that_is_dropped_takes_its_connection_with_it() {
     assert_eq!((one(&mut session).await, session.connections()), (7, 2));
 }
 
+/// Returns the first column of the only row of a statement.
+async fn number(session: &mut Session, sql: &str) -> i64 {
+    let rows = session.query(sql, &[], TIMEOUT).await.unwrap();
+    rows[0].int8(0).unwrap()
+}
+
 #[tokio::test]
 #[ignore = "needs an engine"]
-async fn a_transaction_applies_all_of_its_statements_or_none() {
+async fn a_transaction_with_a_guard_is_committed_only_if_the_guard_affects_a_row() {
     let mut session = session();
     let table = format!("imt_test_{:016x}", runtime::random_u64());
     let create = format!("CREATE TABLE {table} (id bigint PRIMARY KEY)");
     session.batch(&create, TIMEOUT).await.unwrap();
-    let insert = format!("INSERT INTO {table} VALUES ($1) ON CONFLICT DO NOTHING");
-    let plain = format!("INSERT INTO {table} VALUES ($1)");
+    let insert = format!("INSERT INTO {table} VALUES ($1)");
+    let guard = format!("UPDATE {table} SET id = $2 WHERE id = $1");
     let count = format!("SELECT count(*) FROM {table}");
     let (one, two) = ([Param::Int8(1)], [Param::Int8(2)]);
     let both = [(insert.as_str(), &one[..]), (insert.as_str(), &two[..])];
-    let transaction = session.transaction(&both[..1], OnNone::RollBack, TIMEOUT).await;
-    assert_eq!(transaction, Ok(vec![1]));
-    let stopped = session.transaction(&both, OnNone::RollBack, TIMEOUT).await;
-    assert_eq!(stopped, Ok(vec![0]), "the first statement affects no row");
-    let rows = session.query(&count, &[], TIMEOUT).await.unwrap();
-    assert_eq!(rows[0].int8(0), Ok(1));
-    let failing = [(insert.as_str(), &two[..]), (plain.as_str(), &one[..])];
-    for on_none in [OnNone::Continue, OnNone::RollBack] {
-        let refused = session.transaction(&failing, on_none, TIMEOUT).await.unwrap_err();
-        assert!(matches!(refused, SessionError::Refused { code, .. } if code == "23505"));
-        let rows = session.query(&count, &[], TIMEOUT).await.unwrap();
-        assert_eq!(rows[0].int8(0), Ok(1), "{on_none:?}");
+    for (from, is_committed) in [(7, false), (2, true)] {
+        let params = [Param::Int8(from), Param::Int8(3)];
+        let committed = session.guarded(&both, (&guard, &params[..]), TIMEOUT).await;
+        assert_eq!(committed, Ok(is_committed));
+        assert_eq!(number(&mut session, &count).await, 2 * i64::from(is_committed));
     }
-    let continued = session.transaction(&both, OnNone::Continue, TIMEOUT).await;
-    assert_eq!(continued, Ok(vec![0, 1]));
-    assert_eq!(session.connections(), 1);
+    let params = [Param::Int8(1), Param::Int8(9)];
+    let refused = session.guarded(&both, (&guard, &params[..]), TIMEOUT).await;
+    assert!(matches!(refused, Err(SessionError::Refused { code, .. }) if code == "23505"));
+    assert_eq!(
+        (number(&mut session, &count).await, session.connections()),
+        (2, 1)
+    );
     let drop = format!("DROP TABLE {table}");
     session.batch(&drop, TIMEOUT).await.unwrap();
+}
+
+/// The role of a cluster has a `statement_timeout` that its transactions must not be bound by.
+#[tokio::test]
+#[ignore = "needs an engine"]
+async fn a_transaction_has_the_limit_of_its_caller_and_not_that_of_the_role() {
+    let mut session = session();
+    session
+        .batch("SET statement_timeout = 1000", TIMEOUT)
+        .await
+        .unwrap();
+    let slow = "SELECT 1::bigint FROM pg_sleep(1.5)";
+    let refused = session.query(slow, &[], TIMEOUT).await.unwrap_err();
+    assert!(matches!(refused, SessionError::Refused { code, .. } if code == "57014"));
+    let none: &[Param<'_>] = &[];
+    let statements = [(slow, none)];
+    let run = session.guarded(&statements, (slow, none), TIMEOUT).await;
+    assert_eq!(run, Ok(true));
+    assert_eq!(session.long_query(slow, &[], TIMEOUT).await.unwrap().len(), 1);
+    session.stream(&statements, TIMEOUT, |_, _| Ok(())).await.unwrap();
+    let limit = "SELECT setting::bigint FROM pg_settings WHERE name = 'statement_timeout'";
+    assert_eq!(
+        (number(&mut session, limit).await, session.connections()),
+        (20, 1)
+    );
 }
 
 #[tokio::test]
@@ -105,14 +133,17 @@ async fn rows_are_streamed_and_a_stream_may_end_early() {
     let mut session = session();
     let sql = "SELECT n FROM generate_series(1::bigint, $1) n";
     let mut sum = 0;
-    let each = |row: crate::postgres::Row| {
+    let each = |at, row: crate::postgres::Row| {
+        assert_eq!(at, usize::from(sum >= 6));
         sum += row.int8(0)?;
         Ok(())
     };
-    let rows = session.stream(sql, &[Param::Int8(100_000)], TIMEOUT, each).await;
-    assert_eq!((rows, sum), (Ok(100_000), 5_000_050_000));
+    let (few, many) = ([Param::Int8(3)], [Param::Int8(100_000)]);
+    let both = [(sql, &few[..]), (sql, &many[..])];
+    let streamed = session.stream(&both, TIMEOUT, each).await;
+    assert_eq!((streamed, sum), (Ok(()), 6 + 5_000_050_000));
     let wrong = session
-        .stream(sql, &[Param::Int8(9)], TIMEOUT, |row| row.text(0).map(drop))
+        .stream(&both, TIMEOUT, |_, row| row.text(0).map(drop))
         .await;
     assert!(matches!(wrong, Err(SessionError::Invalid { .. })), "{wrong:?}");
     assert_eq!((one(&mut session).await, session.connections()), (7, 2));
@@ -167,7 +198,9 @@ async fn a_stream_without_an_answer_names_its_host_and_the_next_host_follows() {
     // This statement opens the connection, so the short timeout of the stream begins after it.
     session.batch("SELECT 1", TIMEOUT).await.unwrap();
     assert_eq!(session.host(), first.to_string());
-    let late = session.stream("SELECT 1", &[], Duration::from_millis(1), |_| Ok(()));
+    let none: &[Param<'_>] = &[];
+    let statements = [("SELECT 1", none)];
+    let late = session.stream(&statements, Duration::from_millis(1), |_, _| Ok(()));
     let reason = format!("{first}: no answer within 1 ms");
     assert_eq!(late.await, Err(SessionError::Unknown { reason }));
     assert_eq!(session.host(), "127.0.0.1:1");

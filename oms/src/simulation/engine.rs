@@ -105,7 +105,12 @@ impl SimEngine {
 
     /// Returns a client for the log of a volume.
     pub(crate) fn log(self: &Arc<Self>, volume: &str) -> SimLog {
-        SimLog::new(SimClient::new(Arc::clone(self), 0), volume)
+        self.log_at(0, volume)
+    }
+
+    /// Returns a client for the log of a volume. `host` is the server that the client tries first.
+    pub(super) fn log_at(self: &Arc<Self>, host: usize, volume: &str) -> SimLog {
+        SimLog::new(SimClient::new(Arc::clone(self), host), volume)
     }
 
     /// Returns the row with the cluster's state, as the present primary shows it.

@@ -1,8 +1,10 @@
-//! Tests of leases and takeovers: real nodes on the simulated engine, each with chosen faults.
+//! Tests of leases, takeovers and restored engines: real nodes on the simulated engine, each with
+//! chosen faults.
 //!
 //! Tests with a comment "Detects the mistake" fail if this deliberate mistake is selected
 //! (`runtime::seeded`).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,9 +15,11 @@ use crate::cluster::engine::EngineCluster;
 use crate::cluster::{Authority, Expected, Membership, NodeInfo, Volumes};
 use crate::runtime;
 use crate::runtime::simulated::Process;
-use crate::simulation::world::{Node, World};
+use crate::simulation::world::{FURTHER_ENGINE, Node, World};
 use crate::simulation::{NAMES, in_virtual_time};
+use crate::storage::fence::SlotOwnership;
 use crate::storage::volume::Volume;
+use crate::storage::write_batch::WriteBatch;
 
 /// Longest wait for an expected event, after which a test fails.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -60,12 +64,15 @@ impl Sole {
         self.process.spawn(task).await.unwrap()
     }
 
-    /// Assigns a volume to a node, as the coordinator does. The process of `self` must be the
-    /// coordinator.
+    /// Assigns a volume to a node, as the coordinator does. With two engines, the volume is on the
+    /// further one. The process of `self` must be the coordinator.
     async fn assign(&self, volume: &NodeName, to: &NodeName) {
         let (cluster, volume, to) = (Arc::clone(&self.cluster), volume.clone(), to.clone());
         self.run(async move {
             let mut next = cluster.read().await.unwrap().renewed();
+            if let Some(further) = next.engines.keys().next() {
+                next.placed.insert(volume.clone(), further.clone());
+            }
             next.since.insert(volume.clone(), next.version);
             next.serving.insert(volume, to);
             cluster.replace(next).await.unwrap();
@@ -87,6 +94,25 @@ impl Sole {
             }
         })
         .await
+    }
+
+    /// Tries once to open a volume.
+    async fn try_open(&self, volume: &NodeName) -> Option<Volume> {
+        let opening = Arc::clone(&self.cluster).open(volume.clone(), Expected::MaybeNew);
+        self.run(async move { opening.await.unwrap_or(None) }).await
+    }
+
+    /// Tries to open a volume until this node records the reason why that is impossible. Returns
+    /// this reason.
+    async fn refused(&self, volume: &NodeName) -> String {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            assert!(self.try_open(volume).await.is_none(), "{volume} was opened");
+            if let Some(cause) = self.cluster.complaint_of(volume) {
+                return cause;
+            }
+            assert!(Instant::now() < until, "nothing tells why {volume} is not opened");
+        }
     }
 
     /// Closes a volume, and records in the engine that this node has released it.
@@ -133,8 +159,17 @@ fn volume() -> NodeName {
 /// Runs a test in virtual time, with two nodes on an engine without faults. The first node, bob, is
 /// the coordinator. The second one, ada, serves the volume cleo.
 fn with_two_nodes<F: Future<Output = ()>>(test: impl FnOnce(Arc<World>, Sole, Sole, Volume) -> F) {
+    on_engines(1, test);
+}
+
+/// Runs a test like `with_two_nodes`, with this number of engines. With two engines, the volume is
+/// on the further one.
+fn on_engines<F: Future<Output = ()>>(
+    engines: usize,
+    test: impl FnOnce(Arc<World>, Sole, Sole, Volume) -> F,
+) {
     in_virtual_time(async {
-        let world = World::new(7, &NAMES, false, 1);
+        let world = World::new(7, &NAMES, false, engines);
         let bob = Sole::start(&world, "bob").await;
         let ada = Sole::start(&world, "ada").await;
         bob.assign(&volume(), &ada.node.name).await;
@@ -272,5 +307,82 @@ fn a_late_release_of_an_earlier_opening_has_no_effect() {
         assert!(!former.is_ours(), "the former server may answer reads");
         ada.resume();
         assert_lost(&former).await;
+    });
+}
+
+#[test]
+fn a_volume_that_is_later_than_a_restored_first_engine_stays_closed_with_an_error() {
+    on_engines(2, |world, bob, ada, former| async move {
+        let backups = [0, 1].map(|at| world.engines[at].backup());
+        bob.assign(&volume(), &bob.node.name).await;
+        ada.close(former, &volume()).await;
+        let later = bob.open(&volume()).await;
+        bob.close(later, &volume()).await;
+        world.engines[0].restore(backups[0]);
+        let cause = ada.refused(&volume()).await;
+        for part in [
+            "its log has the epoch",
+            FURTHER_ENGINE,
+            "postgres://imt@simulated/shop",
+        ] {
+            assert!(cause.contains(part), "{part}: {cause}");
+        }
+        assert_eq!(ada.refused(&volume()).await, cause, "the cause is the same");
+        // The volume is opened once both engines have the data of one time.
+        world.engines[1].restore(backups[1]);
+        let present = ada.open(&volume()).await;
+        ada.leased(&present).await;
+        assert_eq!(ada.cluster.complaint_of(&volume()), None);
+    });
+}
+
+#[test]
+fn a_volume_of_an_older_first_engine_opens_if_it_was_not_taken_over_since() {
+    on_engines(2, |world, bob, ada, former| async move {
+        let backup = world.engines[0].backup();
+        bob.assign(&NodeName::new("dora").unwrap(), &bob.node.name).await;
+        ada.close(former, &volume()).await;
+        world.engines[0].restore(backup);
+        let present = ada.open(&volume()).await;
+        ada.leased(&present).await;
+        assert_eq!(ada.cluster.complaint_of(&volume()), None);
+    });
+}
+
+#[test]
+fn a_volume_with_slots_of_a_later_ring_stays_closed_with_an_error() {
+    on_engines(2, |_, _, ada, former| async move {
+        let former = ada
+            .run(async move {
+                let mut batch = WriteBatch::default();
+                batch.set_ownership(SlotOwnership(vec![0, 99, 1]));
+                let ticket = former.permit().await.unwrap().send(batch);
+                ticket.durable().await.unwrap();
+                former
+            })
+            .await;
+        ada.close(former, &volume()).await;
+        let cause = ada.refused(&volume()).await;
+        assert!(cause.contains("from a ring of epoch 99"), "{cause}");
+        assert!(cause.contains(FURTHER_ENGINE), "{cause}");
+    });
+}
+
+#[test]
+fn the_wait_for_a_lease_ends_with_the_assignment_of_the_volume() {
+    with_two_nodes(|_, bob, ada, former| async move {
+        bob.assign(&volume(), &bob.node.name).await;
+        assert!(bob.try_open(&volume()).await.is_none(), "ada has a lease");
+        assert_eq!(bob.cluster.waiting_for_leases(), 1);
+        bob.assign(&volume(), &ada.node.name).await;
+        let cluster = Arc::clone(&bob.cluster);
+        bob.run(async move {
+            // The reconciler reads the state, and then sets the volumes to follow.
+            cluster.read().await.unwrap();
+            cluster.follow(BTreeMap::new()).await.unwrap();
+        })
+        .await;
+        assert_eq!(bob.cluster.waiting_for_leases(), 0);
+        drop(former);
     });
 }

@@ -8,7 +8,7 @@ use crate::simulation::engine_client::SimClient;
 use crate::simulation::engine_server::{Server, Statement};
 use crate::simulation::engine_tables::TableStatement;
 use crate::storage::log::body::chain_in;
-use crate::storage::log::{Answer, EngineRow, Entry, Head, LastWords, Log, LogError, Position};
+use crate::storage::log::{Answer, EngineRow, Entry, EntryHead, Head, LastWords, Log, LogError, Position};
 use crate::storage::write_batch::Table;
 
 /// The log of a volume in the simulated engine, over one connection.
@@ -41,8 +41,10 @@ impl Log for SimLog {
         Box::pin(async move { Ok(self.write(Statement::Append { entry, behind }).await? == 1) })
     }
 
-    fn look(&mut self, seq: u64) -> Answer<'_, Option<Entry>> {
-        Box::pin(self.read(move |server, volume| server.entry(volume, seq)))
+    fn look(&mut self, seq: u64) -> Answer<'_, Option<EntryHead>> {
+        Box::pin(
+            self.read(move |server, volume| server.entry(volume, seq).map(|entry| EntryHead::of(&entry))),
+        )
     }
 
     fn newest(&mut self) -> Answer<'_, Position> {
@@ -102,34 +104,62 @@ impl Log for SimLog {
         }))
     }
 
-    fn rows<'a>(&'a mut self, take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send)) -> Answer<'a, ()> {
-        Box::pin(self.read(move |server, volume| {
-            for ((of, table, key), value) in &server.data.rows {
-                let table = Table::of_code(*table).unwrap();
-                if of == volume && !take(EngineRow { table, key, value }) {
-                    break;
+    fn rows<'a>(
+        &'a mut self,
+        take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
+    ) -> Answer<'a, Option<EntryHead>> {
+        Box::pin(async move {
+            let read = self.read(move |server, volume| {
+                let head = server.head(volume)?;
+                for ((of, table, key), value) in &server.data.rows {
+                    let table = Table::of_code(*table).unwrap();
+                    if of == volume && !take(EngineRow { table, key, value }) {
+                        break;
+                    }
                 }
+                let last = server.entry(volume, head.kept_from - 1);
+                Some((head.kept_from, last.map(|entry| EntryHead::of(&entry))))
+            });
+            match read.await? {
+                None => Err(LogError::Away("the engine has no such volume".to_owned())),
+                Some((2.., None)) => Err(LogError::Away("the entry before the rows is missing".to_owned())),
+                Some((_, last)) => Ok(last),
             }
-        }))
+        })
     }
 
-    fn checkpoint<'a>(&'a mut self, from: u64, to: u64, words: &'a LastWords) -> Answer<'a, bool> {
+    fn checkpoint<'a>(&'a mut self, from: u64, last: &'a Position, words: &'a LastWords) -> Answer<'a, bool> {
         let words = Arc::new(LastWords {
             puts: words.puts.clone(),
             deletes: words.deletes.clone(),
         });
-        Box::pin(async move { Ok(self.write(Statement::Checkpoint { from, to, words }).await? == 1) })
+        let last = *last;
+        Box::pin(async move { Ok(self.write(Statement::Checkpoint { from, last, words }).await? == 1) })
     }
 
-    fn trim(&mut self, last: u64) -> Answer<'_, u64> {
-        Box::pin(self.write(Statement::Trim { last }))
+    fn trim(&mut self, after: u64, last: u64) -> Answer<'_, Option<u64>> {
+        let count = self.client.engine.dice().between(1, 20) as usize;
+        Box::pin(async move {
+            let part = self.read(|server, volume| {
+                let kept_from = server.head(volume).map_or(0, |head| head.kept_from);
+                let last = last.min(kept_from.saturating_sub(2));
+                let entries = server.entries(volume).map(|entry| entry.seq);
+                entries
+                    .filter(|seq| (after + 1..=last).contains(seq))
+                    .take(count)
+                    .last()
+            });
+            let Some(last) = part.await? else { return Ok(None) };
+            self.write(Statement::Trim { last }).await?;
+            Ok(Some(last))
+        })
     }
 
     fn next_host(&mut self) {
         self.client.next_host();
     }
 
-    fn remove(&mut self) -> Answer<'_, ()> {
-        Box::pin(async move { self.write(Statement::Remove).await.map(drop) })
+    fn remove(&mut self, epoch: u64) -> Answer<'_, ()> {
+        Box::pin(async move { self.write(Statement::Remove { epoch }).await.map(drop) })
     }
 }

@@ -29,7 +29,7 @@ use crate::simulation::world::{FURTHER_ENGINE, Node, SECRET, World};
 use crate::storage::log::Log;
 use crate::storage::log::cache::Cache;
 
-/// URL of every engine in error messages.
+/// URL of the first engine in error messages.
 const URL: &str = "postgres://imt@simulated/shop";
 
 /// The tables of the cluster in the simulated engine, over one connection.
@@ -206,10 +206,6 @@ impl SimBackend {
         // different orders.
         SimClient::watched(Arc::clone(engine), self.id % SERVERS, on_done)
     }
-
-    fn copy_folder(&self, volume: &str) -> PathBuf {
-        self.folder.join(volume)
-    }
 }
 
 impl Backend for SimBackend {
@@ -242,17 +238,21 @@ impl Backend for SimBackend {
         Ok(Box::new(SimLog::new(self.client(self.engine_of(place)), volume)))
     }
 
-    fn url_of(&self, _place: &VolumeLog) -> String {
-        URL.to_owned()
+    fn url_of(&self, place: &VolumeLog) -> String {
+        place.engine.clone().unwrap_or_else(|| URL.to_owned())
     }
 
     fn open_copy(&self, volume: &str) -> Result<Cache, StorageError> {
-        Cache::open(self.options.clone(), &self.copy_folder(volume))
+        Cache::open(self.options.clone(), &self.folder_of_copy(volume))
     }
 
     fn remove_copy(&self, volume: &str) -> io::Result<()> {
-        self.disk.remove_folder(&self.copy_folder(volume));
+        self.disk.remove_folder(&self.folder_of_copy(volume));
         Ok(())
+    }
+
+    fn folder_of_copy(&self, volume: &str) -> PathBuf {
+        self.folder.join(volume)
     }
 }
 

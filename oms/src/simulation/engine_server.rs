@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use crate::runtime::seeded::seeded;
 use crate::simulation::engine_tables::{ClusterRow, TableChange, TableStatement, Tables};
-use crate::storage::log::{Entry, Head, LastWords};
+use crate::storage::log::{Entry, EntryHead, Head, LastWords, Position};
 
 /// The engine's record of a volume, with the node that took the volume over last. The name is empty
 /// before the first takeover, and once that node has released the volume.
@@ -327,11 +327,14 @@ impl Server {
                 head.owner.clear();
                 Ok((Change::Volume { volume, head }, 1))
             }
-            Statement::Checkpoint { from, to, words } => {
-                if newest.is_none_or(|newest| newest.head.kept_from != *from) {
+            Statement::Checkpoint { from, last, words } => {
+                let is_from = newest.is_some_and(|newest| newest.head.kept_from == *from);
+                let entry = self.entry(&volume, last.seq);
+                let is_same = entry.is_some_and(|entry| EntryHead::of(&entry).position() == Ok(*last));
+                if !is_from || !(is_same || seeded("engine-checkpoint-of-another-server")) {
                     return Err(Write::NoRow);
                 }
-                let (words, kept_from) = (Arc::clone(words), *to);
+                let (words, kept_from) = (Arc::clone(words), last.seq + 1);
                 Ok((
                     Change::Checkpoint {
                         volume,
@@ -346,7 +349,12 @@ impl Server {
                 let last = (*last).min(kept_from.saturating_sub(2));
                 Ok((Change::Trim { volume, last }, 1))
             }
-            _ => Ok((Change::Remove { volume }, 1)),
+            Statement::Remove { epoch } => match newest {
+                Some(newest) if newest.head.epoch == *epoch => Ok((Change::Remove { volume }, 1)),
+                _ => Err(Write::NoRow),
+            },
+            // `try_write` and the begin of this function handle the other statements.
+            _ => Err(Write::NoRow),
         }
     }
 }
@@ -369,13 +377,15 @@ pub(super) enum Statement {
     },
     Checkpoint {
         from: u64,
-        to: u64,
+        last: Position,
         words: Arc<LastWords>,
     },
     Trim {
         last: u64,
     },
-    Remove,
+    Remove {
+        epoch: u64,
+    },
     /// Writes the first state of a cluster.
     First {
         row: ClusterRow,

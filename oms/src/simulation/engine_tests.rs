@@ -4,6 +4,8 @@
 //! Tests with a comment "Detects the mistake" fail if this deliberate mistake is selected
 //! (`runtime::seeded`).
 
+mod follower_tests;
+
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,10 +33,10 @@ use crate::storage::log::{Log, Position};
 use crate::storage::volume::Volume;
 use crate::storage::write_batch::{Row, Table, WriteBatch};
 
-const VOLUME: &str = "ada";
+pub(super) const VOLUME: &str = "ada";
 
 /// Runs a test in virtual time, with an engine without faults.
-fn simulated<F: Future<Output = ()>>(test: impl FnOnce(Arc<SimEngine>) -> F) {
+pub(super) fn simulated<F: Future<Output = ()>>(test: impl FnOnce(Arc<SimEngine>) -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -54,7 +56,7 @@ fn body(id: u64) -> BodyWriter {
     body
 }
 
-async fn owner(engine: &Arc<SimEngine>, name: &str, since: u64) -> LogWriter {
+pub(super) async fn owner(engine: &Arc<SimEngine>, name: &str, since: u64) -> LogWriter {
     loop {
         let mut log = engine.log(VOLUME);
         match take_over(&mut log, name, since, true).await {
@@ -68,7 +70,10 @@ async fn owner(engine: &Arc<SimEngine>, name: &str, since: u64) -> LogWriter {
 }
 
 /// Appends an entry in a separate task.
-fn append(mut writer: LogWriter, id: u64) -> JoinHandle<(LogWriter, Result<Logged, StorageError>)> {
+pub(super) fn append(
+    mut writer: LogWriter,
+    id: u64,
+) -> JoinHandle<(LogWriter, Result<Logged, StorageError>)> {
     tokio::spawn(async move {
         let logged = writer.append(body(id)).await;
         (writer, logged)
@@ -86,11 +91,11 @@ async fn append_without_standbys(
     appending
 }
 
-async fn wait_ms(ms: u64) {
+pub(super) async fn wait_ms(ms: u64) {
     tokio::time::sleep(Duration::from_millis(ms)).await;
 }
 
-fn cache_at(folder: &str) -> Cache {
+pub(super) fn cache_at(folder: &str) -> Cache {
     cache_on(&Disk::new(true), folder)
 }
 
@@ -117,7 +122,7 @@ async fn ids_in(engine: &Arc<SimEngine>, cache: &Cache) -> BTreeSet<u64> {
     ids_of(cache)
 }
 
-fn ids_of(cache: &Cache) -> BTreeSet<u64> {
+pub(super) fn ids_of(cache: &Cache) -> BTreeSet<u64> {
     let keys = cache.keys(Table::Orders).unwrap();
     keys.iter()
         .map(|key| std::str::from_utf8(key).unwrap().parse().unwrap())
@@ -411,7 +416,7 @@ fn a_newer_takeover_is_not_undone_by_an_older_state() {
         let mut log = engine.log(VOLUME);
         assert_eq!(
             take_over(&mut log, "ada", 5, true).await.unwrap(),
-            Takeover::Newer
+            Takeover::Newer { epoch: 6 << 20 }
         );
         present.append(body(1)).await.unwrap();
         let mut other = engine.log("none");

@@ -59,7 +59,7 @@ pub(super) fn start(world: &Arc<World>, warehouse: &Arc<WarehouseModel>, stops: 
 }
 
 /// Runs a node until it has stopped. `backend` is its access to the cluster.
-async fn serve<C>(
+pub(super) async fn serve<C>(
     world: &Arc<World>,
     warehouse: &Arc<WarehouseModel>,
     node: &Arc<Node>,

@@ -26,6 +26,7 @@ mod customers;
 mod disk;
 mod engine;
 mod engine_client;
+mod engine_decision_tests;
 mod engine_lease_tests;
 mod engine_log;
 mod engine_membership;
@@ -39,6 +40,7 @@ mod invariants;
 mod leases;
 mod loans;
 mod net;
+mod reconciler_tests;
 mod warehouse;
 pub(crate) mod world;
 

@@ -6,7 +6,10 @@
 //!   entry. A fail-over of the engine may lose a newest entry that no checkpoint contains. If the
 //!   engine still loses an applied entry, the next comparison of the copy with the log detects the
 //!   loss.
-//! - A follower that is stopped returns its open copy, so that a takeover can use this copy.
+//! - A follower that is stopped returns its open copy, so that a takeover can use this copy. The
+//!   stop waits for a write to the copy, and never for the engine.
+//! - A local database that fails is closed and opened again, because after a failed sync it refuses
+//!   all further commits. A full disk is no such failure.
 //!
 //! Deliberately absent: the choice of the volumes to follow, which the cluster's state makes.
 
@@ -22,7 +25,7 @@ use crate::error::{StorageError, with_causes};
 use crate::runtime;
 use crate::runtime::watch;
 use crate::storage::log::Log;
-use crate::storage::log::cache::{Cache, CatchUpError, catch_up};
+use crate::storage::log::cache::{Cache, CatchUpError, catch_up_until, unless_stopped};
 
 /// Pause between two reads of the newest log entry, and before a locked copy is opened again.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -114,11 +117,7 @@ impl Followers {
             gone.map(|(_, (_, follower))| follower).collect()
         };
         for follower in gone {
-            if let Some(cache) = follower.stop().await {
-                // An error does no harm: a copy that was not closed cleanly may open at an earlier
-                // log entry.
-                let _ = runtime::blocking(move || cache.close()).await;
-            }
+            close(follower.stop().await).await;
         }
         let mut all = self.all();
         for (volume, (born, log)) in volumes {
@@ -139,7 +138,11 @@ async fn run(
     let (mut applied, mut differs) = (None, 0);
     loop {
         let drops = differs >= DIFFERS_MAX;
-        let wait = match step(&open, &mut cache, &mut *log, &volume, drops, &mut applied).await {
+        let copy = (&mut cache, &mut applied);
+        let stepped = step(&mut stopped, &open, copy, &mut *log, &volume, drops).await;
+        let wait = match stepped {
+            // The wait below ends at once.
+            Err(CatchUpError::Stopped) => Duration::ZERO,
             Ok(()) => {
                 differs = 0;
                 POLL_INTERVAL
@@ -161,6 +164,11 @@ async fn run(
                     error = with_causes(&error),
                     "follower failed; it goes on in a while"
                 );
+                if must_reopen(&error) {
+                    applied = None;
+                    *place.lock() = None;
+                    close(cache.take()).await;
+                }
                 FAULT_PAUSE
             }
         };
@@ -175,13 +183,27 @@ async fn run(
     }
 }
 
+/// Returns `true` if an error may come from a local database that accepts no further commit until
+/// it is opened again.
+fn must_reopen(error: &StorageError) -> bool {
+    !error.is_full_disk() && !matches!(error, StorageError::Log { .. })
+}
+
+/// Closes a local copy. An error does no harm: the lock is released in any case, and a copy that
+/// was not closed cleanly may open at an earlier log entry.
+async fn close(cache: Option<Cache>) {
+    if let Some(cache) = cache {
+        let _ = runtime::blocking(move || cache.close()).await;
+    }
+}
+
 async fn step(
+    stopped: &mut watch::Receiver<bool>,
     open: &Arc<dyn Fn() -> Result<Cache, StorageError> + Send + Sync>,
-    cache: &mut Option<Cache>,
+    (cache, applied): (&mut Option<Cache>, &mut Option<u64>),
     log: &mut dyn Log,
     volume: &str,
     drops: bool,
-    applied: &mut Option<u64>,
 ) -> Result<(), CatchUpError> {
     let cache = match cache {
         Some(cache) => cache,
@@ -191,8 +213,8 @@ async fn step(
             cache.insert(opened.unwrap_or(Err(StorageError::Closed))?)
         }
     };
-    let newest = log.newest().await?.seq;
-    if newest == 0 && log.head().await?.is_none() {
+    let newest = unless_stopped(stopped, log.newest()).await?.seq;
+    if newest == 0 && unless_stopped(stopped, log.head()).await?.is_none() {
         // The volume does not exist yet, or was removed. In the second case, a later call of
         // `Followers::set` stops the task.
         return Ok(());
@@ -201,7 +223,8 @@ async fn step(
     // `last` may be below `applied`, for example because the log became shorter or was lost.
     // `catch_up` detects such a loss of entries.
     if *applied != Some(last) {
-        *applied = Some(catch_up(cache, log, volume, last, drops).await?.seq);
+        let caught_up = catch_up_until(stopped, cache, log, volume, last, drops).await?;
+        *applied = Some(caught_up.seq);
     }
     Ok(())
 }

@@ -11,6 +11,9 @@
 //! - The queue is bounded. If it is full, a caller gets `Busy` or waits for a permit.
 //! - Callers wait for a permit and for the outcome of a batch without blocking a thread of the
 //!   runtime.
+//! - Each queued batch gets an outcome. A batch that the committer never took gets `Closed`, also
+//!   if it was queued with a permit after the end of the committer. A batch that the committer took
+//!   and did not answer, because of a panic, gets `EngineAway`: it may have been committed.
 //!
 //! Deliberately absent: the content of the batches (`write_batch`) and the fence (`fence`).
 
@@ -40,6 +43,35 @@ const GROUP_BYTES_MAX: usize = 8 << 20;
 const ALONE_BYTES: usize = 256 * 1_024;
 
 type Waiting = oneshot::Sender<Result<Durable, StorageError>>;
+
+/// The callers of the batches that the committer has taken from its queue. If the committer panics,
+/// their batches may have been committed, so the callers must not learn that nothing was written.
+#[derive(Default)]
+struct Answers(Vec<Waiting>);
+
+impl Answers {
+    /// Sends each caller the outcome of its batch. Some batches may be missing in a successful
+    /// commit: the fence rejected them, or a reservation that they remove could not be read.
+    fn send(mut self, outcome: &Result<Committed, StorageError>) {
+        for (at, answer) in self.0.drain(..).enumerate() {
+            let outcome = match outcome {
+                Ok(committed) => committed.outcome(at),
+                Err(error) => Err(error.clone()),
+            };
+            // The send fails if the caller no longer waits. The batch of such a caller stays
+            // committed.
+            let _ = answer.send(outcome);
+        }
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        for answer in self.0.drain(..) {
+            let _ = answer.send(Err(StorageError::EngineAway));
+        }
+    }
+}
 
 /// The outcome of a durable batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,7 +184,8 @@ pub(crate) struct Permit<'a> {
 }
 
 impl Permit<'_> {
-    /// Queues a batch. Batches are committed in the order of these calls.
+    /// Queues a batch. Batches are committed in the order of these calls. If the committer has
+    /// ended since the permit was given, the outcome of the batch is `Closed`.
     pub(crate) fn send(self, batch: WriteBatch) -> Ticket {
         let (answer, ticket) = oneshot::channel();
         self.place.send(Submission::Commit { batch, answer });
@@ -328,18 +361,18 @@ struct Committer {
 impl Committer {
     fn run(mut self) {
         let mut stopping = false;
-        let (mut group, mut answers) = (Vec::new(), Vec::new());
+        let (mut group, mut answers) = (Vec::new(), Answers::default());
         while !stopping {
             match self.next() {
                 Some(Submission::Commit { batch, answer }) => {
-                    answers.push(answer);
+                    answers.0.push(answer);
                     stopping = self.gather(&mut group, &mut answers, batch);
                 }
                 Some(Submission::Stop) | None => break,
             }
             self.commit_and_answer(&mut group, &mut answers);
             if let Some((batch, answer)) = self.too_large.take() {
-                self.commit_and_answer(&mut vec![batch], &mut vec![answer]);
+                self.commit_and_answer(&mut vec![batch], &mut Answers(vec![answer]));
             }
         }
     }
@@ -380,17 +413,17 @@ impl Committer {
         self.runtime = None;
         let mut stopping = false;
         while !stopping {
-            let (mut group, mut answers) = (Vec::new(), Vec::new());
+            let (mut group, mut answers) = (Vec::new(), Answers::default());
             match self.waiting.recv().await {
                 Some(Submission::Commit { batch, answer }) => {
-                    answers.push(answer);
+                    answers.0.push(answer);
                     pause(&dice).await;
                     stopping = self.gather(&mut group, &mut answers, batch);
                 }
                 Some(Submission::Stop) | None => break,
             }
             let alone = self.too_large.take();
-            let alone = alone.map(|(batch, answer)| (vec![batch], vec![answer]));
+            let alone = alone.map(|(batch, answer)| (vec![batch], Answers(vec![answer])));
             for (group, answers) in std::iter::once((group, answers)).chain(alone) {
                 let outcome = match &mut self.log {
                     Some(log) => self.volume.commit_logged(log, &group).await,
@@ -398,7 +431,7 @@ impl Committer {
                 };
                 self.note(&outcome, group.len());
                 pause(&dice).await;
-                answer_each(answers, &outcome);
+                answers.send(&outcome);
             }
         }
     }
@@ -407,7 +440,7 @@ impl Committer {
     /// `GROUP_BYTES_MAX` bytes, a batch above `ALONE_BYTES` comes, or no batch waits. A `first`
     /// above `ALONE_BYTES` stays alone. Returns `true` if `Stop` was received, so the committer
     /// must stop after this group.
-    fn gather(&mut self, group: &mut Vec<WriteBatch>, answers: &mut Vec<Waiting>, first: WriteBatch) -> bool {
+    fn gather(&mut self, group: &mut Vec<WriteBatch>, answers: &mut Answers, first: WriteBatch) -> bool {
         let (mut rows, mut bytes) = (first.rows().len(), first.bytes());
         let alone = first.bytes() > ALONE_BYTES;
         group.push(first);
@@ -421,7 +454,7 @@ impl Committer {
                     rows += batch.rows().len();
                     bytes += batch.bytes();
                     group.push(batch);
-                    answers.push(answer);
+                    answers.0.push(answer);
                 }
                 Ok(Submission::Stop) => return true,
                 Err(_) => {
@@ -464,7 +497,7 @@ impl Committer {
         }
     }
 
-    fn commit_and_answer(&mut self, group: &mut Vec<WriteBatch>, answers: &mut Vec<Waiting>) {
+    fn commit_and_answer(&mut self, group: &mut Vec<WriteBatch>, answers: &mut Answers) {
         let outcome = match (&mut self.log, &self.runtime) {
             (None, _) => self.volume.commit(group),
             (Some(log), Some(runtime)) => runtime.block_on(self.volume.commit_logged(log, group)),
@@ -473,7 +506,7 @@ impl Committer {
         self.note(&outcome, group.len());
         let (group, answers) = (std::mem::take(group), std::mem::take(answers));
         let answer_all = move || {
-            answer_each(answers, &outcome);
+            answers.send(&outcome);
             drop(group);
         };
         match &self.runtime {
@@ -486,15 +519,53 @@ impl Committer {
     }
 }
 
-/// Sends each caller the outcome of its batch. Some batches may be missing in a successful commit:
-/// the fence rejected them, or a reservation that they remove could not be read.
-fn answer_each(answers: Vec<Waiting>, outcome: &Result<Committed, StorageError>) {
-    for (at, answer) in answers.into_iter().enumerate() {
-        let outcome = match outcome {
-            Ok(committed) => committed.outcome(at),
-            Err(error) => Err(error.clone()),
-        };
-        // The send fails if the caller no longer waits. The batch of such a caller stays committed.
-        let _ = answer.send(outcome);
+impl Drop for Committer {
+    /// Refuses the batches that are still queued, and those that come later with permits given
+    /// earlier. A queue without a receiver would keep a later batch, and its caller would wait
+    /// until the volume is dropped.
+    fn drop(&mut self) {
+        let (_, none) = mpsc::channel(1);
+        let mut waiting = std::mem::replace(&mut self.waiting, none);
+        waiting.close();
+        loop {
+            match waiting.try_recv() {
+                Ok(refused) => drop(refused),
+                // There are no more batches, and no permits.
+                Err(mpsc::error::TryRecvError::Disconnected) => return,
+                Err(mpsc::error::TryRecvError::Empty) => break,
+            }
+        }
+        // The caller with a permit may wait for the end of this thread before it uses the permit,
+        // so this thread does not wait for the permit.
+        let runtime = self.runtime.take().or_else(|| Handle::try_current().ok());
+        if let Some(runtime) = runtime {
+            drop(runtime.spawn(async move { while waiting.recv().await.is_some() {} }));
+            return;
+        }
+        let thread = std::thread::Builder::new().name("committer end".to_owned());
+        // If no thread can be started, the caller gets its outcome once the volume is dropped.
+        drop(thread.spawn(move || while waiting.blocking_recv().is_some() {}));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_batch_that_was_taken_and_not_answered_may_have_been_committed() {
+        let (answer, ticket) = oneshot::channel();
+        drop(Answers(vec![answer]));
+        let outcome = Ticket(ticket).durable().await;
+        assert!(matches!(outcome, Err(StorageError::EngineAway)), "{outcome:?}");
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_was_never_taken_is_refused() {
+        let (answer, ticket) = oneshot::channel();
+        let batch = WriteBatch::default();
+        drop(Submission::Commit { batch, answer });
+        let outcome = Ticket(ticket).durable().await;
+        assert!(matches!(outcome, Err(StorageError::Closed)), "{outcome:?}");
     }
 }

@@ -190,13 +190,20 @@ impl Volume {
         self.queue.waiting()
     }
 
+    /// Makes the queued batches fail as soon as the engine does not answer a statement, instead of
+    /// waiting for the engine. The volume must be closed afterwards. Has no effect without an
+    /// engine.
+    pub(crate) fn stop_waiting(&self) {
+        if let Some(status) = &self.log_status {
+            status.stop_waiting();
+        }
+    }
+
     /// Commits the queued batches, closes the database and releases its lock, even if other
     /// references to the volume exist. If the engine does not answer, the queued batches fail.
     /// Blocks.
     pub(crate) fn close(&self) -> Result<(), StorageError> {
-        if let Some(status) = &self.log_status {
-            status.stop_waiting();
-        }
+        self.stop_waiting();
         self.queue.stop();
         let thread = self.committer.lock().take();
         if let Some(thread) = thread {

@@ -605,10 +605,12 @@ impl VolumeServer {
         target::blocking(move || storage.checkpoint()).await
     }
 
-    /// Stops all work on the volume: seals all slots, ends the jobs, and waits for the cleanup and,
-    /// unless the engine does not answer, for the queued writes.
+    /// Stops all work on the volume: seals all slots, ends the jobs, and waits for the cleanup and
+    /// for the queued writes, also while the engine does not answer. Otherwise the next server of
+    /// the open volume would load its state without writes that become durable later.
     pub(crate) async fn quiesce(&self) {
         self.end_jobs().await;
+        self.finish_cleanup().await;
         self.finish_writes().await;
     }
 
@@ -631,20 +633,19 @@ impl VolumeServer {
         }
     }
 
-    /// Waits for the cleanup and, unless the engine does not answer, for the queued writes.
-    async fn finish_writes(&self) {
-        let state = self.app.state();
+    /// Waits for the cleanup.
+    async fn finish_cleanup(&self) {
         let cleaning = self.cleaning().take();
         if let Some(task) = cleaning {
             // The cleanup removes rows by the slots of this server, so it must end before the next
             // server of the volume, which may have other slots, starts.
             let _ = task.await;
         }
-        // If the engine does not answer, this function does not wait for queued writes, because the
-        // engine may never confirm them.
-        if state.storage.check_engine().is_err() {
-            return;
-        }
+    }
+
+    /// Waits for the queued writes.
+    async fn finish_writes(&self) {
+        let state = self.app.state();
         // `incoming` is locked while a page is stored, so this line waits for that page. Later
         // pages are rejected.
         drop(self.incoming.lock().await.take());
@@ -659,13 +660,17 @@ impl VolumeServer {
     /// within `CLOSE_WAIT` are abandoned: the rows may or may not be in the log.
     pub(crate) async fn close(&self) -> Result<(), StorageError> {
         self.end_jobs().await;
-        if tokio::time::timeout(CLOSE_WAIT, self.finish_writes())
-            .await
-            .is_err()
-        {
+        let storage = Arc::clone(&self.app.state().storage);
+        let finishing = async {
+            self.finish_cleanup().await;
+            // An engine that does not answer now may never confirm the queued writes.
+            if storage.check_engine().is_ok() {
+                self.finish_writes().await;
+            }
+        };
+        if tokio::time::timeout(CLOSE_WAIT, finishing).await.is_err() {
             tracing::warn!(volume = %self.volume, "volume is closed while writes wait");
         }
-        let storage = Arc::clone(&self.app.state().storage);
         runtime::blocking(move || storage.close())
             .await
             .unwrap_or(Err(StorageError::Closed))

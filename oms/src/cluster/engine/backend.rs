@@ -19,6 +19,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 
 use crate::cluster::engine::joining::check_fitness;
+use crate::cluster::engine::restored::Complaints;
 use crate::cluster::engine::tables::{ClusterTables, SqlTables};
 use crate::cluster::{Soon, VolumeLog};
 use crate::error::{NodeError, StorageError, with_causes};
@@ -62,6 +63,9 @@ pub(crate) trait Backend: Send + Sync {
 
     /// Removes the local copy of a volume.
     fn remove_copy(&self, volume: &str) -> io::Result<()>;
+
+    /// Returns the folder of the local copy of a volume, for error messages.
+    fn folder_of_copy(&self, volume: &str) -> PathBuf;
 }
 
 /// PostgreSQL servers, and folders with copies of volumes.
@@ -73,6 +77,8 @@ pub(super) struct Postgres {
     node: String,
     /// URLs of the further engines that have passed the check of their tables and settings.
     fit: Mutex<BTreeSet<String>>,
+    /// The last logged fault of each further engine that may not be used.
+    faults: Complaints,
 }
 
 impl Postgres {
@@ -82,6 +88,7 @@ impl Postgres {
             data,
             node: node.to_owned(),
             fit: Mutex::default(),
+            faults: Complaints::default(),
         }
     }
 
@@ -104,6 +111,7 @@ impl Postgres {
         }
         match check_fitness(&mut Session::new(Arc::clone(url), "node"), url).await {
             Ok(()) => {
+                self.faults.clear(&text);
                 fit().insert(text);
                 true
             }
@@ -112,14 +120,18 @@ impl Postgres {
                 false
             }
             Err(error) => {
-                tracing::error!(error = with_causes(&error), "engine of a volume cannot be used");
+                self.complain(&text, &error);
                 false
             }
         }
     }
 
-    fn copy_folder(&self, volume: &str) -> PathBuf {
-        copy_folder(&self.data, &self.node, volume)
+    /// Logs the fault of an engine, unless it is the last one that was logged for this engine.
+    fn complain(&self, url: &str, error: &NodeError) {
+        let error = with_causes(error);
+        if self.faults.is_new(url, &error) {
+            tracing::error!(error, "engine of a volume cannot be used");
+        }
     }
 
     fn tables_within(&self, purpose: &'static str, timeout: Duration) -> Box<dyn ClusterTables> {
@@ -148,7 +160,7 @@ impl Backend for Postgres {
             match self.engine_of(place) {
                 Ok(url) => self.is_fit(&url).await,
                 Err(error) => {
-                    tracing::error!(error = with_causes(&error), "engine of a volume cannot be used");
+                    self.complain(place.engine.as_deref().unwrap_or_default(), &error);
                     false
                 }
             }
@@ -165,11 +177,15 @@ impl Backend for Postgres {
     }
 
     fn open_copy(&self, volume: &str) -> Result<Cache, StorageError> {
-        open_copy(&self.copy_folder(volume))
+        open_copy(&self.folder_of_copy(volume))
     }
 
     fn remove_copy(&self, volume: &str) -> io::Result<()> {
-        std::fs::remove_dir_all(self.copy_folder(volume))
+        std::fs::remove_dir_all(self.folder_of_copy(volume))
+    }
+
+    fn folder_of_copy(&self, volume: &str) -> PathBuf {
+        copy_folder(&self.data, &self.node, volume)
     }
 }
 

@@ -127,6 +127,7 @@ async fn filled(
         Err(CatchUpError::Log(error)) => Err(failed(url)(error)),
         Err(CatchUpError::Differs(fault)) => Err(failed(url)(LogError::Away(fault))),
         Err(CatchUpError::Storage(error)) => Err(error.into()),
+        Err(CatchUpError::Stopped) => Err(StorageError::Closed.into()),
     }
 }
 

@@ -22,6 +22,7 @@ use crate::cluster::engine::EngineCluster;
 use crate::cluster::engine::authority::StateTable;
 use crate::cluster::engine::backend::{Backend, Postgres};
 use crate::cluster::engine::beat::{Beat, Pace};
+use crate::cluster::engine::restored::Complaints;
 use crate::cluster::engine::schema;
 use crate::cluster::engine::shared::{Shared, label};
 use crate::cluster::engine::tables::{ClusterTables, FirstState};
@@ -126,6 +127,7 @@ impl Joining {
             followers: Followers::default(),
             waiting: Mutex::default(),
             epochs: Mutex::default(),
+            complaints: Complaints::default(),
             unopened: AtomicUsize::new(0),
         })
     }
@@ -191,13 +193,11 @@ impl Joining {
         let Some((former, _)) = tables.node(name).await? else {
             return tables.add_node(name, incarnation).await;
         };
-        if former.incarnation == incarnation {
-            // An earlier attempt with an unknown result has succeeded. The commit of the probe is
-            // acknowledged only after the standbys have the earlier one too.
-            tables.probe().await?;
-            return Ok(true);
-        }
-        if former.number >= 0 && !has_stopped(tables, name, &former).await? {
+        // The row has the own incarnation if an earlier attempt with an unknown result has
+        // succeeded at this server, which may be an old primary. The replacement by itself is
+        // acknowledged only by a server that has the row, after its standbys have it.
+        let is_own = former.incarnation == incarnation;
+        if !is_own && former.number >= 0 && !has_stopped(tables, name, &former).await? {
             return Ok(false);
         }
         tables.replace_node(name, &former, incarnation).await

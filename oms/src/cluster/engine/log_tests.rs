@@ -35,12 +35,12 @@ use crate::storage::log::writer::LogWriter;
 use crate::storage::log::{LastWords, Log, LogError, Position};
 use crate::storage::write_batch::{CATALOGUE, Row, Table};
 
-const TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for an expected event, after which the test fails.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Creates a database with the tables of `schema`, and returns its URL.
-async fn engine() -> Arc<EngineUrl> {
+pub(super) async fn engine() -> Arc<EngineUrl> {
     let url: EngineUrl = std::env::var("IMT_ENGINE").unwrap().parse().unwrap();
     let name = format!("log_test_{:016x}", rand::random::<u64>());
     let mut session = Session::new(Arc::new(url.clone()), "test");
@@ -51,11 +51,11 @@ async fn engine() -> Arc<EngineUrl> {
     Arc::new(url)
 }
 
-fn log(url: &Arc<EngineUrl>) -> EngineLog {
+pub(super) fn log(url: &Arc<EngineUrl>) -> EngineLog {
     EngineLog::new(Arc::clone(url), "ada", "log")
 }
 
-fn body(id: u64) -> BodyWriter {
+pub(super) fn body(id: u64) -> BodyWriter {
     let mut body = BodyWriter::with_capacity(32);
     body.add(&Row {
         table: Table::Orders,
@@ -100,7 +100,7 @@ impl Fencing {
         let (epoch, position) = loop {
             match take_over(&mut log, &name, since, true).await {
                 Ok(Takeover::Owned { epoch, position }) => break (epoch, position),
-                Ok(Takeover::Newer) => return,
+                Ok(Takeover::Newer { .. }) => return,
                 Ok(Takeover::Missing) => panic!("the volume is missing"),
                 Err(_) => {}
             }
@@ -367,7 +367,7 @@ async fn the_fence_test_notices_a_missing_fence() {
     assert!(!faults.is_empty());
 }
 
-async fn owner(url: &Arc<EngineUrl>, since: u64) -> LogWriter {
+pub(super) async fn owner(url: &Arc<EngineUrl>, since: u64) -> LogWriter {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         let mut log = log(url);
@@ -401,14 +401,29 @@ async fn rows_and_log_together_fill_a_copy_and_old_entries_are_trimmed() {
     }
     let (acknowledged, mut reader) = (writer.status().acknowledged(), log(&url));
     let kept_from = reader.head().await.unwrap().unwrap().kept_from;
-    assert!(
-        !reader
-            .checkpoint(kept_from - 1, kept_from, &LastWords::default())
-            .await
-            .unwrap()
-    );
-    let trimmed = reader.trim(acknowledged).await.unwrap();
+    let (last, none) = (reader.newest().await.unwrap(), LastWords::default());
+    let other = Position {
+        chain: [7; 16],
+        ..last
+    };
+    let later = Position {
+        seq: last.seq + 1,
+        ..last
+    };
+    for (from, last, kind) in [
+        (kept_from - 1, last, "another checkpoint was made"),
+        (kept_from, other, "the log has another entry"),
+        (kept_from, later, "the log has no such entry"),
+    ] {
+        assert!(!reader.checkpoint(from, &last, &none).await.unwrap(), "{kind}");
+    }
+    let mut trimmed = 0;
+    while let Some(seq) = reader.trim(trimmed, acknowledged).await.unwrap() {
+        trimmed = seq;
+    }
     assert_eq!(trimmed, kept_from - 2, "the entry before the kept ones stays");
+    assert!(reader.look(kept_from - 2).await.unwrap().is_none());
+    assert!(reader.look(kept_from - 1).await.unwrap().is_some());
     let folder = tempfile::tempdir().unwrap();
     let cache = Cache::open_in(folder.path()).unwrap();
     catch_up(&cache, &mut reader, "ada", acknowledged, true)
@@ -420,7 +435,10 @@ async fn rows_and_log_together_fill_a_copy_and_old_entries_are_trimmed() {
         .map(|id| id.to_string().into_bytes())
         .collect();
     assert_eq!(keys, expected);
-    reader.remove().await.unwrap();
+    let epoch = reader.head().await.unwrap().unwrap().epoch;
+    reader.remove(epoch - 1).await.unwrap();
+    assert_eq!(reader.newest().await.unwrap().seq, writer.status().acknowledged());
+    reader.remove(epoch).await.unwrap();
     assert_eq!(reader.head().await.unwrap(), None);
     assert!(matches!(writer.append(body(99)).await, Err(StorageError::Stale)));
 }
@@ -523,8 +541,11 @@ async fn views_show_the_columns_of_rows() {
         words.puts.push((Table::Stock, store.to_be_bytes().to_vec(), row));
     }
     let mut rows = log(&url);
-    rows.create().await.unwrap();
-    assert!(rows.checkpoint(1, 2, &words).await.unwrap());
+    let taken = take_over(&mut rows, "ada", 1, true).await.unwrap();
+    let Takeover::Owned { position, .. } = taken else {
+        panic!("{taken:?}");
+    };
+    assert!(rows.checkpoint(1, &position, &words).await.unwrap());
 
     let mut session = Session::new(Arc::clone(&url), "test");
     let mut json_of = async |sql: &str, key: &str| -> Value {
@@ -570,37 +591,4 @@ async fn views_show_the_columns_of_rows() {
     let expected = json!([[4, 255], [70_000, 0], [3_000_000_000_u32, 70_000]]);
     assert_eq!(json_of(sql, "3000000000").await, expected);
     assert_eq!(json_of(sql, "5").await, json!([]));
-}
-
-#[tokio::test]
-#[ignore = "needs an engine"]
-async fn large_entries_are_read_in_parts() {
-    const ENTRIES: u64 = 20;
-    let url = engine().await;
-    let mut reader = log(&url);
-    let taken = take_over(&mut reader, "ada", 1, true).await.unwrap();
-    let Takeover::Owned { epoch, position } = taken else {
-        panic!("{taken:?}");
-    };
-    let mut writer = LogWriter::new(Box::new(log(&url)), "ada", epoch, position);
-    let stock = vec![7; 4 << 20];
-    for store in 0..ENTRIES {
-        let mut body = BodyWriter::with_capacity(stock.len());
-        body.add(&Row {
-            table: Table::Stock,
-            key: &(store as u32).to_be_bytes(),
-            value: Some(&stock),
-        });
-        writer.append(body).await.unwrap();
-    }
-    let (mut at, last) = (0, position.seq + ENTRIES);
-    while at < last {
-        let entries = reader.tail(at, last).await.unwrap();
-        let bytes: usize = entries.iter().map(|entry| entry.body.len()).sum();
-        assert!(entries.len() == 1 || bytes <= 8 << 20, "{bytes}");
-        for entry in entries {
-            assert_eq!(entry.seq, at + 1);
-            at += 1;
-        }
-    }
 }

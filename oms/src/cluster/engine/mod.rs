@@ -16,6 +16,7 @@
 //! | `tasks` | two tasks, one that beats and one that looks, each with its own connection |
 //! | `authority` | replaces the state by compare-and-swap; ends leases, removes rows of nodes |
 //! | `volumes` | opens, releases and removes volumes; follows volumes that other nodes serve |
+//! | `restored` | volumes in an engine that is later than the cluster's state, after a restore |
 //! | `copies` | for the command line: export and rebuild of a volume |
 //! | `joining` | the start of a node: checks the engine, takes the name, writes the first state |
 //! | `warehouse` | the address of the warehouse, which all nodes share |
@@ -45,10 +46,13 @@
 mod authority;
 pub(crate) mod backend;
 pub(crate) mod beat;
+#[cfg(test)]
+mod checkpoint_tests;
 mod copies;
 mod joining;
 #[cfg(test)]
 mod log_tests;
+mod restored;
 pub(crate) mod schema;
 mod shared;
 pub(crate) mod tables;
@@ -70,6 +74,7 @@ use crate::cluster::engine::authority::StateTable;
 use crate::cluster::engine::backend::Backend;
 pub use crate::cluster::engine::copies::{VolumeCopy, export_volume, rebuild_volume};
 pub(crate) use crate::cluster::engine::joining::Joining;
+use crate::cluster::engine::restored::Complaints;
 use crate::cluster::engine::shared::{Shared, Watcher};
 pub use crate::cluster::engine::tools::{
     EngineCheck, EngineView, FurtherEngine, Verdict, check_engine, check_further_engine, engine_answers,
@@ -97,9 +102,11 @@ pub(crate) struct EngineCluster {
     followers: Followers,
     /// Volumes that wait for the end of their former server's lease.
     waiting: parking_lot::Mutex<BTreeMap<NodeName, Waiting>>,
-    /// For each volume that this process has opened and not released since: the epoch under which
-    /// it was opened.
+    /// For each volume that this process has opened and not removed since: the epoch under which it
+    /// was opened last.
     epochs: parking_lot::Mutex<BTreeMap<NodeName, u64>>,
+    /// The last error of each volume that was not opened because it is ahead of the state.
+    complaints: Complaints,
     /// Number of attempts to open a volume that failed although no former server of the volume had
     /// a lease. It selects the host of the engine that the next attempt tries first.
     unopened: AtomicUsize,

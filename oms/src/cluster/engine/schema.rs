@@ -75,7 +75,7 @@ INSERT INTO imt_schema (one, version) VALUES (1, 2)
 pub(crate) const VIEWS: &str = include_str!("views.sql");
 
 /// PostgreSQL settings that `imt engine init` sets for the role of the nodes. They apply to each
-/// connection that the role opens to the database afterwards, even behind a connection pooler.
+/// connection that the role opens to the database afterwards.
 /// `synchronous_commit` makes a commit wait for the standbys. The timeouts end a delayed append of
 /// a former owner. Such an append is refused because newer entries have its number, and must end
 /// long before those entries are removed from the log.

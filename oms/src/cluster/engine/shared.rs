@@ -228,6 +228,23 @@ impl Shared {
         inside.cached.as_ref().map(|cached| cached.state.log_of(volume))
     }
 
+    /// Returns `true` if the last confirmed state assigns a volume to this node. `true` also if
+    /// this process has read no confirmed state yet.
+    pub(super) fn is_mine(&self, volume: &NodeName) -> bool {
+        let inside = self.inside();
+        let state = inside.cached.as_ref().map(|cached| &cached.state);
+        state.is_none_or(|state| state.serving.get(volume) == Some(&self.name))
+    }
+
+    /// Returns `true` if the last confirmed state assigns a volume to this node, and did so at
+    /// version `since`. `true` also if this process has read no confirmed state yet.
+    pub(super) fn has_assigned(&self, volume: &NodeName, since: u64) -> bool {
+        let inside = self.inside();
+        let state = inside.cached.as_ref().map(|cached| &cached.state);
+        state
+            .is_none_or(|state| state.serving.get(volume) == Some(&self.name) && state.since(volume) == since)
+    }
+
     /// Returns the last known beat of a node that is gone, or that has not changed its beat for
     /// `LEASE_WAIT`. Otherwise, and for an unknown node, returns `None`. A later beat of the node
     /// may exist already.

@@ -19,7 +19,7 @@ use std::time::Duration;
 use crate::cluster::engine::beat::Beat;
 use crate::cluster::engine::schema;
 use crate::cluster::{ClusterState, NodeInfo};
-use crate::postgres::{EngineUrl, OnNone, Param, Row, Session, SessionError};
+use crate::postgres::{EngineUrl, Param, Row, Session, SessionError};
 
 /// Maximum size of the state in bytes. With 16,384 slots it has about 400 KB.
 const STATE_BYTES_MAX: usize = 64 * 1_024 * 1_024;
@@ -363,15 +363,9 @@ impl ClusterTables for SqlTables {
             // The state and the log's row are created in one transaction. So a log that is missing
             // later must have been lost.
             let volume = [Param::Text(first.volume)];
-            let statements = [
-                (schema::FIRST_STATE, &params[..]),
-                (schema::FIRST_VOLUME, &volume[..]),
-            ];
-            let affected = self
-                .session
-                .transaction(&statements, OnNone::RollBack, self.timeout)
-                .await?;
-            Ok(affected.first() == Some(&1))
+            let statements = [(schema::FIRST_VOLUME, &volume[..])];
+            let state = (schema::FIRST_STATE, &params[..]);
+            self.session.guarded(&statements, state, self.timeout).await
         })
     }
 

@@ -159,6 +159,7 @@ pub async fn check_engine(url: &EngineUrl) -> Result<Vec<EngineCheck>, NodeError
     let mut session = Session::new(Arc::new(url.clone()), "check");
     let mut checks = Checks::default();
     version(&mut session, &mut checks).await.map_err(&failed)?;
+    pooler(&mut session, url, &mut checks).await.map_err(&failed)?;
     standbys(&mut session, &mut checks).await.map_err(&failed)?;
     settings(&mut session, &mut checks).await.map_err(&failed)?;
     if tables(&mut session, &mut checks).await.map_err(&failed)? {
@@ -201,6 +202,38 @@ async fn version(session: &mut Session, checks: &mut Checks) -> Result<(), Sessi
         }
     }
     Ok(())
+}
+
+/// Looks for a connection pooler that may give each statement another connection to the server.
+async fn pooler(session: &mut Session, url: &EngineUrl, checks: &mut Checks) -> Result<(), SessionError> {
+    let mut other = Session::new(Arc::new(url.clone()), "check");
+    let before = session.connections();
+    let own = [backend(session).await?, backend(session).await?];
+    let its = backend(&mut other).await?;
+    // The numbers of processes of two servers are not comparable.
+    if session.connections() == before && session.host() == other.host() && is_pooled(own, its) {
+        let finding = "a connection pooler in transaction mode is between this program and the server; name the servers themselves in the URL, or use session mode (docs/scale-out.md)";
+        checks.add("pooler", Verdict::Warning, finding);
+    } else {
+        checks.add("pooler", Verdict::Good, "none in transaction mode was found");
+    }
+    Ok(())
+}
+
+/// Returns the process of the server that executes the statements of a session now.
+async fn backend(session: &mut Session) -> Result<i32, SessionError> {
+    let sql = "SELECT pg_backend_pid()";
+    let rows = session.query(sql, &[], STATEMENT_TIMEOUT).await?;
+    rows.first().map_or(Ok(0), |row| row.int4(0))
+}
+
+/// Returns `true` if two statements of one connection, `own`, and one statement of another
+/// connection that is open at the same time, `its`, were not executed by exactly two processes. A
+/// server has a process for each connection. A pooler in transaction mode may give its connection
+/// to the server that became idle last to the next statement, so that one process executes all
+/// three. Or it may take turns, so that the process of the first two statements changes.
+fn is_pooled(own: [i32; 2], its: i32) -> bool {
+    own[0] != own[1] || own.contains(&its)
 }
 
 async fn standbys(session: &mut Session, checks: &mut Checks) -> Result<(), SessionError> {
@@ -537,4 +570,21 @@ pub async fn engine_secret(url: &EngineUrl) -> Result<Option<String>, NodeError>
     let secret = read_secret(&mut session, STATEMENT_TIMEOUT).await;
     let secret = secret.map_err(failed(url, "read the secret"))?;
     Ok(Some(secret).filter(|secret| !secret.is_empty()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_pooled;
+
+    #[test]
+    fn a_pooler_shows_itself_by_the_processes_of_three_statements() {
+        for (own, its, expected) in [
+            ([7, 7], 8, false),
+            ([7, 7], 7, true),
+            ([7, 8], 7, true),
+            ([7, 8], 9, true),
+        ] {
+            assert_eq!(is_pooled(own, its), expected, "{own:?} {its}");
+        }
+    }
 }

@@ -6,13 +6,15 @@
 //!   volume from its successor.
 //! - Before a log is taken over, no former server of the volume can answer reads (`is_free`). The
 //!   clocks of two machines are not compared. They must only run at about the same rate.
-//! - A volume is released with the epoch under which it was opened. So a release that the engine
-//!   executes late has no effect on a later opening.
+//! - A volume is released and removed with the epoch under which it was opened. So a release or
+//!   removal that is repeated, or that the engine executes late, has no effect on a later opening.
 //! - A takeover appends an entry to the log and makes this process the owner of the volume. The
 //!   volume is served once the local copy has all entries up to that one.
 //! - If a statement on the log fails, or the log has a newer owner, the volume stays closed without
 //!   an error. The caller then tries again, unless the state assigns the volume to another node by
-//!   then.
+//!   then. A log or a ring that is later than the state stays later (`restored`).
+//! - An access that waits for the end of a lease is kept only while the volume is assigned to this
+//!   node.
 //!
 //! The choice of the volumes is in `control`. Beats and leases are in `beat` and `shared`.
 
@@ -25,6 +27,7 @@ use imt_ring::NodeName;
 
 use crate::cluster::engine::EngineCluster;
 use crate::cluster::engine::beat::LEASE_WAIT;
+use crate::cluster::engine::restored::Ahead;
 use crate::cluster::{Authority, ClusterState, Expected, Soon, VolumeLog, Volumes};
 use crate::error::{NodeError, StorageError, with_causes};
 use crate::postgres::SessionError;
@@ -46,6 +49,9 @@ const LEASE_PAUSE: Duration = Duration::from_millis(10);
 /// could not be taken over, or this node had no lease. The next attempt would probably fail too if
 /// it followed at once.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Pause after an attempt to open a volume that is ahead of the cluster's state. Only an operator
+/// can end this fault.
+const AHEAD_PAUSE: Duration = Duration::from_secs(1);
 
 /// Number of failed attempts after which the hosts of the engine are tried in the same order again.
 /// It is a multiple of the usual numbers of hosts, so that each host comes first equally often.
@@ -61,6 +67,8 @@ struct Opening<'a> {
     expected: Expected,
     /// The engine's URL, for error messages.
     place: String,
+    /// The epoch of the cluster's ring.
+    ring: u64,
     /// Two connections to the log: one for commits, one for checkpoints.
     logs: [Box<dyn Log>; 2],
 }
@@ -69,6 +77,8 @@ struct Opening<'a> {
 enum Unopened {
     /// The volume cannot be opened now, but a later attempt may succeed.
     Later,
+    /// The log is later than the state with which the attempt began. The state must be read again.
+    Ahead(Ahead),
     Failed(NodeError),
 }
 
@@ -83,7 +93,7 @@ impl From<CatchUpError> for Unopened {
     fn from(error: CatchUpError) -> Unopened {
         match error {
             CatchUpError::Log(error) => error.into(),
-            CatchUpError::Differs(_) => Unopened::Later,
+            CatchUpError::Differs(_) | CatchUpError::Stopped => Unopened::Later,
             CatchUpError::Storage(error) => Unopened::Failed(error.into()),
         }
     }
@@ -98,6 +108,23 @@ fn of_this_life(cache: Cache, born: u64) -> Result<Cache, StorageError> {
         cache.clear()?;
     }
     Ok(cache)
+}
+
+/// The log of a volume that this process has opened.
+struct OpenedLog {
+    log: Box<dyn Log>,
+    /// The epoch under which this process opened the volume last.
+    epoch: u64,
+    /// The engine's URL, for error messages.
+    url: String,
+}
+
+fn failed(action: &'static str, url: String, error: LogError) -> NodeError {
+    let source = match error {
+        LogError::Away(reason) => SessionError::Away { reason },
+        LogError::Unknown(reason) => SessionError::Unknown { reason },
+    };
+    NodeError::Engine { action, url, source }
 }
 
 /// The wait for the end of a former server's lease.
@@ -143,9 +170,27 @@ impl EngineCluster {
         };
         if !is_free {
             self.shared.urge_look.notify_one();
-            self.waiting.lock().insert(volume.clone(), waiting);
+            let mut all = self.waiting.lock();
+            if self.shared.has_assigned(volume, since) {
+                all.insert(volume.clone(), waiting);
+            }
         }
         is_free
+    }
+
+    /// Returns the number of volumes that wait for the end of a lease.
+    #[cfg(test)]
+    pub(crate) fn waiting_for_leases(&self) -> usize {
+        self.waiting.lock().len()
+    }
+
+    /// Removes the data about attempts to open volumes that are not assigned to this node any more.
+    fn forget_attempts(&self) {
+        let is_kept =
+            |volume: &NodeName, waiting: &mut Waiting| self.shared.has_assigned(volume, waiting.since);
+        self.waiting.lock().retain(is_kept);
+        self.complaints
+            .retain(|volume| NodeName::new(volume).is_ok_and(|volume| self.shared.is_mine(&volume)));
     }
 
     /// Returns `true` if a node has ended or has been silent for `LEASE_WAIT`, and the engine has
@@ -161,37 +206,56 @@ impl EngineCluster {
         self.table.demand(node, &last, version).await.unwrap_or(false)
     }
 
-    async fn release_log(&self, volume: &NodeName) -> Result<(), LogError> {
-        let epoch = self.epochs.lock().remove(volume);
+    /// Returns an access to the log of a volume that this process has opened, with the epoch of the
+    /// last opening. `None` if the process has not opened the volume, or has removed it since.
+    fn opened_log(&self, volume: &NodeName, purpose: &'static str) -> Result<Option<OpenedLog>, NodeError> {
+        let epoch = self.epochs.lock().get(volume).copied();
         // A log stays in its engine, so an old state of the cluster also names the right engine.
         let (Some(epoch), Some(place)) = (epoch, self.shared.known_log_of(volume)) else {
+            return Ok(None);
+        };
+        let log = self.backend.log(&place, volume.as_str(), purpose)?;
+        let url = self.backend.url_of(&place);
+        Ok(Some(OpenedLog { log, epoch, url }))
+    }
+
+    async fn release_log(&self, volume: &NodeName) -> Result<(), NodeError> {
+        let Some(OpenedLog { mut log, epoch, url }) = self.opened_log(volume, "release")? else {
             return Ok(());
         };
-        match self.backend.log(&place, volume.as_str(), "release") {
-            Ok(mut log) => log.release(epoch).await,
-            Err(error) => Err(LogError::Away(with_causes(&error))),
-        }
+        let released = log.release(epoch).await;
+        released.map_err(|error| failed("release a volume", url, error))
     }
 
     async fn remove_log(&self, volume: &NodeName) -> Result<(), NodeError> {
-        let state = Authority::read(self).await?;
-        let place = state.log_of(volume);
-        let removed = self
-            .backend
-            .log(&place, volume.as_str(), "remove")?
-            .remove()
-            .await;
-        removed.map_err(|error| NodeError::Engine {
-            action: "remove a log",
-            url: self.backend.url_of(&place),
-            source: SessionError::Away {
-                reason: error.to_string(),
-            },
-        })
+        let Some(OpenedLog { mut log, epoch, url }) = self.opened_log(volume, "remove")? else {
+            return Ok(());
+        };
+        let removed = log.remove(epoch).await;
+        removed.map_err(|error| failed("remove the log of a volume", url, error))?;
+        let mut epochs = self.epochs.lock();
+        if epochs.get(volume) == Some(&epoch) {
+            epochs.remove(volume);
+        }
+        Ok(())
+    }
+
+    async fn remove_copy(&self, volume: &NodeName) -> Result<(), NodeError> {
+        let (backend, copied) = (Arc::clone(&self.backend), volume.clone());
+        let removed = runtime::blocking(move || backend.remove_copy(copied.as_str())).await;
+        match removed.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(NodeError::Folder {
+                action: "remove the local copy of a volume in",
+                path: self.backend.folder_of_copy(volume.as_str()),
+                source,
+            }),
+            _ => Ok(()),
+        }
     }
 
     async fn open_volume(&self, volume: NodeName, expected: Expected) -> Result<Option<Volume>, NodeError> {
         let state = Authority::read(self).await?;
+        self.forget_attempts();
         if state.serving.get(&volume) != Some(&self.name) {
             return Ok(None);
         }
@@ -212,21 +276,31 @@ impl EngineCluster {
             since: state.since(&volume),
             expected,
             place: self.backend.url_of(&place),
+            // The epoch of a slot is at least 1, also in a ring with the epoch 0.
+            ring: state.ring.epoch().0.max(1),
             logs: [log("log")?, log("checkpoint")?],
         };
         let followed = self.followers.take(name).await;
         let (backend, copied) = (Arc::clone(&self.backend), volume.clone());
+        let born = place.born;
         let cache = move || {
             let cache = followed.map_or_else(|| backend.open_copy(copied.as_str()), Ok)?;
-            of_this_life(cache, place.born)
+            of_this_life(cache, born)
         };
         let lease = self.shared.lease_of(&volume, state.since(&volume));
-        let Some((opened, epoch)) = open(opening, cache, lease).await? else {
-            self.unopened.fetch_add(1, Ordering::Relaxed);
-            return Ok(None);
-        };
-        self.epochs.lock().insert(volume, epoch);
-        Ok(Some(opened))
+        match open(opening, cache, lease).await? {
+            Attempted::Opened(opened, epoch) => {
+                self.complaints.clear(name);
+                self.epochs.lock().insert(volume, epoch);
+                return Ok(Some(*opened));
+            }
+            Attempted::Unopened(Some(found)) if self.is_ahead(&volume, &place, found).await? => {
+                tokio::time::sleep(AHEAD_PAUSE).await;
+            }
+            Attempted::Unopened(_) => {}
+        }
+        self.unopened.fetch_add(1, Ordering::Relaxed);
+        Ok(None)
     }
 
     /// Creates an access to a log for an attempt to open its volume. After a failed attempt, the
@@ -241,6 +315,7 @@ impl EngineCluster {
     }
 
     async fn follow_volumes(&self, volumes: BTreeMap<NodeName, VolumeLog>) {
+        self.forget_attempts();
         let mut logs = BTreeMap::new();
         for (volume, place) in volumes {
             match self.backend.log(&place, volume.as_str(), "follow") {
@@ -265,31 +340,14 @@ impl Volumes for EngineCluster {
     }
 
     fn release(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
-        Box::pin(async move {
-            if let Err(error) = self.release_log(&volume).await {
-                // The next server of the volume waits until the lease of this process has ended.
-                tracing::debug!(%volume, %error, "closed volume not released in the engine");
-            }
-            Ok(())
-        })
+        Box::pin(async move { self.release_log(&volume).await })
     }
 
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()> {
         Box::pin(async move {
-            if let Err(error) = self.remove_log(&volume).await {
-                // The rows that remain in the engine only take space, because the volume no longer
-                // owns their slots.
-                let error = with_causes(&error);
-                tracing::warn!(%volume, error, "rows of an empty volume not removed from the engine");
-            }
-            let (backend, copied) = (Arc::clone(&self.backend), volume.clone());
-            let removed = runtime::blocking(move || backend.remove_copy(copied.as_str())).await;
-            if let Ok(Err(error)) = removed
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                tracing::warn!(%volume, %error, "local copy of an empty volume not removed");
-            }
-            Ok(())
+            let log_removed = self.remove_log(&volume).await;
+            let copy_removed = self.remove_copy(&volume).await;
+            log_removed.and(copy_removed)
         })
     }
 
@@ -301,41 +359,56 @@ impl Volumes for EngineCluster {
     }
 }
 
-/// Takes over a volume and opens it with its local copy. Returns the volume with its epoch, or
-/// `None` if that is not possible yet.
+/// The result of an attempt to open a volume.
+enum Attempted {
+    /// The volume with its epoch.
+    Opened(Box<Volume>, u64),
+    /// The volume cannot be opened yet, in some cases with evidence that it is ahead.
+    Unopened(Option<Ahead>),
+}
+
+/// Takes over a volume and opens it with its local copy.
 async fn open(
     opening: Opening<'_>,
     cache: impl FnOnce() -> Result<Cache, StorageError> + Send + 'static,
     lease: impl Fn() -> bool + Send + Sync + 'static,
-) -> Result<Option<(Volume, u64)>, NodeError> {
+) -> Result<Attempted, NodeError> {
     if !lease() {
         tokio::time::sleep(RETRY_PAUSE).await;
-        return Ok(None);
+        return Ok(Attempted::Unopened(None));
     }
     let opened = runtime::blocking(cache).await;
     let cache = match opened.unwrap_or(Err(StorageError::Closed)) {
         Ok(cache) => cache,
         // The local copy is locked, for example because this process has just lost the volume and
         // is still closing the copy.
-        Err(error) if error.is_locked() => return Ok(None),
+        Err(error) if error.is_locked() => return Ok(Attempted::Unopened(None)),
         Err(error) => return Err(error.into()),
     };
     match take(opening, &cache, &lease).await {
         Ok((writer, epoch)) => {
             let volume = Volume::behind_log(cache, writer)?;
-            Ok(Some((volume.leased_while(lease), epoch)))
+            Ok(Attempted::Opened(Box::new(volume.leased_while(lease)), epoch))
         }
         Err(unopened) => {
             let closed = runtime::blocking(move || cache.close()).await;
             closed.unwrap_or(Err(StorageError::Closed))?;
-            match unopened {
-                Unopened::Failed(error) => Err(error),
-                Unopened::Later => {
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                    Ok(None)
-                }
-            }
+            let found = match unopened {
+                Unopened::Failed(error) => return Err(error),
+                Unopened::Later => None,
+                Unopened::Ahead(found) => Some(found),
+            };
+            tokio::time::sleep(RETRY_PAUSE).await;
+            Ok(Attempted::Unopened(found))
         }
+    }
+}
+
+/// Fails if a ring of a later epoch than `ring` brought slots to the volume.
+fn is_not_later(cache: &Cache, ring: u64) -> Result<(), Unopened> {
+    match cache.ring_epoch() {
+        epoch if epoch > ring => Err(Unopened::Ahead(Ahead::Ring(epoch))),
+        _ => Ok(()),
     }
 }
 
@@ -355,7 +428,12 @@ async fn take(
             // difference is only logged, and `catch_up` compares the hash chains again after the
             // takeover.
             Err(CatchUpError::Differs(fault)) => tracing::warn!(volume, fault, "local copy differs"),
-            copied => drop(copied?),
+            copied => {
+                copied?;
+                // A volume of a later ring may have rows that this node would remove as outdated.
+                // So its log is left as it is.
+                is_not_later(cache, opening.ring)?;
+            }
         }
     }
     if !lease() {
@@ -364,7 +442,7 @@ async fn take(
     let creates = opening.expected == Expected::MaybeNew;
     let (epoch, position) = match take_over(&mut *log, owner, opening.since, creates).await? {
         Takeover::Owned { epoch, position } => (epoch, position),
-        Takeover::Newer => return Err(Unopened::Later),
+        Takeover::Newer { epoch } => return Err(Unopened::Ahead(Ahead::Epoch(epoch))),
         Takeover::Missing => {
             return Err(Unopened::Failed(NodeError::VolumeNotInEngine {
                 volume: volume.to_owned(),
@@ -378,6 +456,7 @@ async fn take(
         let entry = position.seq;
         return Err(Unopened::Failed(StorageError::Log { entry, reason }.into()));
     }
+    is_not_later(cache, opening.ring)?;
     if !lease() {
         return Err(Unopened::Later);
     }

@@ -19,8 +19,9 @@ use std::sync::Arc;
 use crate::error::{DecodeError, StorageError};
 use crate::runtime;
 use crate::runtime::seeded::seeded;
+use crate::runtime::watch;
 use crate::storage::codec::bytes::{Reader, Writer};
-use crate::storage::log::body::{Body, Chain, chain_in};
+use crate::storage::log::body::{Body, Chain};
 use crate::storage::log::{EngineRow, Entry, Log, LogError, Position};
 use crate::storage::tables::VolumeTables;
 use crate::storage::volume::broken;
@@ -50,6 +51,8 @@ pub(crate) enum CatchUpError {
     Differs(String),
     /// The local database or an entry of the log cannot be used.
     Storage(StorageError),
+    /// The caller has stopped the copy (`catch_up_until`). A later attempt continues it.
+    Stopped,
 }
 
 impl From<LogError> for CatchUpError {
@@ -103,6 +106,13 @@ impl Cache {
         let row = self.0.meta(POSITION)?;
         row.map(|row| decode_position(&row).map_err(|fault| broken("meta", POSITION, fault)))
             .transpose()
+    }
+
+    /// Returns the highest epoch of a ring that brought slots to the volume; 0 if it has no slots.
+    pub(crate) fn ring_epoch(&self) -> u64 {
+        let record = self.0.record();
+        let epochs = record.iter().flat_map(|record| &record.0);
+        epochs.copied().max().unwrap_or(0)
     }
 
     /// Returns the keys of a table.
@@ -200,20 +210,34 @@ pub(crate) async fn catch_up(
     last: u64,
     drops: bool,
 ) -> Result<Position, CatchUpError> {
+    // The sender lives as long as the copy, so the copy is never stopped.
+    let (_running, mut stopped) = watch::channel(false);
+    catch_up_until(&mut stopped, cache, log, volume, last, drops).await
+}
+
+/// Does the work of `catch_up` until `stopped` becomes `true` or loses its sender. Then the result
+/// is `Stopped`. A statement that waits for the engine is abandoned at once, and a write to the
+/// local database is finished first. So no work on the cache goes on after this function.
+pub(crate) async fn catch_up_until(
+    stopped: &mut watch::Receiver<bool>,
+    cache: &Cache,
+    log: &mut dyn Log,
+    volume: &str,
+    last: u64,
+    drops: bool,
+) -> Result<Position, CatchUpError> {
     for _ in 0..COPIES_MAX {
-        let begin = match resume(cache, log, volume, drops).await? {
-            Some(position) => Some((position, last)),
-            None => copy_rows(cache, log).await?,
+        let mut at = match resume(stopped, cache, log, volume, drops).await? {
+            Some(position) => position,
+            None => copy_rows(stopped, cache, log).await?,
         };
-        let Some((mut at, newest)) = begin else { continue };
-        let last = last.max(newest);
         loop {
             if at.seq >= last {
                 let refreshed = cache.clone();
                 blocking(move || refreshed.0.refresh()).await?;
                 return Ok(at);
             }
-            let entries = log.tail(at.seq, last).await?;
+            let entries = unless_stopped(stopped, log.tail(at.seq, last)).await?;
             let is_next = |(offset, entry): (u64, &Entry)| entry.seq == at.seq + 1 + offset;
             if entries.is_empty() || !(0..).zip(&entries).all(is_next) {
                 // Entries were removed from the log during this copy, or an old primary answered
@@ -232,6 +256,7 @@ pub(crate) async fn catch_up(
 /// cache must be filled again, and `Differs` if the cache contradicts the log and `drops` is
 /// `false`.
 async fn resume(
+    stopped: &mut watch::Receiver<bool>,
     cache: &Cache,
     log: &mut dyn Log,
     volume: &str,
@@ -247,17 +272,14 @@ async fn resume(
     if position.seq == 0 {
         // The copy has no entry to compare. Once a checkpoint has copied entries of the log, the
         // first entries may be removed from the log, and the copy cannot be continued.
-        let head = log.head().await?;
+        let head = unless_stopped(stopped, log.head()).await?;
         let is_trimmed = head.is_some_and(|head| head.kept_from > 1);
         return Ok(Some(position).filter(|_| !is_trimmed));
     }
-    let fault = match log.look(position.seq).await? {
-        Some(entry) if entry.epoch == position.epoch && chain_in(&entry.body) == Ok(position.chain) => {
-            return Ok(Some(position));
-        }
+    let fault = match unless_stopped(stopped, log.look(position.seq)).await? {
+        Some(head) if head.position() == Ok(position) => return Ok(Some(position)),
         Some(_) => "the engine has another one in its place",
-        None if log
-            .head()
+        None if unless_stopped(stopped, log.head())
             .await?
             .is_some_and(|head| position.seq + 1 < head.kept_from) =>
         {
@@ -283,35 +305,18 @@ async fn resume(
     Ok(None)
 }
 
-/// Fills a cache with the engine's rows. Returns the position of the last entry that all these rows
-/// contain, and the number of the last entry that any of them may contain. `None` if the first of
-/// the two entries was removed from the log.
-///
-/// A checkpoint of the log during the copy makes the rows that are read later newer than the
-/// position. Once all entries up to the returned number are applied, every row is of one moment
-/// again.
-async fn copy_rows(cache: &Cache, log: &mut dyn Log) -> Result<Option<(Position, u64)>, CatchUpError> {
+/// Fills a cache with the engine's rows. Returns the position of the last entry that the rows
+/// contain. Rows and position are read in one transaction (`Log::rows`). A position of another
+/// moment or server would hide that the rows lack entries.
+async fn copy_rows(
+    stopped: &mut watch::Receiver<bool>,
+    cache: &Cache,
+    log: &mut dyn Log,
+) -> Result<Position, CatchUpError> {
     let cleared = cache.clone();
     blocking(move || cleared.clear()).await?;
-    let Some(head) = log.head().await? else {
-        return Err(LogError::Away("the engine has no such volume".to_owned()).into());
-    };
-    let mut position = Position::default();
-    if head.kept_from > 1 {
-        let Some(entry) = log.look(head.kept_from - 1).await? else {
-            return Ok(None);
-        };
-        let chain = chain_in(&entry.body).map_err(|fault| StorageError::Log {
-            entry: entry.seq,
-            reason: format!("its bytes cannot be read: {fault}"),
-        })?;
-        position = Position {
-            seq: entry.seq,
-            epoch: entry.epoch,
-            chain,
-        };
-    }
     let (mut batch, mut failed) = (cache.0.batch(), None);
+    let signal = stopped.clone();
     // These commits run on the thread of the caller, unlike other blocking calls. Commits without a
     // sync seldom wait for a disk.
     let mut take = |row: EngineRow<'_>| {
@@ -324,15 +329,39 @@ async fn copy_rows(cache: &Cache, log: &mut dyn Log) -> Result<Option<(Position,
         if batch.bytes() >= COPY_BYTES {
             failed = std::mem::replace(&mut batch, cache.0.batch()).commit().err();
         }
-        failed.is_none()
+        // The rows may arrive without a pause, so the signal is also checked at each row.
+        failed.is_none() && !*signal.borrow()
     };
-    log.rows(&mut take).await?;
+    let head = unless_stopped(stopped, log.rows(&mut take)).await?;
     if let Some(error) = failed {
         return Err(error.into());
     }
+    // A copy that was stopped among the rows is incomplete, so it must not get a position.
+    if *stopped.borrow() {
+        return Err(CatchUpError::Stopped);
+    }
+    let position = match head {
+        None => Position::default(),
+        Some(head) => head.position().map_err(|fault| StorageError::Log {
+            entry: head.seq,
+            reason: format!("its bytes cannot be read: {fault}"),
+        })?,
+    };
     batch.commit_at(&position)?;
-    let now = log.head().await?.map_or(0, |head| head.kept_from);
-    Ok(Some((position, now.saturating_sub(1))))
+    Ok(position)
+}
+
+/// Returns the result of a statement that only reads, or `Stopped` as soon as `stopped` is `true`
+/// or has no sender. The statement is dropped then.
+pub(in crate::storage) async fn unless_stopped<T>(
+    stopped: &mut watch::Receiver<bool>,
+    statement: impl Future<Output = Result<T, LogError>>,
+) -> Result<T, CatchUpError> {
+    tokio::select! {
+        biased;
+        _ = stopped.wait_for(|stopped| *stopped) => Err(CatchUpError::Stopped),
+        result = statement => Ok(result?),
+    }
 }
 
 async fn blocking<T: Send + 'static>(

@@ -7,6 +7,9 @@
 //! - An append to the log is one statement that inserts one row, in a transaction of its own. The
 //!   statement has no CTE that writes, because the PostgreSQL extension Citus cannot route such a
 //!   statement.
+//! - The time and memory of a statement are bounded at every size of the log, of its entries and of
+//!   the volume. A checkpoint and a removal are split into parts. A statement that can need more
+//!   time than the role's `statement_timeout` sets a limit of its own.
 //! - A refused statement, such as one that waited too long for a lock, has no effect.
 //!
 //! Deliberately absent: repetition of statements, which the writer decides.
@@ -16,19 +19,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::postgres::{EngineUrl, OnNone, Param, Row, Session, SessionError};
-use crate::storage::log::body::{CHAIN_BYTES, chain_in};
-use crate::storage::log::{Answer, EngineRow, Entry, Head, LastWords, Log, LogError, Position};
+use crate::postgres::{EngineUrl, Param, Row, Session, SessionError};
+use crate::storage::log::body::CHAIN_BYTES;
+use crate::storage::log::{Answer, EngineRow, Entry, EntryHead, Head, LastWords, Log, LogError, Position};
 use crate::storage::write_batch::Table;
 
 /// Maximum time for a commit and for other short statements. After this time the next host is
 /// tried, because an old primary without standbys never acknowledges a commit.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Size in bytes for which an append gets one second in addition to `COMMIT_TIMEOUT`. The entry of
-/// a stock has up to 60 MB. Without more time, its append could never succeed over a slow network.
-const APPEND_BYTES_PER_SECOND: usize = 4 << 20;
-/// Maximum time for statements that read, write or remove many rows. The copy of all rows (`rows`)
-/// may take longer: the limit then applies to the time between two rows.
+/// Size in bytes for which an append or a checkpoint gets one second in addition to its usual time.
+/// The entry of a stock has up to 60 MB. Without more time, its append could never succeed over a
+/// slow network.
+const BYTES_PER_SECOND: usize = 4 << 20;
+/// Maximum time for statements that read, write or remove many rows, also at the server. The copy
+/// of all rows (`rows`) may take longer: the limit then applies to the time between two rows. A
+/// statement of `PART_ROWS` rows or `PART_BYTES` bytes usually takes less than a second. This limit
+/// is for slow disks, and for a server that writes to its disks for other volumes.
 const BULK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum number of entries that one call of `tail` returns.
 const TAIL_ENTRIES: i64 = 64;
@@ -36,6 +42,22 @@ const TAIL_ENTRIES: i64 = 64;
 /// entry. An entry has some kilobytes, but that of a stock has megabytes. `Session::query` fails if
 /// a result is too large, and so would each repetition of the call.
 const TAIL_BYTES: i64 = 8 << 20;
+/// Maximum size in bytes of the rows that one statement of a checkpoint writes, unless it writes a
+/// single row. The size of all parameters of a statement is limited, and a large statement takes
+/// long.
+const PART_BYTES: usize = 4 << 20;
+/// Maximum number of rows that one statement of a checkpoint writes or removes.
+const PART_ROWS: usize = 4_096;
+/// Size in bytes of the parameters of a row in addition to its key and value: the code of the table
+/// and the lengths.
+const ROW_BYTES: usize = 14;
+/// Maximum number of log entries that one statement removes.
+const TRIM_ENTRIES: i64 = 1_024;
+/// Maximum size in bytes of the log entries that one statement removes, unless it removes a single
+/// entry. PostgreSQL deletes a row of its own for each 2 KB of a large entry.
+const TRIM_BYTES: i64 = 64 << 20;
+/// PostgreSQL's error code for a statement that was cancelled, for example by `statement_timeout`.
+const QUERY_CANCELED: &str = "57014";
 
 const APPEND_FIRST: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
     SELECT v.volume, $2, v.epoch, $4 FROM imt_volume v WHERE v.volume = $1 AND v.epoch = $3 \
@@ -44,13 +66,17 @@ const APPEND: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
     SELECT v.volume, $2, v.epoch, $4 FROM imt_volume v, imt_log l \
     WHERE v.volume = $1 AND v.epoch = $3 AND l.volume = $1 AND l.seq = $5 AND l.epoch = $6 \
     ON CONFLICT (volume, seq) DO NOTHING";
+/// The parameter of statements that read the head of an entry.
+const HEAD_BYTES: Param<'static> = Param::Int4(CHAIN_BYTES as i32);
 /// An append that ignores the epoch and the number of the entry. A test uses this append to show
 /// that the tests of the epoch's check would detect that the check is missing.
 #[cfg(test)]
 const APPEND_WITHOUT_FENCE: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
     SELECT $1, coalesce(max(l.seq), 0) + 1, $3, $4 FROM imt_log l WHERE l.volume = $1 AND $2 > 0 \
     ON CONFLICT (volume, seq) DO NOTHING";
-const LOOK: &str = "SELECT epoch, body FROM imt_log WHERE volume = $1 AND seq = $2";
+/// Reads the leading bytes of a body only. The server stores bodies uncompressed, so it does not
+/// read the rest of a large body.
+const LOOK: &str = "SELECT epoch, substr(body, 1, $3) FROM imt_log WHERE volume = $1 AND seq = $2";
 const NEWEST: &str = "SELECT seq, epoch, substr(body, 1, $2) FROM imt_log WHERE volume = $1 \
     ORDER BY seq DESC LIMIT 1";
 const HEAD: &str = "SELECT epoch, kept_from FROM imt_volume WHERE volume = $1";
@@ -67,16 +93,36 @@ const TAIL: &str = "SELECT seq, epoch, body FROM \
     (SELECT seq, epoch, body FROM imt_log WHERE volume = $1 AND seq > $2 AND seq <= $3 \
     ORDER BY seq LIMIT $4) AS entries) AS sums \
     WHERE bytes <= $5 OR bytes = octet_length(body) ORDER BY seq";
+/// Reads the head of the entry before `kept_from`. The columns of the entry are NULL if the log
+/// does not have it, and the volume's first entry has the number 1.
+const ROWS_HEAD: &str = "SELECT v.kept_from, l.epoch, substr(l.body, 1, $2) FROM imt_volume v \
+    LEFT JOIN imt_log l ON l.volume = v.volume AND l.seq = v.kept_from - 1 WHERE v.volume = $1";
 const ROWS: &str = "SELECT tab, key, value FROM imt_row WHERE volume = $1";
-const KEEP_FROM: &str = "UPDATE imt_volume SET kept_from = $3 WHERE volume = $1 AND kept_from = $2";
+/// Completes a checkpoint. The bytes 2 to 17 of a body are its chain.
+const KEEP_FROM: &str = "UPDATE imt_volume SET kept_from = $3 WHERE volume = $1 AND kept_from = $2 \
+    AND EXISTS (SELECT 1 FROM imt_log l WHERE l.volume = $1 AND l.seq = $4 AND l.epoch = $5 \
+    AND substr(l.body, 2, 16) = $6)";
 const PUT_ROWS: &str = "INSERT INTO imt_row (volume, tab, key, value) \
     SELECT $1, u.tab, u.key, u.value FROM unnest($2::smallint[], $3::bytea[], $4::bytea[]) \
     AS u (tab, key, value) \
     ON CONFLICT (volume, tab, key) DO UPDATE SET value = EXCLUDED.value";
 const DELETE_ROWS: &str = "DELETE FROM imt_row r USING unnest($2::smallint[], $3::bytea[]) AS u (tab, key) \
     WHERE r.volume = $1 AND r.tab = u.tab AND r.key = u.key";
+/// Returns the number of the last entry of the next part to remove. The size of a body is known
+/// without reading the body.
+const TRIM_PART: &str = "SELECT max(seq) FROM \
+    (SELECT seq, size, sum(size) OVER (ORDER BY seq) AS bytes FROM \
+    (SELECT l.seq, octet_length(l.body) AS size FROM imt_log l, imt_volume v \
+    WHERE v.volume = $1 AND l.volume = $1 AND l.seq > $2 AND l.seq <= $3 AND l.seq < v.kept_from - 1 \
+    ORDER BY l.seq LIMIT $4) AS entries) AS sums WHERE bytes <= $5 OR bytes = size";
 const TRIM: &str = "DELETE FROM imt_log l USING imt_volume v \
-    WHERE v.volume = $1 AND l.volume = $1 AND l.seq <= $2 AND l.seq < v.kept_from - 1";
+    WHERE v.volume = $1 AND l.volume = $1 AND l.seq > $2 AND l.seq <= $3 AND l.seq < v.kept_from - 1";
+
+const DELETE_ALL_ROWS: &str = "DELETE FROM imt_row WHERE volume = $1 \
+    AND EXISTS (SELECT 1 FROM imt_volume v WHERE v.volume = $1 AND v.epoch = $2)";
+const DELETE_LOG: &str = "DELETE FROM imt_log WHERE volume = $1 \
+    AND EXISTS (SELECT 1 FROM imt_volume v WHERE v.volume = $1 AND v.epoch = $2)";
+const DELETE_VOLUME: &str = "DELETE FROM imt_volume WHERE volume = $1 AND epoch = $2";
 
 /// The log of one volume in an engine, and the connection to the engine.
 pub(crate) struct EngineLog {
@@ -124,67 +170,130 @@ fn invalid(found: &str) -> LogError {
     LogError::Away(format!("the engine's data cannot be used: {found}"))
 }
 
+/// Reads a row of `ROWS_HEAD`.
+fn rows_head(row: &Row) -> Result<Option<EntryHead>, SessionError> {
+    let seq = row.int8(0)? - 1;
+    if seq <= 0 {
+        return Ok(None);
+    }
+    let (Some(epoch), Some(bytes)) = (row.opt_int8(1)?, row.opt_bytes(2)?) else {
+        return Err(SessionError::Invalid {
+            reason: format!("entry {seq} of the log is missing, and the rows were made from it"),
+        });
+    };
+    Ok(Some(EntryHead {
+        seq: seq.unsigned_abs(),
+        epoch: epoch.unsigned_abs(),
+        bytes: Bytes::copy_from_slice(bytes),
+    }))
+}
+
 /// Converts an entry number, epoch or version to the engine's signed type. These numbers grow far
 /// too slowly to reach the limit of that type.
 fn big(number: u64) -> Param<'static> {
     Param::Int8(i64::try_from(number).unwrap_or(i64::MAX))
 }
 
-/// Returns the maximum time for the append of an entry of this size.
-fn append_timeout(bytes: usize) -> Duration {
-    COMMIT_TIMEOUT + Duration::from_secs(1).mul_f64(bytes as f64 / APPEND_BYTES_PER_SECOND as f64)
+/// Returns `usual`, and more time for the transfer of this many bytes.
+fn timeout_for(usual: Duration, bytes: usize) -> Duration {
+    usual + Duration::from_secs(1).mul_f64(bytes as f64 / BYTES_PER_SECOND as f64)
+}
+
+/// The columns of the rows that one statement of a checkpoint writes. The statement of a removal
+/// has no values.
+#[derive(Default)]
+struct Part<'a> {
+    codes: Vec<i16>,
+    keys: Vec<&'a [u8]>,
+    values: Vec<&'a [u8]>,
+}
+
+impl<'a> Part<'a> {
+    /// Splits rows into parts of at most `PART_ROWS` rows and `PART_BYTES` bytes. A larger row is a
+    /// part of its own.
+    fn split(rows: impl Iterator<Item = (Table, &'a [u8], Option<&'a [u8]>)>) -> Vec<Part<'a>> {
+        let (mut parts, mut bytes) = (Vec::<Part<'_>>::new(), 0);
+        for (table, key, value) in rows {
+            let row_bytes = ROW_BYTES + key.len() + value.map_or(0, <[u8]>::len);
+            bytes += row_bytes;
+            let is_full = |part: &Part<'_>| part.codes.len() >= PART_ROWS || bytes > PART_BYTES;
+            if parts.last().is_none_or(is_full) {
+                parts.push(Part::default());
+                bytes = row_bytes;
+            }
+            if let Some(part) = parts.last_mut() {
+                part.codes.push(table as i16);
+                part.keys.push(key);
+                part.values.extend(value);
+            }
+        }
+        parts
+    }
+
+    /// Returns the parameters of the statement that writes the rows. The statement that removes
+    /// rows has no values, and so only the first three parameters.
+    fn params<'p>(&'p self, volume: Param<'p>) -> [Param<'p>; 4] {
+        let (codes, keys) = (Param::Int2s(&self.codes), Param::ByteArrays(&self.keys));
+        [volume, codes, keys, Param::ByteArrays(&self.values)]
+    }
 }
 
 impl Log for EngineLog {
     fn append<'a>(&'a mut self, entry: &'a Entry, behind: Option<(u64, u64)>) -> Answer<'a, bool> {
         Box::pin(async move {
-            let first = [
+            let mut params = vec![
                 Param::Text(&self.volume),
                 big(entry.seq),
                 big(entry.epoch),
                 Param::Bytes(&entry.body),
             ];
-            let session = &mut self.session;
-            let timeout = append_timeout(entry.body.len());
-            let appended = match behind {
+            let sql = match behind {
                 #[cfg(test)]
-                _ if !self.is_fenced => session.execute(APPEND_WITHOUT_FENCE, &first, timeout).await,
-                None => session.execute(APPEND_FIRST, &first, timeout).await,
+                _ if !self.is_fenced => APPEND_WITHOUT_FENCE,
+                None => APPEND_FIRST,
                 Some((seq, epoch)) => {
-                    let [volume, at, owner, body] = first;
-                    let all = [volume, at, owner, body, big(seq), big(epoch)];
-                    session.execute(APPEND, &all, timeout).await
+                    params.extend([big(seq), big(epoch)]);
+                    APPEND
                 }
             };
-            Ok(appended? == 1)
+            let session = &mut self.session;
+            let timeout = timeout_for(COMMIT_TIMEOUT, entry.body.len());
+            if entry.body.len() <= BYTES_PER_SECOND {
+                return Ok(session.execute(sql, &params, timeout).await? == 1);
+            }
+            // The transfer of a large entry counts for the server's limit of the statement, so that
+            // of the role may be too short. The limit of this transaction is 17 s for the largest
+            // entry. So an append of a former owner still ends long before `KEPT_FOR`.
+            Ok(session.guarded(&[], (sql, &params[..]), timeout).await?)
         })
     }
 
-    fn look(&mut self, seq: u64) -> Answer<'_, Option<Entry>> {
+    fn look(&mut self, seq: u64) -> Answer<'_, Option<EntryHead>> {
         Box::pin(async move {
-            let params = [Param::Text(&self.volume), big(seq)];
+            let params = [Param::Text(&self.volume), big(seq), HEAD_BYTES];
             let rows = self.session.query(LOOK, &params, COMMIT_TIMEOUT).await?;
             let Some(row) = rows.first() else { return Ok(None) };
-            Ok(Some(Entry {
+            Ok(Some(EntryHead {
                 seq,
                 epoch: number(row, 0)?,
-                body: Bytes::copy_from_slice(row.bytes(1)?),
+                bytes: Bytes::copy_from_slice(row.bytes(1)?),
             }))
         })
     }
 
     fn newest(&mut self) -> Answer<'_, Position> {
         Box::pin(async move {
-            let params = [Param::Text(&self.volume), Param::Int4(CHAIN_BYTES as i32)];
+            let params = [Param::Text(&self.volume), HEAD_BYTES];
             let rows = self.session.query(NEWEST, &params, COMMIT_TIMEOUT).await?;
             let Some(row) = rows.first() else {
                 return Ok(Position::default());
             };
-            Ok(Position {
+            let head = EntryHead {
                 seq: number(row, 0)?,
                 epoch: number(row, 1)?,
-                chain: chain_in(row.bytes(2)?).map_err(|fault| invalid(&fault.to_string()))?,
-            })
+                bytes: Bytes::copy_from_slice(row.bytes(2)?),
+            };
+            head.position().map_err(|fault| invalid(&fault.to_string()))
         })
     }
 
@@ -256,8 +365,13 @@ impl Log for EngineLog {
                 Param::Int8(TAIL_BYTES),
             ];
             let mut entries = Vec::new();
-            let rows = self.session.query(TAIL, &params, BULK_TIMEOUT).await?;
-            for row in &rows {
+            let mut rows = self.session.query(TAIL, &params, BULK_TIMEOUT).await;
+            // The transfer of a large entry can take longer than the role's statements may. Such
+            // entries are rare, so other reads do not pay for a transaction.
+            if matches!(&rows, Err(SessionError::Refused { code, .. }) if code == QUERY_CANCELED) {
+                rows = self.session.long_query(TAIL, &params, BULK_TIMEOUT).await;
+            }
+            for row in &rows? {
                 entries.push(Entry {
                     seq: number(row, 0)?,
                     epoch: number(row, 1)?,
@@ -268,69 +382,91 @@ impl Log for EngineLog {
         })
     }
 
-    fn rows<'a>(&'a mut self, take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send)) -> Answer<'a, ()> {
+    fn rows<'a>(
+        &'a mut self,
+        take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
+    ) -> Answer<'a, Option<EntryHead>> {
         Box::pin(async move {
-            let params = [Param::Text(&self.volume)];
-            let mut goes_on = true;
-            let each = |row: Row| {
-                let table = u8::try_from(row.int2(0)?).ok().and_then(Table::of_code);
-                let Some(table) = table else {
-                    return Err(SessionError::Invalid {
-                        reason: "a row of an unknown table".to_owned(),
-                    });
+            let volume = [Param::Text(&self.volume)];
+            let head = [volume[0], HEAD_BYTES];
+            let statements = [(ROWS_HEAD, &head[..]), (ROWS, &volume[..])];
+            let (mut found, mut goes_on) = (None, true);
+            let each = |at, row: Row| {
+                if at == 0 {
+                    found = Some(rows_head(&row)?);
+                    return Ok(());
+                }
+                let invalid = |reason: &str| SessionError::Invalid {
+                    reason: reason.to_owned(),
                 };
+                let table = u8::try_from(row.int2(0)?).ok().and_then(Table::of_code);
                 goes_on = take(EngineRow {
-                    table,
+                    table: table.ok_or_else(|| invalid("a row of an unknown table"))?,
                     key: row.bytes(1)?,
                     value: row.bytes(2)?,
                 });
                 if goes_on {
                     return Ok(());
                 }
-                Err(SessionError::Invalid {
-                    reason: "the copy ended early".to_owned(),
-                })
+                Err(invalid("the copy ended early"))
             };
-            match self.session.stream(ROWS, &params, BULK_TIMEOUT, each).await {
-                Err(_) if !goes_on => Ok(()),
-                copied => {
-                    copied?;
-                    Ok(())
-                }
+            match self.session.stream(&statements, BULK_TIMEOUT, each).await {
+                Err(_) if !goes_on => {}
+                copied => copied?,
             }
+            found.ok_or_else(|| LogError::Away("the engine has no such volume".to_owned()))
         })
     }
 
-    fn checkpoint<'a>(&'a mut self, from: u64, to: u64, words: &'a LastWords) -> Answer<'a, bool> {
+    fn checkpoint<'a>(&'a mut self, from: u64, last: &'a Position, words: &'a LastWords) -> Answer<'a, bool> {
         Box::pin(async move {
             let volume = Param::Text(&self.volume);
-            let keep = [volume, big(from), big(to)];
-            let codes: Vec<i16> = words.puts.iter().map(|put| put.0 as i16).collect();
-            let keys: Vec<&[u8]> = words.puts.iter().map(|put| put.1.as_slice()).collect();
-            let values: Vec<&[u8]> = words.puts.iter().map(|put| put.2.as_slice()).collect();
-            let gone_codes: Vec<i16> = words.deletes.iter().map(|row| row.0 as i16).collect();
-            let gone: Vec<&[u8]> = words.deletes.iter().map(|row| row.1.as_slice()).collect();
-            let puts = [
+            let puts = words.puts.iter();
+            let puts = Part::split(puts.map(|(table, key, value)| (*table, &key[..], Some(&value[..]))));
+            let deletes = words.deletes.iter();
+            let deletes = Part::split(deletes.map(|(table, key)| (*table, &key[..], None)));
+            let puts: Vec<_> = puts.iter().map(|part| part.params(volume)).collect();
+            let deletes: Vec<_> = deletes.iter().map(|part| part.params(volume)).collect();
+            let mut statements: Vec<(&str, &[Param<'_>])> = Vec::new();
+            statements.extend(puts.iter().map(|params| (PUT_ROWS, &params[..])));
+            statements.extend(deletes.iter().map(|params| (DELETE_ROWS, &params[..3])));
+            let guard = [
                 volume,
-                Param::Int2s(&codes),
-                Param::ByteArrays(&keys),
-                Param::ByteArrays(&values),
+                big(from),
+                big(last.seq + 1),
+                big(last.seq),
+                big(last.epoch),
+                Param::Bytes(&last.chain),
             ];
-            let deletes = [volume, Param::Int2s(&gone_codes), Param::ByteArrays(&gone)];
-            let statements: [(&str, &[Param<'_>]); 3] =
-                [(KEEP_FROM, &keep), (PUT_ROWS, &puts), (DELETE_ROWS, &deletes)];
-            let affected = self
-                .session
-                .transaction(&statements, OnNone::RollBack, BULK_TIMEOUT)
-                .await?;
-            Ok(affected.first() == Some(&1))
+            // The guard comes last, so that a takeover of the volume does not wait for the rows.
+            // Of two checkpoints that begin at one entry, the guard of the later one affects no
+            // row.
+            let timeout = timeout_for(BULK_TIMEOUT, words.bytes());
+            let session = &mut self.session;
+            Ok(session
+                .guarded(&statements, (KEEP_FROM, &guard[..]), timeout)
+                .await?)
         })
     }
 
-    fn trim(&mut self, last: u64) -> Answer<'_, u64> {
+    fn trim(&mut self, after: u64, last: u64) -> Answer<'_, Option<u64>> {
         Box::pin(async move {
-            let params = [Param::Text(&self.volume), big(last)];
-            Ok(self.session.execute(TRIM, &params, BULK_TIMEOUT).await?)
+            let [volume, after] = [Param::Text(&self.volume), big(after)];
+            let part = [
+                volume,
+                after,
+                big(last),
+                Param::Int8(TRIM_ENTRIES),
+                Param::Int8(TRIM_BYTES),
+            ];
+            let rows = self.session.long_query(TRIM_PART, &part, BULK_TIMEOUT).await?;
+            let last = rows.first().map_or(Ok(None), |row| row.opt_int8(0))?;
+            let Some(last) = last else { return Ok(None) };
+            let params = [volume, after, Param::Int8(last)];
+            self.session
+                .guarded(&[], (TRIM, &params[..]), BULK_TIMEOUT)
+                .await?;
+            Ok(u64::try_from(last).ok())
         })
     }
 
@@ -338,17 +474,15 @@ impl Log for EngineLog {
         self.session.disconnect();
     }
 
-    fn remove(&mut self) -> Answer<'_, ()> {
+    fn remove(&mut self, epoch: u64) -> Answer<'_, ()> {
         Box::pin(async move {
-            let params = [Param::Text(&self.volume)];
-            let params = &params[..];
-            let statements = [
-                ("DELETE FROM imt_row WHERE volume = $1", params),
-                ("DELETE FROM imt_log WHERE volume = $1", params),
-                ("DELETE FROM imt_volume WHERE volume = $1", params),
-            ];
+            let params = [Param::Text(&self.volume), big(epoch)];
+            // The order of the tables is that of a checkpoint. With the opposite order, a removal
+            // and a checkpoint of a newer owner could wait for each other. The first two statements
+            // check the epoch too, so that they lock no rows of a newer owner.
+            let statements = [(DELETE_ALL_ROWS, &params[..]), (DELETE_LOG, &params[..])];
             self.session
-                .transaction(&statements, OnNone::Continue, BULK_TIMEOUT)
+                .guarded(&statements, (DELETE_VOLUME, &params[..]), BULK_TIMEOUT)
                 .await?;
             Ok(())
         })
@@ -361,8 +495,55 @@ mod tests {
 
     #[test]
     fn the_append_of_a_large_entry_has_more_time() {
-        let few_kilobytes = append_timeout(8 << 10);
+        let few_kilobytes = timeout_for(COMMIT_TIMEOUT, 8 << 10);
         assert!(few_kilobytes < COMMIT_TIMEOUT + Duration::from_millis(5));
-        assert_eq!(append_timeout(8 << 20), COMMIT_TIMEOUT + Duration::from_secs(2));
+        let large = timeout_for(COMMIT_TIMEOUT, 8 << 20);
+        assert_eq!(large, COMMIT_TIMEOUT + Duration::from_secs(2));
+        assert!(timeout_for(COMMIT_TIMEOUT, 64 << 20) < crate::storage::checkpoint::KEPT_FOR / 2);
+    }
+
+    #[test]
+    fn rows_are_split_into_parts_that_a_statement_can_hold() {
+        let value = vec![7; PART_BYTES + 1];
+        let sizes = [
+            vec![PART_BYTES + 1, 1, 1],
+            vec![1, PART_BYTES + 1, 1],
+            vec![PART_BYTES / 2; 9],
+            vec![0; 3 * PART_ROWS + 5],
+            vec![20_000; 700],
+            Vec::new(),
+        ];
+        for sizes in &sizes {
+            let numbered = (0..u32::MAX).map(u32::to_be_bytes).take(sizes.len());
+            let keys: Vec<[u8; 4]> = numbered.collect();
+            let rows = keys.iter().zip(sizes);
+            let parts = Part::split(rows.map(|(key, size)| (Table::Stock, &key[..], Some(&value[..*size]))));
+            for part in &parts {
+                let size = |(key, value): (&&[u8], &&[u8])| ROW_BYTES + key.len() + value.len();
+                let bytes: usize = part.keys.iter().zip(&part.values).map(size).sum();
+                assert!(part.codes.len() == 1 || bytes <= PART_BYTES, "{bytes}");
+                assert!((1..=PART_ROWS).contains(&part.codes.len()));
+                assert_eq!(part.codes.len(), part.values.len());
+            }
+            let split: Vec<&[u8]> = parts.iter().flat_map(|part| part.keys.clone()).collect();
+            let all: Vec<&[u8]> = keys.iter().map(|key| &key[..]).collect();
+            assert_eq!(split, all);
+            let lengths = parts
+                .iter()
+                .flat_map(|part| part.values.iter().map(|value| value.len()));
+            assert_eq!(&lengths.collect::<Vec<_>>(), sizes);
+        }
+    }
+
+    #[test]
+    fn a_part_without_values_removes_rows() {
+        let key = [7; 100];
+        let parts = Part::split(std::iter::repeat_n(
+            (Table::Orders, &key[..], None),
+            PART_ROWS + 1,
+        ));
+        let counts: Vec<usize> = parts.iter().map(|part| part.keys.len()).collect();
+        assert_eq!(counts, [PART_ROWS, 1]);
+        assert!(parts.iter().all(|part| part.values.is_empty()));
     }
 }

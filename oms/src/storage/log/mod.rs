@@ -19,6 +19,10 @@
 //!   only read may exist on one machine only.
 //! - If no result of a statement arrives, its outcome is *unknown*. The writer repeats an append
 //!   until its outcome is known or the volume is closed.
+//! - A decision from several reads either reads them in one transaction (`Log::rows`), or is
+//!   checked by the statement that carries it out (`Log::append`, `Log::checkpoint`), or is
+//!   confirmed (`Log::confirm`). Two statements may reach two servers, because a fail-over can
+//!   happen between them.
 //! - A server that shows an older log than this process knows may be an old primary, which a
 //!   fail-over left behind. So a writer and a follower read many times before they treat entries as
 //!   lost. A writer that is being stopped reads once. A new owner also reads once, after the server
@@ -39,7 +43,8 @@ use std::pin::Pin;
 use bytes::Bytes;
 use thiserror::Error;
 
-use crate::storage::log::body::Chain;
+use crate::error::DecodeError;
+use crate::storage::log::body::{CHAIN_BYTES, Chain, chain_in};
 use crate::storage::write_batch::Table;
 
 /// Identifies an entry of a log. The default value is the position before the first entry.
@@ -59,6 +64,37 @@ pub(crate) struct Entry {
     pub(crate) seq: u64,
     pub(crate) epoch: u64,
     pub(crate) body: Bytes,
+}
+
+/// An entry of a log without its rows: its number, its epoch and the leading bytes of its body.
+/// These bytes have the chain, a hash over the number, the epoch, the rows and all entries before.
+/// So the `EntryHead` identifies the entry, and its size does not depend on that of the entry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct EntryHead {
+    pub(crate) seq: u64,
+    pub(crate) epoch: u64,
+    /// The first `CHAIN_BYTES` bytes of the body.
+    pub(crate) bytes: Bytes,
+}
+
+impl EntryHead {
+    /// Returns the head of `entry`.
+    pub(crate) fn of(entry: &Entry) -> EntryHead {
+        EntryHead {
+            seq: entry.seq,
+            epoch: entry.epoch,
+            bytes: entry.body.slice(..CHAIN_BYTES.min(entry.body.len())),
+        }
+    }
+
+    /// Returns the position of the entry, or an error if this program cannot read the bytes.
+    pub(crate) fn position(&self) -> Result<Position, DecodeError> {
+        Ok(Position {
+            seq: self.seq,
+            epoch: self.epoch,
+            chain: chain_in(&self.bytes)?,
+        })
+    }
 }
 
 /// The engine's record of a volume (its row in `imt_volume`).
@@ -101,6 +137,14 @@ pub(crate) struct LastWords {
     pub(crate) deletes: Vec<(Table, Vec<u8>)>,
 }
 
+impl LastWords {
+    /// Returns the size of the keys and values in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        let puts = self.puts.iter().map(|(_, key, value)| key.len() + value.len());
+        puts.chain(self.deletes.iter().map(|(_, key)| key.len())).sum()
+    }
+}
+
 /// The statements on one volume in an engine.
 pub(crate) trait Log: Send {
     /// Appends an entry under its epoch. `behind` has the number and epoch of the previous entry,
@@ -108,9 +152,9 @@ pub(crate) trait Log: Send {
     /// not exist or has another epoch, or the previous entry does not exist.
     fn append<'a>(&'a mut self, entry: &'a Entry, behind: Option<(u64, u64)>) -> Answer<'a, bool>;
 
-    /// Returns the entry with the number `seq`, if the log has it. This entry may exist on one
-    /// machine only.
-    fn look(&mut self, seq: u64) -> Answer<'_, Option<Entry>>;
+    /// Returns the head of the entry with the number `seq`, if the log has the entry. This entry
+    /// may exist on one machine only.
+    fn look(&mut self, seq: u64) -> Answer<'_, Option<EntryHead>>;
 
     /// Returns the position of the newest entry, or the default if the log is empty.
     fn newest(&mut self) -> Answer<'_, Position>;
@@ -144,23 +188,32 @@ pub(crate) trait Log: Send {
     fn tail(&mut self, after: u64, last: u64) -> Answer<'_, Vec<Entry>>;
 
     /// Passes every row of the volume in the engine's table of rows to `take`, until `take` returns
-    /// `false`.
-    fn rows<'a>(&'a mut self, take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send)) -> Answer<'a, ()>;
+    /// `false`. Returns the head of the last entry that these rows contain, or `None` if no
+    /// checkpoint was made yet. Rows and head are of one moment and of one server. Fails if the
+    /// volume does not exist.
+    fn rows<'a>(
+        &'a mut self,
+        take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
+    ) -> Answer<'a, Option<EntryHead>>;
 
-    /// Writes `words`, the last values of the entries from `from` to before `to`, to the engine's
-    /// rows. Sets `kept_from` to `to` in the same transaction. Returns `false` and changes nothing
-    /// if `kept_from` is not `from`.
-    fn checkpoint<'a>(&'a mut self, from: u64, to: u64, words: &'a LastWords) -> Answer<'a, bool>;
+    /// Writes `words`, the last values of the entries from `from` to `last`, to the engine's rows.
+    /// Sets `kept_from` to the number after `last` in the same transaction. Returns `false` and
+    /// changes nothing if `kept_from` is not `from`, or if the server has another entry in place of
+    /// `last` or none. The chain of `last` also covers the entries before. So a server that has
+    /// other entries than those from which `words` were made changes nothing.
+    fn checkpoint<'a>(&'a mut self, from: u64, last: &'a Position, words: &'a LastWords) -> Answer<'a, bool>;
 
-    /// Removes entries up to `last`, but none after `kept_from - 2`. The entry before `kept_from`
-    /// stays, because the chain of the next entry is computed from it. Returns the number of
-    /// removed entries.
-    fn trim(&mut self, last: u64) -> Answer<'_, u64>;
+    /// Removes a bounded part of the entries after the number `after` up to `last`, beginning with
+    /// the first, but none after `kept_from - 2`. The entry before `kept_from` stays, because the
+    /// chain of the next entry is computed from it. Returns the number of the last removed entry,
+    /// or `None` if no entry is left to remove.
+    fn trim(&mut self, after: u64, last: u64) -> Answer<'_, Option<u64>>;
 
     /// Makes the next statement use the next host of the engine's URL, for example because the
     /// current host answered with old rows.
     fn next_host(&mut self);
 
-    /// Removes the volume from the engine, with its log and rows.
-    fn remove(&mut self) -> Answer<'_, ()>;
+    /// Removes the volume from the engine, with its log and rows. Has no effect if the volume has
+    /// another epoch: a newer owner has taken the volume, or a new volume has its name.
+    fn remove(&mut self, epoch: u64) -> Answer<'_, ()>;
 }

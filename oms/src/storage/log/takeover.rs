@@ -7,6 +7,8 @@
 //!   number.
 //! - So the log up to the own entry is final. Entries that were copied before are compared with the
 //!   log again after the takeover.
+//! - A volume counts as missing only if the server that lacks it then acknowledges a commit. An old
+//!   primary acknowledges no commit.
 //! - The takeover is complete only when the engine has acknowledged the own entry, or an empty
 //!   entry after it.
 //!
@@ -29,7 +31,18 @@ const ATTEMPTS_MAX: usize = 64;
 /// Returns `true` if an epoch is older than the version `born` of the cluster's state, which
 /// created the volume.
 pub(crate) fn is_before(epoch: u64, born: u64) -> bool {
-    epoch < born << TAKEOVER_BITS
+    epoch < first_epoch(born)
+}
+
+/// Returns `true` if an epoch was given under a later version of the cluster's state than `since`.
+pub(crate) fn is_after(epoch: u64, since: u64) -> bool {
+    epoch >> TAKEOVER_BITS > since
+}
+
+/// Returns the lowest epoch that a node gets which was assigned the volume by version `since` of
+/// the cluster's state.
+pub(crate) fn first_epoch(since: u64) -> u64 {
+    since << TAKEOVER_BITS
 }
 
 /// The outcome of a takeover.
@@ -43,7 +56,10 @@ pub(crate) enum Takeover {
     },
     /// Another process has taken the volume over under a newer epoch, or the volume was removed
     /// during the takeover.
-    Newer,
+    Newer {
+        /// The newer epoch; 0 if the volume was removed.
+        epoch: u64,
+    },
     /// The engine has no such volume.
     Missing,
 }
@@ -59,14 +75,16 @@ pub(crate) async fn take_over(
     if creates {
         log.create().await?;
     }
-    let (least, until) = (since << TAKEOVER_BITS, (since + 1) << TAKEOVER_BITS);
+    let (least, until) = (first_epoch(since), first_epoch(since + 1));
     let Some(epoch) = log.raise(owner, least, until).await? else {
-        let known = log.head().await?;
-        return Ok(if known.is_some() {
-            Takeover::Newer
-        } else {
-            Takeover::Missing
-        });
+        if let Some(head) = log.head().await? {
+            return Ok(Takeover::Newer { epoch: head.epoch });
+        }
+        // An old primary may lack a volume that was created after the fail-over.
+        if !log.confirm().await? {
+            return Err(LogError::Away("the missing volume was not confirmed".to_owned()));
+        }
+        return Ok(Takeover::Missing);
     };
     if seeded("engine-no-own-entry") {
         let newest = log.newest().await?;
@@ -85,8 +103,9 @@ pub(crate) async fn take_over(
         match settle(log, newest, entry, &status).await {
             Settled::Durable(position) => return Ok(Takeover::Owned { epoch, position }),
             Settled::Refused { .. } => {
-                if log.head().await?.is_none_or(|head| head.epoch != epoch) {
-                    return Ok(Takeover::Newer);
+                let newer = log.head().await?.map_or(0, |head| head.epoch);
+                if newer != epoch {
+                    return Ok(Takeover::Newer { epoch: newer });
                 }
             }
             // A fail-over of the engine lost the newest entry, or the server that answered is an

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use crate::error::StorageError;
 use crate::runtime::seeded::seeded;
 use crate::storage::log::body::BodyWriter;
-use crate::storage::log::{Entry, Log, LogError, Position};
+use crate::storage::log::{Entry, EntryHead, Log, LogError, Position};
 
 /// Pause after a statement without a result, and before another host is tried. The pause is short,
 /// because a reconnect is fast and may reach the new primary.
@@ -206,7 +206,7 @@ async fn find_out(
     epoch: u64,
 ) -> Result<Found, LogError> {
     if let Some(found) = log.look(entry.seq).await? {
-        return Ok(if found == *entry {
+        return Ok(if found == EntryHead::of(entry) {
             Found::Same
         } else {
             Found::Another

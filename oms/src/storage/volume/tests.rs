@@ -7,6 +7,9 @@ use crate::domain::order::Line;
 use crate::storage::fence::{Fence, SlotOwnership};
 use crate::storage::write_batch::WriteBatch;
 
+/// Longest wait for an outcome, after which a test fails.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
 fn delivery() -> Delivery {
     Delivery {
         store: 1,
@@ -111,6 +114,37 @@ fn a_volume_that_was_opened_without_a_runtime_commits_and_closes() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(ticket.answer()).unwrap();
     storage.close().unwrap();
+}
+
+/// Closes a volume while a permit is not used yet, uses the permit then, and returns the outcome.
+async fn sent_after_the_end(storage: Arc<Volume>) -> Result<(), StorageError> {
+    let permit = storage.try_permit()?;
+    let closing = Arc::clone(&storage);
+    let closed = tokio::task::spawn_blocking(move || closing.close()).await;
+    closed.unwrap_or(Err(StorageError::Busy))?;
+    let ticket = permit.send(WriteBatch::default());
+    let outcome = tokio::time::timeout(PATIENCE, ticket.durable()).await;
+    outcome.unwrap_or(Err(StorageError::Busy))
+}
+
+#[tokio::test]
+async fn a_batch_with_a_permit_from_before_the_end_of_the_committer_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = Arc::new(Volume::open(folder.path()).unwrap());
+    let outcome = sent_after_the_end(storage).await;
+    assert!(matches!(outcome, Err(StorageError::Closed)), "{outcome:?}");
+}
+
+#[test]
+fn a_late_batch_is_refused_also_without_a_runtime_at_the_opening() {
+    let folder = tempfile::tempdir().unwrap();
+    let storage = Arc::new(Volume::open(folder.path()).unwrap());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .unwrap();
+    let outcome = runtime.block_on(sent_after_the_end(storage));
+    assert!(matches!(outcome, Err(StorageError::Closed)), "{outcome:?}");
 }
 
 #[tokio::test]

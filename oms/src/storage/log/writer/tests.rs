@@ -3,7 +3,9 @@
 use std::collections::VecDeque;
 
 use super::*;
+use crate::storage::log::body::CHAIN_BYTES;
 use crate::storage::log::{Answer, EngineRow, Head, LastWords};
+use crate::storage::write_batch::{Row, Table};
 
 const EPOCH: u64 = 5;
 
@@ -43,17 +45,18 @@ impl Log for Scripted {
         Box::pin(async move { Ok(appends) })
     }
 
-    fn look(&mut self, seq: u64) -> Answer<'_, Option<Entry>> {
-        if let Some(late) = self.late.iter().find(|late| late.seq == seq).cloned() {
+    fn look(&mut self, seq: u64) -> Answer<'_, Option<EntryHead>> {
+        if let Some(late) = self.late.iter().find(|late| late.seq == seq) {
+            let late = EntryHead::of(late);
             return Box::pin(async move { Ok(Some(late)) });
         }
         let is_there = seq == 1 && matches!(self.now, Server::Current);
-        let entry = is_there.then(|| Entry {
+        let head = is_there.then(|| EntryHead {
             seq,
             epoch: EPOCH,
-            body: Bytes::new(),
+            bytes: Bytes::new(),
         });
-        Box::pin(async move { Ok(entry) })
+        Box::pin(async move { Ok(head) })
     }
 
     fn newest(&mut self) -> Answer<'_, Position> {
@@ -89,15 +92,18 @@ impl Log for Scripted {
         panic!("the writer does not call this")
     }
 
-    fn rows<'a>(&'a mut self, _: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send)) -> Answer<'a, ()> {
+    fn rows<'a>(
+        &'a mut self,
+        _: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
+    ) -> Answer<'a, Option<EntryHead>> {
         panic!("the writer does not call this")
     }
 
-    fn checkpoint<'a>(&'a mut self, _: u64, _: u64, _: &'a LastWords) -> Answer<'a, bool> {
+    fn checkpoint<'a>(&'a mut self, _: u64, _: &'a Position, _: &'a LastWords) -> Answer<'a, bool> {
         panic!("the writer does not call this")
     }
 
-    fn trim(&mut self, _: u64) -> Answer<'_, u64> {
+    fn trim(&mut self, _: u64, _: u64) -> Answer<'_, Option<u64>> {
         panic!("the writer does not call this")
     }
 
@@ -105,7 +111,7 @@ impl Log for Scripted {
         self.changes_of_host += 1;
     }
 
-    fn remove(&mut self) -> Answer<'_, ()> {
+    fn remove(&mut self, _: u64) -> Answer<'_, ()> {
         panic!("the writer does not call this")
     }
 }
@@ -177,5 +183,47 @@ async fn a_log_that_answers_late_many_times_acknowledges_the_entry_at_last() {
             Settled::Durable(position) if !is_stopping => assert_eq!(position.seq, 2 + late as u64),
             settled => assert_eq!((settled, is_stopping), (Settled::Abandoned, true)),
         }
+    }
+}
+
+/// The head of an entry has a fixed size, and still distinguishes the entry from every other one
+/// that can have its number.
+#[test]
+fn the_head_of_an_entry_identifies_it_without_its_rows() {
+    let before = Position {
+        seq: 1,
+        epoch: EPOCH,
+        chain: [3; 16],
+    };
+    let entry = |before: &Position, epoch, value: &[u8]| {
+        let mut body = BodyWriter::with_capacity(value.len());
+        body.add(&Row {
+            table: Table::Stock,
+            key: b"4",
+            value: Some(value),
+        });
+        place(body.seal(before, epoch))
+    };
+    let stock = vec![7; 1 << 20];
+    let (this, position) = entry(&before, EPOCH, &stock);
+    let head = EntryHead::of(&this);
+    assert_eq!(head.bytes.len(), CHAIN_BYTES);
+    assert_eq!(head.position(), Ok(position));
+    assert_eq!(head, EntryHead::of(&entry(&before, EPOCH, &stock).0));
+    let mut other = stock.clone();
+    *other.last_mut().unwrap() = 8;
+    let moved = Position { seq: 2, ..before };
+    let forked = Position {
+        chain: [4; 16],
+        ..before
+    };
+    for (others, kind) in [
+        (entry(&before, EPOCH, &other), "other rows"),
+        (entry(&before, EPOCH + 1, &stock), "another epoch"),
+        (entry(&moved, EPOCH, &stock), "another number"),
+        (entry(&forked, EPOCH, &stock), "other entries before"),
+    ] {
+        assert_ne!(head, EntryHead::of(&others.0), "{kind}");
+        assert_ne!(head.bytes, others.0.body.slice(..head.bytes.len()), "{kind}");
     }
 }

@@ -1,0 +1,172 @@
+//! Tests of a follower's stop and of its local copy, and of the removal of a volume.
+
+use super::*;
+use crate::simulation::engine_log::SimLog;
+use crate::storage::log::{Answer, EngineRow, Entry, EntryHead, Head, LastWords};
+
+/// Longest wait for the end of a follower in virtual time, after which a test fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The behaviour of an engine that never ends the copy of its rows.
+#[derive(Clone, Copy, Debug)]
+enum Rows {
+    /// No row arrives.
+    Silent,
+    /// Rows arrive without end.
+    Endless,
+}
+
+/// A log in the simulated engine with another behaviour of `rows`.
+struct SlowLog(SimLog, Rows);
+
+impl Log for SlowLog {
+    fn append<'a>(&'a mut self, entry: &'a Entry, behind: Option<(u64, u64)>) -> Answer<'a, bool> {
+        self.0.append(entry, behind)
+    }
+
+    fn look(&mut self, seq: u64) -> Answer<'_, Option<EntryHead>> {
+        self.0.look(seq)
+    }
+
+    fn newest(&mut self) -> Answer<'_, Position> {
+        self.0.newest()
+    }
+
+    fn head(&mut self) -> Answer<'_, Option<Head>> {
+        self.0.head()
+    }
+
+    fn owner(&mut self) -> Answer<'_, Option<String>> {
+        self.0.owner()
+    }
+
+    fn confirm(&mut self) -> Answer<'_, bool> {
+        self.0.confirm()
+    }
+
+    fn release(&mut self, epoch: u64) -> Answer<'_, ()> {
+        self.0.release(epoch)
+    }
+
+    fn create(&mut self) -> Answer<'_, ()> {
+        self.0.create()
+    }
+
+    fn raise<'a>(&'a mut self, owner: &'a str, since: u64, until: u64) -> Answer<'a, Option<u64>> {
+        self.0.raise(owner, since, until)
+    }
+
+    fn tail(&mut self, after: u64, last: u64) -> Answer<'_, Vec<Entry>> {
+        self.0.tail(after, last)
+    }
+
+    fn rows<'a>(
+        &'a mut self,
+        take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
+    ) -> Answer<'a, Option<EntryHead>> {
+        let rows = self.1;
+        Box::pin(async move {
+            for number in 0_u64.. {
+                if matches!(rows, Rows::Silent) {
+                    std::future::pending::<()>().await;
+                }
+                let goes_on = take(EngineRow {
+                    table: Table::Orders,
+                    key: &number.to_be_bytes(),
+                    value: b"row",
+                });
+                if !goes_on {
+                    break;
+                }
+                wait_ms(1).await;
+            }
+            Ok(None)
+        })
+    }
+
+    fn checkpoint<'a>(&'a mut self, from: u64, last: &'a Position, words: &'a LastWords) -> Answer<'a, bool> {
+        self.0.checkpoint(from, last, words)
+    }
+
+    fn trim(&mut self, after: u64, last: u64) -> Answer<'_, Option<u64>> {
+        self.0.trim(after, last)
+    }
+
+    fn next_host(&mut self) {
+        self.0.next_host();
+    }
+
+    fn remove(&mut self, epoch: u64) -> Answer<'_, ()> {
+        self.0.remove(epoch)
+    }
+}
+
+#[test]
+fn a_follower_stops_while_it_copies_rows() {
+    for rows in [Rows::Silent, Rows::Endless] {
+        simulated(|engine| async move {
+            let mut writer = owner(&engine, "ada", 1).await;
+            writer.append(body(1)).await.unwrap();
+            let disk = Disk::new(true);
+            let log = SlowLog(engine.log(VOLUME), rows);
+            let open = move || Ok(cache_on(&disk, "/a"));
+            let follower = Follower::start(open, Box::new(log), VOLUME);
+            wait_ms(1_000).await;
+            let stopped = tokio::time::timeout(PATIENCE, follower.stop()).await;
+            let cache = stopped.unwrap_or_else(|_| panic!("{rows:?}: the stop does not end"));
+            let cache = cache.unwrap();
+            assert_eq!(
+                cache.position().unwrap(),
+                None,
+                "an incomplete copy has no position"
+            );
+            // The next user of the copy fills it again.
+            assert_eq!(ids_in(&engine, &cache).await, [1].into(), "{rows:?}");
+        });
+    }
+}
+
+#[test]
+fn a_follower_opens_a_failed_local_copy_again() {
+    simulated(|engine| async move {
+        let mut writer = owner(&engine, "ada", 1).await;
+        writer.append(body(1)).await.unwrap();
+        let (disk, opened) = (Disk::new(true), Arc::new(Mutex::new(Vec::new())));
+        let copies = Arc::clone(&opened);
+        let open = move || {
+            let cache = cache_on(&disk, "/a");
+            copies.lock().push(cache.clone());
+            Ok(cache)
+        };
+        let follower = Follower::start(open, Box::new(engine.log(VOLUME)), VOLUME);
+        wait_ms(5_000).await;
+        // A closed database refuses all commits, like one with a failed sync.
+        let first = opened.lock()[0].clone();
+        first.close().unwrap();
+        for id in 2..=4 {
+            writer.append(body(id)).await.unwrap();
+        }
+        wait_ms(10_000).await;
+        let cache = follower.stop().await.unwrap();
+        assert_eq!(ids_of(&cache), (1..4).collect());
+        assert_eq!(opened.lock().len(), 2);
+    });
+}
+
+#[test]
+fn a_late_removal_of_an_earlier_opening_has_no_effect() {
+    simulated(|engine| async move {
+        let mut log = engine.log(VOLUME);
+        drop(owner(&engine, "ada", 1).await);
+        let former = log.head().await.unwrap().unwrap().epoch;
+        let mut present = owner(&engine, "bob", 2).await;
+        present.append(body(1)).await.unwrap();
+        log.remove(former).await.unwrap();
+        assert_eq!(ids_in(&engine, &cache_at("/a")).await, [1].into());
+        let epoch = log.head().await.unwrap().unwrap().epoch;
+        log.remove(epoch).await.unwrap();
+        assert_eq!(log.head().await.unwrap(), None);
+        // A removal without an answer is repeated, and the volume may be gone by then.
+        log.remove(epoch).await.unwrap();
+    });
+}
