@@ -158,7 +158,7 @@ impl Queue {
     /// but does not wait until the committer has stopped.
     pub(crate) fn stop(&self) {
         #[cfg(test)]
-        if crate::runtime::simulated::Process::current().is_some() {
+        if runtime::simulated::Process::current().is_some() {
             let _ = self.submissions.try_send(Submission::Stop);
             return;
         }
@@ -326,7 +326,7 @@ pub(super) fn start(volume: Arc<VolumeTables>, log: Option<LogWriter>) -> std::i
         bell: Arc::clone(&bell),
     };
     #[cfg(test)]
-    if let Some(process) = crate::runtime::simulated::Process::current() {
+    if let Some(process) = runtime::simulated::Process::current() {
         process.spawn(committer.run_as_task(process.dice().clone()));
         return Ok((queue, Worker::Task));
     }
@@ -404,8 +404,8 @@ impl Committer {
     /// Runs the committer as a task in virtual time. The simulated process may die before a commit,
     /// or between a commit and the answers to its callers.
     #[cfg(test)]
-    async fn run_as_task(mut self, dice: crate::runtime::simulated::Dice) {
-        let pause = |dice: &crate::runtime::simulated::Dice| {
+    async fn run_as_task(mut self, dice: runtime::simulated::Dice) {
+        let pause = |dice: &runtime::simulated::Dice| {
             // One pause in twenty may take up to 40 ms, like a sync of a disk under load.
             let max_ms = if dice.between(0, 19) == 0 { 40 } else { 2 };
             tokio::time::sleep(std::time::Duration::from_millis(dice.between(0, max_ms)))

@@ -39,6 +39,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use imt_benches::{Outcome, machine};
+use imt_ring::{Member, Options, Ring};
 
 use counters::Counters;
 use group::Group;
@@ -228,7 +229,7 @@ fn measure(arguments: &Arguments, count: usize, connections: usize) -> Outcome<R
         put_stock(addresses[0])?;
     }
     let owners = match (arguments.route, arguments.apart) {
-        (true, true) => Some(Arc::new(routes::of_nodes(&addresses)?)),
+        (true, true) => Some(Arc::new(owners_of_ring(&addresses)?)),
         (true, false) => Some(Arc::new(routes::read(addresses[0])?)),
         (false, _) => None,
     };
@@ -367,4 +368,15 @@ fn put_stock(address: SocketAddr) -> Outcome<()> {
         )
         .into())
     }
+}
+
+/// Returns a ring in which each address is a member, for nodes that know nothing of each other.
+fn owners_of_ring(addresses: &[SocketAddr]) -> Outcome<Owners> {
+    let members: Result<Vec<Member>, _> = (0..addresses.len())
+        .map(|number| Member::new(format!("n{number:03}")))
+        .collect();
+    Ok(Owners {
+        ring: Ring::bootstrap(members?, Options::default())?,
+        addresses: addresses.to_vec(),
+    })
 }

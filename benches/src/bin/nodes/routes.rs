@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use imt_benches::Outcome;
-use imt_ring::{Member, Options, Ring};
+use imt_ring::{Member, Ring};
 use serde::Deserialize;
 
 use crate::load::Owners;
@@ -42,16 +42,5 @@ pub(crate) fn read(node: SocketAddr) -> Outcome<Owners> {
     Ok(Owners {
         addresses: addresses?,
         ring: document.ring,
-    })
-}
-
-/// Returns a ring in which each address is a member, for nodes that know nothing of each other.
-pub(crate) fn of_nodes(addresses: &[SocketAddr]) -> Outcome<Owners> {
-    let members: Result<Vec<Member>, _> = (0..addresses.len())
-        .map(|number| Member::new(format!("n{number:03}")))
-        .collect();
-    Ok(Owners {
-        ring: Ring::bootstrap(members?, Options::default())?,
-        addresses: addresses.to_vec(),
     })
 }
