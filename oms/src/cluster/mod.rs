@@ -234,6 +234,12 @@ pub(crate) trait Volumes: Send + Sync {
     /// be repeated after an error. On an engine, has no effect on a volume that was opened since.
     fn remove(self: Arc<Self>, volume: NodeName) -> Soon<'static, ()>;
 
+    /// Returns `true` if the volumes are files of this machine. Their removal needs no answer of
+    /// another machine, and must not be interrupted.
+    fn are_local(&self) -> bool {
+        true
+    }
+
     /// Makes this node follow these volumes, which other nodes serve, and no others. To follow a
     /// volume, the node applies each new entry of the volume's log to a local copy.
     fn follow(self: Arc<Self>, _volumes: BTreeMap<NodeName, VolumeLog>) -> Soon<'static, ()> {

@@ -387,22 +387,22 @@ impl Reconciler {
         self.publish(&state)?;
         self.has_served |= self.servers.contains_key(&me);
         self.follow(&state).await?;
-        let Findings { lost, failed } = std::mem::take(&mut self.found);
-        if let Some(error) = failed {
-            return Err(error);
-        }
-        if has_settled_all && self.steps.is_empty() {
-            self.version = state.version;
-        }
-        if let Some(error) = lost.filter(|_| !self.has_served) {
-            return Err(error);
-        }
         let is_tried = |departure: &Departure| departure.failures >= LEAVE_FAILURES;
         let is_done =
             self.servers.is_empty() && self.steps.is_empty() && self.departing.values().all(is_tried);
         if state.leaving.contains(&me) && state.ring.member(&me).is_none() && is_done {
             tracing::info!("node left the cluster for good");
             self.cluster.asked_to_stop.send_replace(true);
+        }
+        let Findings { lost, failed } = std::mem::take(&mut self.found);
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        if has_settled_all && self.steps.is_empty() && self.departing.is_empty() {
+            self.version = state.version;
+        }
+        if let Some(error) = lost.filter(|_| !self.has_served) {
+            return Err(error);
         }
         Ok(())
     }
@@ -438,7 +438,12 @@ impl Reconciler {
                 self.departing.insert(volume.clone(), Departure::of(server));
             }
         }
-        if !lost.is_empty() {
+        // No server that is still published may be closed. An earlier pass may have failed here.
+        if self
+            .departing
+            .values()
+            .any(|departure| departure.server.is_some())
+        {
             self.publish(state)?;
         }
         // A closed volume that this node opens again needs no release any more.
@@ -535,10 +540,10 @@ impl Reconciler {
     }
 
     /// Makes this node follow the volumes that the state names, also if volumes could not be opened
-    /// or changed in this pass. Volumes that are being closed are left out until that is done.
+    /// or changed in this pass. Volumes of which a step may have the local copy open are left out.
     async fn follow(&self, state: &ClusterState) -> Result<(), NodeError> {
         let is_followed = |(volume, node): &(&NodeName, &NodeName)| {
-            **node == self.cluster.me && !self.steps.is_busy(volume)
+            **node == self.cluster.me && !self.steps.need_copy(volume)
         };
         let followed = state.following.iter().filter(is_followed);
         let followed = followed
@@ -555,16 +560,20 @@ impl Reconciler {
         }
     }
 
+    /// Publishes the topology if it has changed. A requester that waits for a change asks for a
+    /// pass before each wait, so a pass without a change must not wake it.
     fn publish(&self, state: &ClusterState) -> Result<(), NodeError> {
         let node_infos = self.cluster.membership.node_infos()?;
-        let ring = Arc::clone(&self.ring);
-        self.cluster.publish(Topology::new(
+        let topology = Topology::new(
             self.cluster.me.clone(),
             state.clone(),
-            ring,
+            Arc::clone(&self.ring),
             self.servers.clone(),
             node_infos,
-        ));
+        );
+        if !self.cluster.topology().is_same(&topology) {
+            self.cluster.publish(topology);
+        }
         Ok(())
     }
 }

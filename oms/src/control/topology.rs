@@ -79,6 +79,17 @@ impl Topology {
         topology
     }
 
+    /// Returns `true` if the other topology of this node has the same state, addresses and servers.
+    pub(crate) fn is_same(&self, other: &Topology) -> bool {
+        let mut servers = self.servers.iter().zip(&other.servers);
+        self.servers.len() == other.servers.len()
+            && servers
+                .all(|((volume, server), (other, theirs))| volume == other && Arc::ptr_eq(server, theirs))
+            && Arc::ptr_eq(&self.ring, &other.ring)
+            && self.state == other.state
+            && self.node_infos == other.node_infos
+    }
+
     /// Returns the node to which a volume is assigned, and the node's address. `None` if no node
     /// with a known address is assigned.
     pub(crate) fn server_of(&self, volume: &NodeName) -> Option<(&NodeName, SocketAddr)> {

@@ -169,6 +169,13 @@ impl Steps {
         self.under_way.contains_key(volume)
     }
 
+    /// Returns `true` if a step under way may have the local copy of the volume open. A departure of
+    /// a volume that is closed has not.
+    pub(super) fn need_copy(&self, volume: &NodeName) -> bool {
+        let step = self.under_way.get(volume);
+        step.is_some_and(|step| step.kind != Kind::Departing || step.storage.get().is_some())
+    }
+
     /// Returns the number of openings under way for the volumes of an engine.
     pub(super) fn openings_at(&self, engine: &Engine) -> usize {
         let is_at = |step: &&Step| matches!(&step.kind, Kind::Opening { engine: at, .. } if at == engine);
@@ -220,8 +227,8 @@ impl Steps {
         self.begin(server.volume.clone(), Kind::Serving, place_of(server), settling);
     }
 
-    /// Begins to close, release and, with `removes`, remove a volume. A removal ends early when
-    /// `stop` becomes `true`.
+    /// Begins to close, release and, with `removes`, remove a volume. A removal in an engine ends
+    /// early when `stop` becomes `true`.
     pub(super) fn depart(
         &mut self,
         volumes: Arc<dyn Volumes>,
@@ -343,22 +350,37 @@ async fn gain(inputs: Inputs, server: Arc<VolumeServer>) -> Result<Outcome, Node
     Ok(Outcome::Served(server))
 }
 
-async fn settle(inputs: Inputs, mut server: Arc<VolumeServer>) -> Result<Outcome, NodeError> {
-    let Inputs { state, ring, .. } = &inputs;
-    if server.must_restart_now().await {
-        server = restart(&inputs, &server).await?;
+async fn settle(inputs: Inputs, server: Arc<VolumeServer>) -> Result<Outcome, NodeError> {
+    let mut served = Arc::clone(&server);
+    match settle_slots(&inputs, &mut served).await {
+        Err(error) if Arc::ptr_eq(&server, &served) => return Err(error),
+        // The former server serves nothing any more. The next pass repeats the rest of this step.
+        Err(error) => {
+            let (volume, error) = (&served.volume, with_causes(&error));
+            tracing::warn!(%volume, error, "slots of a restarted volume not settled yet");
+        }
+        Ok(()) => {}
     }
-    if is_behind(&server, ring) {
+    Ok(Outcome::Served(served))
+}
+
+/// Settles the slots of a volume as `Steps::settle` says. Replaces `server` at each restart.
+async fn settle_slots(inputs: &Inputs, server: &mut Arc<VolumeServer>) -> Result<(), NodeError> {
+    let Inputs { state, ring, .. } = inputs;
+    if server.must_restart_now().await {
+        *server = restart(inputs, server).await?;
+    }
+    if is_behind(server, ring) {
         // A release would let the server own the added slots without their rows.
         if server.app.state().slots.differences(ring).adds {
-            return Ok(Outcome::Served(server));
+            return Ok(());
         }
         if !server.release_slots(state, ring).await? {
-            server = restart(&inputs, &server).await?;
+            *server = restart(inputs, server).await?;
         }
     }
     server.undo(state).await?;
-    Ok(Outcome::Served(server))
+    Ok(())
 }
 
 async fn open(inputs: Inputs, volume: NodeName, place: Place) -> Result<Outcome, NodeError> {
@@ -502,10 +524,12 @@ async fn depart(
         }
         return Ok(Outcome::Departed(departure.fault));
     }
+    let is_local = volumes.are_local();
     let removed = tokio::select! {
         biased;
-        // A removal that was begun takes place completely or not at all, and may be repeated.
-        _ = stop.wait_for(|stop| *stop) => return Ok(Outcome::Departed(departure.fault)),
+        // In an engine, a removal that was begun takes place completely or not at all, and may be
+        // repeated. Files must be removed completely before the name of the node is free.
+        _ = stop.wait_for(|stop| *stop), if !is_local => return Ok(Outcome::Departed(departure.fault)),
         removed = volumes.remove(volume.clone()) => removed,
     };
     if let Err(error) = removed {

@@ -27,15 +27,17 @@ use tokio::task::JoinHandle;
 /// Maximum number of rounds of `gather`.
 const GATHER_ROUNDS_MAX: usize = 16;
 
-/// Lets all tasks that are ready run, again and again as long as each round increases the number
-/// that `progress` returns, for at most `GATHER_ROUNDS_MAX` rounds. So work that is done for many
-/// tasks at a time, such as a sync, waits for the tasks that are ready, and for no timer.
+/// Lets all tasks that are ready run, again and again until the number that `progress` returns has
+/// not changed in two rounds, for at most `GATHER_ROUNDS_MAX` rounds. So work that is done for many
+/// tasks at a time, such as a sync, waits for the tasks that are ready, and for no timer. One round
+/// without a change says little, because this task may be the first one in a round.
 pub(crate) async fn gather(progress: impl Fn() -> usize) {
-    let mut known = progress();
+    let (mut known, mut quiet) = (progress(), 0);
     for _ in 0..GATHER_ROUNDS_MAX {
         tokio::task::yield_now().await;
         let before = std::mem::replace(&mut known, progress());
-        if known == before {
+        quiet = if known == before { quiet + 1 } else { 0 };
+        if quiet == 2 {
             return;
         }
     }
@@ -111,33 +113,39 @@ mod tests {
 
     use super::*;
 
-    /// Starts a task that adds 1 to the number in each of its rounds.
-    fn start_counting(number: &Arc<AtomicUsize>, rounds: usize) -> JoinHandle<()> {
-        let number = Arc::clone(number);
-        tokio::spawn(async move {
-            for _ in 0..rounds {
-                number.fetch_add(1, Ordering::Relaxed);
+    /// Calls `gather` beside a task that makes progress in this number of rounds. Returns the number
+    /// of rounds of the call.
+    async fn rounds_of_gather(rounds_with_progress: usize) -> usize {
+        let (rounds, progress) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (counted, made) = (Arc::clone(&rounds), Arc::clone(&progress));
+        let counting = tokio::spawn(async move {
+            loop {
+                if counted.fetch_add(1, Ordering::Relaxed) < rounds_with_progress {
+                    made.fetch_add(1, Ordering::Relaxed);
+                }
                 tokio::task::yield_now().await;
             }
-        })
+        });
+        gather(|| progress.load(Ordering::Relaxed)).await;
+        counting.abort();
+        rounds.load(Ordering::Relaxed)
     }
 
     #[tokio::test]
-    async fn gather_ends_with_the_first_round_without_progress() {
-        let number = Arc::new(AtomicUsize::new(0));
-        let counting = start_counting(&number, 5);
-        gather(|| number.load(Ordering::Relaxed)).await;
-        assert_eq!(number.load(Ordering::Relaxed), 5);
-        counting.await.unwrap();
-        gather(|| number.load(Ordering::Relaxed)).await;
+    async fn gather_ends_two_rounds_after_the_last_progress() {
+        for with_progress in [0, 1, 5] {
+            let rounds = rounds_of_gather(with_progress).await;
+            let expected = with_progress + 1..=with_progress + 3;
+            assert!(expected.contains(&rounds), "{with_progress}: {rounds}");
+        }
     }
 
     #[tokio::test]
     async fn gather_ends_although_progress_goes_on() {
-        let number = Arc::new(AtomicUsize::new(0));
-        let counting = start_counting(&number, usize::MAX);
-        gather(|| number.load(Ordering::Relaxed)).await;
-        assert!(number.load(Ordering::Relaxed) <= GATHER_ROUNDS_MAX + 1);
-        counting.abort();
+        let rounds = rounds_of_gather(usize::MAX).await;
+        assert!(
+            (GATHER_ROUNDS_MAX - 1..=GATHER_ROUNDS_MAX + 1).contains(&rounds),
+            "{rounds}"
+        );
     }
 }

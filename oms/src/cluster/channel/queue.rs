@@ -149,8 +149,8 @@ impl FrameQueue {
                 }
             }
             self.called.notified().await;
-            // All tasks that are ready to run add their messages to this frame.
-            runtime::gather(|| self.waiting().bytes).await;
+            // All tasks that are ready to run add their messages to this frame, until it is full.
+            runtime::gather(|| self.waiting().bytes.min(FRAME_BYTES_FULL)).await;
         }
     }
 

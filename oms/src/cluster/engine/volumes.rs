@@ -335,6 +335,10 @@ impl EngineCluster {
 }
 
 impl Volumes for EngineCluster {
+    fn are_local(&self) -> bool {
+        false
+    }
+
     fn open(self: Arc<Self>, volume: NodeName, expected: Expected) -> Soon<'static, Option<Volume>> {
         Box::pin(async move { self.open_volume(volume, expected).await })
     }
