@@ -119,9 +119,7 @@ impl StockCopies {
         content.looked_at = now;
         let is_current = content.as_of.is_some_and(|as_of| now < as_of + COPY_AGE_MAX);
         if is_current && content.epoch == epoch {
-            let lowest = content.matrix.stores().first();
-            let has_lower = lowest.is_some_and(|lowest| below.is_none_or(|below| *lowest < below));
-            Found::First(has_lower.then(|| content.matrix.first_store(demands)).flatten())
+            Found::First(first_below(&content.matrix, demands, below))
         } else {
             Found::NotKnown
         }
@@ -289,6 +287,16 @@ impl Following {
     }
 }
 
+/// Returns the store with the lowest id that has these units. The stock is not searched if all its
+/// stores have the id `below` or a higher one.
+fn first_below(matrix: &StockMatrix, demands: &[Line], below: Option<u32>) -> Option<u32> {
+    let lowest = *matrix.stores().first()?;
+    if below.is_some_and(|below| lowest >= below) {
+        return None;
+    }
+    matrix.first_store(demands)
+}
+
 /// Builds a matrix from the quantities that the owner sent. Returns `None` if their number does not
 /// fit the layout, the stores are not ascending, or the id of a product is too large.
 fn assemble(stores: Vec<u32>, products: &[u32], quantities: &[i32]) -> Option<StockMatrix> {
@@ -315,4 +323,21 @@ fn assemble(stores: Vec<u32>, products: &[u32], quantities: &[i32]) -> Option<St
         width,
     };
     Some(StockMatrix::new(Arc::new(layout), on_hand))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_search_finds_each_store_below_its_bound() {
+        let demand = |id| [Line { id, quantity: 2 }];
+        let matrix = assemble(vec![3, 7], &[1, 2], &[2, 9, 1, 2]).unwrap();
+        let found = |id, below| first_below(&matrix, &demand(id), below);
+        assert_eq!((found(1, None), found(2, None)), (Some(3), Some(7)));
+        assert_eq!((found(1, Some(4)), found(2, Some(8))), (Some(3), Some(7)));
+        assert_eq!((found(1, Some(3)), found(2, Some(3))), (None, None));
+        let empty = assemble(Vec::new(), &[1], &[]).unwrap();
+        assert_eq!(first_below(&empty, &demand(1), None), None);
+    }
 }

@@ -17,6 +17,7 @@ use crate::cluster::{
 use crate::control::handle::ClusterHandle;
 use crate::error::{NodeError, StorageError};
 use crate::runtime::watch;
+use crate::simulation::disk::Room;
 use crate::simulation::warehouse::WarehouseModel;
 use crate::simulation::world::{Node, World};
 use crate::simulation::{NAMES, faults, in_virtual_time, invariants};
@@ -24,6 +25,9 @@ use crate::storage::volume::Volume;
 
 /// Longest wait for an expected event in virtual time, after which a test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Maximum time for the stop of a node with a step that does not end: twice the wait for a step,
+/// and the wait for the writers of a volume that is closed (`Reconciler::run`).
+const STOP_MAX: Duration = Duration::from_secs(16);
 
 /// The faults of a node's volumes, and a record of the calls.
 #[derive(Default)]
@@ -142,8 +146,13 @@ impl Volumes for FaultyNode {
         if fails(&self.faults.failing_removals) {
             return Box::pin(std::future::ready(Err(fault())));
         }
-        self.faults.removals.fetch_add(1, Ordering::Relaxed);
-        Arc::clone(&self.node).remove(volume)
+        // The removal takes longer than a pass waits for it.
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            Arc::clone(&self.node).remove(volume).await?;
+            self.faults.removals.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        })
     }
 
     fn follow(self: Arc<Self>, _volumes: BTreeMap<NodeName, VolumeLog>) -> Soon<'static, ()> {
@@ -257,8 +266,10 @@ fn a_step_that_does_not_end_delays_neither_other_volumes_nor_the_stop() {
             cluster.topology().servers.contains_key(&volume("bob"))
         })
         .await;
+        let begun = Instant::now();
         shop.stops.send_replace(Some("ada"));
         until("ada has stopped", || shop.world.running("ada").is_none()).await;
+        assert!(begun.elapsed() < STOP_MAX, "{:?}", begun.elapsed());
         drop(page);
         shop.world.end();
     });
@@ -318,8 +329,10 @@ fn an_opening_that_does_not_end_delays_neither_other_volumes_nor_the_stop() {
             is_held && cluster.topology().servers.contains_key(&volume("cleo"))
         })
         .await;
+        let begun = Instant::now();
         shop.stops.send_replace(Some("ada"));
         until("ada has stopped", || shop.world.running("ada").is_none()).await;
+        assert!(begun.elapsed() < STOP_MAX, "{:?}", begun.elapsed());
         shop.world.end();
     });
 }
@@ -394,6 +407,36 @@ fn a_release_and_a_removal_are_repeated() {
         .await;
         assert_eq!(bob.failing_releases.load(Ordering::Relaxed), 0);
         until("bob has left", || shop.world.running("bob").is_none()).await;
+        shop.world.end();
+    });
+}
+
+/// The commits that remove stale rows at the source, and those that activate slots at the target,
+/// fail while the disk is full.
+#[test]
+fn a_migration_is_completed_if_the_disk_was_full_after_it_was_committed() {
+    in_virtual_time(async {
+        let shop = Shop::new();
+        shop.start("ada", 1).await;
+        shop.start("bob", 2).await;
+        shop.begin("cleo");
+        let is_committed = || {
+            let state = shop.world.state();
+            state.is_some_and(|state| state.ring.members().len() == 3)
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while !is_committed() {
+            assert!(Instant::now() < deadline, "cleo is not a member of the ring");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        shop.world.disk.set_room(Room::FullForOverwrites);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(
+            !invariants::is_settled(&shop.world),
+            "the full disk has no effect"
+        );
+        shop.world.disk.set_room(Room::Plenty);
+        until("every volume is settled", || invariants::is_settled(&shop.world)).await;
         shop.world.end();
     });
 }

@@ -267,3 +267,37 @@ impl RemoteReservations {
         due
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STORE: u32 = 3;
+
+    fn line() -> [Line; 1] {
+        [Line { id: 1, quantity: 2 }]
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_order_known_to_be_durable_is_never_asked_about() {
+        let order = OrderId::parse("a").unwrap();
+        let mut known = RemoteReservations::default();
+        known.insert(&order, STORE, RemoteReservation::confirmed(&line(), 7));
+        assert_eq!(known.due(Instant::now() + ASK_AFTER_MAX), []);
+    }
+
+    /// The entry of the former reservation leaves the list of unconfirmed ones while the new
+    /// reservation is there.
+    #[tokio::test(start_paused = true)]
+    async fn a_reservation_that_is_restored_is_asked_about_again() {
+        let order = OrderId::parse("a").unwrap();
+        let mut known = RemoteReservations::default();
+        known.insert(&order, STORE, RemoteReservation::new(&line(), 6));
+        let before = known.insert(&order, STORE, RemoteReservation::confirmed(&line(), 7));
+        assert_eq!(known.due(Instant::now() + ASK_AFTER_MAX), []);
+        known.remove(&order, STORE);
+        known.insert(&order, STORE, before.unwrap());
+        let due = known.due(Instant::now() + ASK_AFTER_MAX);
+        assert_eq!(due.iter().map(|asked| asked.nonce).collect::<Vec<_>>(), [6]);
+    }
+}
