@@ -17,7 +17,6 @@ use crate::cluster::{
 use crate::control::handle::ClusterHandle;
 use crate::error::{NodeError, StorageError};
 use crate::runtime::watch;
-use crate::simulation::disk::Room;
 use crate::simulation::warehouse::WarehouseModel;
 use crate::simulation::world::{Node, World};
 use crate::simulation::{NAMES, faults, in_virtual_time, invariants};
@@ -407,36 +406,6 @@ fn a_release_and_a_removal_are_repeated() {
         .await;
         assert_eq!(bob.failing_releases.load(Ordering::Relaxed), 0);
         until("bob has left", || shop.world.running("bob").is_none()).await;
-        shop.world.end();
-    });
-}
-
-/// The commits that remove stale rows at the source, and those that activate slots at the target,
-/// fail while the disk is full.
-#[test]
-fn a_migration_is_completed_if_the_disk_was_full_after_it_was_committed() {
-    in_virtual_time(async {
-        let shop = Shop::new();
-        shop.start("ada", 1).await;
-        shop.start("bob", 2).await;
-        shop.begin("cleo");
-        let is_committed = || {
-            let state = shop.world.state();
-            state.is_some_and(|state| state.ring.members().len() == 3)
-        };
-        let deadline = Instant::now() + PATIENCE;
-        while !is_committed() {
-            assert!(Instant::now() < deadline, "cleo is not a member of the ring");
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        shop.world.disk.set_room(Room::FullForOverwrites);
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        assert!(
-            !invariants::is_settled(&shop.world),
-            "the full disk has no effect"
-        );
-        shop.world.disk.set_room(Room::Plenty);
-        until("every volume is settled", || invariants::is_settled(&shop.world)).await;
         shop.world.end();
     });
 }
