@@ -137,11 +137,12 @@ impl Log for SimLog {
         Box::pin(async move { Ok(self.write(Statement::Checkpoint { from, last, words }).await? == 1) })
     }
 
-    fn trim(&mut self, after: u64, last: u64) -> Answer<'_, Option<u64>> {
+    fn trim(&mut self, epoch: u64, after: u64, last: u64) -> Answer<'_, Option<u64>> {
         let count = self.client.engine.dice().between(1, 20) as usize;
         Box::pin(async move {
             let part = self.read(|server, volume| {
-                let kept_from = server.head(volume).map_or(0, |head| head.kept_from);
+                let head = server.head(volume).filter(|head| head.epoch == epoch);
+                let kept_from = head.map_or(0, |head| head.kept_from);
                 let last = last.min(kept_from.saturating_sub(2));
                 let entries = server.entries(volume).map(|entry| entry.seq);
                 entries
@@ -150,7 +151,7 @@ impl Log for SimLog {
                     .last()
             });
             let Some(last) = part.await? else { return Ok(None) };
-            self.write(Statement::Trim { last }).await?;
+            self.write(Statement::Trim { epoch, after, last }).await?;
             Ok(Some(last))
         })
     }

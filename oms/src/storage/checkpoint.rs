@@ -51,6 +51,9 @@ const WORDS_BYTES_MAX: usize = 8 * 1_024 * 1_024;
 /// Makes the checkpoints of one volume, in the process that owns the volume.
 pub(crate) struct Checkpointer {
     log: Box<dyn Log>,
+    /// The epoch of the owner. Once the volume has another epoch, no entries are removed, because a
+    /// new volume of the same name has other numbers.
+    epoch: u64,
     /// Numbers of acknowledged entries, each with the time of the checkpoint that first found it
     /// acknowledged.
     known: VecDeque<(u64, Instant)>,
@@ -58,9 +61,11 @@ pub(crate) struct Checkpointer {
 }
 
 impl Checkpointer {
-    pub(crate) fn new(log: Box<dyn Log>) -> Checkpointer {
+    /// Creates the checkpointer of the owner with this epoch.
+    pub(crate) fn new(log: Box<dyn Log>, epoch: u64) -> Checkpointer {
         Checkpointer {
             log,
+            epoch,
             known: VecDeque::new(),
             kept_from: 0,
         }
@@ -112,7 +117,7 @@ impl Checkpointer {
         while self.checkpoint(acknowledged).await? {}
         if let Some((last, _)) = self.known.front().copied().filter(is_old) {
             let mut removed = 0;
-            while let Some(seq) = self.log.trim(removed, last).await? {
+            while let Some(seq) = self.log.trim(self.epoch, removed, last).await? {
                 removed = seq;
             }
             self.known.pop_front();

@@ -88,8 +88,8 @@ impl Log for SlowLog {
         self.0.checkpoint(from, last, words)
     }
 
-    fn trim(&mut self, after: u64, last: u64) -> Answer<'_, Option<u64>> {
-        self.0.trim(after, last)
+    fn trim(&mut self, epoch: u64, after: u64, last: u64) -> Answer<'_, Option<u64>> {
+        self.0.trim(epoch, after, last)
     }
 
     fn next_host(&mut self) {
@@ -168,5 +168,57 @@ fn a_late_removal_of_an_earlier_opening_has_no_effect() {
         assert_eq!(log.head().await.unwrap(), None);
         // A removal without an answer is repeated, and the volume may be gone by then.
         log.remove(epoch).await.unwrap();
+    });
+}
+
+/// An append that began before the removal of its volume writes its entry after it.
+#[test]
+fn a_new_volume_has_no_entry_that_a_removed_one_of_its_name_has_left() {
+    simulated(|engine| async move {
+        let mut former = owner(&engine, "ada", 1).await;
+        for id in 1..=3 {
+            former.append(body(id)).await.unwrap();
+        }
+        let (mut log, epoch) = (engine.log(VOLUME), former.epoch());
+        engine.stall_next(Duration::from_millis(900));
+        let appending = append(former, 4);
+        wait_ms(50).await;
+        log.remove(epoch).await.unwrap();
+        wait_ms(1_000).await;
+        let left = log.newest().await.unwrap().seq;
+        assert!(left > 3, "the late append wrote no entry");
+        let (_, outcome) = appending.await.unwrap();
+        drop(outcome);
+        let mut present = owner(&engine, "bob", 2).await;
+        present.append(body(10)).await.unwrap();
+        let cache = cache_at("/a");
+        let copied = tokio::time::timeout(PATIENCE, ids_in(&engine, &cache)).await;
+        assert_eq!(copied.expect("the log has a gap"), [10].into());
+    });
+}
+
+/// The checkpointer of a removed volume may run on for a while.
+#[test]
+fn a_late_checkpointer_removes_no_entry_of_a_new_volume_of_the_name() {
+    simulated(|engine| async move {
+        let mut former = owner(&engine, "ada", 1).await;
+        for id in 1..=30 {
+            former.append(body(id)).await.unwrap();
+        }
+        let acknowledged = former.status().acknowledged();
+        let mut late = Checkpointer::new(Box::new(engine.log(VOLUME)), former.epoch());
+        late.pass(acknowledged).await.unwrap();
+        let mut log = engine.log(VOLUME);
+        log.remove(former.epoch()).await.unwrap();
+        wait_ms(60_000).await;
+        let mut present = owner(&engine, "bob", 2).await;
+        for id in 31..=60 {
+            present.append(body(id)).await.unwrap();
+        }
+        let last = present.status().acknowledged();
+        let mut checkpointer = Checkpointer::new(Box::new(engine.log(VOLUME)), present.epoch());
+        checkpointer.pass(last).await.unwrap();
+        let _ = late.pass(acknowledged).await;
+        assert!(log.look(1).await.unwrap().is_some(), "a young entry was removed");
     });
 }

@@ -279,18 +279,19 @@ async fn resume(
     let fault = match unless_stopped(stopped, log.look(position.seq)).await? {
         Some(head) if head.position() == Ok(position) => return Ok(Some(position)),
         Some(_) => "the engine has another one in its place",
-        None if unless_stopped(stopped, log.head())
-            .await?
-            .is_some_and(|head| position.seq + 1 < head.kept_from) =>
-        {
-            tracing::info!(
-                volume,
-                seq = position.seq,
-                "cache older than the log; it is filled again"
-            );
-            return Ok(None);
-        }
-        None => "the engine does not have it",
+        None => match unless_stopped(stopped, log.head()).await? {
+            // The volume was removed, or its removal is not completed.
+            None => return Err(LogError::Away("the engine has no such volume".to_owned()).into()),
+            Some(head) if position.seq + 1 < head.kept_from => {
+                tracing::info!(
+                    volume,
+                    seq = position.seq,
+                    "cache older than the log; it is filled again"
+                );
+                return Ok(None);
+            }
+            Some(_) => "the engine does not have it",
+        },
     };
     if !drops {
         return Err(CatchUpError::Differs(format!("entry {}: {fault}", position.seq)));

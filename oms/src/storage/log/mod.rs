@@ -175,7 +175,8 @@ pub(crate) trait Log: Send {
     /// effect if the volume has another epoch.
     fn release(&mut self, epoch: u64) -> Answer<'_, ()>;
 
-    /// Creates the engine's record of a new volume, unless it exists.
+    /// Creates the engine's record of a new volume, unless it exists. Rows and entries that a
+    /// removed volume of the name has left are removed first.
     fn create(&mut self) -> Answer<'_, ()>;
 
     /// Makes `owner` the owner if the volume's epoch is below `until`. The new epoch is higher than
@@ -205,15 +206,17 @@ pub(crate) trait Log: Send {
 
     /// Removes a bounded part of the entries after the number `after` up to `last`, beginning with
     /// the first, but none after `kept_from - 2`. The entry before `kept_from` stays, because the
-    /// chain of the next entry is computed from it. Returns the number of the last removed entry,
-    /// or `None` if no entry is left to remove.
-    fn trim(&mut self, after: u64, last: u64) -> Answer<'_, Option<u64>>;
+    /// chain of the next entry is computed from it. Removes nothing if the volume has another epoch
+    /// than `epoch`. Returns the number of the last removed entry, or `None` if no entry is left to
+    /// remove.
+    fn trim(&mut self, epoch: u64, after: u64, last: u64) -> Answer<'_, Option<u64>>;
 
     /// Makes the next statement use the next host of the engine's URL, for example because the
     /// current host answered with old rows.
     fn next_host(&mut self);
 
     /// Removes the volume from the engine, with its log and rows. Has no effect if the volume has
-    /// another epoch: a newer owner has taken the volume, or a new volume has its name.
+    /// another epoch: a newer owner has taken the volume, or a new volume has its name. If a removal
+    /// was not completed, the volume counts as missing, and the call can be repeated.
     fn remove(&mut self, epoch: u64) -> Answer<'_, ()>;
 }

@@ -264,6 +264,11 @@ impl LogWriter {
         &self.status
     }
 
+    /// Returns the epoch of the owner.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     /// Appends a body as an entry, and returns once the entry is durable. The error `Stale` means
     /// that the entry is not in the log and never will be. The error `EngineAway` means that the
     /// entry may be in the log.

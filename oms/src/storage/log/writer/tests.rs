@@ -103,7 +103,7 @@ impl Log for Scripted {
         panic!("the writer does not call this")
     }
 
-    fn trim(&mut self, _: u64, _: u64) -> Answer<'_, Option<u64>> {
+    fn trim(&mut self, _: u64, _: u64, _: u64) -> Answer<'_, Option<u64>> {
         panic!("the writer does not call this")
     }
 
