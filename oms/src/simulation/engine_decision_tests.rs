@@ -278,6 +278,32 @@ fn a_checkpoint_ends_before_an_entry_that_would_make_it_too_large() {
     });
 }
 
+/// The engine has no such volume, so each pass leaves all entries.
+#[test]
+fn a_checkpointer_pauses_longer_after_each_pass_that_leaves_entries() {
+    simulated(|engine| async move {
+        let position = Position {
+            seq: 100_000,
+            epoch: 7,
+            ..Position::default()
+        };
+        let writer = LogWriter::new(Box::new(engine.log(VOLUME)), VOLUME, 7, position);
+        let passes = Arc::new(Mutex::new(0));
+        let counted = Arc::clone(&passes);
+        let log = Spread::over(vec![engine.log(VOLUME)], move |call| {
+            *counted.lock() += usize::from(call == Call::Head);
+            0
+        });
+        let checkpointer = Checkpointer::new(Box::new(log), 7);
+        let status = Arc::clone(writer.status());
+        let running = tokio::spawn(checkpointer.run(VOLUME.to_owned(), status));
+        wait_ms(300_000).await;
+        running.abort();
+        let passes = *passes.lock();
+        assert!((5..20).contains(&passes), "{passes}");
+    });
+}
+
 #[test]
 fn entries_that_were_not_trimmed_are_trimmed_by_the_next_checkpoint() {
     simulated(|engine| async move {

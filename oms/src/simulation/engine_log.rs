@@ -3,6 +3,7 @@
 //! Deliberately absent: the connection (`engine_client`) and the servers (`engine`).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::simulation::engine_client::SimClient;
 use crate::simulation::engine_server::{Server, Statement};
@@ -111,20 +112,31 @@ impl Log for SimLog {
         Box::pin(async move {
             let read = self.read(move |server, volume| {
                 let head = server.head(volume)?;
-                for ((of, table, key), value) in &server.data.rows {
-                    let table = Table::of_code(*table).unwrap();
-                    if of == volume && !take(EngineRow { table, key, value }) {
-                        break;
-                    }
-                }
+                let rows = server.data.rows.iter();
+                let rows = rows.filter(|((of, ..), _)| of == volume);
+                let rows: Vec<_> = rows
+                    .map(|((_, table, key), value)| (*table, key.clone(), value.clone()))
+                    .collect();
                 let last = server.entry(volume, head.kept_from - 1);
-                Some((head.kept_from, last.map(|entry| EntryHead::of(&entry))))
+                Some((head.kept_from, last.map(|entry| EntryHead::of(&entry)), rows))
             });
-            match read.await? {
-                None => Err(LogError::Away("the engine has no such volume".to_owned())),
-                Some((2.., None)) => Err(LogError::Away("the entry before the rows is missing".to_owned())),
-                Some((_, last)) => Ok(last),
+            let (rows, last) = match read.await? {
+                None => return Err(LogError::Away("the engine has no such volume".to_owned())),
+                Some((2.., None, _)) => {
+                    return Err(LogError::Away("the entry before the rows is missing".to_owned()));
+                }
+                Some((_, last, rows)) => (rows, last),
+            };
+            // The rows are of one moment, and arrive one after another.
+            for (table, key, value) in &rows {
+                let wait = self.client.engine.dice().between(0, 2);
+                tokio::time::sleep(Duration::from_millis(wait)).await;
+                let table = Table::of_code(*table).unwrap();
+                if !take(EngineRow { table, key, value }) {
+                    break;
+                }
             }
+            Ok(last)
         })
     }
 

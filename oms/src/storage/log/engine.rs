@@ -36,8 +36,10 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The entry of a stock has up to 60 MB. Without more time, its append could never succeed over a
 /// slow network.
 const BYTES_PER_SECOND: usize = 4 << 20;
-/// Maximum time for statements that read, write or remove many rows, also at the server. The copy
-/// of all rows (`rows`) may take longer: the limit then applies to the time between two rows. A
+/// Maximum time for statements that read, write or remove many rows, also at the server. It is the
+/// time of one statement: `tail` may need a second one, and `trim`, `create` and `remove` execute
+/// several. The copy of all rows (`rows`) may take longer: the limit then applies to the time between
+/// two rows. A
 /// statement of `PART_ROWS` rows or `PART_BYTES` bytes usually takes less than a second. This limit
 /// is for slow disks, and for a server that writes to its disks for other volumes.
 const BULK_TIMEOUT: Duration = Duration::from_secs(20);
@@ -358,8 +360,8 @@ impl Log for EngineLog {
                 return Ok(session.execute(sql, &params, timeout).await? == 1);
             }
             // The transfer of a large entry counts for the server's limit of the statement, so that
-            // of the role may be too short. The limit of this transaction is 17 s for the largest
-            // entry. So an append of a former owner still ends long before `KEPT_FOR`.
+            // of the role may be too short. The limit of each statement of this transaction is 17 s
+            // for the largest entry. So a former owner inserts no entry after `KEPT_FOR`.
             Ok(session.guarded(&[], (sql, &params[..]), timeout).await?)
         })
     }
