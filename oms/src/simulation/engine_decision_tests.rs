@@ -19,7 +19,7 @@ use crate::storage::log::body::BodyWriter;
 use crate::storage::log::cache::{CatchUpError, catch_up};
 use crate::storage::log::takeover::{Takeover, take_over};
 use crate::storage::log::writer::LogWriter;
-use crate::storage::log::{Answer, EngineRow, Entry, EntryHead, Head, LastWords, Log, LogError, Position};
+use crate::storage::log::{Answer, Entry, EntryHead, Head, LastWords, Log, LogError, Position, RowsPart};
 use crate::storage::write_batch::{Row, Table};
 
 /// A kind of call, for the choice of the server that executes it.
@@ -100,11 +100,8 @@ impl<F: Fn(Call) -> usize + Send> Log for Spread<F> {
         self.at(Call::Tail).tail(after, last)
     }
 
-    fn rows<'a>(
-        &'a mut self,
-        take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
-    ) -> Answer<'a, Option<EntryHead>> {
-        self.at(Call::Rows).rows(take)
+    fn rows<'a>(&'a mut self, after: Option<(Table, &'a [u8])>) -> Answer<'a, RowsPart> {
+        self.at(Call::Rows).rows(after)
     }
 
     fn checkpoint<'a>(&'a mut self, from: u64, last: &'a Position, words: &'a LastWords) -> Answer<'a, bool> {
@@ -168,12 +165,21 @@ async fn owner_at(engine: &Arc<SimEngine>, server: usize, since: u64) -> (LogWri
 
 /// Returns the ids of the orders in the rows of the volume at one server.
 async fn ids_in_rows(engine: &Arc<SimEngine>, server: usize) -> BTreeSet<u64> {
-    let mut ids = BTreeSet::new();
-    let mut take = |row: EngineRow<'_>| {
-        ids.insert(std::str::from_utf8(row.key).unwrap().parse().unwrap());
-        true
-    };
-    engine.log_at(server, VOLUME).rows(&mut take).await.unwrap();
+    let (mut log, mut ids) = (engine.log_at(server, VOLUME), BTreeSet::new());
+    let mut after = None::<(Table, Vec<u8>)>;
+    loop {
+        let after_row = after.as_ref().map(|(table, key)| (*table, &key[..]));
+        let part = log.rows(after_row).await.unwrap();
+        let Some((table, key, _)) = part.rows.last() else {
+            break;
+        };
+        after = Some((*table, key.clone()));
+        let keys = part
+            .rows
+            .iter()
+            .map(|(_, key, _)| std::str::from_utf8(key).unwrap());
+        ids.extend(keys.map(|key| key.parse::<u64>().unwrap()));
+    }
     ids
 }
 

@@ -3,13 +3,12 @@
 //! Deliberately absent: the connection (`engine_client`) and the servers (`engine`).
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::simulation::engine_client::SimClient;
 use crate::simulation::engine_server::{Server, Statement};
 use crate::simulation::engine_tables::TableStatement;
 use crate::storage::log::body::chain_in;
-use crate::storage::log::{Answer, EngineRow, Entry, EntryHead, Head, LastWords, Log, LogError, Position};
+use crate::storage::log::{Answer, Entry, EntryHead, Head, LastWords, Log, LogError, Position, RowsPart};
 use crate::storage::write_batch::Table;
 
 /// The log of a volume in the simulated engine, over one connection.
@@ -105,38 +104,32 @@ impl Log for SimLog {
         }))
     }
 
-    fn rows<'a>(
-        &'a mut self,
-        take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
-    ) -> Answer<'a, Option<EntryHead>> {
+    fn rows<'a>(&'a mut self, after: Option<(Table, &'a [u8])>) -> Answer<'a, RowsPart> {
+        let count = self.client.engine.dice().between(1, 20) as usize;
+        let after = after.map(|(table, key)| (table as u8, key.to_vec()));
         Box::pin(async move {
             let read = self.read(move |server, volume| {
                 let head = server.head(volume)?;
                 let rows = server.data.rows.iter();
-                let rows = rows.filter(|((of, ..), _)| of == volume);
-                let rows: Vec<_> = rows
-                    .map(|((_, table, key), value)| (*table, key.clone(), value.clone()))
-                    .collect();
+                let rows = rows.filter(|((of, table, key), _)| {
+                    let is_after = |(last, last_key): &(u8, Vec<u8>)| (table, key) > (last, last_key);
+                    of == volume && after.as_ref().is_none_or(is_after)
+                });
+                let row = |((_, table, key), value): (&(String, u8, Vec<u8>), &Vec<u8>)| {
+                    (Table::of_code(*table).unwrap(), key.clone(), value.clone())
+                };
+                let rows: Vec<_> = rows.take(count).map(row).collect();
                 let last = server.entry(volume, head.kept_from - 1);
-                Some((head.kept_from, last.map(|entry| EntryHead::of(&entry)), rows))
+                let last = last.map(|entry| EntryHead::of(&entry));
+                Some((head.kept_from, RowsPart { last, rows }))
             });
-            let (rows, last) = match read.await? {
-                None => return Err(LogError::Away("the engine has no such volume".to_owned())),
-                Some((2.., None, _)) => {
-                    return Err(LogError::Away("the entry before the rows is missing".to_owned()));
+            match read.await? {
+                None => Err(LogError::Away("the engine has no such volume".to_owned())),
+                Some((2.., RowsPart { last: None, .. })) => {
+                    Err(LogError::Away("the entry before the rows is missing".to_owned()))
                 }
-                Some((_, last, rows)) => (rows, last),
-            };
-            // The rows are of one moment, and arrive one after another.
-            for (table, key, value) in &rows {
-                let wait = self.client.engine.dice().between(0, 2);
-                tokio::time::sleep(Duration::from_millis(wait)).await;
-                let table = Table::of_code(*table).unwrap();
-                if !take(EngineRow { table, key, value }) {
-                    break;
-                }
+                Some((_, part)) => Ok(part),
             }
-            Ok(last)
         })
     }
 

@@ -9,7 +9,7 @@ use crate::storage::log::cache::{Cache, catch_up};
 use crate::storage::log::engine::EngineLog;
 use crate::storage::log::takeover::{Takeover, take_over};
 use crate::storage::log::writer::LogWriter;
-use crate::storage::log::{EngineRow, Log, LogError};
+use crate::storage::log::{Log, LogError};
 use crate::storage::write_batch::{Row, Table};
 
 #[tokio::test]
@@ -71,35 +71,47 @@ async fn large_entries_are_read_checkpointed_and_removed_in_parts() {
     assert_eq!(cache.rows(), ENTRIES + STORES);
 }
 
-/// A checkpoint that is made while a copy reads the rows changes neither these rows nor the
-/// position of the copy. `postgres::session_tests` tests a change before the rows are read.
+/// Checkpoints between two parts of the rows change rows of both parts.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an engine"]
-async fn the_rows_of_a_copy_and_its_position_are_of_one_moment() {
+async fn the_rows_are_read_in_parts_each_with_its_position() {
+    const ROWS: u64 = 10_000;
     let url = engine().await;
     let mut writer = owner(&url, 1).await;
-    writer.append(body(1)).await.unwrap();
-    let first = writer.append(body(2)).await.unwrap().position;
+    let mut many = BodyWriter::with_capacity(1 << 20);
+    for id in 0..ROWS {
+        many.add(&Row {
+            table: Table::Orders,
+            key: format!("{id:05}").as_bytes(),
+            value: Some(b"row"),
+        });
+    }
+    let first = writer.append(many).await.unwrap().position;
     let mut checkpointer = Checkpointer::new(Box::new(log(&url)), writer.epoch());
     assert_eq!(checkpointer.pass(first.seq).await.unwrap(), first.seq + 1);
-    let last = writer.append(body(3)).await.unwrap().position;
-    let (mut reader, runtime) = (log(&url), tokio::runtime::Handle::current());
-    let mut keys = Vec::new();
-    let mut take = |row: EngineRow<'_>| {
-        if keys.is_empty() {
-            let pass = checkpointer.pass(last.seq);
-            let kept_from = tokio::task::block_in_place(|| runtime.block_on(pass)).unwrap();
-            assert_eq!(kept_from, last.seq + 1);
-        }
-        keys.push(row.key.to_vec());
-        true
-    };
-    let head = reader.rows(&mut take).await.unwrap().unwrap();
-    assert_eq!((keys.len(), head.position()), (2, Ok(first)));
-    let head = reader.rows(&mut |_| true).await.unwrap().unwrap();
-    assert_eq!(head.position(), Ok(last));
+    let (mut reader, mut after, mut keys, mut heads) = (log(&url), None, Vec::new(), Vec::new());
+    loop {
+        let row = after
+            .as_ref()
+            .map(|(table, key): &(Table, Vec<u8>)| (*table, &key[..]));
+        let part = reader.rows(row).await.unwrap();
+        heads.push(part.last.unwrap().position().unwrap());
+        let Some((table, key, _)) = part.rows.last() else {
+            break;
+        };
+        after = Some((*table, key.clone()));
+        keys.extend(part.rows.into_iter().map(|(_, key, _)| key));
+        // The key is after those of the first part.
+        let position = writer.append(body(99_999)).await.unwrap().position;
+        checkpointer.pass(position.seq).await.unwrap();
+    }
+    assert!(keys.is_sorted() && keys.len() as u64 == ROWS + 1);
+    let seqs: Vec<u64> = heads.iter().map(|head| head.seq).collect();
+    let expected: Vec<u64> = (first.seq..).take(seqs.len()).collect();
+    assert!(seqs.len() > 3 && seqs == expected, "{seqs:?}");
+    assert_eq!(heads[0], first);
     let mut missing = EngineLog::new(url, "bob", "log");
-    let none = missing.rows(&mut |_| true).await;
+    let none = missing.rows(None).await;
     assert!(matches!(none, Err(LogError::Away(_))), "{none:?}");
 }
 
@@ -193,7 +205,7 @@ async fn a_volume_that_is_being_removed_counts_as_missing_and_returns_empty() {
     session.batch(mark, TIMEOUT).await.unwrap();
     let mut reader = log(&url);
     assert_eq!(reader.head().await.unwrap(), None);
-    assert!(reader.rows(&mut |_| true).await.is_err());
+    assert!(reader.rows(None).await.is_err());
     assert!(writer.append(body(4)).await.is_err());
     assert_eq!(checkpointer.pass(acknowledged).await.unwrap(), 0);
     let taken = take_over(&mut reader, "bob", 2, false).await;

@@ -6,8 +6,7 @@
 //! - Each statement of a transaction may take as long at the server as its caller waits. The role's
 //!   `statement_timeout` is for short statements. So statements on many rows need another limit.
 //! - If the client vanishes or is paused between two statements of a transaction, the server ends
-//!   the transaction after `PAUSE_MAX`. So its locks do not delay another process for long. The
-//!   statements of a streamed read take no locks on rows, and may pause longer.
+//!   the transaction after `PAUSE_MAX`. So its locks do not delay another process for long.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -19,13 +18,9 @@ use tokio_postgres::Client;
 use crate::postgres::session::{Param, ReadFault, Row, Session, SessionError, check_size, rows_of, typed};
 
 /// Maximum duration of a streamed read. While the read runs, PostgreSQL removes no rows that were
-/// deleted or replaced after its begin, in any table of the database. An hour is enough for 100 GB
-/// at 30 MB/s.
-const STREAM_TIME_MAX: Duration = Duration::from_secs(3_600);
-
-/// Maximum time for which a streamed read may wait for its client after a statement has ended. The
-/// client may still be writing the last rows to a slow disk.
-const STREAM_PAUSE_MAX: Duration = Duration::from_secs(120);
+/// deleted or replaced after its begin, in any table of the database. A copy of a volume is read in
+/// parts of a few megabytes, each by a read of its own.
+const STREAM_TIME_MAX: Duration = Duration::from_secs(60);
 
 /// Maximum time for which a transaction may wait for its client between two statements. The client
 /// sends the next statement at once, and the time in which a statement arrives is not counted. A
@@ -137,7 +132,7 @@ impl Session {
         let work = async {
             let begin = format!(
                 "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; {}",
-                limits(STREAM_TIME_MAX, STREAM_PAUSE_MAX)
+                limits(STREAM_TIME_MAX, PAUSE_MAX)
             );
             let begun = timeout_at(until(), client.batch_execute(&begin)).await;
             begun.map_err(late)??;

@@ -2,18 +2,20 @@
 
 use super::*;
 use crate::simulation::engine_log::SimLog;
-use crate::storage::log::{Answer, EngineRow, Entry, EntryHead, Head, LastWords};
+use crate::storage::log::{Answer, Entry, EntryHead, Head, LastWords, RowsPart};
 
 /// Longest wait for the end of a follower in virtual time, after which a test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The behaviour of an engine that never ends the copy of its rows.
+/// The behaviour of an engine while its rows are copied.
 #[derive(Clone, Copy, Debug)]
 enum Rows {
     /// No row arrives.
     Silent,
     /// Rows arrive without end.
     Endless,
+    /// Each part of the rows takes 10 s.
+    Slow,
 }
 
 /// A log in the simulated engine with another behaviour of `rows`.
@@ -60,28 +62,23 @@ impl Log for SlowLog {
         self.0.tail(after, last)
     }
 
-    fn rows<'a>(
-        &'a mut self,
-        take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
-    ) -> Answer<'a, Option<EntryHead>> {
-        let rows = self.1;
-        Box::pin(async move {
-            for number in 0_u64.. {
-                if matches!(rows, Rows::Silent) {
-                    std::future::pending::<()>().await;
-                }
-                let goes_on = take(EngineRow {
-                    table: Table::Orders,
-                    key: &number.to_be_bytes(),
-                    value: b"row",
-                });
-                if !goes_on {
-                    break;
-                }
+    fn rows<'a>(&'a mut self, after: Option<(Table, &'a [u8])>) -> Answer<'a, RowsPart> {
+        match self.1 {
+            Rows::Silent => Box::pin(std::future::pending()),
+            Rows::Endless => Box::pin(async move {
                 wait_ms(1).await;
-            }
-            Ok(None)
-        })
+                let number = after.map_or(0, |(_, key)| u64::from_be_bytes(key.try_into().unwrap()));
+                let key = (number + 1).to_be_bytes().to_vec();
+                Ok(RowsPart {
+                    last: None,
+                    rows: vec![(Table::Orders, key, b"row".to_vec())],
+                })
+            }),
+            Rows::Slow => Box::pin(async move {
+                wait_ms(10_000).await;
+                self.0.rows(after).await
+            }),
+        }
     }
 
     fn checkpoint<'a>(&'a mut self, from: u64, last: &'a Position, words: &'a LastWords) -> Answer<'a, bool> {
@@ -220,5 +217,51 @@ fn a_late_checkpointer_removes_no_entry_of_a_new_volume_of_the_name() {
         checkpointer.pass(last).await.unwrap();
         let _ = late.pass(acknowledged).await;
         assert!(log.look(1).await.unwrap().is_some(), "a young entry was removed");
+    });
+}
+
+/// The copy takes longer than the log keeps its entries, and the owner changes copied rows, adds
+/// rows and removes rows meanwhile.
+#[test]
+fn a_long_copy_ends_although_old_entries_are_removed_meanwhile() {
+    simulated(|engine| async move {
+        let mut writer = owner(&engine, "ada", 1).await;
+        for id in 100..400 {
+            writer.append(body(id)).await.unwrap();
+        }
+        let status = Arc::clone(writer.status());
+        let mut checkpointer = Checkpointer::new(Box::new(engine.log(VOLUME)), writer.epoch());
+        checkpointer.pass(status.acknowledged()).await.unwrap();
+        let writing = tokio::spawn(async move {
+            for id in 100.. {
+                let mut entry = body(id + 500);
+                let removed = id.to_string();
+                entry.add(&Row {
+                    table: Table::Orders,
+                    key: removed.as_bytes(),
+                    value: None,
+                });
+                writer.append(entry).await.unwrap();
+                let _ = checkpointer.pass(writer.status().acknowledged()).await;
+                wait_ms(5_000).await;
+            }
+        });
+        let begun = status.acknowledged();
+        let (cache, mut log) = (cache_at("/a"), SlowLog(engine.log(VOLUME), Rows::Slow));
+        let first = catch_up(&cache, &mut log, VOLUME, begun, true).await.unwrap();
+        let mut reader = engine.log(VOLUME);
+        assert!(
+            reader.look(begun).await.unwrap().is_none(),
+            "the log still has the entries from the begin of the copy"
+        );
+        writing.abort();
+        // A statement in flight ends.
+        wait_ms(1_000).await;
+        let last = reader.newest().await.unwrap().seq;
+        let copied = catch_up(&cache, &mut reader, VOLUME, last, false).await.unwrap();
+        assert!(first.seq > begun && copied.seq == last);
+        assert_eq!(ids_of(&cache), ids_in(&engine, &cache_at("/b")).await);
+        // Each later entry removes one row and adds one.
+        assert_eq!(ids_of(&cache).len(), 300);
     });
 }

@@ -26,7 +26,7 @@ use bytes::Bytes;
 
 use crate::postgres::{EngineUrl, Param, Row, Session, SessionError};
 use crate::storage::log::body::CHAIN_BYTES;
-use crate::storage::log::{Answer, EngineRow, Entry, EntryHead, Head, LastWords, Log, LogError, Position};
+use crate::storage::log::{Answer, Entry, EntryHead, Head, LastWords, Log, LogError, Position, RowsPart};
 use crate::storage::write_batch::Table;
 
 /// Maximum time for a commit and for other short statements. After this time the next host is
@@ -38,10 +38,9 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
 const BYTES_PER_SECOND: usize = 4 << 20;
 /// Maximum time for statements that read, write or remove many rows, also at the server. It is the
 /// time of one statement: `tail` may need a second one, and `trim`, `create` and `remove` execute
-/// several. The copy of all rows (`rows`) may take longer: the limit then applies to the time between
-/// two rows. A
-/// statement of `PART_ROWS` rows or `PART_BYTES` bytes usually takes less than a second. This limit
-/// is for slow disks, and for a server that writes to its disks for other volumes.
+/// several. For `rows`, it is the time between two rows. A statement of `PART_ROWS` rows or
+/// `PART_BYTES` bytes usually takes less than a second. This limit is for slow disks, and for a
+/// server that writes to its disks for other volumes.
 const BULK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum number of entries that one call of `tail` returns.
 const TAIL_ENTRIES: i64 = 64;
@@ -53,7 +52,8 @@ const TAIL_BYTES: i64 = 8 << 20;
 /// single row. The size of all parameters of a statement is limited, and a large statement takes
 /// long.
 const PART_BYTES: usize = 4 << 20;
-/// Maximum number of rows that one statement of a checkpoint writes or removes.
+/// Maximum number of rows that one statement of a checkpoint, a copy or a removal writes, reads or
+/// removes.
 const PART_ROWS: usize = 4_096;
 /// Size in bytes of the parameters of a row in addition to its key and value: the code of the table
 /// and the lengths.
@@ -108,7 +108,11 @@ const TAIL: &str = "SELECT seq, epoch, body FROM \
 const ROWS_HEAD: &str = "SELECT v.kept_from, l.epoch, substr(l.body, 1, $2) FROM imt_volume v \
     LEFT JOIN imt_log l ON l.volume = v.volume AND l.seq = v.kept_from - 1 \
     WHERE v.volume = $1 AND v.kept_from > 0";
-const ROWS: &str = "SELECT tab, key, value FROM imt_row WHERE volume = $1";
+const ROWS: &str = "SELECT tab, key, value FROM \
+    (SELECT tab, key, value, sum(octet_length(value)) OVER (ORDER BY tab, key) AS bytes FROM \
+    (SELECT tab, key, value FROM imt_row WHERE volume = $1 AND (tab, key) > ($2::smallint, $3) \
+    ORDER BY tab, key LIMIT $4) AS part) AS sums \
+    WHERE bytes <= $5 OR bytes = octet_length(value) ORDER BY tab, key";
 /// Completes a checkpoint. The bytes 2 to 17 of a body are its chain.
 const KEEP_FROM: &str = "UPDATE imt_volume SET kept_from = $3 WHERE volume = $1 AND kept_from = $2 \
     AND EXISTS (SELECT 1 FROM imt_log l WHERE l.volume = $1 AND l.seq = $4 AND l.epoch = $5 \
@@ -488,39 +492,35 @@ impl Log for EngineLog {
         })
     }
 
-    fn rows<'a>(
-        &'a mut self,
-        take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
-    ) -> Answer<'a, Option<EntryHead>> {
+    fn rows<'a>(&'a mut self, after: Option<(Table, &'a [u8])>) -> Answer<'a, RowsPart> {
         Box::pin(async move {
-            let volume = [Param::Text(&self.volume)];
-            let head = [volume[0], HEAD_BYTES];
-            let statements = [(ROWS_HEAD, &head[..]), (ROWS, &volume[..])];
-            let (mut found, mut goes_on) = (None, true);
+            let volume = Param::Text(&self.volume);
+            let (table, key) = after.map_or((-1, &[][..]), |(table, key)| (table as i32, key));
+            let head = [volume, HEAD_BYTES];
+            let part = [
+                volume,
+                Param::Int4(table),
+                Param::Bytes(key),
+                Param::Int8(PART_ROWS as i64),
+                Param::Int8(TAIL_BYTES),
+            ];
+            let statements = [(ROWS_HEAD, &head[..]), (ROWS, &part[..])];
+            let (mut last, mut rows) = (None, Vec::new());
             let each = |at, row: Row| {
                 if at == 0 {
-                    found = Some(rows_head(&row)?);
+                    last = Some(rows_head(&row)?);
                     return Ok(());
                 }
-                let invalid = |reason: &str| SessionError::Invalid {
-                    reason: reason.to_owned(),
-                };
                 let table = u8::try_from(row.int2(0)?).ok().and_then(Table::of_code);
-                goes_on = take(EngineRow {
-                    table: table.ok_or_else(|| invalid("a row of an unknown table"))?,
-                    key: row.bytes(1)?,
-                    value: row.bytes(2)?,
-                });
-                if goes_on {
-                    return Ok(());
-                }
-                Err(invalid("the copy ended early"))
+                let table = table.ok_or_else(|| SessionError::Invalid {
+                    reason: "a row of an unknown table".to_owned(),
+                })?;
+                rows.push((table, row.bytes(1)?.to_vec(), row.bytes(2)?.to_vec()));
+                Ok(())
             };
-            match self.session.stream(&statements, BULK_TIMEOUT, each).await {
-                Err(_) if !goes_on => {}
-                copied => copied?,
-            }
-            found.ok_or_else(|| LogError::Away("the engine has no such volume".to_owned()))
+            self.session.stream(&statements, BULK_TIMEOUT, each).await?;
+            let last = last.ok_or_else(|| LogError::Away("the engine has no such volume".to_owned()))?;
+            Ok(RowsPart { last, rows })
         })
     }
 

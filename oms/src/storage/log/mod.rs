@@ -118,12 +118,13 @@ pub(crate) enum LogError {
     Unknown(String),
 }
 
-/// A row of a volume in the engine's table of rows (`imt_row`).
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct EngineRow<'a> {
-    pub(crate) table: Table,
-    pub(crate) key: &'a [u8],
-    pub(crate) value: &'a [u8],
+/// A part of a volume's rows in the engine's table of rows (`imt_row`).
+#[derive(Clone, Debug)]
+pub(crate) struct RowsPart {
+    /// The head of the last entry that the rows contain. `None` if no checkpoint was made yet.
+    pub(crate) last: Option<EntryHead>,
+    /// The table, key and value of each row, in ascending order of the tables' codes and the keys.
+    pub(crate) rows: Vec<(Table, Vec<u8>, Vec<u8>)>,
 }
 
 /// A future that returns the result of a statement.
@@ -188,14 +189,11 @@ pub(crate) trait Log: Send {
     /// such entry in the log. May leave out later entries, but is empty only if the log has none.
     fn tail(&mut self, after: u64, last: u64) -> Answer<'_, Vec<Entry>>;
 
-    /// Passes every row of the volume in the engine's table of rows to `take`, until `take` returns
-    /// `false`. Returns the head of the last entry that these rows contain, or `None` if no
-    /// checkpoint was made yet. Rows and head are of one moment and of one server. Fails if the
-    /// volume does not exist.
-    fn rows<'a>(
-        &'a mut self,
-        take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
-    ) -> Answer<'a, Option<EntryHead>>;
+    /// Returns a bounded part of the volume's rows in the engine's table of rows: the first rows
+    /// after the row `after`, or the first rows of all. The part is empty only if no row is left.
+    /// Rows and head are of one moment and of one server. Two parts may be of two moments. Fails if
+    /// the volume does not exist.
+    fn rows<'a>(&'a mut self, after: Option<(Table, &'a [u8])>) -> Answer<'a, RowsPart>;
 
     /// Writes `words`, the last values of the entries from `from` to `last`, to the engine's rows.
     /// Sets `kept_from` to the number after `last` in the same transaction. Returns `false` and

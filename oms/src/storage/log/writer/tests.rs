@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::*;
 use crate::storage::log::body::CHAIN_BYTES;
-use crate::storage::log::{Answer, EngineRow, Head, LastWords};
+use crate::storage::log::{Answer, Head, LastWords, RowsPart};
 use crate::storage::write_batch::{Row, Table};
 
 const EPOCH: u64 = 5;
@@ -97,10 +97,7 @@ impl Log for Scripted {
         panic!("the writer does not call this")
     }
 
-    fn rows<'a>(
-        &'a mut self,
-        _: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
-    ) -> Answer<'a, Option<EntryHead>> {
+    fn rows<'a>(&'a mut self, _: Option<(Table, &'a [u8])>) -> Answer<'a, RowsPart> {
         panic!("the writer does not call this")
     }
 
