@@ -127,7 +127,7 @@ async fn a_transaction_has_the_limit_of_its_caller_and_not_that_of_the_role() {
     );
 }
 
-/// The server ends a transaction with a paused client soon, so that its locks delay nobody for long.
+/// The server ends a transaction of a paused client soon, so that its locks delay nobody long.
 #[tokio::test]
 #[ignore = "needs an engine"]
 async fn a_transaction_of_a_paused_client_ends_soon() {

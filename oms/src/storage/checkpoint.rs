@@ -33,9 +33,9 @@ use crate::storage::write_batch::Table;
 
 /// Minimum time from the acknowledgement of an entry to its removal. The engine cancels appends
 /// after 30 s or earlier: `cluster::engine::joining` checks its settings, and the append of a large
-/// entry sets a limit of its own for each statement. Its INSERT and a pause of its client end within
-/// 20 s, and after the INSERT no other entry can get its number. So no append of a former owner
-/// inserts an entry after `KEPT_FOR`.
+/// entry sets a limit of its own for each statement. Its INSERT and a pause of its client end
+/// within 20 s, and after the INSERT no other entry can get its number. So no append of a former
+/// owner inserts an entry after `KEPT_FOR`.
 pub(crate) const KEPT_FOR: Duration = Duration::from_secs(60);
 /// Interval between two checkpoints if at most `ENTRIES_MAX` entries are appended.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -46,8 +46,8 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const ENTRIES_MAX: u64 = 4_096;
 /// Interval between two checks whether a checkpoint is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// First pause after a pass that left acknowledged entries. Each further such pass doubles the pause,
-/// up to `INTERVAL`.
+/// First pause after a pass that left acknowledged entries. Each further such pass doubles the
+/// pause, up to `INTERVAL`.
 const FAULT_PAUSE: Duration = Duration::from_secs(2);
 /// Maximum size in bytes of the entries of one checkpoint, unless it has a single entry. A larger
 /// transaction would delay the commits of other volumes.

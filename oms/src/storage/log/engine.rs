@@ -261,8 +261,8 @@ fn number(row: &Row, column: usize) -> Result<u64, LogError> {
     u64::try_from(row.int8(column)?).map_err(|_| invalid("a negative number"))
 }
 
-/// Returns `true` if the volume has this epoch and is marked for its removal. If a part of a removal
-/// affects no row, another process has removed this part, and perhaps the whole volume.
+/// Returns `true` if the volume has this epoch and is marked for its removal. If a part of a
+/// removal affects no row, another process has removed this part, and perhaps the whole volume.
 async fn is_marked(session: &mut Session, volume: Param<'_>, epoch: Param<'_>) -> Result<bool, LogError> {
     let rows = session.query(MARKED, &[volume, epoch], COMMIT_TIMEOUT).await?;
     Ok(!rows.is_empty())

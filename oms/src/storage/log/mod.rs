@@ -19,7 +19,8 @@
 //!   only read may exist on one machine only.
 //! - If no result of a statement arrives, its outcome is *unknown*. The writer repeats an append
 //!   until its outcome is known or the volume is closed.
-//! - A decision from several reads either reads them in one transaction (`Log::rows`), or is
+//! - A decision from several reads either reads them in one transaction (each part of `Log::rows`),
+//!   compares chains between them (`cache`, between the parts of a copy), or is
 //!   checked by the statement that carries it out (`Log::append`, `Log::checkpoint`), or is
 //!   confirmed (`Log::confirm`). Two statements may reach two servers, because a fail-over can
 //!   happen between them.
@@ -214,7 +215,7 @@ pub(crate) trait Log: Send {
     fn next_host(&mut self);
 
     /// Removes the volume from the engine, with its log and rows. Has no effect if the volume has
-    /// another epoch: a newer owner has taken the volume, or a new volume has its name. If a removal
-    /// was not completed, the volume counts as missing, and the call can be repeated.
+    /// another epoch: a newer owner has taken the volume, or a new volume has its name. If a
+    /// removal was not completed, the volume counts as missing, and the call can be repeated.
     fn remove(&mut self, epoch: u64) -> Answer<'_, ()>;
 }

@@ -20,7 +20,7 @@ enum Server {
     Appends,
     /// A server that appends the new entry, and answers too late.
     Late,
-    /// A server that does not answer, and whose client waits without a limit.
+    /// A server that does not answer. Its client waits without a limit.
     Silent,
 }
 
