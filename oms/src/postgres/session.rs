@@ -14,6 +14,8 @@
 //!   the same server, unless a connection pooler in transaction mode is between.
 //! - A success after a warning is an unknown result, because PostgreSQL reports a cancelled wait
 //!   for standbys by a warning and a success.
+//! - A connection on which a transaction may still be open is closed after the call. The server
+//!   would refuse all further statements on it.
 //!
 //! Transactions are in `transaction`.
 //!
@@ -228,6 +230,8 @@ impl Drop for Open {
 /// The reason why a call returned no result.
 enum ReadFault {
     Postgres(tokio_postgres::Error),
+    /// An error after which a transaction may still be open on the connection.
+    InTransaction(tokio_postgres::Error),
     /// The answer or its next row did not arrive within this time.
     Late(Duration),
     Ours(SessionError),
@@ -339,7 +343,7 @@ impl Session {
     }
 
     /// Classifies the outcome of a call. The connection is kept only after a success or a refusal
-    /// without new warnings.
+    /// without new warnings, and only if no transaction is open on it.
     fn finish<T>(
         &mut self,
         mut open: Open,
@@ -347,6 +351,7 @@ impl Session {
     ) -> Result<T, SessionError> {
         let host = self.host();
         let has_warned = open.warnings.count.load(Ordering::Acquire) != open.warned;
+        let is_open = matches!(&outcome, Ok(Err(ReadFault::InTransaction(_))));
         let error = match outcome {
             Ok(Ok(value)) if !has_warned => {
                 open.is_busy = false;
@@ -361,10 +366,13 @@ impl Session {
                 });
             }
             Ok(Err(ReadFault::Ours(error))) => return Err(error),
-            Ok(Err(ReadFault::Postgres(error))) => judged(&error, &host),
+            Ok(Err(ReadFault::Postgres(error) | ReadFault::InTransaction(error))) => judged(&error, &host),
             Ok(Err(ReadFault::Late(timeout))) | Err(timeout) => not_in_time(timeout, &host),
         };
-        if matches!(error, SessionError::Refused { .. }) && !has_warned {
+        // The codes of class 25 tell that the state of the transaction does not permit a statement,
+        // for example after an earlier error.
+        let is_kept = matches!(&error, SessionError::Refused { code, .. } if !code.starts_with("25"));
+        if is_kept && !is_open && !has_warned {
             open.is_busy = false;
             self.open = Some(open);
         } else {

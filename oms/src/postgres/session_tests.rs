@@ -123,8 +123,74 @@ async fn a_transaction_has_the_limit_of_its_caller_and_not_that_of_the_role() {
     let limit = "SELECT setting::bigint FROM pg_settings WHERE name = 'statement_timeout'";
     assert_eq!(
         (number(&mut session, limit).await, session.connections()),
-        (20, 1)
+        (1_000, 1)
     );
+}
+
+/// The server ends a transaction of a paused client soon, so that its locks delay nobody long.
+#[tokio::test]
+#[ignore = "needs an engine"]
+async fn a_transaction_of_a_paused_client_ends_soon() {
+    let mut session = session();
+    let short = "SELECT 1::bigint FROM pg_settings WHERE setting::bigint BETWEEN 1 AND 2000 \
+        AND name = 'idle_in_transaction_session_timeout'";
+    let none: &[Param<'_>] = &[];
+    assert_eq!(session.guarded(&[], (short, none), TIMEOUT).await, Ok(true));
+    assert_eq!(session.long_query(short, &[], TIMEOUT).await.unwrap().len(), 1);
+}
+
+#[tokio::test]
+#[ignore = "needs an engine"]
+async fn a_session_recovers_from_a_transaction_that_was_not_ended() {
+    let mut session = session();
+    // PostgreSQL accepts BEGIN, and refuses a limit of this size.
+    let large = Duration::from_secs(10_000_000);
+    let sql = "SELECT 1::bigint";
+    let none: &[Param<'_>] = &[];
+    for connections in [2, 3] {
+        let refused = match connections {
+            2 => session.guarded(&[], (sql, none), large).await.map(drop),
+            _ => session.long_query(sql, &[], large).await.map(drop),
+        };
+        assert!(matches!(&refused, Err(SessionError::Refused { code, .. }) if code == "22023"));
+        assert_eq!((one(&mut session).await, session.connections()), (7, connections));
+    }
+    let refused = session.batch("BEGIN; SELECT 1 / 0", TIMEOUT).await;
+    assert!(matches!(&refused, Err(SessionError::Refused { code, .. }) if code == "22012"));
+    let refused = session.query(sql, &[], TIMEOUT).await;
+    assert!(matches!(&refused, Err(SessionError::Refused { code, .. }) if code == "25P02"));
+    assert_eq!((one(&mut session).await, session.connections()), (7, 4));
+}
+
+/// Another session commits between two statements of a stream. The second statement reads the
+/// snapshot of the first one.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an engine"]
+async fn the_statements_of_a_stream_read_one_snapshot() {
+    let (mut session, mut other) = (session(), session());
+    let table = format!("imt_test_{:016x}", runtime::random_u64());
+    let create = format!("CREATE TABLE {table} (id bigint PRIMARY KEY)");
+    other.batch(&create, TIMEOUT).await.unwrap();
+    let (count, insert) = (
+        format!("SELECT count(*) FROM {table}"),
+        format!("INSERT INTO {table} VALUES (1)"),
+    );
+    let none: &[Param<'_>] = &[];
+    let statements = [(count.as_str(), none), (count.as_str(), none)];
+    let (mut counts, handle) = (Vec::new(), tokio::runtime::Handle::current());
+    let each = |at, row: crate::postgres::Row| {
+        if at == 0 {
+            let inserted = other.batch(&insert, TIMEOUT);
+            tokio::task::block_in_place(|| handle.block_on(inserted))?;
+        }
+        counts.push(row.int8(0)?);
+        Ok(())
+    };
+    session.stream(&statements, TIMEOUT, each).await.unwrap();
+    assert_eq!(counts, [0, 0]);
+    assert_eq!(number(&mut session, &count).await, 1);
+    let drop = format!("DROP TABLE {table}");
+    session.batch(&drop, TIMEOUT).await.unwrap();
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use crate::simulation::engine_client::SimClient;
 use crate::simulation::engine_server::{Server, Statement};
 use crate::simulation::engine_tables::TableStatement;
 use crate::storage::log::body::chain_in;
-use crate::storage::log::{Answer, EngineRow, Entry, EntryHead, Head, LastWords, Log, LogError, Position};
+use crate::storage::log::{Answer, Entry, EntryHead, Head, LastWords, Log, LogError, Position, RowsPart};
 use crate::storage::write_batch::Table;
 
 /// The log of a volume in the simulated engine, over one connection.
@@ -104,26 +104,31 @@ impl Log for SimLog {
         }))
     }
 
-    fn rows<'a>(
-        &'a mut self,
-        take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
-    ) -> Answer<'a, Option<EntryHead>> {
+    fn rows<'a>(&'a mut self, after: Option<(Table, &'a [u8])>) -> Answer<'a, RowsPart> {
+        let count = self.client.engine.dice().between(1, 20) as usize;
+        let after = after.map(|(table, key)| (table as u8, key.to_vec()));
         Box::pin(async move {
             let read = self.read(move |server, volume| {
                 let head = server.head(volume)?;
-                for ((of, table, key), value) in &server.data.rows {
-                    let table = Table::of_code(*table).unwrap();
-                    if of == volume && !take(EngineRow { table, key, value }) {
-                        break;
-                    }
-                }
+                let rows = server.data.rows.iter();
+                let rows = rows.filter(|((of, table, key), _)| {
+                    let is_after = |(last, last_key): &(u8, Vec<u8>)| (table, key) > (last, last_key);
+                    of == volume && after.as_ref().is_none_or(is_after)
+                });
+                let row = |((_, table, key), value): (&(String, u8, Vec<u8>), &Vec<u8>)| {
+                    (Table::of_code(*table).unwrap(), key.clone(), value.clone())
+                };
+                let rows: Vec<_> = rows.take(count).map(row).collect();
                 let last = server.entry(volume, head.kept_from - 1);
-                Some((head.kept_from, last.map(|entry| EntryHead::of(&entry))))
+                let last = last.map(|entry| EntryHead::of(&entry));
+                Some((head.kept_from, RowsPart { last, rows }))
             });
             match read.await? {
                 None => Err(LogError::Away("the engine has no such volume".to_owned())),
-                Some((2.., None)) => Err(LogError::Away("the entry before the rows is missing".to_owned())),
-                Some((_, last)) => Ok(last),
+                Some((2.., RowsPart { last: None, .. })) => {
+                    Err(LogError::Away("the entry before the rows is missing".to_owned()))
+                }
+                Some((_, part)) => Ok(part),
             }
         })
     }
@@ -137,11 +142,12 @@ impl Log for SimLog {
         Box::pin(async move { Ok(self.write(Statement::Checkpoint { from, last, words }).await? == 1) })
     }
 
-    fn trim(&mut self, after: u64, last: u64) -> Answer<'_, Option<u64>> {
+    fn trim(&mut self, epoch: u64, after: u64, last: u64) -> Answer<'_, Option<u64>> {
         let count = self.client.engine.dice().between(1, 20) as usize;
         Box::pin(async move {
             let part = self.read(|server, volume| {
-                let kept_from = server.head(volume).map_or(0, |head| head.kept_from);
+                let head = server.head(volume).filter(|head| head.epoch == epoch);
+                let kept_from = head.map_or(0, |head| head.kept_from);
                 let last = last.min(kept_from.saturating_sub(2));
                 let entries = server.entries(volume).map(|entry| entry.seq);
                 entries
@@ -150,7 +156,7 @@ impl Log for SimLog {
                     .last()
             });
             let Some(last) = part.await? else { return Ok(None) };
-            self.write(Statement::Trim { last }).await?;
+            self.write(Statement::Trim { epoch, after, last }).await?;
             Ok(Some(last))
         })
     }

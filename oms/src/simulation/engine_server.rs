@@ -36,6 +36,10 @@ pub(super) enum Change {
         volume: String,
         head: OwnedHead,
     },
+    /// Creates a volume, and removes rows and entries that a removed volume of the name has left.
+    Create {
+        volume: String,
+    },
     Append {
         volume: String,
         entry: Entry,
@@ -47,6 +51,7 @@ pub(super) enum Change {
     },
     Trim {
         volume: String,
+        after: u64,
         last: u64,
     },
     Remove {
@@ -105,9 +110,19 @@ impl Data {
         versions.push(Version { at, value });
     }
 
+    fn remove(&mut self, volume: &str) {
+        self.heads.remove(volume);
+        self.entries.retain(|(of, _), _| of != volume);
+        self.rows.retain(|(of, ..), _| of != volume);
+    }
+
     fn make(&mut self, at: usize, change: &Change) {
         match change {
             Change::Volume { volume, head } => self.add_head(at, volume, head.clone()),
+            Change::Create { volume } => {
+                self.remove(volume);
+                self.add_head(at, volume, created());
+            }
             Change::Append { volume, entry } => {
                 let value = entry.clone();
                 self.entries
@@ -131,14 +146,11 @@ impl Data {
                     self.add_head(at, volume, value);
                 }
             }
-            Change::Trim { volume, last } => {
-                self.entries.retain(|(of, seq), _| of != volume || seq > last);
+            Change::Trim { volume, after, last } => {
+                self.entries
+                    .retain(|(of, seq), _| of != volume || seq <= after || seq > last);
             }
-            Change::Remove { volume } => {
-                self.heads.remove(volume);
-                self.entries.retain(|(of, _), _| of != volume);
-                self.rows.retain(|(of, ..), _| of != volume);
-            }
+            Change::Remove { volume } => self.remove(volume),
             Change::First { volume, row } => {
                 self.tables.make(at, &TableChange::Cluster(row.clone()));
                 if !self.heads.contains_key(volume) {
@@ -305,13 +317,7 @@ impl Server {
         }
         match statement {
             Statement::Create if newest.is_some() => Err(Write::NoRow),
-            Statement::Create => Ok((
-                Change::Volume {
-                    volume,
-                    head: created(),
-                },
-                1,
-            )),
+            Statement::Create => Ok((Change::Create { volume }, 1)),
             Statement::Raise { owner, since, until } => {
                 let newest = newest.filter(|newest| newest.head.epoch < *until);
                 let mut head = newest.ok_or(Write::NoRow)?;
@@ -344,10 +350,11 @@ impl Server {
                     1,
                 ))
             }
-            Statement::Trim { last } => {
-                let kept_from = newest.map_or(0, |newest| newest.head.kept_from);
-                let last = (*last).min(kept_from.saturating_sub(2));
-                Ok((Change::Trim { volume, last }, 1))
+            Statement::Trim { epoch, after, last } => {
+                let newest = newest.filter(|newest| newest.head.epoch == *epoch);
+                let kept_from = newest.ok_or(Write::NoRow)?.head.kept_from;
+                let (after, last) = (*after, (*last).min(kept_from.saturating_sub(2)));
+                Ok((Change::Trim { volume, after, last }, 1))
             }
             Statement::Remove { epoch } => match newest {
                 Some(newest) if newest.head.epoch == *epoch => Ok((Change::Remove { volume }, 1)),
@@ -381,6 +388,8 @@ pub(super) enum Statement {
         words: Arc<LastWords>,
     },
     Trim {
+        epoch: u64,
+        after: u64,
         last: u64,
     },
     Remove {

@@ -262,7 +262,7 @@ fn the_place_of_a_young_entry_is_not_freed_for_a_former_owner() {
         for id in 3..6 {
             present.append(body(id)).await.unwrap();
         }
-        let mut checkpointer = Checkpointer::new(Box::new(engine.log(VOLUME)));
+        let mut checkpointer = Checkpointer::new(Box::new(engine.log(VOLUME)), present.epoch());
         checkpointer.pass(present.status().acknowledged()).await.unwrap();
         checkpointer.pass(present.status().acknowledged()).await.unwrap();
         assert!(
@@ -311,7 +311,7 @@ fn a_statement_that_is_not_written_at_its_timeout_is_cancelled() {
 fn old_entries_are_trimmed_and_a_new_copy_begins_with_the_rows() {
     simulated(|engine| async move {
         let mut writer = owner(&engine, "ada", 1).await;
-        let mut checkpointer = Checkpointer::new(Box::new(engine.log(VOLUME)));
+        let mut checkpointer = Checkpointer::new(Box::new(engine.log(VOLUME)), writer.epoch());
         let behind = cache_at("/behind");
         for id in 1..=20 {
             writer.append(body(id)).await.unwrap();
@@ -512,7 +512,7 @@ async fn own(
                     .push(format!("{name} at {position:?} lacks {lost:?}"));
             }
         }
-        let mut checkpointer = Checkpointer::new(Box::new(engine.log(VOLUME)));
+        let mut checkpointer = Checkpointer::new(Box::new(engine.log(VOLUME)), epoch);
         let mut writer = LogWriter::new(Box::new(log), VOLUME, epoch, position);
         loop {
             let id = ids.fetch_add(1, Ordering::Relaxed);

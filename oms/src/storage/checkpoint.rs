@@ -33,7 +33,9 @@ use crate::storage::write_batch::Table;
 
 /// Minimum time from the acknowledgement of an entry to its removal. The engine cancels appends
 /// after 30 s or earlier: `cluster::engine::joining` checks its settings, and the append of a large
-/// entry sets a limit of its own. So no append of a former owner runs for `KEPT_FOR`.
+/// entry sets a limit of its own for each statement. Its INSERT and a pause of its client end
+/// within 20 s, and after the INSERT no other entry can get its number. So no append of a former
+/// owner inserts an entry after `KEPT_FOR`.
 pub(crate) const KEPT_FOR: Duration = Duration::from_secs(60);
 /// Interval between two checkpoints if at most `ENTRIES_MAX` entries are appended.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -44,6 +46,9 @@ const INTERVAL: Duration = Duration::from_secs(30);
 const ENTRIES_MAX: u64 = 4_096;
 /// Interval between two checks whether a checkpoint is due.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// First pause after a pass that left acknowledged entries. Each further such pass doubles the
+/// pause, up to `INTERVAL`.
+const FAULT_PAUSE: Duration = Duration::from_secs(2);
 /// Maximum size in bytes of the entries of one checkpoint, unless it has a single entry. A larger
 /// transaction would delay the commits of other volumes.
 const WORDS_BYTES_MAX: usize = 8 * 1_024 * 1_024;
@@ -51,6 +56,9 @@ const WORDS_BYTES_MAX: usize = 8 * 1_024 * 1_024;
 /// Makes the checkpoints of one volume, in the process that owns the volume.
 pub(crate) struct Checkpointer {
     log: Box<dyn Log>,
+    /// The epoch of the owner. Once the volume has another epoch, no entries are removed, because a
+    /// new volume of the same name has other numbers.
+    epoch: u64,
     /// Numbers of acknowledged entries, each with the time of the checkpoint that first found it
     /// acknowledged.
     known: VecDeque<(u64, Instant)>,
@@ -58,9 +66,11 @@ pub(crate) struct Checkpointer {
 }
 
 impl Checkpointer {
-    pub(crate) fn new(log: Box<dyn Log>) -> Checkpointer {
+    /// Creates the checkpointer of the owner with this epoch.
+    pub(crate) fn new(log: Box<dyn Log>, epoch: u64) -> Checkpointer {
         Checkpointer {
             log,
+            epoch,
             known: VecDeque::new(),
             kept_from: 0,
         }
@@ -68,21 +78,27 @@ impl Checkpointer {
 
     /// Makes checkpoints until the volume can commit no more or is being closed, or an entry of the
     /// log cannot be decoded. After a failed statement, or if another process has removed entries,
-    /// a later checkpoint is tried.
+    /// a later checkpoint is tried after a pause.
     pub(crate) async fn run(mut self, volume: String, status: Arc<LogStatus>) {
-        let mut last = Instant::now();
+        let (mut last, mut pause) = (Instant::now(), Duration::ZERO);
         loop {
             tokio::time::sleep(LOOK_INTERVAL).await;
             if status.has_ended() || status.is_stopping() {
                 return;
             }
             let acknowledged = status.acknowledged();
-            let is_due = last.elapsed() >= INTERVAL || acknowledged >= self.kept_from + ENTRIES_MAX;
+            let are_many = acknowledged >= self.kept_from + ENTRIES_MAX;
+            let is_due = last.elapsed() >= if are_many { pause } else { INTERVAL };
             if status.is_away() || !is_due {
                 continue;
             }
+            let passed = self.pass(acknowledged).await;
             last = Instant::now();
-            match self.pass(acknowledged).await {
+            pause = match passed {
+                Ok(kept_from) if kept_from > acknowledged => Duration::ZERO,
+                _ => (pause * 2).clamp(FAULT_PAUSE, INTERVAL),
+            };
+            match passed {
                 Ok(_) => {}
                 Err(CatchUpError::Log(error)) => tracing::warn!(volume, %error, "checkpoint not made"),
                 Err(CatchUpError::Differs(_) | CatchUpError::Stopped) => {}
@@ -112,7 +128,7 @@ impl Checkpointer {
         while self.checkpoint(acknowledged).await? {}
         if let Some((last, _)) = self.known.front().copied().filter(is_old) {
             let mut removed = 0;
-            while let Some(seq) = self.log.trim(removed, last).await? {
+            while let Some(seq) = self.log.trim(self.epoch, removed, last).await? {
                 removed = seq;
             }
             self.known.pop_front();

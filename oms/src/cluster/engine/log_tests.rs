@@ -378,12 +378,20 @@ pub(super) async fn owner(url: &Arc<EngineUrl>, since: u64) -> LogWriter {
     panic!("the volume was not taken");
 }
 
+/// Returns the numbers of rows in the tables of volumes, of entries and of rows.
+pub(super) async fn counts(session: &mut Session) -> [i64; 3] {
+    let sql = "SELECT (SELECT count(*) FROM imt_volume), (SELECT count(*) FROM imt_log), \
+        (SELECT count(*) FROM imt_row)";
+    let rows = session.query(sql, &[], TIMEOUT).await.unwrap();
+    [0, 1, 2].map(|column| rows[0].int8(column).unwrap())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an engine"]
 async fn rows_and_log_together_fill_a_copy_and_old_entries_are_trimmed() {
     let url = engine().await;
     let mut writer = owner(&url, 1).await;
-    let mut checkpointer = Checkpointer::new(Box::new(log(&url)));
+    let mut checkpointer = Checkpointer::new(Box::new(log(&url)), writer.epoch());
     for id in 1..=50 {
         writer.append(body(id)).await.unwrap();
         if id == 20 {
@@ -417,8 +425,10 @@ async fn rows_and_log_together_fill_a_copy_and_old_entries_are_trimmed() {
     ] {
         assert!(!reader.checkpoint(from, &last, &none).await.unwrap(), "{kind}");
     }
+    let epoch = reader.head().await.unwrap().unwrap().epoch;
+    assert_eq!(reader.trim(epoch - 1, 0, acknowledged).await.unwrap(), None);
     let mut trimmed = 0;
-    while let Some(seq) = reader.trim(trimmed, acknowledged).await.unwrap() {
+    while let Some(seq) = reader.trim(epoch, trimmed, acknowledged).await.unwrap() {
         trimmed = seq;
     }
     assert_eq!(trimmed, kept_from - 2, "the entry before the kept ones stays");
@@ -435,10 +445,13 @@ async fn rows_and_log_together_fill_a_copy_and_old_entries_are_trimmed() {
         .map(|id| id.to_string().into_bytes())
         .collect();
     assert_eq!(keys, expected);
-    let epoch = reader.head().await.unwrap().unwrap().epoch;
+    let mut session = Session::new(Arc::clone(&url), "test");
+    let found = counts(&mut session).await;
+    assert!(found.iter().all(|count| *count > 0), "{found:?}");
     reader.remove(epoch - 1).await.unwrap();
-    assert_eq!(reader.newest().await.unwrap().seq, writer.status().acknowledged());
+    assert_eq!(counts(&mut session).await, found);
     reader.remove(epoch).await.unwrap();
+    assert_eq!(counts(&mut session).await, [0; 3]);
     assert_eq!(reader.head().await.unwrap(), None);
     assert!(matches!(writer.append(body(99)).await, Err(StorageError::Stale)));
 }

@@ -11,7 +11,7 @@
 //!
 //! `owner` is the node that took over the volume's log last. It is empty before the first takeover,
 //! and once that node has released the volume. `kept_from` is the number of the first log entry
-//! that is not yet applied to `imt_row`.
+//! that is not yet applied to `imt_row`. It is 0 while the volume is being removed.
 //!
 //! **Invariants**
 //! - A PostgreSQL database contains the tables of one cluster.

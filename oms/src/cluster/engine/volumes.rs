@@ -425,8 +425,9 @@ async fn take(
     let [mut log, checkpoints] = opening.logs;
     let newest = log.newest().await?;
     // Most entries are copied before the takeover. A former owner that still runs can commit until
-    // the takeover, so this order shortens the time in which no node commits.
-    if newest.seq > 1 {
+    // the takeover, so this order shortens the time in which no node commits. A removed volume may
+    // have left entries without a record.
+    if newest.seq > 1 && log.head().await?.is_some() {
         match catch_up(cache, &mut *log, volume, newest.seq - 1, false).await {
             // An old primary that lacks the newest entries may have returned the log. So the
             // difference is only logged, and `catch_up` compares the hash chains again after the
@@ -472,7 +473,7 @@ async fn take(
     );
     let writer = LogWriter::new(log, volume, epoch, position);
     let status = Arc::clone(writer.status());
-    runtime::spawn(Checkpointer::new(checkpoints).run(volume.to_owned(), status));
+    runtime::spawn(Checkpointer::new(checkpoints, writer.epoch()).run(volume.to_owned(), status));
     Ok((writer, epoch))
 }
 

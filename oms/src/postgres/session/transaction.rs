@@ -5,8 +5,8 @@
 //!   server.
 //! - Each statement of a transaction may take as long at the server as its caller waits. The role's
 //!   `statement_timeout` is for short statements. So statements on many rows need another limit.
-//! - If the client vanishes between two statements of a transaction, the server ends the
-//!   transaction after the same time. So its locks do not outlast it by much.
+//! - If the client vanishes or is paused between two statements of a transaction, the server ends
+//!   the transaction after `PAUSE_MAX`. So its locks do not delay another process for long.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -18,13 +18,14 @@ use tokio_postgres::Client;
 use crate::postgres::session::{Param, ReadFault, Row, Session, SessionError, check_size, rows_of, typed};
 
 /// Maximum duration of a streamed read. While the read runs, PostgreSQL removes no rows that were
-/// deleted or replaced after its begin, in any table of the database. An hour is enough for 100 GB
-/// at 30 MB/s.
-const STREAM_TIME_MAX: Duration = Duration::from_secs(3_600);
+/// deleted or replaced after its begin, in any table of the database. A copy of a volume is read in
+/// parts of a few megabytes, each by a read of its own.
+const STREAM_TIME_MAX: Duration = Duration::from_secs(60);
 
-/// Maximum time for which a streamed read may wait for its client after a statement has ended. The
-/// client may still be writing the last rows to a slow disk.
-const STREAM_PAUSE_MAX: Duration = Duration::from_secs(120);
+/// Maximum time for which a transaction may wait for its client between two statements. The client
+/// sends the next statement at once, and the time in which a statement arrives is not counted. A
+/// takeover waits for the row of an append or for the guard of a checkpoint, so this time is short.
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// The SQL text of a statement, and its parameters.
 pub(crate) type Statement<'a> = (&'a str, &'a [Param<'a>]);
@@ -58,8 +59,9 @@ impl Session {
         let open = self.begin(deadline).await?;
         let client = &open.client;
         let work = async {
-            let begin = format!("BEGIN; {}", limits(timeout, timeout));
-            client.batch_execute(&begin).await?;
+            let begin = format!("BEGIN; {}", limits(timeout, PAUSE_MAX));
+            let begun = client.batch_execute(&begin).await;
+            begun.map_err(ReadFault::InTransaction)?;
             let all = async {
                 for statement in statements {
                     execute(client, *statement).await?;
@@ -67,18 +69,9 @@ impl Session {
                 execute(client, guard).await
             };
             match all.await {
-                Ok(0) => {
-                    client.batch_execute("ROLLBACK").await?;
-                    Ok(false)
-                }
-                Ok(_) => {
-                    client.batch_execute("COMMIT").await?;
-                    Ok(true)
-                }
-                Err(error) => {
-                    client.batch_execute("ROLLBACK").await?;
-                    Err(ReadFault::Postgres(error))
-                }
+                Ok(0) => end(client, "ROLLBACK").await.map(|()| false),
+                Ok(_) => end(client, "COMMIT").await.map(|()| true),
+                Err(error) => Err(rolled_back(client, error).await),
             }
         };
         let outcome = timeout_at(deadline, work).await;
@@ -98,18 +91,13 @@ impl Session {
         let deadline = Instant::now() + timeout;
         let open = self.begin(deadline).await?;
         let client = &open.client;
-        let begin = format!("BEGIN READ ONLY; {}", limits(timeout, timeout));
+        let begin = format!("BEGIN READ ONLY; {}", limits(timeout, PAUSE_MAX));
         let work = async {
-            client.batch_execute(&begin).await?;
+            let begun = client.batch_execute(&begin).await;
+            begun.map_err(ReadFault::InTransaction)?;
             match rows_of(client, sql, params).await {
-                Ok(rows) => {
-                    client.batch_execute("COMMIT").await?;
-                    Ok(rows)
-                }
-                Err(ReadFault::Postgres(error)) => {
-                    client.batch_execute("ROLLBACK").await?;
-                    Err(ReadFault::Postgres(error))
-                }
+                Ok(rows) => end(client, "COMMIT").await.map(|()| rows),
+                Err(ReadFault::Postgres(error)) => Err(rolled_back(client, error).await),
                 // `finish` closes the connection, and so ends the transaction.
                 Err(other) => Err(other),
             }
@@ -144,7 +132,7 @@ impl Session {
         let work = async {
             let begin = format!(
                 "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY; {}",
-                limits(STREAM_TIME_MAX, STREAM_PAUSE_MAX)
+                limits(STREAM_TIME_MAX, PAUSE_MAX)
             );
             let begun = timeout_at(until(), client.batch_execute(&begin)).await;
             begun.map_err(late)??;
@@ -173,6 +161,20 @@ impl Session {
             self.open = None;
         }
         result
+    }
+}
+
+/// Ends a transaction by this statement.
+async fn end(client: &Client, sql: &str) -> Result<(), ReadFault> {
+    let ended = client.batch_execute(sql).await;
+    ended.map_err(ReadFault::InTransaction)
+}
+
+/// Rolls a transaction back after the error of one of its statements. Returns the error.
+async fn rolled_back(client: &Client, error: tokio_postgres::Error) -> ReadFault {
+    match client.batch_execute("ROLLBACK").await {
+        Ok(()) => ReadFault::Postgres(error),
+        Err(_) => ReadFault::InTransaction(error),
     }
 }
 

@@ -2,18 +2,20 @@
 
 use super::*;
 use crate::simulation::engine_log::SimLog;
-use crate::storage::log::{Answer, EngineRow, Entry, EntryHead, Head, LastWords};
+use crate::storage::log::{Answer, Entry, EntryHead, Head, LastWords, RowsPart};
 
 /// Longest wait for the end of a follower in virtual time, after which a test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The behaviour of an engine that never ends the copy of its rows.
+/// The behaviour of an engine while its rows are copied.
 #[derive(Clone, Copy, Debug)]
 enum Rows {
     /// No row arrives.
     Silent,
     /// Rows arrive without end.
     Endless,
+    /// Each part of the rows takes 10 s.
+    Slow,
 }
 
 /// A log in the simulated engine with another behaviour of `rows`.
@@ -60,36 +62,31 @@ impl Log for SlowLog {
         self.0.tail(after, last)
     }
 
-    fn rows<'a>(
-        &'a mut self,
-        take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
-    ) -> Answer<'a, Option<EntryHead>> {
-        let rows = self.1;
-        Box::pin(async move {
-            for number in 0_u64.. {
-                if matches!(rows, Rows::Silent) {
-                    std::future::pending::<()>().await;
-                }
-                let goes_on = take(EngineRow {
-                    table: Table::Orders,
-                    key: &number.to_be_bytes(),
-                    value: b"row",
-                });
-                if !goes_on {
-                    break;
-                }
+    fn rows<'a>(&'a mut self, after: Option<(Table, &'a [u8])>) -> Answer<'a, RowsPart> {
+        match self.1 {
+            Rows::Silent => Box::pin(std::future::pending()),
+            Rows::Endless => Box::pin(async move {
                 wait_ms(1).await;
-            }
-            Ok(None)
-        })
+                let number = after.map_or(0, |(_, key)| u64::from_be_bytes(key.try_into().unwrap()));
+                let key = (number + 1).to_be_bytes().to_vec();
+                Ok(RowsPart {
+                    last: None,
+                    rows: vec![(Table::Orders, key, b"row".to_vec())],
+                })
+            }),
+            Rows::Slow => Box::pin(async move {
+                wait_ms(10_000).await;
+                self.0.rows(after).await
+            }),
+        }
     }
 
     fn checkpoint<'a>(&'a mut self, from: u64, last: &'a Position, words: &'a LastWords) -> Answer<'a, bool> {
         self.0.checkpoint(from, last, words)
     }
 
-    fn trim(&mut self, after: u64, last: u64) -> Answer<'_, Option<u64>> {
-        self.0.trim(after, last)
+    fn trim(&mut self, epoch: u64, after: u64, last: u64) -> Answer<'_, Option<u64>> {
+        self.0.trim(epoch, after, last)
     }
 
     fn next_host(&mut self) {
@@ -168,5 +165,103 @@ fn a_late_removal_of_an_earlier_opening_has_no_effect() {
         assert_eq!(log.head().await.unwrap(), None);
         // A removal without an answer is repeated, and the volume may be gone by then.
         log.remove(epoch).await.unwrap();
+    });
+}
+
+/// An append that began before the removal of its volume writes its entry after it.
+#[test]
+fn a_new_volume_has_no_entry_that_a_removed_one_of_its_name_has_left() {
+    simulated(|engine| async move {
+        let mut former = owner(&engine, "ada", 1).await;
+        for id in 1..=3 {
+            former.append(body(id)).await.unwrap();
+        }
+        let (mut log, epoch) = (engine.log(VOLUME), former.epoch());
+        engine.stall_next(Duration::from_millis(900));
+        let appending = append(former, 4);
+        wait_ms(50).await;
+        log.remove(epoch).await.unwrap();
+        wait_ms(1_000).await;
+        let left = log.newest().await.unwrap().seq;
+        assert!(left > 3, "the late append wrote no entry");
+        let (_, outcome) = appending.await.unwrap();
+        drop(outcome);
+        let mut present = owner(&engine, "bob", 2).await;
+        present.append(body(10)).await.unwrap();
+        let cache = cache_at("/a");
+        let copied = tokio::time::timeout(PATIENCE, ids_in(&engine, &cache)).await;
+        assert_eq!(copied.expect("the log has a gap"), [10].into());
+    });
+}
+
+/// The checkpointer of a removed volume may run on for a while.
+#[test]
+fn a_late_checkpointer_removes_no_entry_of_a_new_volume_of_the_name() {
+    simulated(|engine| async move {
+        let mut former = owner(&engine, "ada", 1).await;
+        for id in 1..=30 {
+            former.append(body(id)).await.unwrap();
+        }
+        let acknowledged = former.status().acknowledged();
+        let mut late = Checkpointer::new(Box::new(engine.log(VOLUME)), former.epoch());
+        late.pass(acknowledged).await.unwrap();
+        let mut log = engine.log(VOLUME);
+        log.remove(former.epoch()).await.unwrap();
+        wait_ms(60_000).await;
+        let mut present = owner(&engine, "bob", 2).await;
+        for id in 31..=60 {
+            present.append(body(id)).await.unwrap();
+        }
+        let last = present.status().acknowledged();
+        let mut checkpointer = Checkpointer::new(Box::new(engine.log(VOLUME)), present.epoch());
+        checkpointer.pass(last).await.unwrap();
+        let _ = late.pass(acknowledged).await;
+        assert!(log.look(1).await.unwrap().is_some(), "a young entry was removed");
+    });
+}
+
+/// The copy takes longer than the log keeps its entries, and the owner changes copied rows, adds
+/// rows and removes rows meanwhile.
+#[test]
+fn a_long_copy_ends_although_old_entries_are_removed_meanwhile() {
+    simulated(|engine| async move {
+        let mut writer = owner(&engine, "ada", 1).await;
+        for id in 100..400 {
+            writer.append(body(id)).await.unwrap();
+        }
+        let status = Arc::clone(writer.status());
+        let mut checkpointer = Checkpointer::new(Box::new(engine.log(VOLUME)), writer.epoch());
+        checkpointer.pass(status.acknowledged()).await.unwrap();
+        let writing = tokio::spawn(async move {
+            for id in 100.. {
+                let mut entry = body(id + 500);
+                let removed = id.to_string();
+                entry.add(&Row {
+                    table: Table::Orders,
+                    key: removed.as_bytes(),
+                    value: None,
+                });
+                writer.append(entry).await.unwrap();
+                let _ = checkpointer.pass(writer.status().acknowledged()).await;
+                wait_ms(5_000).await;
+            }
+        });
+        let begun = status.acknowledged();
+        let (cache, mut log) = (cache_at("/a"), SlowLog(engine.log(VOLUME), Rows::Slow));
+        let first = catch_up(&cache, &mut log, VOLUME, begun, true).await.unwrap();
+        let mut reader = engine.log(VOLUME);
+        assert!(
+            reader.look(begun).await.unwrap().is_none(),
+            "the log still has the entries from the begin of the copy"
+        );
+        writing.abort();
+        // A statement in flight ends.
+        wait_ms(1_000).await;
+        let last = reader.newest().await.unwrap().seq;
+        let copied = catch_up(&cache, &mut reader, VOLUME, last, false).await.unwrap();
+        assert!(first.seq > begun && copied.seq == last);
+        assert_eq!(ids_of(&cache), ids_in(&engine, &cache_at("/b")).await);
+        // Each later entry removes one row and adds one.
+        assert_eq!(ids_of(&cache).len(), 300);
     });
 }

@@ -22,8 +22,8 @@ use crate::runtime::seeded::seeded;
 use crate::runtime::watch;
 use crate::storage::codec::bytes::{Reader, Writer};
 use crate::storage::log::body::{Body, Chain};
-use crate::storage::log::{EngineRow, Entry, Log, LogError, Position};
-use crate::storage::tables::VolumeTables;
+use crate::storage::log::{Entry, Log, LogError, Position, RowsPart};
+use crate::storage::tables::{CopyBatch, VolumeTables};
 use crate::storage::volume::broken;
 use crate::storage::write_batch::{Row, TABLES, Table};
 
@@ -39,6 +39,9 @@ const COPIES_MAX: usize = 3;
 /// A local database that is a copy of the beginning of a log.
 #[derive(Clone)]
 pub(crate) struct Cache(pub(in crate::storage) Arc<VolumeTables>);
+
+/// The table and key of a row.
+type RowKey = (Table, Vec<u8>);
 
 /// The reason why a cache was not brought up to date, or why a checkpoint was not made.
 #[derive(Debug)]
@@ -161,9 +164,43 @@ impl Cache {
         Ok(())
     }
 
+    /// Writes a part of a copy, and the position if it is the last part. Returns the last row.
+    fn fill(
+        &self,
+        rows: Vec<(Table, Vec<u8>, Vec<u8>)>,
+        position: Option<&Position>,
+    ) -> Result<Option<RowKey>, StorageError> {
+        let mut batch = self.0.batch();
+        for (table, key, value) in &rows {
+            let (table, value) = (*table, Some(&value[..]));
+            batch.add(&Row { table, key, value });
+            if batch.bytes() >= COPY_BYTES {
+                std::mem::replace(&mut batch, self.0.batch()).commit()?;
+            }
+        }
+        match position {
+            Some(position) => batch.commit_at(position)?,
+            None => batch.commit()?,
+        }
+        Ok(rows.into_iter().next_back().map(|(table, key, _)| (table, key)))
+    }
+
     /// Writes the rows of the entries after the position `at`. Returns the position of the last
-    /// entry.
-    fn apply(&self, mut at: Position, entries: &[Entry]) -> Result<Position, StorageError> {
+    /// entry. For an unfinished copy, `copied` is its last row: later rows are left out, because a
+    /// later part of the copy has them, and no position is written.
+    fn apply(
+        &self,
+        mut at: Position,
+        entries: &[Entry],
+        copied: Option<&RowKey>,
+    ) -> Result<Position, StorageError> {
+        let is_copied = |row: &Row<'_>| {
+            copied.is_none_or(|(table, key)| (row.table as u8, row.key) <= (*table as u8, &key[..]))
+        };
+        let commit = |batch: CopyBatch<'_>, at: &Position| match copied {
+            None => batch.commit_at(at),
+            Some(_) => batch.commit(),
+        };
         let mut batch = self.0.batch();
         for entry in entries {
             let fault = |fault| StorageError::Log {
@@ -178,7 +215,9 @@ impl Cache {
                 });
             }
             body.each_row(|row| {
-                batch.add(&row);
+                if is_copied(&row) {
+                    batch.add(&row);
+                }
                 Ok(())
             })
             .map_err(fault)?;
@@ -188,10 +227,10 @@ impl Cache {
                 chain: body.chain,
             };
             if batch.bytes() >= COPY_BYTES {
-                std::mem::replace(&mut batch, self.0.batch()).commit_at(&at)?;
+                commit(std::mem::replace(&mut batch, self.0.batch()), &at)?;
             }
         }
-        batch.commit_at(&at)?;
+        commit(batch, &at)?;
         Ok(at)
     }
 }
@@ -238,15 +277,14 @@ pub(crate) async fn catch_up_until(
                 return Ok(at);
             }
             let entries = unless_stopped(stopped, log.tail(at.seq, last)).await?;
-            let is_next = |(offset, entry): (u64, &Entry)| entry.seq == at.seq + 1 + offset;
-            if entries.is_empty() || !(0..).zip(&entries).all(is_next) {
+            if !are_next(&at, &entries) {
                 // Entries were removed from the log during this copy, or an old primary answered
                 // without them. If the last entry of the cache was removed too, the next attempt
                 // begins with newer rows of the engine.
                 break;
             }
             let applied = cache.clone();
-            at = blocking(move || applied.apply(at, &entries)).await?;
+            at = blocking(move || applied.apply(at, &entries, None)).await?;
         }
     }
     Err(LogError::Away("entries were trimmed faster than they could be copied".to_owned()).into())
@@ -279,18 +317,19 @@ async fn resume(
     let fault = match unless_stopped(stopped, log.look(position.seq)).await? {
         Some(head) if head.position() == Ok(position) => return Ok(Some(position)),
         Some(_) => "the engine has another one in its place",
-        None if unless_stopped(stopped, log.head())
-            .await?
-            .is_some_and(|head| position.seq + 1 < head.kept_from) =>
-        {
-            tracing::info!(
-                volume,
-                seq = position.seq,
-                "cache older than the log; it is filled again"
-            );
-            return Ok(None);
-        }
-        None => "the engine does not have it",
+        None => match unless_stopped(stopped, log.head()).await? {
+            // The volume was removed, or its removal is not completed.
+            None => return Err(LogError::Away("the engine has no such volume".to_owned()).into()),
+            Some(head) if position.seq + 1 < head.kept_from => {
+                tracing::info!(
+                    volume,
+                    seq = position.seq,
+                    "cache older than the log; it is filled again"
+                );
+                return Ok(None);
+            }
+            Some(_) => "the engine does not have it",
+        },
     };
     if !drops {
         return Err(CatchUpError::Differs(format!("entry {}: {fault}", position.seq)));
@@ -306,8 +345,12 @@ async fn resume(
 }
 
 /// Fills a cache with the engine's rows. Returns the position of the last entry that the rows
-/// contain. Rows and position are read in one transaction (`Log::rows`). A position of another
-/// moment or server would hide that the rows lack entries.
+/// contain. The rows are read in parts, each with its position in one transaction (`Log::rows`). A
+/// position of another moment or server would hide that the rows lack entries.
+///
+/// Before a part is written, the earlier rows are brought to its position with the entries of the
+/// log. So the copy is never further behind the log than the time of one part, and a copy of any
+/// size ends although old entries are removed meanwhile.
 async fn copy_rows(
     stopped: &mut watch::Receiver<bool>,
     cache: &Cache,
@@ -315,40 +358,57 @@ async fn copy_rows(
 ) -> Result<Position, CatchUpError> {
     let cleared = cache.clone();
     blocking(move || cleared.clear()).await?;
-    let (mut batch, mut failed) = (cache.0.batch(), None);
-    let signal = stopped.clone();
-    // These commits run on the thread of the caller, unlike other blocking calls. Commits without a
-    // sync seldom wait for a disk.
-    let mut take = |row: EngineRow<'_>| {
-        let value = Some(row.value);
-        batch.add(&Row {
-            table: row.table,
-            key: row.key,
-            value,
-        });
-        if batch.bytes() >= COPY_BYTES {
-            failed = std::mem::replace(&mut batch, cache.0.batch()).commit().err();
+    let (mut at, mut copied) = (Position::default(), None::<RowKey>);
+    loop {
+        let after = copied.as_ref().map(|(table, key)| (*table, &key[..]));
+        let RowsPart { last, rows } = unless_stopped(stopped, log.rows(after)).await?;
+        let position = match last {
+            None => Position::default(),
+            Some(head) => head.position().map_err(|fault| StorageError::Log {
+                entry: head.seq,
+                reason: format!("its bytes cannot be read: {fault}"),
+            })?,
+        };
+        at = match &copied {
+            None => position,
+            Some(copied) => bring_to(stopped, cache, log, (at, position), copied).await?,
+        };
+        let (filled, is_last) = (cache.clone(), rows.is_empty());
+        copied = blocking(move || filled.fill(rows, is_last.then_some(&at)))
+            .await?
+            .or(copied);
+        if is_last {
+            return Ok(at);
         }
-        // The rows may arrive without a pause, so the signal is also checked at each row.
-        failed.is_none() && !*signal.borrow()
-    };
-    let head = unless_stopped(stopped, log.rows(&mut take)).await?;
-    if let Some(error) = failed {
-        return Err(error.into());
     }
-    // A copy that was stopped among the rows is incomplete, so it must not get a position.
-    if *stopped.borrow() {
-        return Err(CatchUpError::Stopped);
+}
+
+/// Brings the rows of an unfinished copy up to its row `copied` from one position to another.
+async fn bring_to(
+    stopped: &mut watch::Receiver<bool>,
+    cache: &Cache,
+    log: &mut dyn Log,
+    (mut at, to): (Position, Position),
+    copied: &RowKey,
+) -> Result<Position, CatchUpError> {
+    while at.seq < to.seq {
+        let entries = unless_stopped(stopped, log.tail(at.seq, to.seq)).await?;
+        if !are_next(&at, &entries) {
+            return Err(LogError::Away("entries were trimmed during the copy".to_owned()).into());
+        }
+        let (applied, copied) = (cache.clone(), copied.clone());
+        at = blocking(move || applied.apply(at, &entries, Some(&copied))).await?;
     }
-    let position = match head {
-        None => Position::default(),
-        Some(head) => head.position().map_err(|fault| StorageError::Log {
-            entry: head.seq,
-            reason: format!("its bytes cannot be read: {fault}"),
-        })?,
-    };
-    batch.commit_at(&position)?;
-    Ok(position)
+    if at != to {
+        return Err(LogError::Away("the rows of a copy are of two servers".to_owned()).into());
+    }
+    Ok(at)
+}
+
+/// Returns `true` if the entries follow the entry `at` without a gap, and there is an entry.
+fn are_next(at: &Position, entries: &[Entry]) -> bool {
+    let is_next = |(offset, entry): (u64, &Entry)| entry.seq == at.seq + 1 + offset;
+    !entries.is_empty() && (0..).zip(entries).all(is_next)
 }
 
 /// Returns the result of a statement that only reads, or `Stopped` as soon as `stopped` is `true`

@@ -8,8 +8,13 @@
 //!   statement has no CTE that writes, because the PostgreSQL extension Citus cannot route such a
 //!   statement.
 //! - The time and memory of a statement are bounded at every size of the log, of its entries and of
-//!   the volume. A checkpoint and a removal are split into parts. A statement that can need more
-//!   time than the role's `statement_timeout` sets a limit of its own.
+//!   the volume. A checkpoint, a copy and a removal are split into parts. A statement that can need
+//!   more time than the role's `statement_timeout` sets a limit of its own.
+//! - A removal first *marks* the volume with the `kept_from` 0. A marked volume counts as missing:
+//!   no append, takeover, checkpoint or copy of it begins. A checkpoint that is in flight completes
+//!   before the mark or not at all. So no rows come after the mark. The record of the volume is
+//!   removed last. A removal that was not completed is completed by the next `create`.
+//! - An append that began before the mark may come after the removal. `create` removes its entry.
 //! - A refused statement, such as one that waited too long for a lock, has no effect.
 //!
 //! Deliberately absent: repetition of statements, which the writer decides.
@@ -21,7 +26,7 @@ use bytes::Bytes;
 
 use crate::postgres::{EngineUrl, Param, Row, Session, SessionError};
 use crate::storage::log::body::CHAIN_BYTES;
-use crate::storage::log::{Answer, EngineRow, Entry, EntryHead, Head, LastWords, Log, LogError, Position};
+use crate::storage::log::{Answer, Entry, EntryHead, Head, LastWords, Log, LogError, Position, RowsPart};
 use crate::storage::write_batch::Table;
 
 /// Maximum time for a commit and for other short statements. After this time the next host is
@@ -31,10 +36,11 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The entry of a stock has up to 60 MB. Without more time, its append could never succeed over a
 /// slow network.
 const BYTES_PER_SECOND: usize = 4 << 20;
-/// Maximum time for statements that read, write or remove many rows, also at the server. The copy
-/// of all rows (`rows`) may take longer: the limit then applies to the time between two rows. A
-/// statement of `PART_ROWS` rows or `PART_BYTES` bytes usually takes less than a second. This limit
-/// is for slow disks, and for a server that writes to its disks for other volumes.
+/// Maximum time for statements that read, write or remove many rows, also at the server. It is the
+/// time of one statement: `tail` may need a second one, and `trim`, `create` and `remove` execute
+/// several. For `rows`, it is the time between two rows. A statement of `PART_ROWS` rows or
+/// `PART_BYTES` bytes usually takes less than a second. This limit is for slow disks, and for a
+/// server that writes to its disks for other volumes.
 const BULK_TIMEOUT: Duration = Duration::from_secs(20);
 /// Maximum number of entries that one call of `tail` returns.
 const TAIL_ENTRIES: i64 = 64;
@@ -46,7 +52,8 @@ const TAIL_BYTES: i64 = 8 << 20;
 /// single row. The size of all parameters of a statement is limited, and a large statement takes
 /// long.
 const PART_BYTES: usize = 4 << 20;
-/// Maximum number of rows that one statement of a checkpoint writes or removes.
+/// Maximum number of rows that one statement of a checkpoint, a copy or a removal writes, reads or
+/// removes.
 const PART_ROWS: usize = 4_096;
 /// Size in bytes of the parameters of a row in addition to its key and value: the code of the table
 /// and the lengths.
@@ -60,11 +67,13 @@ const TRIM_BYTES: i64 = 64 << 20;
 const QUERY_CANCELED: &str = "57014";
 
 const APPEND_FIRST: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
-    SELECT v.volume, $2, v.epoch, $4 FROM imt_volume v WHERE v.volume = $1 AND v.epoch = $3 \
+    SELECT v.volume, $2, v.epoch, $4 FROM imt_volume v \
+    WHERE v.volume = $1 AND v.epoch = $3 AND v.kept_from > 0 \
     ON CONFLICT (volume, seq) DO NOTHING";
 const APPEND: &str = "INSERT INTO imt_log (volume, seq, epoch, body) \
     SELECT v.volume, $2, v.epoch, $4 FROM imt_volume v, imt_log l \
-    WHERE v.volume = $1 AND v.epoch = $3 AND l.volume = $1 AND l.seq = $5 AND l.epoch = $6 \
+    WHERE v.volume = $1 AND v.epoch = $3 AND v.kept_from > 0 \
+    AND l.volume = $1 AND l.seq = $5 AND l.epoch = $6 \
     ON CONFLICT (volume, seq) DO NOTHING";
 /// The parameter of statements that read the head of an entry.
 const HEAD_BYTES: Param<'static> = Param::Int4(CHAIN_BYTES as i32);
@@ -79,6 +88,7 @@ const APPEND_WITHOUT_FENCE: &str = "INSERT INTO imt_log (volume, seq, epoch, bod
 const LOOK: &str = "SELECT epoch, substr(body, 1, $3) FROM imt_log WHERE volume = $1 AND seq = $2";
 const NEWEST: &str = "SELECT seq, epoch, substr(body, 1, $2) FROM imt_log WHERE volume = $1 \
     ORDER BY seq DESC LIMIT 1";
+/// Reads the record of a volume also if it is marked.
 const HEAD: &str = "SELECT epoch, kept_from FROM imt_volume WHERE volume = $1";
 const OWNER: &str = "SELECT owner FROM imt_volume WHERE volume = $1";
 /// A commit that changes no data. Only the primary that the standbys follow can acknowledge it.
@@ -87,7 +97,7 @@ const RELEASE: &str = "UPDATE imt_volume SET owner = '' WHERE volume = $1 AND ep
 const CREATE: &str = "INSERT INTO imt_volume (volume, epoch, owner, kept_from) VALUES ($1, 0, '', 1) \
     ON CONFLICT (volume) DO NOTHING";
 const RAISE: &str = "UPDATE imt_volume SET epoch = greatest(epoch + 1, $3), owner = $2 \
-    WHERE volume = $1 AND epoch < $4 RETURNING epoch";
+    WHERE volume = $1 AND epoch < $4 AND kept_from > 0 RETURNING epoch";
 const TAIL: &str = "SELECT seq, epoch, body FROM \
     (SELECT seq, epoch, body, sum(octet_length(body)) OVER (ORDER BY seq) AS bytes FROM \
     (SELECT seq, epoch, body FROM imt_log WHERE volume = $1 AND seq > $2 AND seq <= $3 \
@@ -96,8 +106,13 @@ const TAIL: &str = "SELECT seq, epoch, body FROM \
 /// Reads the head of the entry before `kept_from`. The columns of the entry are NULL if the log
 /// does not have it, and the volume's first entry has the number 1.
 const ROWS_HEAD: &str = "SELECT v.kept_from, l.epoch, substr(l.body, 1, $2) FROM imt_volume v \
-    LEFT JOIN imt_log l ON l.volume = v.volume AND l.seq = v.kept_from - 1 WHERE v.volume = $1";
-const ROWS: &str = "SELECT tab, key, value FROM imt_row WHERE volume = $1";
+    LEFT JOIN imt_log l ON l.volume = v.volume AND l.seq = v.kept_from - 1 \
+    WHERE v.volume = $1 AND v.kept_from > 0";
+const ROWS: &str = "SELECT tab, key, value FROM \
+    (SELECT tab, key, value, sum(octet_length(value)) OVER (ORDER BY tab, key) AS bytes FROM \
+    (SELECT tab, key, value FROM imt_row WHERE volume = $1 AND (tab, key) > ($2::smallint, $3) \
+    ORDER BY tab, key LIMIT $4) AS part) AS sums \
+    WHERE bytes <= $5 OR bytes = octet_length(value) ORDER BY tab, key";
 /// Completes a checkpoint. The bytes 2 to 17 of a body are its chain.
 const KEEP_FROM: &str = "UPDATE imt_volume SET kept_from = $3 WHERE volume = $1 AND kept_from = $2 \
     AND EXISTS (SELECT 1 FROM imt_log l WHERE l.volume = $1 AND l.seq = $4 AND l.epoch = $5 \
@@ -113,16 +128,41 @@ const DELETE_ROWS: &str = "DELETE FROM imt_row r USING unnest($2::smallint[], $3
 const TRIM_PART: &str = "SELECT max(seq) FROM \
     (SELECT seq, size, sum(size) OVER (ORDER BY seq) AS bytes FROM \
     (SELECT l.seq, octet_length(l.body) AS size FROM imt_log l, imt_volume v \
-    WHERE v.volume = $1 AND l.volume = $1 AND l.seq > $2 AND l.seq <= $3 AND l.seq < v.kept_from - 1 \
+    WHERE v.volume = $1 AND v.epoch = $6 AND l.volume = $1 AND l.seq > $2 AND l.seq <= $3 \
+    AND l.seq < v.kept_from - 1 \
     ORDER BY l.seq LIMIT $4) AS entries) AS sums WHERE bytes <= $5 OR bytes = size";
 const TRIM: &str = "DELETE FROM imt_log l USING imt_volume v \
-    WHERE v.volume = $1 AND l.volume = $1 AND l.seq > $2 AND l.seq <= $3 AND l.seq < v.kept_from - 1";
+    WHERE v.volume = $1 AND v.epoch = $4 AND l.volume = $1 AND l.seq > $2 AND l.seq <= $3 \
+    AND l.seq < v.kept_from - 1";
 
-const DELETE_ALL_ROWS: &str = "DELETE FROM imt_row WHERE volume = $1 \
-    AND EXISTS (SELECT 1 FROM imt_volume v WHERE v.volume = $1 AND v.epoch = $2)";
-const DELETE_LOG: &str = "DELETE FROM imt_log WHERE volume = $1 \
-    AND EXISTS (SELECT 1 FROM imt_volume v WHERE v.volume = $1 AND v.epoch = $2)";
-const DELETE_VOLUME: &str = "DELETE FROM imt_volume WHERE volume = $1 AND epoch = $2";
+/// Marks a volume for its removal. Waits for a checkpoint that has changed `kept_from`, and makes
+/// every later one affect no row.
+const MARK: &str = "UPDATE imt_volume SET kept_from = 0, owner = '' WHERE volume = $1 AND epoch = $2";
+const MARKED: &str = "SELECT 1 FROM imt_volume WHERE volume = $1 AND epoch = $2 AND kept_from = 0";
+/// Returns the key of the last row of the next part of the rows to remove.
+const ROWS_PART: &str = "SELECT tab, key FROM \
+    (SELECT tab, key, size, sum(size) OVER (ORDER BY tab, key) AS bytes FROM \
+    (SELECT tab, key, octet_length(value) AS size FROM imt_row \
+    WHERE volume = $1 AND (tab, key) > ($2::smallint, $3) \
+    ORDER BY tab, key LIMIT $4) AS part) AS sums WHERE bytes <= $5 OR bytes = size \
+    ORDER BY tab DESC, key DESC LIMIT 1";
+const REMOVE_ROWS: &str = "DELETE FROM imt_row WHERE volume = $1 \
+    AND (tab, key) > ($2::smallint, $3) AND (tab, key) <= ($4::smallint, $5) \
+    AND EXISTS (SELECT 1 FROM imt_volume v WHERE v.volume = $1 AND v.epoch = $6 AND v.kept_from = 0)";
+/// Returns the number of the last entry of the next part of the log to remove.
+const LOG_PART: &str = "SELECT max(seq) FROM \
+    (SELECT seq, size, sum(size) OVER (ORDER BY seq) AS bytes FROM \
+    (SELECT seq, octet_length(body) AS size FROM imt_log WHERE volume = $1 AND seq > $2 \
+    ORDER BY seq LIMIT $3) AS entries) AS sums WHERE bytes <= $4 OR bytes = size";
+const REMOVE_LOG: &str = "DELETE FROM imt_log WHERE volume = $1 AND seq > $2 AND seq <= $3 \
+    AND EXISTS (SELECT 1 FROM imt_volume v WHERE v.volume = $1 AND v.epoch = $4 AND v.kept_from = 0)";
+const DELETE_VOLUME: &str = "DELETE FROM imt_volume WHERE volume = $1 AND epoch = $2 AND kept_from = 0";
+/// Removes the rows of a name without a volume. A snapshot that has an entry or row of a new volume
+/// also has the record of this volume.
+const DELETE_LEFT_ROWS: &str = "DELETE FROM imt_row WHERE volume = $1 \
+    AND NOT EXISTS (SELECT 1 FROM imt_volume v WHERE v.volume = $1)";
+const DELETE_LEFT_ENTRIES: &str = "DELETE FROM imt_log WHERE volume = $1 \
+    AND NOT EXISTS (SELECT 1 FROM imt_volume v WHERE v.volume = $1)";
 
 /// The log of one volume in an engine, and the connection to the engine.
 pub(crate) struct EngineLog {
@@ -141,6 +181,61 @@ impl EngineLog {
             #[cfg(test)]
             is_fenced: true,
         }
+    }
+
+    /// Reads the engine's record of the volume. A marked volume has the `kept_from` 0.
+    async fn record(&mut self) -> Result<Option<Head>, LogError> {
+        let params = [Param::Text(&self.volume)];
+        let rows = self.session.query(HEAD, &params, COMMIT_TIMEOUT).await?;
+        let Some(row) = rows.first() else { return Ok(None) };
+        Ok(Some(Head {
+            epoch: number(row, 0)?,
+            kept_from: number(row, 1)?,
+        }))
+    }
+
+    /// Removes a marked volume in parts, and its record last. Has no effect if the volume has
+    /// another epoch or is not marked.
+    async fn remove_marked(&mut self, epoch: u64) -> Result<(), LogError> {
+        let [volume, epoch] = [Param::Text(&self.volume), big(epoch)];
+        let session = &mut self.session;
+        let (rows_max, bytes_max) = (Param::Int8(PART_ROWS as i64), Param::Int8(TRIM_BYTES));
+        let (mut table, mut key) = (-1, Vec::new());
+        loop {
+            let after = [Param::Int4(table), Param::Bytes(&key)];
+            let part = [volume, after[0], after[1], rows_max, bytes_max];
+            let rows = session.long_query(ROWS_PART, &part, BULK_TIMEOUT).await?;
+            let Some(row) = rows.first() else { break };
+            let last = (i32::from(row.int2(0)?), row.bytes(1)?.to_vec());
+            let until = [Param::Int4(last.0), Param::Bytes(&last.1)];
+            let params = [volume, after[0], after[1], until[0], until[1], epoch];
+            let removes = (REMOVE_ROWS, &params[..]);
+            if !session.guarded(&[], removes, BULK_TIMEOUT).await?
+                && !is_marked(session, volume, epoch).await?
+            {
+                return Ok(());
+            }
+            (table, key) = last;
+        }
+        let mut after = 0;
+        loop {
+            let part = [volume, Param::Int8(after), Param::Int8(TRIM_ENTRIES), bytes_max];
+            let rows = session.long_query(LOG_PART, &part, BULK_TIMEOUT).await?;
+            let last = rows.first().map_or(Ok(None), |row| row.opt_int8(0))?;
+            let Some(last) = last else { break };
+            let params = [volume, Param::Int8(after), Param::Int8(last), epoch];
+            let removes = (REMOVE_LOG, &params[..]);
+            if !session.guarded(&[], removes, BULK_TIMEOUT).await?
+                && !is_marked(session, volume, epoch).await?
+            {
+                return Ok(());
+            }
+            after = last;
+        }
+        session
+            .execute(DELETE_VOLUME, &[volume, epoch], COMMIT_TIMEOUT)
+            .await?;
+        Ok(())
     }
 
     /// Makes appends ignore the epoch, for a test that must detect the missing check.
@@ -164,6 +259,13 @@ impl From<SessionError> for LogError {
 
 fn number(row: &Row, column: usize) -> Result<u64, LogError> {
     u64::try_from(row.int8(column)?).map_err(|_| invalid("a negative number"))
+}
+
+/// Returns `true` if the volume has this epoch and is marked for its removal. If a part of a
+/// removal affects no row, another process has removed this part, and perhaps the whole volume.
+async fn is_marked(session: &mut Session, volume: Param<'_>, epoch: Param<'_>) -> Result<bool, LogError> {
+    let rows = session.query(MARKED, &[volume, epoch], COMMIT_TIMEOUT).await?;
+    Ok(!rows.is_empty())
 }
 
 fn invalid(found: &str) -> LogError {
@@ -262,8 +364,8 @@ impl Log for EngineLog {
                 return Ok(session.execute(sql, &params, timeout).await? == 1);
             }
             // The transfer of a large entry counts for the server's limit of the statement, so that
-            // of the role may be too short. The limit of this transaction is 17 s for the largest
-            // entry. So an append of a former owner still ends long before `KEPT_FOR`.
+            // of the role may be too short. The limit of each statement of this transaction is 17 s
+            // for the largest entry. So a former owner inserts no entry after `KEPT_FOR`.
             Ok(session.guarded(&[], (sql, &params[..]), timeout).await?)
         })
     }
@@ -299,13 +401,8 @@ impl Log for EngineLog {
 
     fn head(&mut self) -> Answer<'_, Option<Head>> {
         Box::pin(async move {
-            let params = [Param::Text(&self.volume)];
-            let rows = self.session.query(HEAD, &params, COMMIT_TIMEOUT).await?;
-            let Some(row) = rows.first() else { return Ok(None) };
-            Ok(Some(Head {
-                epoch: number(row, 0)?,
-                kept_from: number(row, 1)?,
-            }))
+            let record = self.record().await?;
+            Ok(record.filter(|head| head.kept_from > 0))
         })
     }
 
@@ -336,8 +433,21 @@ impl Log for EngineLog {
 
     fn create(&mut self) -> Answer<'_, ()> {
         Box::pin(async move {
+            match self.record().await? {
+                Some(Head { kept_from: 1.., .. }) => return Ok(()),
+                Some(Head { epoch, .. }) => self.remove_marked(epoch).await?,
+                None => {}
+            }
+            // A removed volume leaves few rows and entries, if any: those that came during the
+            // removal.
             let params = [Param::Text(&self.volume)];
-            self.session.execute(CREATE, &params, COMMIT_TIMEOUT).await?;
+            let left = [
+                (DELETE_LEFT_ROWS, &params[..]),
+                (DELETE_LEFT_ENTRIES, &params[..]),
+            ];
+            self.session
+                .guarded(&left, (CREATE, &params[..]), COMMIT_TIMEOUT)
+                .await?;
             Ok(())
         })
     }
@@ -382,39 +492,35 @@ impl Log for EngineLog {
         })
     }
 
-    fn rows<'a>(
-        &'a mut self,
-        take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
-    ) -> Answer<'a, Option<EntryHead>> {
+    fn rows<'a>(&'a mut self, after: Option<(Table, &'a [u8])>) -> Answer<'a, RowsPart> {
         Box::pin(async move {
-            let volume = [Param::Text(&self.volume)];
-            let head = [volume[0], HEAD_BYTES];
-            let statements = [(ROWS_HEAD, &head[..]), (ROWS, &volume[..])];
-            let (mut found, mut goes_on) = (None, true);
+            let volume = Param::Text(&self.volume);
+            let (table, key) = after.map_or((-1, &[][..]), |(table, key)| (table as i32, key));
+            let head = [volume, HEAD_BYTES];
+            let part = [
+                volume,
+                Param::Int4(table),
+                Param::Bytes(key),
+                Param::Int8(PART_ROWS as i64),
+                Param::Int8(TAIL_BYTES),
+            ];
+            let statements = [(ROWS_HEAD, &head[..]), (ROWS, &part[..])];
+            let (mut last, mut rows) = (None, Vec::new());
             let each = |at, row: Row| {
                 if at == 0 {
-                    found = Some(rows_head(&row)?);
+                    last = Some(rows_head(&row)?);
                     return Ok(());
                 }
-                let invalid = |reason: &str| SessionError::Invalid {
-                    reason: reason.to_owned(),
-                };
                 let table = u8::try_from(row.int2(0)?).ok().and_then(Table::of_code);
-                goes_on = take(EngineRow {
-                    table: table.ok_or_else(|| invalid("a row of an unknown table"))?,
-                    key: row.bytes(1)?,
-                    value: row.bytes(2)?,
-                });
-                if goes_on {
-                    return Ok(());
-                }
-                Err(invalid("the copy ended early"))
+                let table = table.ok_or_else(|| SessionError::Invalid {
+                    reason: "a row of an unknown table".to_owned(),
+                })?;
+                rows.push((table, row.bytes(1)?.to_vec(), row.bytes(2)?.to_vec()));
+                Ok(())
             };
-            match self.session.stream(&statements, BULK_TIMEOUT, each).await {
-                Err(_) if !goes_on => {}
-                copied => copied?,
-            }
-            found.ok_or_else(|| LogError::Away("the engine has no such volume".to_owned()))
+            self.session.stream(&statements, BULK_TIMEOUT, each).await?;
+            let last = last.ok_or_else(|| LogError::Away("the engine has no such volume".to_owned()))?;
+            Ok(RowsPart { last, rows })
         })
     }
 
@@ -449,20 +555,21 @@ impl Log for EngineLog {
         })
     }
 
-    fn trim(&mut self, after: u64, last: u64) -> Answer<'_, Option<u64>> {
+    fn trim(&mut self, epoch: u64, after: u64, last: u64) -> Answer<'_, Option<u64>> {
         Box::pin(async move {
-            let [volume, after] = [Param::Text(&self.volume), big(after)];
+            let [volume, epoch, after] = [Param::Text(&self.volume), big(epoch), big(after)];
             let part = [
                 volume,
                 after,
                 big(last),
                 Param::Int8(TRIM_ENTRIES),
                 Param::Int8(TRIM_BYTES),
+                epoch,
             ];
             let rows = self.session.long_query(TRIM_PART, &part, BULK_TIMEOUT).await?;
             let last = rows.first().map_or(Ok(None), |row| row.opt_int8(0))?;
             let Some(last) = last else { return Ok(None) };
-            let params = [volume, after, Param::Int8(last)];
+            let params = [volume, after, Param::Int8(last), epoch];
             self.session
                 .guarded(&[], (TRIM, &params[..]), BULK_TIMEOUT)
                 .await?;
@@ -477,14 +584,12 @@ impl Log for EngineLog {
     fn remove(&mut self, epoch: u64) -> Answer<'_, ()> {
         Box::pin(async move {
             let params = [Param::Text(&self.volume), big(epoch)];
-            // The order of the tables is that of a checkpoint. With the opposite order, a removal
-            // and a checkpoint of a newer owner could wait for each other. The first two statements
-            // check the epoch too, so that they lock no rows of a newer owner.
-            let statements = [(DELETE_ALL_ROWS, &params[..]), (DELETE_LOG, &params[..])];
-            self.session
-                .guarded(&statements, (DELETE_VOLUME, &params[..]), BULK_TIMEOUT)
-                .await?;
-            Ok(())
+            if self.session.execute(MARK, &params, COMMIT_TIMEOUT).await? == 0 {
+                return Ok(());
+            }
+            // The guard of a checkpoint in flight affects no row any more. If the checkpoint and a
+            // part of the removal wait for rows of each other, the server refuses one of both.
+            self.remove_marked(epoch).await
         })
     }
 }

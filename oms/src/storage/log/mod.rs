@@ -19,7 +19,8 @@
 //!   only read may exist on one machine only.
 //! - If no result of a statement arrives, its outcome is *unknown*. The writer repeats an append
 //!   until its outcome is known or the volume is closed.
-//! - A decision from several reads either reads them in one transaction (`Log::rows`), or is
+//! - A decision from several reads either reads them in one transaction (each part of `Log::rows`),
+//!   compares chains between them (`cache`, between the parts of a copy), or is
 //!   checked by the statement that carries it out (`Log::append`, `Log::checkpoint`), or is
 //!   confirmed (`Log::confirm`). Two statements may reach two servers, because a fail-over can
 //!   happen between them.
@@ -118,12 +119,13 @@ pub(crate) enum LogError {
     Unknown(String),
 }
 
-/// A row of a volume in the engine's table of rows (`imt_row`).
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct EngineRow<'a> {
-    pub(crate) table: Table,
-    pub(crate) key: &'a [u8],
-    pub(crate) value: &'a [u8],
+/// A part of a volume's rows in the engine's table of rows (`imt_row`).
+#[derive(Clone, Debug)]
+pub(crate) struct RowsPart {
+    /// The head of the last entry that the rows contain. `None` if no checkpoint was made yet.
+    pub(crate) last: Option<EntryHead>,
+    /// The table, key and value of each row, in ascending order of the tables' codes and the keys.
+    pub(crate) rows: Vec<(Table, Vec<u8>, Vec<u8>)>,
 }
 
 /// A future that returns the result of a statement.
@@ -175,7 +177,8 @@ pub(crate) trait Log: Send {
     /// effect if the volume has another epoch.
     fn release(&mut self, epoch: u64) -> Answer<'_, ()>;
 
-    /// Creates the engine's record of a new volume, unless it exists.
+    /// Creates the engine's record of a new volume, unless it exists. Rows and entries that a
+    /// removed volume of the name has left are removed first.
     fn create(&mut self) -> Answer<'_, ()>;
 
     /// Makes `owner` the owner if the volume's epoch is below `until`. The new epoch is higher than
@@ -187,14 +190,11 @@ pub(crate) trait Log: Send {
     /// such entry in the log. May leave out later entries, but is empty only if the log has none.
     fn tail(&mut self, after: u64, last: u64) -> Answer<'_, Vec<Entry>>;
 
-    /// Passes every row of the volume in the engine's table of rows to `take`, until `take` returns
-    /// `false`. Returns the head of the last entry that these rows contain, or `None` if no
-    /// checkpoint was made yet. Rows and head are of one moment and of one server. Fails if the
-    /// volume does not exist.
-    fn rows<'a>(
-        &'a mut self,
-        take: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
-    ) -> Answer<'a, Option<EntryHead>>;
+    /// Returns a bounded part of the volume's rows in the engine's table of rows: the first rows
+    /// after the row `after`, or the first rows of all. The part is empty only if no row is left.
+    /// Rows and head are of one moment and of one server. Two parts may be of two moments. Fails if
+    /// the volume does not exist.
+    fn rows<'a>(&'a mut self, after: Option<(Table, &'a [u8])>) -> Answer<'a, RowsPart>;
 
     /// Writes `words`, the last values of the entries from `from` to `last`, to the engine's rows.
     /// Sets `kept_from` to the number after `last` in the same transaction. Returns `false` and
@@ -205,15 +205,17 @@ pub(crate) trait Log: Send {
 
     /// Removes a bounded part of the entries after the number `after` up to `last`, beginning with
     /// the first, but none after `kept_from - 2`. The entry before `kept_from` stays, because the
-    /// chain of the next entry is computed from it. Returns the number of the last removed entry,
-    /// or `None` if no entry is left to remove.
-    fn trim(&mut self, after: u64, last: u64) -> Answer<'_, Option<u64>>;
+    /// chain of the next entry is computed from it. Removes nothing if the volume has another epoch
+    /// than `epoch`. Returns the number of the last removed entry, or `None` if no entry is left to
+    /// remove.
+    fn trim(&mut self, epoch: u64, after: u64, last: u64) -> Answer<'_, Option<u64>>;
 
     /// Makes the next statement use the next host of the engine's URL, for example because the
     /// current host answered with old rows.
     fn next_host(&mut self);
 
     /// Removes the volume from the engine, with its log and rows. Has no effect if the volume has
-    /// another epoch: a newer owner has taken the volume, or a new volume has its name.
+    /// another epoch: a newer owner has taken the volume, or a new volume has its name. If a
+    /// removal was not completed, the volume counts as missing, and the call can be repeated.
     fn remove(&mut self, epoch: u64) -> Answer<'_, ()>;
 }

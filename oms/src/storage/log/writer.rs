@@ -11,15 +11,17 @@
 //! - A writer appends one entry at a time, and with it the empty entries that confirm this entry.
 //! - After another owner was found, the writer appends nothing more.
 //! - If the engine does not answer, the writer repeats its statements until the engine answers or
-//!   the writer is stopped.
+//!   the writer is stopped. A stop ends an append in flight after `STOP_WAIT`.
 //!
 //! Deliberately absent: SQL statements (`Log`), and rows in the local database (`cache`).
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Notify;
 
 use crate::error::StorageError;
 use crate::runtime::seeded::seeded;
@@ -29,6 +31,10 @@ use crate::storage::log::{Entry, EntryHead, Log, LogError, Position};
 /// Pause after a statement without a result, and before another host is tried. The pause is short,
 /// because a reconnect is fast and may reach the new primary.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// Time that an append in flight still has after the writer was stopped. It is longer than the
+/// timeout of a usual append. The append of a large entry has up to 17 s, and a stop does not wait
+/// that long.
+const STOP_WAIT: Duration = Duration::from_secs(2);
 /// Number of entries that wait for an acknowledgement (an entry, and empty entries after it) from
 /// which a writer that is being stopped gives up. Each further empty entry takes the timeout of an
 /// append and few bytes, so a writer that is not being stopped has no such limit.
@@ -45,6 +51,8 @@ const OLD_ANSWERS_MAX: u32 = 40;
 pub(crate) struct LogStatus {
     away: AtomicBool,
     stopping: AtomicBool,
+    /// Notified when `stopping` becomes `true`.
+    stop_called: Notify,
     ended: AtomicBool,
     acknowledged: AtomicU64,
 }
@@ -78,6 +86,16 @@ impl LogStatus {
     /// Makes the writer return instead of waiting for an engine that does not answer.
     pub(crate) fn stop_waiting(&self) {
         self.stopping.store(true, Ordering::Release);
+        self.stop_called.notify_waiters();
+    }
+
+    /// Returns once the writer is being stopped.
+    async fn stopped(&self) {
+        let mut called = pin!(self.stop_called.notified());
+        called.as_mut().enable();
+        if !self.is_stopping() {
+            called.await;
+        }
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
@@ -120,7 +138,16 @@ pub(crate) async fn settle(
             _ => pending[at - 1].1,
         };
         let behind = (behind.seq > 0).then_some((behind.seq, behind.epoch));
-        let appended = match log.append(&pending[at].0, behind).await {
+        let overdue = async {
+            status.stopped().await;
+            tokio::time::sleep(STOP_WAIT).await;
+        };
+        let answer = tokio::select! {
+            biased;
+            answer = log.append(&pending[at].0, behind) => answer,
+            () = overdue => Err(LogError::Unknown("the volume is being closed".to_owned())),
+        };
+        let appended = match answer {
             Err(LogError::Unknown(_)) if seeded("engine-unknown-is-done") => Ok(true),
             Err(LogError::Unknown(_)) if seeded("engine-looks-only") => Ok(false),
             appended => appended,
@@ -262,6 +289,11 @@ impl LogWriter {
     /// Returns the state that the writer shares with its volume.
     pub(crate) fn status(&self) -> &Arc<LogStatus> {
         &self.status
+    }
+
+    /// Returns the epoch of the owner.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     /// Appends a body as an entry, and returns once the entry is durable. The error `Stale` means

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use super::*;
 use crate::storage::log::body::CHAIN_BYTES;
-use crate::storage::log::{Answer, EngineRow, Head, LastWords};
+use crate::storage::log::{Answer, Head, LastWords, RowsPart};
 use crate::storage::write_batch::{Row, Table};
 
 const EPOCH: u64 = 5;
@@ -20,6 +20,8 @@ enum Server {
     Appends,
     /// A server that appends the new entry, and answers too late.
     Late,
+    /// A server that does not answer. Its client waits without a limit.
+    Silent,
 }
 
 /// A log with one answer for each attempt to append.
@@ -40,6 +42,9 @@ impl Log for Scripted {
         if matches!(self.now, Server::Late) {
             self.late.push(entry.clone());
             return Box::pin(async { Err(LogError::Unknown("too late".to_owned())) });
+        }
+        if matches!(self.now, Server::Silent) {
+            return Box::pin(std::future::pending());
         }
         let appends = matches!(self.now, Server::Appends);
         Box::pin(async move { Ok(appends) })
@@ -92,10 +97,7 @@ impl Log for Scripted {
         panic!("the writer does not call this")
     }
 
-    fn rows<'a>(
-        &'a mut self,
-        _: &'a mut (dyn FnMut(EngineRow<'_>) -> bool + Send),
-    ) -> Answer<'a, Option<EntryHead>> {
+    fn rows<'a>(&'a mut self, _: Option<(Table, &'a [u8])>) -> Answer<'a, RowsPart> {
         panic!("the writer does not call this")
     }
 
@@ -103,7 +105,7 @@ impl Log for Scripted {
         panic!("the writer does not call this")
     }
 
-    fn trim(&mut self, _: u64, _: u64) -> Answer<'_, Option<u64>> {
+    fn trim(&mut self, _: u64, _: u64, _: u64) -> Answer<'_, Option<u64>> {
         panic!("the writer does not call this")
     }
 
@@ -184,6 +186,31 @@ async fn a_log_that_answers_late_many_times_acknowledges_the_entry_at_last() {
             settled => assert_eq!((settled, is_stopping), (Settled::Abandoned, true)),
         }
     }
+}
+
+/// The append of a large entry may take many seconds.
+#[tokio::test(start_paused = true)]
+async fn a_stop_does_not_wait_for_the_end_of_an_append() {
+    let before = Position {
+        seq: 1,
+        epoch: EPOCH,
+        ..Position::default()
+    };
+    let mut log = Scripted {
+        servers: vec![Server::Silent].into(),
+        late: Vec::new(),
+        now: Server::Appends,
+        changes_of_host: 0,
+    };
+    let status = LogStatus::default();
+    let entry = BodyWriter::with_capacity(0).seal(&before, EPOCH);
+    let mut settling = pin!(settle(&mut log, before, entry, &status));
+    let short = Duration::from_secs(60);
+    let running = tokio::time::timeout(short, &mut settling).await;
+    assert!(running.is_err(), "{running:?}");
+    status.stop_waiting();
+    let stopped = tokio::time::timeout(short, settling).await;
+    assert_eq!(stopped, Ok(Settled::Abandoned));
 }
 
 /// The head of an entry has a fixed size, and still distinguishes the entry from every other one
