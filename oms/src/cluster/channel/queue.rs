@@ -2,9 +2,9 @@
 //! written share the next frame, until that frame is full.
 //!
 //! Messages are encoded into their frame at once, so a waiting message needs no memory besides its
-//! bytes. The first message of a frame waits for the tasks that are ready to run, as long as they add
-//! further messages. No timer delays a message. The queue is bounded in bytes. While it is full, it refuses
-//! further messages.
+//! bytes. The first message of a frame waits for the tasks that are ready to run, as long as they
+//! add further messages. No timer delays a message. The queue is bounded in bytes. While it is
+//! full, it refuses further messages.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
