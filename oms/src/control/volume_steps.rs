@@ -169,8 +169,8 @@ impl Steps {
         self.under_way.contains_key(volume)
     }
 
-    /// Returns `true` if a step under way may have the local copy of the volume open. A departure of
-    /// a volume that is closed has not.
+    /// Returns `true` if a step under way may have the local copy of the volume open. A departure
+    /// of a closed volume has not.
     pub(super) fn need_copy(&self, volume: &NodeName) -> bool {
         let step = self.under_way.get(volume);
         step.is_some_and(|step| step.kind != Kind::Departing || step.storage.get().is_some())

@@ -113,8 +113,8 @@ mod tests {
 
     use super::*;
 
-    /// Calls `gather` beside a task that makes progress in this number of rounds. Returns the number
-    /// of rounds of the call.
+    /// Calls `gather` beside a task that makes progress in this number of rounds. Returns the
+    /// number of rounds of the call.
     async fn rounds_of_gather(rounds_with_progress: usize) -> usize {
         let (rounds, progress) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let (counted, made) = (Arc::clone(&rounds), Arc::clone(&progress));
