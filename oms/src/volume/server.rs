@@ -319,11 +319,16 @@ impl VolumeServer {
     /// Returns `true` if slots are sealed for a migration that has ended in `cluster_state`, so
     /// that `undo` must remove the seals.
     pub(crate) fn has_outdated_seals(&self, cluster_state: &ClusterState) -> bool {
+        self.outdated_seals(cluster_state).is_some()
+    }
+
+    /// Returns the id of the ended migration for which slots are sealed.
+    fn outdated_seals(&self, cluster_state: &ClusterState) -> Option<u64> {
         let under_way = cluster_state.moving.as_ref().map(|moving| moving.id);
         // A cluster state that is older than the seal may not contain the migration yet, so such a
         // state does not undo the seal.
         let sealed_for = self.app.state().slots.sealed_for();
-        sealed_for.is_some_and(|id| id <= cluster_state.version && Some(id) != under_way)
+        sealed_for.filter(|id| *id <= cluster_state.version && Some(*id) != under_way)
     }
 
     /// Returns the progress of the copy to this volume.
@@ -416,19 +421,20 @@ impl VolumeServer {
         if is_under_way(authority, request.id).await? {
             return Ok(());
         }
-        self.unseal().await?;
+        self.unseal(request.id).await?;
         Err(MigrationError::Over)
     }
 
-    /// Removes all seals, unless this server is stopping. The slots stay in this volume.
-    pub(crate) async fn unseal(&self) -> Result<(), StorageError> {
+    /// Removes all seals if they are those of the migration with this id, unless this server is
+    /// stopping. The slots stay in this volume.
+    async fn unseal(&self, id: u64) -> Result<(), StorageError> {
         let state = self.app.state();
         let permit = state.storage.permit().await?;
         // The volume may be being closed. Then its next server decides about the seals by the
         // cluster's state.
         let ticket = {
             let _stock = state.stock();
-            if *self.stop.borrow() {
+            if *self.stop.borrow() || state.slots.sealed_for() != Some(id) {
                 return Ok(());
             }
             let mut batch = WriteBatch::default();
@@ -444,12 +450,18 @@ impl VolumeServer {
         ticket.durable().await?;
         {
             let _stock = state.stock();
-            if *self.stop.borrow() {
+            // A concurrent call may have removed the seals during the commit, and the next
+            // migration may have sealed slots since.
+            let is_other = state.slots.sealed_for() != Some(id);
+            if *self.stop.borrow() || (is_other && !seeded("unsealed-early") && !seeded("seals-mixed")) {
                 return Ok(());
             }
             state.slots.unseal();
         }
-        if self.incoming.lock().await.is_none()
+        let has_incoming = self.incoming.lock().await.is_some();
+        let _stock = state.stock();
+        if !has_incoming
+            && !state.slots.some_sealed()
             && self.cleaning().as_ref().is_none_or(JoinHandle::is_finished)
         {
             self.is_clean.store(true, Ordering::Release);
@@ -475,8 +487,8 @@ impl VolumeServer {
             self.app.state().outbox().unpark();
             self.start_cleanup(StaleRows::NeverActive);
         }
-        if self.has_outdated_seals(cluster_state) {
-            self.unseal().await?;
+        if let Some(id) = self.outdated_seals(cluster_state) {
+            self.unseal(id).await?;
             tracing::info!(volume = %self.volume, "migration undone; its slots are unsealed");
         }
         Ok(())

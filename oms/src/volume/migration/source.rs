@@ -377,14 +377,16 @@ pub(crate) async fn enter_orders(state: &VolumeState, request: &ExportRequest) -
 
 /// Seals slots for a migration. When this function returns `true`, all commits before the seal are
 /// durable and visible to the change feed. Returns `false` and seals nothing if an order in these
-/// slots has borrowed units without a reservation at the store's owner (see `enter_orders`).
+/// slots has borrowed units without a reservation at the store's owner (see `enter_orders`), or
+/// while slots are sealed for another migration. The end of that migration removes all seals.
 pub(crate) async fn seal(state: &VolumeState, request: &ExportRequest) -> Result<bool, StorageError> {
     let asked = SlotSet::of(&request.slots, state.slots.ring().slots());
     let goes = |order: &OrderId| asked.has(state.slots.slot_of_order(order));
     let permit = state.storage.permit().await?;
     let ticket = {
         let _stock = state.stock();
-        if state.allotments().any_unsettled(goes) {
+        let is_other = |id| id != request.id && !seeded("seals-mixed");
+        if state.slots.sealed_for().is_some_and(is_other) || state.allotments().any_unsettled(goes) {
             return Ok(false);
         }
         if !seeded("no-seal") {
