@@ -21,6 +21,8 @@ use crate::simulation::warehouse::WarehouseModel;
 use crate::simulation::world::{Node, World};
 use crate::simulation::{NAMES, faults, in_virtual_time, invariants};
 use crate::storage::volume::Volume;
+use crate::volume::migration::source::ExportRequest;
+use crate::volume::server::MigrationError;
 
 /// Longest wait for an expected event in virtual time, after which a test fails.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -406,6 +408,41 @@ fn a_release_and_a_removal_are_repeated() {
         .await;
         assert_eq!(bob.failing_releases.load(Ordering::Relaxed), 0);
         until("bob has left", || shop.world.running("bob").is_none()).await;
+        shop.world.end();
+    });
+}
+
+/// Both migrations have ended, so the end of each request removes the seals again.
+#[test]
+fn a_seal_is_refused_while_slots_are_sealed_for_another_migration() {
+    in_virtual_time(async {
+        let shop = Shop::new();
+        shop.start("ada", 1).await;
+        let cluster = shop.cluster("ada");
+        let server = Arc::clone(&cluster.topology().servers[&volume("ada")]);
+        let request = |id| ExportRequest {
+            id,
+            to: volume("bob"),
+            slots: vec![(0, 99)],
+            page: 0,
+            seal: true,
+        };
+        let (sealing, authority, first) = (Arc::clone(&server), Arc::clone(&cluster.authority), request(1));
+        let former = tokio::spawn(async move { sealing.seal(&authority, &first).await });
+        let slots = &server.app.state().slots;
+        while slots.sealed_for() != Some(1) {
+            assert!(!former.is_finished(), "the slots were never sealed");
+            tokio::task::yield_now().await;
+        }
+        let next = server.seal(&cluster.authority, &request(2)).await;
+        assert!(
+            matches!(next, Err(MigrationError::Storage(StorageError::Busy))),
+            "{next:?}"
+        );
+        assert!(matches!(former.await.unwrap(), Err(MigrationError::Over)));
+        let next = server.seal(&cluster.authority, &request(2)).await;
+        assert!(matches!(next, Err(MigrationError::Over)), "{next:?}");
+        assert_eq!(slots.sealed_for(), None);
         shop.world.end();
     });
 }
