@@ -404,9 +404,10 @@ impl VolumeServer {
         source::enter_orders(state, request).await?;
         let was_clean = self.is_clean.swap(false, Ordering::AcqRel);
         let sealed = source::seal(state, request).await;
-        if !matches!(sealed, Ok(true)) && !state.slots.some_sealed() {
-            // Nothing was sealed, so no later `unseal` would restore `is_clean`.
-            self.is_clean.store(was_clean, Ordering::Release);
+        if was_clean && !matches!(sealed, Ok(true)) && !state.slots.some_sealed() {
+            // Nothing was sealed, so no later `unseal` would restore `is_clean`. If it was `false`,
+            // a concurrent `unseal` may have set it since.
+            self.is_clean.store(true, Ordering::Release);
         }
         if !sealed? {
             return Err(StorageError::Busy.into());
@@ -425,18 +426,21 @@ impl VolumeServer {
         Err(MigrationError::Over)
     }
 
-    /// Removes all seals if they are those of the migration with this id, unless this server is
-    /// stopping. The slots stay in this volume.
+    /// Removes all seals, unless slots are sealed for another migration than the one with this id,
+    /// or this server is stopping. The slots stay in this volume.
     async fn unseal(&self, id: u64) -> Result<(), StorageError> {
         let state = self.app.state();
+        let is_other = || state.slots.sealed_for().is_some_and(|known| known != id);
         let permit = state.storage.permit().await?;
         // The volume may be being closed. Then its next server decides about the seals by the
         // cluster's state.
         let ticket = {
             let _stock = state.stock();
-            if *self.stop.borrow() || state.slots.sealed_for() != Some(id) {
+            if *self.stop.borrow() || is_other() {
                 return Ok(());
             }
+            // Another call may have removed the seals in memory after a repeated seal was queued.
+            // So the stored ownership is written even if no slot is sealed.
             let mut batch = WriteBatch::default();
             batch.remove(Table::Meta, CLEANUP);
             batch.set_ownership(state.slots.record_without_seals());
@@ -450,10 +454,9 @@ impl VolumeServer {
         ticket.durable().await?;
         {
             let _stock = state.stock();
-            // A concurrent call may have removed the seals during the commit, and the next
-            // migration may have sealed slots since.
-            let is_other = state.slots.sealed_for() != Some(id);
-            if *self.stop.borrow() || (is_other && !seeded("unsealed-early") && !seeded("seals-mixed")) {
+            // Another call may have removed the seals during the commit, and the next migration may
+            // have sealed slots since.
+            if *self.stop.borrow() || (is_other() && !seeded("seals-mixed")) {
                 return Ok(());
             }
             state.slots.unseal();
