@@ -70,7 +70,7 @@ pub(super) struct Departure {
     pub(super) failures: u32,
     /// Time before which no further attempt is made.
     pub(super) due: Instant,
-    /// The begin of the departure.
+    /// Time at which the departure began.
     pub(super) begun: Instant,
 }
 
