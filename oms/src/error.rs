@@ -229,7 +229,10 @@ pub enum NodeError {
     },
     /// The node was not admitted: it did not serve its own volume in time. For example, no
     /// coordinator has assigned the volume to it.
-    #[error("the node {name} was not admitted by the nodes that run on this data folder; see their logs")]
+    #[error(
+        "the node {name} did not serve its own volume in time; see its log and those of the other nodes, for \
+         example for `volume not opened`"
+    )]
     NotAdmitted {
         /// Name of the node.
         name: String,

@@ -255,8 +255,10 @@ fn parse(text: &str, outside: &Outside<'_>) -> Result<EngineUrl, InvalidEngineUr
         host.encryption = encryption_of(&query, host.is_local())?;
         parsed.hosts.push(host);
     }
-    let password = password.or_else(|| (outside.variable)("PGPASSWORD"));
-    let passfile = query.passfile.or_else(|| (outside.variable)("PGPASSFILE"));
+    // PostgreSQL's own clients also ignore a variable that is set and empty.
+    let variable = |name| (outside.variable)(name).filter(|text| !text.is_empty());
+    let password = password.or_else(|| variable("PGPASSWORD"));
+    let passfile = query.passfile.or_else(|| variable("PGPASSFILE"));
     let lines = match (&password, &passfile) {
         (None, Some(path)) => match (outside.read_file)(Path::new(path)) {
             Ok(lines) => lines,
@@ -452,5 +454,10 @@ mod tests {
         };
         assert_eq!(passwords(&outside, url), ["of-environment"; 2]);
         assert_eq!(passwords(&outside, "postgres://ann:url@db1/shop"), ["url"]);
+        let outside = Outside {
+            variable: &|_| Some(String::new()),
+            read_file: &file,
+        };
+        assert_eq!(passwords(&outside, url), ["other", "second"]);
     }
 }

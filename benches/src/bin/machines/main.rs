@@ -9,7 +9,7 @@
 //! | part | measured |
 //! | --- | --- |
 //! | `rate` | orders a second of 1 and 4 nodes, on a data folder and on the engine |
-//! | `life` | processor time of the primary for an order life, with a checkpoint of the log |
+//! | `life` | processor time and write-ahead log of the primary for an order life, with a checkpoint |
 //! | `kills` | time from the kill of a node (or of the coordinator) until its volume is served |
 //! | `pauses` | longest time without an acknowledged order, if a node pauses for 1 s or 4 s |
 //! | `primary` | times from a kill of the primary to a promotion, then to an order of each volume |
@@ -355,7 +355,7 @@ impl<'a> Bench<'a> {
         std::thread::sleep(Duration::from_secs(5));
         let idle = (trio.processor_seconds(&["primary"])? - idle) / 5.0;
         let (begun, before) = (Instant::now(), trio.processor_seconds(&["primary"])?);
-        let entries = entries(&trio)?;
+        let (entries, wal) = (entries(&trio)?, wal_bytes(&trio)?);
         let load = |ask| Load {
             address: nodes[0].address,
             owners: None,
@@ -382,6 +382,7 @@ impl<'a> Bench<'a> {
         std::thread::sleep(CHECKPOINT_WITHIN);
         let kept_from = trio.ask("SELECT kept_from FROM imt_volume")?;
         let used = trio.processor_seconds(&["primary"])? - before;
+        let wal = wal_bytes(&trio)? - wal;
         let lives = paid.ok.max(1) as f64;
         let beats = idle * begun.elapsed().as_secs_f64();
         println!("| | |\n| --- | ---: |");
@@ -398,6 +399,10 @@ impl<'a> Bench<'a> {
         println!(
             "| of that, beats and looks of an idle node | {:.0} us |",
             beats / lives * 1e6
+        );
+        println!(
+            "| write-ahead log a life, checkpoint and beats included | {:.0} bytes |",
+            wal as f64 / lives
         );
         Ok(())
     }
@@ -457,6 +462,11 @@ fn epochs(trio: &Trio) -> Outcome<String> {
 
 fn entries(trio: &Trio) -> Outcome<u64> {
     Ok(trio.ask("SELECT coalesce(max(seq), 0) FROM imt_log")?.parse()?)
+}
+
+/// Returns the number of bytes that the primary has written to its write-ahead log so far.
+fn wal_bytes(trio: &Trio) -> Outcome<u64> {
+    Ok(trio.ask("SELECT pg_current_wal_lsn() - '0/0'")?.parse()?)
 }
 
 /// Returns the number of acknowledged orders that cannot be read at the node at `address`. Each
