@@ -28,6 +28,7 @@ mod engine_faults;
 mod foreign_files;
 mod histories;
 mod leaving;
+mod lent_units;
 mod live_view;
 mod nodes;
 mod orders;

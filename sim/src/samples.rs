@@ -30,6 +30,7 @@ pub const ORDERS: &str = "orders.json";
 const SHAPE: StockShape = StockShape {
     products: 40,
     stores: 20,
+    units: 15,
 };
 const ORDER_COUNT: u64 = 10;
 

@@ -168,7 +168,7 @@ impl RandomEvents {
 pub struct WarehousePlan {
     /// Behaviour of the warehouse outside of the times of `faults`.
     pub profile: Profile,
-    /// Numbers of products and stores of a new ledger of the warehouse.
+    /// Numbers of products, stores and units of a new ledger of the warehouse.
     pub shape: StockShape,
     /// `true` if the warehouse puts sold units back into its stock.
     pub restock: bool,

@@ -66,7 +66,7 @@ fn every_key_of_a_scenario_is_read() {
          [customers]\nstats_parts = 3\norder_parts = 4\nproducts = 50\nzipf = 1.5\nbasket = [1, 5]\n\
          units = 7\nnever_paid = 0.1\npaid_twice = 0.2\npaid_late = 0.3\nlate_by = '40s'\n\
          paid_before = 0.4\ncancelled = 0.5\n\
-         [warehouse]\nprofile = 'fast'\nproducts = 60\nstores = 3\nrestock = false\n\
+         [warehouse]\nprofile = 'fast'\nproducts = 60\nstores = 3\nunits = 900\nrestock = false\n\
          snapshot_every = '2s'\nstat_file_every = '3s'\n\
          [[fault]]\nat = '4s'\nfor = '1s'\nprofile = 'brownout'\n\
          [[fault]]\nat = '2s'\nfor = '1s'\nprofile = 'blackout'\n\
@@ -101,6 +101,7 @@ fn every_key_of_a_scenario_is_read() {
         "by their beginnings"
     );
     assert_eq!(scenario.warehouse.shape.cells(), 180);
+    assert_eq!(scenario.warehouse.shape.units, 900);
     let actions: Vec<NodeAction> = scenario.node_events(1).iter().map(|e| e.action).collect();
     assert_eq!(actions, [NodeAction::Join, NodeAction::Kill]);
 }
@@ -153,6 +154,13 @@ fn faults_name_their_line_and_field() {
         6,
         "warehouse: products x stores",
     );
+    for units in ["0", "65536"] {
+        check(
+            &tail(&format!("[warehouse]\nunits = {units}\n")),
+            6,
+            "warehouse: units must be from 1 to 65535",
+        );
+    }
     check(
         &tail("[warehouse]\nsnapshot_every = '0s'\n"),
         7,

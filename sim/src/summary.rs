@@ -136,6 +136,10 @@ pub struct Summary {
     /// Nodes that run at the end and were not started by the run, in the cluster of the node that
     /// the run started. Empty if the run started no node, or if the nodes cannot be listed.
     pub still_up: Vec<RunningNode>,
+    /// Number of orders that took units that one node lends to another. The run sums up the
+    /// counters of its nodes at its end, and before each event that ends a node. So the orders of a
+    /// node's last moments are missing. `None` if the run started no node.
+    pub orders_from_borrowed_units: Option<u64>,
     /// Totals of the order management and the warehouse, including earlier runs.
     pub data_folder: FolderTotals,
     /// Report of the audit; `None` if the audit could not be done.
@@ -154,7 +158,8 @@ pub struct Summary {
 
 impl Summary {
     /// Builds the summary from the results of a run. If the audit failed, `audit` is `Err` with the
-    /// text of its error. The fields `node_events` and `still_up` stay empty.
+    /// text of its error. The fields `node_events`, `still_up` and `orders_from_borrowed_units`
+    /// stay empty.
     pub fn new(
         identity: RunIdentity,
         front: &FrontReport,
@@ -200,6 +205,7 @@ impl Summary {
             nodes: cluster.nodes.clone(),
             node_events: Vec::new(),
             still_up: Vec::new(),
+            orders_from_borrowed_units: None,
             data_folder: FolderTotals {
                 orders: cluster.orders_total.clone(),
                 stock_snapshots: cluster.stock_snapshots,
@@ -308,6 +314,10 @@ impl Summary {
                 false => "their requests were dropped",
             };
             line(f, "not paid", &format!("{count}, because {reason}"))?;
+        }
+        if let Some(count) = self.orders_from_borrowed_units.filter(|count| *count > 0) {
+            let text = format!("{} took units of another node's stores", plural(count, "order"));
+            line(f, "borrowed", &text)?;
         }
         let totals = &self.data_folder;
         wrapped(

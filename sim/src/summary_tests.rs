@@ -307,3 +307,29 @@ fn node_events_and_running_nodes_are_shown_and_kept_in_json() {
     assert_eq!(json["node_events"][0]["times_ms"][0], 230.0);
     assert_eq!(json["still_up"][0]["stop"], "imt node stop w");
 }
+
+#[test]
+fn orders_that_took_lent_units_have_a_row_if_there_are_any() {
+    for (count, row) in [
+        (None, None),
+        (Some(0), None),
+        (
+            Some(1),
+            Some("\n  borrowed   1 order took units of another node's stores\n"),
+        ),
+        (
+            Some(1_271),
+            Some("\n  borrowed   1,271 orders took units of another node's stores\n"),
+        ),
+    ] {
+        let summary = Summary {
+            orders_from_borrowed_units: count,
+            ..summary(&front(), Ok(audit(vec![])), false)
+        };
+        let table = summary.to_string();
+        match row {
+            Some(row) => assert!(table.contains(row), "{table}"),
+            None => assert!(!table.contains("borrowed"), "{table}"),
+        }
+    }
+}

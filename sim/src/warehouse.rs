@@ -47,7 +47,7 @@ mod stream;
 pub use behaviour::{Behaviour, CallBehaviour, Delay, Fault, Profile, SnapshotFault};
 use books::{Books, Entry, LEDGER_VERSION, OrderCounts};
 use ledger::{Ledger, Ticket};
-pub use stock::{Stock, StockCsv, StockShape};
+pub use stock::{Stock, StockCsv, StockShape, UNITS_MAX};
 
 /// Settings of a warehouse. `Default` gives the settings of the warehouse of the original system,
 /// from which this project grew.
@@ -62,7 +62,8 @@ pub struct WarehouseConfig {
     /// Seed of all random choices. An existing ledger keeps the stock of the seed with which it
     /// began.
     pub seed: u64,
-    /// Numbers of products and stores of a new ledger. An existing ledger keeps its own numbers.
+    /// Numbers of products, stores and units of a new ledger. An existing ledger keeps its own
+    /// numbers.
     pub shape: StockShape,
     /// Time from one stock snapshot to the next.
     pub snapshot_every: Duration,
@@ -101,11 +102,8 @@ impl WarehouseConfig {
                 problem: problem.to_owned(),
             })
         };
-        if self.shape.products == 0 || self.shape.stores == 0 || self.shape.cells() > 100_000_000 {
-            return wrong(
-                "shape",
-                "must be at least 1 product and 1 store, and at most 100,000,000 quantities",
-            );
+        if let Some(problem) = self.shape.fault() {
+            return wrong("shape", &problem);
         }
         if self.snapshot_every.is_zero() {
             return wrong("snapshot_every", "must be above 0");
@@ -226,6 +224,7 @@ impl Shared {
             seed: inside.books.seed(),
             products: shape.products,
             stores: shape.stores,
+            units: shape.units,
         }
     }
 }
@@ -266,6 +265,7 @@ impl Warehouse {
             base: unix_ms(),
             products: config.shape.products,
             stores: config.shape.stores,
+            units: config.shape.units,
         };
         let path = folder.join("ledger.jsonl");
         let (ledger, books) = tokio::task::spawn_blocking(move || Ledger::open(&path, &begin))
@@ -277,6 +277,7 @@ impl Warehouse {
                 seed = books.seed(),
                 products = shape.products,
                 stores = shape.stores,
+                units = shape.units,
                 "stock continued from the ledger of this data folder"
             );
         }

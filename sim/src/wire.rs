@@ -399,6 +399,11 @@ pub struct WarehouseSummary {
     /// Number of stores of the warehouse.
     #[serde(default)]
     pub stores: u32,
+    /// Maximum number of units of a product in a store ([`StockShape::units`]).
+    ///
+    /// [`StockShape::units`]: crate::warehouse::StockShape::units
+    #[serde(default = "crate::warehouse::stock::units_usual")]
+    pub units: u32,
 }
 
 impl WarehouseSummary {

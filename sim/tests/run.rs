@@ -46,6 +46,7 @@ fn quick(data: &Path, oms: std::net::SocketAddr) -> WarehouseConfig {
         shape: StockShape {
             products: 1000,
             stores: 20,
+            units: 15,
         },
         snapshot_every: Duration::from_millis(300),
         stat_file_every: Duration::from_millis(400),

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 const SHAPE: StockShape = StockShape {
     products: 20,
     stores: 5,
+    units: 15,
 };
 
 struct Caller {

@@ -9,7 +9,7 @@
 //!   with a killed node.
 //! - The seed determines the events and their order.
 
-use super::sim::load::LoadArgs;
+use super::sim::load::{LoadArgs, StockArgs};
 use super::sim::{self, ShopPlan};
 use crate::args;
 use crate::error::CliError;
@@ -47,6 +47,8 @@ pub(crate) struct ChaosArgs {
     // after them.
     #[command(flatten)]
     load: LoadArgs,
+    #[command(flatten)]
+    stock: StockArgs,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -78,6 +80,7 @@ impl Harm {
 /// Runs the shop while random events happen to its nodes.
 pub(super) async fn run(args: ChaosArgs, output: OutputFormat) -> Result<ExitCode, CliError> {
     let mut scenario = args.load.scenario("chaos")?;
+    scenario.warehouse.shape = args.stock.shape();
     scenario.nodes = args.nodes;
     scenario.random_events = sim::random_events(args.every, args.harm.actions());
     let plan = ShopPlan {

@@ -14,7 +14,7 @@ use imt_sim::compare::Comparison;
 use imt_sim::scenario::{NodeAction, RandomEvents, Scenario};
 use imt_sim::warehouse::{Profile, WarehouseControl};
 use imt_sim::{Endpoint, RunFolder, Warehouse, WarehouseConfig, samples};
-use load::{LoadArgs, ScenarioArgs};
+use load::{LoadArgs, ScenarioArgs, StockArgs};
 use run::{OwnNode, Session};
 use serde_json::json;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -68,7 +68,9 @@ Examples:
 Examples:
   imt sim chaos --rate 500 --duration 1m --data /tmp/chaos
   imt sim chaos --nodes 7 --every 3s --harm graceful --data /tmp/chaos
+  imt sim chaos --units 50000 --zipf 2 --basket 1 --orders 100% --rate 400
 
+With plenty of units (--units) and popular products (--zipf), nodes lend each other units.
 Exit codes as of `imt sim run`.")]
     Chaos(Box<super::chaos::ChaosArgs>),
     /// Run the shop front alone against a running node and warehouse, then audit them.
@@ -210,6 +212,8 @@ pub(crate) struct WarehouseArgs {
     /// Behaviour, such as original, fast or brownout.
     #[arg(long, default_value = "original", value_name = "PROFILE")]
     profile: Profile,
+    #[command(flatten)]
+    stock: StockArgs,
 }
 
 #[derive(clap::Args)]
@@ -509,6 +513,7 @@ async fn warehouse(args: WarehouseArgs) -> Result<ExitCode, CliError> {
         oms: args.oms,
         data: args.data,
         seed: args.seed,
+        shape: args.stock.shape(),
         behaviour: args.profile.behaviour(),
         ..WarehouseConfig::default()
     })

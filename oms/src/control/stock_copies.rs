@@ -340,4 +340,29 @@ mod tests {
         let empty = assemble(Vec::new(), &[1], &[]).unwrap();
         assert_eq!(first_below(&empty, &demand(1), None), None);
     }
+
+    #[test]
+    fn the_quantities_of_a_refused_reservation_correct_the_copy_of_their_volume_only() {
+        let copies = StockCopies::default();
+        let names = ["ada", "bob"].map(|name| NodeName::new(name).unwrap());
+        for name in &names {
+            let copy = StockCopy::new();
+            copy.content().matrix = assemble(vec![3, 7], &[10, 20], &[5, 9, 5, 9]).unwrap();
+            copies.copies().insert(name.clone(), copy);
+        }
+        let cells = [Cell { at: 20, available: 1 }, Cell { at: 99, available: 0 }];
+        copies.correct(&names[0], 3, &cells);
+        let unknown = NodeName::new("cyd").unwrap();
+        copies.correct(&unknown, 3, &cells);
+        let found = |name: &NodeName, id, quantity| {
+            let known = copies.copies();
+            let content = known[name].content();
+            content.matrix.first_store(&[Line { id, quantity }])
+        };
+        assert_eq!(found(&names[0], 20, 1), Some(3));
+        assert_eq!(found(&names[0], 20, 2), Some(7), "store 3 has one unit only");
+        assert_eq!(found(&names[0], 10, 5), Some(3), "another product");
+        assert_eq!(found(&names[1], 20, 5), Some(3), "another volume");
+        assert_eq!(copies.copies().len(), 2);
+    }
 }

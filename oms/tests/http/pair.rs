@@ -105,12 +105,20 @@ pub(crate) fn named(name: &str, data: &Path, warehouse: &Warehouse) -> NodeConfi
 
 impl Pair {
     pub(crate) async fn start() -> Pair {
+        Pair::start_with(|_| ()).await
+    }
+
+    /// Starts two nodes after `change` has changed the configuration of each.
+    pub(crate) async fn start_with(change: impl Fn(&mut NodeConfig)) -> Pair {
         let data = tempfile::tempdir().unwrap();
         let warehouse = Warehouse::start().await;
-        let alpha_node = Node::start(named("alpha", data.path(), &warehouse))
-            .await
-            .unwrap();
-        let beta_config = named("beta", data.path(), &warehouse);
+        let of_node = |name| {
+            let mut config = named(name, data.path(), &warehouse);
+            change(&mut config);
+            config
+        };
+        let alpha_node = Node::start(of_node("alpha")).await.unwrap();
+        let beta_config = of_node("beta");
         let started = tokio::task::spawn_blocking(|| Pausable::start(beta_config));
         let beta_node = started.await.unwrap();
         let alpha = Shop::at(alpha_node.address());

@@ -25,6 +25,7 @@ fn there(product: u32, store: u32) -> u32 {
     let shape = StockShape {
         products: 50,
         stores: 5,
+        units: 15,
     };
     Stock::first_day(SEED, shape).get(product, store).unwrap()
 }

@@ -13,6 +13,7 @@ fn products() -> [Product; 2] {
     let shape = StockShape {
         products: 50,
         stores: 5,
+        units: 15,
     };
     let stock = Stock::first_day(SEED, shape);
     let mut there = (1..=50).filter(|p| stock.get(*p, STORE).unwrap() >= 8);
@@ -110,6 +111,7 @@ fn sound() -> (Vec<RecordedOrder>, Evidence) {
             seed: SEED,
             products: 50,
             stores: 5,
+            units: 15,
             delivered: 2,
             ..WarehouseSummary::default()
         },
@@ -169,6 +171,7 @@ fn a_delivery_beyond_what_was_there_is_found_and_goods_that_came_count() {
         StockShape {
             products: 50,
             stores: 5,
+            units: 15,
         },
     )
     .get(first, STORE)
@@ -227,6 +230,7 @@ fn more_reserved_than_there_is_found() {
         StockShape {
             products: 50,
             stores: 5,
+            units: 15,
         },
     )
     .get(first, STORE)

@@ -18,6 +18,7 @@ pub(super) fn first_day(evidence: &Evidence) -> Stock {
     let shape = StockShape {
         products: evidence.warehouse.products,
         stores: evidence.warehouse.stores,
+        units: evidence.warehouse.units,
     };
     Stock::first_day(evidence.warehouse.seed, shape)
 }

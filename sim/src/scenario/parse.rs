@@ -80,6 +80,7 @@ struct WarehouseTable {
     profile: Option<Spanned<String>>,
     products: Option<u32>,
     stores: Option<u32>,
+    units: Option<u32>,
     restock: Option<bool>,
     snapshot_every: Option<Spanned<String>>,
     stat_file_every: Option<Spanned<String>>,
@@ -235,9 +236,9 @@ impl Reader<'_> {
             plan.shape = StockShape {
                 products: table.products.unwrap_or(plan.shape.products),
                 stores: table.stores.unwrap_or(plan.shape.stores),
+                units: table.units.unwrap_or(plan.shape.units),
             };
-            if plan.shape.cells() == 0 || plan.shape.cells() > 100_000_000 {
-                let problem = "products x stores must be from 1 to 100,000,000";
+            if let Some(problem) = plan.shape.fault() {
                 return Err(self.fault(spanned, "warehouse", problem));
             }
             plan.restock = table.restock.unwrap_or(plan.restock);

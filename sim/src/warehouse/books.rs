@@ -17,7 +17,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::stock::{QUANTITY_MAX, Stock, StockShape};
+use super::stock::{self, Stock, StockShape};
 use crate::seed::{Dice, Purpose};
 use crate::summary::plural;
 use crate::wire::{Delivery, Product, Refusal, Restock, WarehouseOrder};
@@ -39,6 +39,9 @@ pub(crate) enum Entry {
         base: u64,
         products: u32,
         stores: u32,
+        /// See [`StockShape::units`]. Ledgers of earlier versions do not have this number.
+        #[serde(default = "stock::units_usual")]
+        units: u32,
     },
     /// The warehouse accepted the announcement of an order.
     Announced {
@@ -149,6 +152,7 @@ impl Books {
             base,
             products,
             stores,
+            units,
         } = *entry
         else {
             return Err("the first line must be the ledger's beginning".into());
@@ -158,10 +162,18 @@ impl Books {
                 "this ledger has version {version}, this program knows {LEDGER_VERSION}"
             ));
         }
+        let shape = StockShape {
+            products,
+            stores,
+            units,
+        };
+        if let Some(problem) = shape.fault() {
+            return Err(problem);
+        }
         Ok(Self {
             seed,
             base,
-            stock: Stock::first_day(seed, StockShape { products, stores }),
+            stock: Stock::first_day(seed, shape),
             announced: 0,
             orders: HashMap::new(),
             deliveries: Vec::new(),
@@ -348,15 +360,16 @@ impl Books {
 
     /// Returns an entry that raises some of the quantities from which units were sold. Each of
     /// these quantities is chosen with probability one half, and raised to a random quantity from 1
-    /// to [`QUANTITY_MAX`] if the present quantity is lower. So stores do not run empty in a long
-    /// run. Returns `None` if no quantity is raised.
+    /// to [`StockShape::units`] if the present quantity is lower. So stores do not run empty in a
+    /// long run. Returns `None` if no quantity is raised.
     pub(crate) fn restock(&self, seed: u64) -> Option<Entry> {
+        let units_max = self.stock.shape().units;
         let mut dice = Dice::numbered(seed, Purpose::Restock, self.restockings);
         let units: Vec<_> = self
             .sold
             .iter()
             .filter_map(|&(product, store)| {
-                let fresh = dice.between(1, QUANTITY_MAX);
+                let fresh = dice.between(1, units_max);
                 let chosen = dice.one_in(2);
                 let there = self.stock.get(product, store)?;
                 (chosen && fresh > there).then(|| (product, store, fresh - there))

@@ -10,6 +10,7 @@ fn books() -> Books {
         base: 1000,
         products: 10,
         stores: 4,
+        units: 15,
     })
     .unwrap()
 }
@@ -128,6 +129,7 @@ fn what_was_sold_comes_back_in_the_end() {
         StockShape {
             products: 10,
             stores: 4,
+            units: 15,
         },
     );
     let total = |stock: &Stock| -> u32 {
@@ -164,4 +166,19 @@ fn an_announcement_is_known_by_its_content() {
         (0, 1)
     );
     assert_eq!(books.count_announce_attempt("17"), 0);
+}
+
+#[test]
+fn a_ledger_without_a_number_of_units_has_fifteen_and_one_that_no_stock_can_have_is_refused() {
+    let begin = |units: &str| {
+        let line =
+            format!(r#"{{"kind":"begin","version":1,"seed":5,"base":1000,"products":10,"stores":4{units}}}"#);
+        Books::begin(&serde_json::from_str(&line).unwrap())
+    };
+    assert_eq!(begin("").unwrap().stock(), books().stock());
+    assert_eq!(begin(r#","units":700"#).unwrap().stock().shape().units, 700);
+    for units in [0, 65_536] {
+        let problem = begin(&format!(r#","units":{units}"#)).unwrap_err();
+        assert!(problem.contains("units must be from 1 to 65535"), "{problem}");
+    }
 }

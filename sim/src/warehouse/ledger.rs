@@ -246,6 +246,7 @@ mod tests {
             base: 1000,
             products: 10,
             stores: 4,
+            units: 15,
         }
     }
 

@@ -19,30 +19,46 @@ use serde::{Deserialize, Serialize};
 
 use crate::seed::{Dice, Purpose};
 
-/// Maximum number of units of one product in one store, also after a restocking.
-pub(crate) const QUANTITY_MAX: u32 = 15;
+/// Default of [`StockShape::units`], as in the original system.
+const UNITS_USUAL: u32 = 15;
+
+/// Largest permitted [`StockShape::units`]. The stock keeps each quantity in 16 bits.
+pub const UNITS_MAX: u32 = u16::MAX as u32;
+
+/// Maximum number of quantities, products times stores. They take 200 MB of memory.
+const CELLS_MAX: usize = 100_000_000;
 
 /// Approximate size of a piece of the CSV in bytes: so large that the fixed cost of sending a piece
 /// does not matter, and so small that a piece is generated in about 0.1 ms and does not delay other
 /// tasks.
 const PIECE_BYTES: usize = 64 * 1024;
 
-/// Numbers of products and stores.
+/// Numbers of products, stores and units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StockShape {
     /// Number of products. Products are numbered from 1.
     pub products: u32,
     /// Number of stores. Stores are numbered from 1.
     pub stores: u32,
+    /// Maximum number of units of one product in one store, also after a restocking: 1 to
+    /// [`UNITS_MAX`]. A ledger without this number has the default.
+    #[serde(default = "units_usual")]
+    pub units: u32,
+}
+
+/// Returns the default of [`StockShape::units`].
+pub(crate) fn units_usual() -> u32 {
+    UNITS_USUAL
 }
 
 impl Default for StockShape {
     /// Returns the numbers of the original system, from which this project grew: 10,000 products in
-    /// 200 stores.
+    /// 200 stores, with at most 15 units of each product in each store.
     fn default() -> Self {
         Self {
             products: 10_000,
             stores: 200,
+            units: UNITS_USUAL,
         }
     }
 }
@@ -51,6 +67,17 @@ impl StockShape {
     /// Returns the number of quantities: products times stores.
     pub fn cells(&self) -> usize {
         self.products as usize * self.stores as usize
+    }
+
+    /// Returns the problem if a warehouse cannot have this stock.
+    pub(crate) fn fault(&self) -> Option<String> {
+        if self.cells() == 0 || self.cells() > CELLS_MAX {
+            return Some("products x stores must be from 1 to 100,000,000".to_owned());
+        }
+        if self.units == 0 || self.units > UNITS_MAX {
+            return Some(format!("units must be from 1 to {UNITS_MAX}"));
+        }
+        None
     }
 }
 
@@ -64,19 +91,20 @@ pub struct Stock {
 
 impl Stock {
     /// Returns the stock of the first day. On average half of the quantities are 0, the others are
-    /// 1 to 15.
+    /// 1 to [`StockShape::units`].
     pub fn first_day(seed: u64, shape: StockShape) -> Self {
         let mut dice = Dice::new(seed, Purpose::Stock);
+        let units = shape.units;
         let quantities = (0..shape.cells())
-            .map(|_| match dice.below(2 * QUANTITY_MAX) {
-                drawn if drawn < QUANTITY_MAX => 0,
-                drawn => (drawn - QUANTITY_MAX + 1) as u16,
+            .map(|_| match dice.below(2 * units) {
+                drawn if drawn < units => 0,
+                drawn => (drawn - units + 1) as u16,
             })
             .collect();
         Self { shape, quantities }
     }
 
-    /// Returns the numbers of products and stores.
+    /// Returns the numbers of products, stores and units.
     pub fn shape(&self) -> StockShape {
         self.shape
     }
@@ -209,10 +237,29 @@ mod tests {
     }
 
     #[test]
+    fn a_stock_of_more_units_has_quantities_up_to_that_number() {
+        for units in [1, 40_000, UNITS_MAX] {
+            let shape = StockShape {
+                units,
+                ..StockShape::default()
+            };
+            let stock = Stock::first_day(1, shape);
+            let most = stock.quantities.iter().max().copied().unwrap();
+            assert!(
+                u32::from(most) <= units && u32::from(most) > units * 9 / 10,
+                "{most}"
+            );
+            let zeros = stock.quantities.iter().filter(|q| **q == 0).count();
+            assert!((990_000..1_010_000).contains(&zeros), "{units}: {zeros}");
+        }
+    }
+
+    #[test]
     fn the_csv_has_every_quantity_on_a_line_of_its_own() {
         let shape = StockShape {
             products: 1200,
             stores: 7,
+            units: 15,
         };
         let mut stock = Stock::first_day(3, shape);
         assert!(stock.put(2, 3, 200), "a quantity of three digits");
@@ -237,6 +284,7 @@ mod tests {
         let shape = StockShape {
             products: 2,
             stores: 2,
+            units: 15,
         };
         let mut stock = Stock {
             shape,

@@ -63,15 +63,16 @@ impl Group {
         entrances
     }
 
-    /// Returns the processor time that the group has used, in seconds, or 0 if it cannot be read.
-    pub(crate) fn processor_seconds(&self) -> f64 {
+    /// Returns the processor time that the group has used, in seconds. `None` if it cannot be read.
+    pub(crate) fn processor_seconds(&self) -> Option<f64> {
         let read = |name: &str| fs::read_to_string(self.account.join(name)).unwrap_or_default();
         if self.is_unified {
             let stat = read("cpu.stat");
             let usage = stat.lines().find_map(|line| line.strip_prefix("usage_usec "));
-            usage.and_then(|us| us.parse::<f64>().ok()).unwrap_or(0.0) / 1e6
+            usage.and_then(|us| Some(us.parse::<f64>().ok()? / 1e6))
         } else {
-            read("cpuacct.usage").trim().parse::<f64>().unwrap_or(0.0) / 1e9
+            let usage: f64 = read("cpuacct.usage").trim().parse().ok()?;
+            Some(usage / 1e9)
         }
     }
 }

@@ -2,15 +2,17 @@
 //!
 //! ```text
 //! cargo run --profile dist -p imt-benches --bin nodes
-//! cargo run --profile dist -p imt-benches --bin nodes -- --nodes 1,2,4,8 --share 0.1 --mix
+//! cargo run --profile dist -p imt-benches --bin nodes -- --nodes 2,4,8 --share 0.1 --mix
 //! cargo run --profile dist -p imt-benches --bin nodes -- --route
 //! cargo run --profile dist -p imt-benches --bin nodes -- --route --apart
 //! ```
 //!
 //! Each node is a process in a cpu group (module `group`) of its own. Clients are spread evenly
 //! over the nodes, or send each request to its owner (`--route`). All rows of a table are measured
-//! in one run, so compare only rows of one table. If cpu groups are not permitted, the program
-//! prints a message, and the nodes share the processors with each other and with the clients.
+//! in one run, so compare only rows of one table. The first row of a table is always one node.
+//! There is a table for orders alone and one for the full mix. If cpu groups are not permitted, the
+//! program prints a message, and the nodes share the processors with each other and with the
+//! clients. Their processor time is then not known.
 //!
 //! A closed loop has one request in flight for each client. A client has one connection, or with
 //! `--route` one to each node. With several nodes an order takes longer than with one, because it
@@ -59,8 +61,8 @@ struct Arguments {
     #[command(subcommand)]
     command: Option<Internal>,
 
-    /// Numbers of nodes, separated by commas; the report compares the throughput of each with that
-    /// of the first.
+    /// Numbers of nodes, separated by commas. One node is always measured first, and the report
+    /// compares the throughput of each number with that of one node.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 4])]
     nodes: Vec<usize>,
 
@@ -89,9 +91,14 @@ struct Arguments {
     #[arg(long)]
     no_allotments: bool,
 
-    /// Send orders, payments, reads and statistics instead of orders alone.
+    /// Measure only the full mix: orders, payments, reads and statistics [default: the full mix
+    /// after orders alone].
     #[arg(long)]
     mix: bool,
+
+    /// Measure only orders alone.
+    #[arg(long, conflicts_with = "mix")]
+    orders: bool,
 
     /// Send each request to the node that owns its order or the statistics according to GET /ring.
     #[arg(long)]
@@ -130,34 +137,94 @@ fn main() -> ExitCode {
     }
 }
 
+/// The requests of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Requests {
+    Orders,
+    Mix,
+}
+
+impl Arguments {
+    /// Returns the loads to measure, one table each.
+    fn loads(&self) -> Vec<Requests> {
+        match (self.orders, self.mix) {
+            (true, _) => vec![Requests::Orders],
+            (false, true) => vec![Requests::Mix],
+            (false, false) => vec![Requests::Orders, Requests::Mix],
+        }
+    }
+
+    /// Returns the numbers of nodes to measure: one node, and then the other given numbers.
+    fn counts(&self) -> Vec<usize> {
+        let others = self.nodes.iter().copied().filter(|count| *count != 1);
+        std::iter::once(1).chain(others).collect()
+    }
+}
+
 /// One row of the table.
 struct Row {
     nodes: usize,
     per_second: f64,
     failed: u64,
-    processor_us: f64,
-    busiest: f64,
+    used: Used,
     /// Messages, frames and commits of all nodes together during the closed loop.
     work: Counters,
     answered: u64,
     steady: Answers,
 }
 
+/// Processor time that each node used during the closed loop, in seconds. `None` if it is not known
+/// for every node.
+struct Used(Option<Vec<f64>>);
+
+impl Used {
+    /// Returns the difference of two readings of all nodes.
+    fn between(before: Option<Vec<f64>>, after: Option<Vec<f64>>) -> Used {
+        let (Some(before), Some(after)) = (before, after) else {
+            return Used(None);
+        };
+        let nodes = after.iter().zip(&before);
+        Used(Some(nodes.map(|(after, before)| after - before).collect()))
+    }
+
+    /// Returns the processor time of all nodes together for one of `answered` requests.
+    fn of_request(&self, answered: u64) -> String {
+        let us = |used: &Vec<f64>| used.iter().sum::<f64>() / answered.max(1) as f64 * 1e6;
+        self.0
+            .as_ref()
+            .map_or("-".to_owned(), |used| format!("{:.0} us", us(used)))
+    }
+
+    /// Returns the processor time of each node for one of `answered` requests. The requests are
+    /// those of all nodes together, so the sum of the list is `of_request`.
+    fn of_each_node(&self, answered: u64) -> String {
+        let Some(used) = &self.0 else {
+            return "-".to_owned();
+        };
+        let us = used.iter().map(|used| used / answered.max(1) as f64 * 1e6);
+        let us: Vec<String> = us.map(|us| format!("{us:.0}")).collect();
+        format!("{} us", us.join("+"))
+    }
+
+    /// Returns the share of a processor that the busiest node used in `seconds`.
+    fn busiest(&self, seconds: f64) -> String {
+        let most = |used: &Vec<f64>| used.iter().copied().fold(0.0, f64::max) / seconds;
+        self.0
+            .as_ref()
+            .map_or("-".to_owned(), |used| format!("{:.3}", most(used)))
+    }
+}
+
 fn run(arguments: &Arguments) -> Outcome<()> {
     std::fs::create_dir_all(&arguments.dir)?;
     let machine = machine::describe(&arguments.dir);
     println!(
-        "{} processors, {}, {}; {} of a processor a node in periods of {} ms, {}, {}",
+        "{} processors, {}, {}; {} of a processor a node in periods of {} ms, {}",
         machine.processors,
         machine.processor,
         machine.file_system,
         arguments.share,
         arguments.period_ms,
-        if arguments.mix {
-            "the full mix"
-        } else {
-            "orders alone"
-        },
         match (arguments.route, arguments.apart) {
             (true, false) => "sent to their owners",
             (true, true) => "sent to the owners of a ring, nodes without a cluster",
@@ -165,33 +232,41 @@ fn run(arguments: &Arguments) -> Outcome<()> {
             (false, true) => "sent to any node, nodes without a cluster",
         }
     );
-    println!(
-        "| connections | nodes | requests/s | against the first | failed | processor time a request | busiest node | messages / frames / commits a request | p50 / p99 / p99.9 at 60 % |"
-    );
-    println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
-    for connections in &arguments.connections {
-        let mut first = None;
-        for nodes in &arguments.nodes {
-            let row = measure(arguments, *nodes, *connections)?;
-            let base = *first.get_or_insert(row.per_second);
-            print(&row, base, arguments, *connections);
+    for load in arguments.loads() {
+        let name = match load {
+            Requests::Orders => "orders alone",
+            Requests::Mix => "the full mix",
+        };
+        println!("\n{name}:\n");
+        println!(
+            "| connections | nodes | requests/s | against one node | failed | processor time a request | of each node | busiest node | messages / frames / commits a request | p50 / p99 / p99.9 at 60 % |"
+        );
+        println!("| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+        for connections in &arguments.connections {
+            let mut one_node = None;
+            for nodes in arguments.counts() {
+                let row = measure(arguments, load, nodes, *connections)?;
+                let base = *one_node.get_or_insert(row.per_second);
+                print(&row, base, arguments, *connections);
+            }
         }
     }
     Ok(())
 }
 
-/// Prints a row. `base` is the throughput of the first row with that number of connections.
+/// Prints a row. `base` is the throughput of one node with that number of connections.
 fn print(row: &Row, base: f64, arguments: &Arguments, connections: usize) {
     let a_request = |count: u64| count as f64 / row.answered.max(1) as f64;
     println!(
-        "| {connections}{} | {} | {:.0} | {:.2} | {} | {:.0} us | {:.3} | {:.2} / {:.3} / {:.3} | {:.1} / {:.1} / {:.1} ms |",
+        "| {connections}{} | {} | {:.0} | {:.2} | {} | {} | {} | {} | {:.2} / {:.3} / {:.3} | {:.1} / {:.1} / {:.1} ms |",
         if arguments.each { " each" } else { "" },
         row.nodes,
         row.per_second,
         row.per_second / base,
         row.failed,
-        row.processor_us,
-        row.busiest,
+        row.used.of_request(row.answered),
+        row.used.of_each_node(row.answered),
+        row.used.busiest(arguments.seconds),
         a_request(row.work.messages),
         a_request(row.work.frames),
         a_request(row.work.commits),
@@ -201,7 +276,7 @@ fn print(row: &Row, base: f64, arguments: &Arguments, connections: usize) {
     );
 }
 
-fn measure(arguments: &Arguments, count: usize, connections: usize) -> Outcome<Row> {
+fn measure(arguments: &Arguments, load: Requests, count: usize, connections: usize) -> Outcome<Row> {
     let data = arguments.dir.join(format!("{count}"));
     if data.exists() {
         std::fs::remove_dir_all(&data)?;
@@ -243,10 +318,9 @@ fn measure(arguments: &Arguments, count: usize, connections: usize) -> Outcome<R
     };
     let ask = |round: &str| {
         let prefix = format!("{round}{}-", std::process::id());
-        if arguments.mix {
-            Ask::Mix(prefix)
-        } else {
-            Ask::Order(prefix)
+        match load {
+            Requests::Mix => Ask::Mix(prefix),
+            Requests::Orders => Ask::Order(prefix),
         }
     };
     let lasting = Duration::from_secs_f64(arguments.seconds);
@@ -258,15 +332,12 @@ fn measure(arguments: &Arguments, count: usize, connections: usize) -> Outcome<R
         Pace::Closed,
         lasting.min(Duration::from_secs(2)),
     )?;
-    let before: Vec<f64> = nodes.iter().map(Node::processor_seconds).collect();
+    let processor_seconds = || nodes.iter().map(Node::processor_seconds).collect();
+    let before = processor_seconds();
     let counted = counters::read_all(&targets.addresses)?;
     let answers = put_all(&targets, ask("c"), Pace::Closed, lasting)?;
     let work = counters::read_all(&targets.addresses)?.since(&counted);
-    let used: Vec<f64> = nodes
-        .iter()
-        .zip(&before)
-        .map(|(node, before)| node.processor_seconds() - before)
-        .collect();
+    let used = Used::between(before, processor_seconds());
     let answered: u64 = answers.iter().map(|answers| answers.ok).sum();
     let per_second: f64 = answers.iter().map(Answers::per_second).sum();
     let failed = answers.iter().map(|answers| answers.other).sum();
@@ -275,13 +346,11 @@ fn measure(arguments: &Arguments, count: usize, connections: usize) -> Outcome<R
     for node in nodes {
         node.stop()?;
     }
-    let busiest = used.iter().copied().fold(0.0, f64::max) / arguments.seconds;
     Ok(Row {
         nodes: count,
         per_second,
         failed,
-        processor_us: used.iter().sum::<f64>() / answered.max(1) as f64 * 1e6,
-        busiest,
+        used,
         work,
         answered,
         steady: Answers::together(steady)?,
@@ -379,4 +448,48 @@ fn owners_of_ring(addresses: &[SocketAddr]) -> Outcome<Owners> {
         ring: Ring::bootstrap(members?, Options::default())?,
         addresses: addresses.to_vec(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn arguments(flags: &[&str]) -> Arguments {
+        Arguments::try_parse_from([&["nodes"], flags].concat()).unwrap()
+    }
+
+    #[test]
+    fn one_node_is_measured_first_and_once() {
+        for (flags, counts) in [
+            (&[][..], &[1, 2, 4][..]),
+            (&["--nodes", "2,4"], &[1, 2, 4]),
+            (&["--nodes", "4,1,2"], &[1, 4, 2]),
+            (&["--nodes", "1"], &[1]),
+        ] {
+            assert_eq!(arguments(flags).counts(), counts, "{flags:?}");
+        }
+    }
+
+    #[test]
+    fn both_loads_are_measured_unless_a_flag_names_one() {
+        assert_eq!(arguments(&[]).loads(), [Requests::Orders, Requests::Mix]);
+        assert_eq!(arguments(&["--orders"]).loads(), [Requests::Orders]);
+        assert_eq!(arguments(&["--mix"]).loads(), [Requests::Mix]);
+        assert!(Arguments::try_parse_from(["nodes", "--mix", "--orders"]).is_err());
+    }
+
+    #[test]
+    fn processor_time_is_that_of_each_node_and_unknown_without_a_cpu_group() {
+        let used = Used::between(Some(vec![1.0, 2.0]), Some(vec![1.5, 2.25]));
+        assert_eq!(used.of_request(10_000), "75 us");
+        assert_eq!(used.of_each_node(10_000), "50+25 us");
+        assert_eq!(used.busiest(2.0), "0.250");
+        let unknown = Used::between(Some(vec![1.0]), None);
+        let texts = [
+            unknown.of_request(1),
+            unknown.of_each_node(1),
+            unknown.busiest(1.0),
+        ];
+        assert_eq!(texts, ["-", "-", "-"]);
+    }
 }

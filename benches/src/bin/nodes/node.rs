@@ -83,10 +83,10 @@ impl Node {
         })
     }
 
-    /// Returns the processor time that the node has used, in seconds. Returns 0 without a cpu
-    /// group, or if the time cannot be read.
-    pub(crate) fn processor_seconds(&self) -> f64 {
-        self.group.as_ref().map_or(0.0, Group::processor_seconds)
+    /// Returns the processor time that the node has used, in seconds. `None` without a cpu group,
+    /// or if the time cannot be read.
+    pub(crate) fn processor_seconds(&self) -> Option<f64> {
+        self.group.as_ref().and_then(Group::processor_seconds)
     }
 
     /// Stops the node gracefully.

@@ -41,6 +41,9 @@ const END_POLL: Duration = Duration::from_millis(5);
 /// then killed.
 const END_MAX: Duration = Duration::from_secs(10);
 
+/// Metric of the orders that took borrowed units, with a sample for each volume.
+const BORROWED: &str = "imt_orders_from_borrowed_units_total{";
+
 /// The process of a node. A second Ctrl-C or SIGTERM kills it together with this process.
 struct NodeProcess {
     child: Child,
@@ -96,6 +99,8 @@ pub(super) struct Fleet {
     /// The node events other than joins, each with its action and a time: from the start of the
     /// event, or from the end of a pause, until every volume answered again.
     events: Vec<(NodeAction, Duration)>,
+    /// Number of orders of ended processes that took borrowed units.
+    borrowed: u64,
 }
 
 impl Fleet {
@@ -114,6 +119,7 @@ impl Fleet {
             warehouse,
             nodes: Vec::new(),
             events: Vec::new(),
+            borrowed: 0,
         };
         for number in 1..=count {
             fleet.add(number)?;
@@ -212,6 +218,12 @@ impl Fleet {
             self.wait_until_running(added).await?;
         }
         let name = self.nodes[place].name.clone();
+        if matches!(
+            event.action,
+            NodeAction::Kill | NodeAction::Stop | NodeAction::Leave
+        ) {
+            self.borrowed += self.borrowed_of(&name).await;
+        }
         let begun = Instant::now();
         match event.action {
             NodeAction::Join => {}
@@ -348,6 +360,25 @@ impl Fleet {
         Ok(())
     }
 
+    /// Returns the number of orders that took borrowed units in the running process of a node, or 0
+    /// if the node does not answer.
+    async fn borrowed_of(&self, name: &str) -> u64 {
+        match node::running(&self.cluster, name).await {
+            Ok(card) => borrowed_orders(&card.address.into()).await,
+            Err(_) => 0,
+        }
+    }
+
+    /// Returns the number of orders of all processes so far that took borrowed units. The orders
+    /// of a process after the count before its end are missing.
+    pub(super) async fn orders_from_borrowed_units(&self) -> u64 {
+        let mut sum = self.borrowed;
+        for node in &self.nodes {
+            sum += self.borrowed_of(&node.name).await;
+        }
+        sum
+    }
+
     /// Returns the results of the node events, by kind. Joins are left out.
     pub(super) fn node_events(&self) -> Vec<NodeEvents> {
         NodeEvents::group(&self.events)
@@ -382,6 +413,18 @@ impl Fleet {
     }
 }
 
+/// Returns the number of orders that took borrowed units in the process of a node, as the metrics
+/// of the node say. Returns 0 if the node does not answer.
+pub(super) async fn borrowed_orders(node: &Endpoint) -> u64 {
+    let Ok(answer) = http::get(node, "/metrics").await else {
+        return 0;
+    };
+    let text = String::from_utf8_lossy(&answer.body);
+    let counts = text.lines().filter(|line| line.starts_with(BORROWED));
+    let counts = counts.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    counts.sum()
+}
+
 /// Returns the log level of a node's process. With `--quiet`, a node logs errors only.
 fn log_level(is_quiet: bool) -> &'static str {
     if is_quiet { "error" } else { "warn" }
@@ -398,6 +441,7 @@ mod tests {
             warehouse: "127.0.0.1:9".parse().unwrap(),
             nodes: Vec::new(),
             events: Vec::new(),
+            borrowed: 0,
         }
     }
 

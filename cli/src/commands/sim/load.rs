@@ -1,11 +1,11 @@
-//! Flags of the load, and the scenario that these flags describe. All flags are checked before a
-//! server starts or a request is sent.
+//! Flags of the load and of the stock, and the scenario that these flags describe. All flags are
+//! checked before a server starts or a request is sent.
 
 use crate::error::CliError;
 use crate::{args, completion};
 use imt_sim::scenario::{Scenario, WarehousePlan};
 use imt_sim::thresholds::Threshold;
-use imt_sim::warehouse::Profile;
+use imt_sim::warehouse::{Profile, StockShape, UNITS_MAX};
 use imt_sim::workload::{Arrivals, Customers, Habits, Load, LoadPhase, Popularity, Replay, Zipf};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -154,8 +154,33 @@ struct CustomerArgs {
     cancelled: f64,
 }
 
+/// Flags of the simulated warehouse's stock.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Stock of a new warehouse")]
+pub(in crate::commands) struct StockArgs {
+    /// Number of stores [default: 200]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    stores: Option<u32>,
+    /// Maximum units of a product in a store [default: 15]; half of the quantities are 0, the
+    /// others random from 1 to N
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(UNITS_MAX)))]
+    units: Option<u32>,
+}
+
+impl StockArgs {
+    /// Returns the shape of the stock with which a new ledger of the warehouse begins.
+    pub(in crate::commands) fn shape(&self) -> StockShape {
+        let usual = StockShape::default();
+        StockShape {
+            stores: self.stores.unwrap_or(usual.stores),
+            units: self.units.unwrap_or(usual.units),
+            ..usual
+        }
+    }
+}
+
 /// Flags that cannot be combined with `--scenario`, because the scenario has these settings.
-const DESCRIBED_BY_SCENARIO: [&str; 15] = [
+const DESCRIBED_BY_SCENARIO: [&str; 17] = [
     "duration",
     "rate",
     "arrivals",
@@ -171,18 +196,22 @@ const DESCRIBED_BY_SCENARIO: [&str; 15] = [
     "paid_late",
     "paid_before",
     "cancelled",
+    "stores",
+    "units",
 ];
 
-/// The flag `--scenario`, and the flags of the load, which describe the run if no scenario is
-/// named. `--seed`, `--fail-if` and `--route` also apply to a named scenario.
+/// The flag `--scenario`, and the flags of the load and of the stock, which describe the run if no
+/// scenario is named. `--seed`, `--fail-if` and `--route` also apply to a named scenario.
 #[derive(clap::Args, Clone, Debug)]
 pub(in crate::commands) struct ScenarioArgs {
-    /// Built-in scenario (see `imt sim scenarios`) or file, instead of the flags of the load and of
-    /// the customers; only --seed, --fail-if and --route still apply
+    /// Built-in scenario (see `imt sim scenarios`) or file, instead of the flags of the load, of
+    /// the customers and of the stock; only --seed, --fail-if and --route still apply
     #[arg(long, value_name = "NAME|FILE", conflicts_with_all = DESCRIBED_BY_SCENARIO, add = completion::scenarios())]
     scenario: Option<String>,
     #[command(flatten)]
     load: LoadArgs,
+    #[command(flatten)]
+    stock: StockArgs,
 }
 
 impl CustomerArgs {
@@ -291,10 +320,12 @@ impl LoadArgs {
 impl ScenarioArgs {
     /// Returns the scenario that `--scenario` names, with the thresholds of `--fail-if` added, and
     /// with routing if `--route` is given. Without `--scenario`, returns the scenario that the
-    /// flags of the load describe.
+    /// flags of the load and of the stock describe.
     pub(in crate::commands) fn scenario(&self) -> Result<Scenario, CliError> {
         let Some(name) = &self.scenario else {
-            return self.load.scenario("run");
+            let mut scenario = self.load.scenario("run")?;
+            scenario.warehouse.shape = self.stock.shape();
+            return Ok(scenario);
         };
         let mut scenario = Scenario::find(name).map_err(|error| {
             let mut text = match &error {
@@ -355,7 +386,11 @@ mod tests {
                 "--scenario: there is no scenario \"calmer\"; built in are calm",
             ),
             (&["--scenario", "calm", "--rate", "5"], "cannot be used with"),
+            (&["--scenario", "calm", "--units", "5"], "cannot be used with"),
             (&["--replay", "/nonexistent"], "/nonexistent"),
+            (&["--units", "0"], "1..=65535"),
+            (&["--units", "65536"], "1..=65535"),
+            (&["--stores", "10001"], "1..=10000"),
         ] {
             let error = parse(args).unwrap_err();
             assert!(error.contains(example), "{args:?}: {error}");
@@ -390,6 +425,14 @@ mod tests {
         assert_eq!(mix(&["--orders", "0%"]), (10_000, 0));
         assert_eq!(mix(&["--orders", "100%"]), (0, 10_000));
         assert_eq!(mix(&["--orders", "2.5%"]), (9_750, 250));
+    }
+
+    #[test]
+    fn flags_set_the_stores_and_the_units_of_the_stock() {
+        let shape = |args: &[&str]| parse(args).unwrap().warehouse.shape;
+        assert_eq!(shape(&[]), StockShape::default());
+        let shape = shape(&["--stores", "8", "--units", "50000"]);
+        assert_eq!((shape.products, shape.stores, shape.units), (10_000, 8, 50_000));
     }
 
     #[test]

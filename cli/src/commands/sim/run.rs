@@ -3,7 +3,7 @@
 //! Steps of a run: wait for the order management, create the run folder, send requests while faults
 //! and node events happen, audit, check the thresholds, write the results, print the summary.
 
-use super::fleet::Fleet;
+use super::fleet::{self, Fleet};
 use super::progress::{Display, DisplayConfig};
 use crate::cluster::Cluster;
 use crate::colour::Paint;
@@ -119,6 +119,7 @@ impl Session {
         let summary = Summary {
             node_events: fleet.as_ref().map_or_else(Vec::new, Fleet::node_events),
             still_up: self.still_up(fleet.as_ref()).await,
+            orders_from_borrowed_units: self.borrowed(fleet.as_ref()).await,
             ..Summary::new(identity, &report, audited, &state, thresholds)
         };
         telemetry.update(|state| state.phase = Phase::Done);
@@ -268,6 +269,18 @@ impl Session {
             stop: stop_command(card.name.as_str(), &own.cluster),
         });
         running.collect()
+    }
+
+    /// Returns the number of orders that took units that one node of this run lent to another.
+    /// Returns `None` if the run started no node.
+    async fn borrowed(&self, fleet: Option<&Fleet>) -> Option<u64> {
+        self.own_node.as_ref()?;
+        let own = fleet::borrowed_orders(&self.oms).await;
+        let others = match fleet {
+            Some(fleet) => fleet.orders_from_borrowed_units().await,
+            None => 0,
+        };
+        Some(own + others)
     }
 
     /// With `--stay`, keeps the servers running until a signal comes. Returns at once without

@@ -25,7 +25,7 @@ use crate::runtime::metrics::ChannelCounters;
 
 /// Maximum number of callers that wait for an answer. It equals the default maximum of client
 /// connections of a node.
-const WAITING_MAX: usize = 8_192;
+pub(super) const WAITING_MAX: usize = 8_192;
 /// Number of bytes of unsent requests from which further requests are refused.
 const QUEUE_BYTES_MAX: usize = 16 << 20;
 

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 
 use crate::cluster::channel::LinkError;
+use crate::runtime::seeded::seeded;
 
 /// Size of a frame's header in bytes.
 pub(crate) const HEADER_BYTES: usize = 12;
@@ -126,7 +127,7 @@ impl Numbering {
     /// frames are missing.
     pub(crate) fn admit(&mut self, number: u64) -> Result<bool, LinkError> {
         if number <= self.0 {
-            return Ok(false);
+            return Ok(seeded("frame-repeated"));
         }
         if number > self.0 + 1 {
             return Err(LinkError(format!(

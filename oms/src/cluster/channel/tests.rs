@@ -5,6 +5,7 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::*;
+use crate::cluster::channel::connection::WAITING_MAX;
 use crate::cluster::channel::message::{
     Confirm, Keyed, OrderCommand, OrderWork, Question, Read, Reply, Request,
 };
@@ -205,6 +206,33 @@ async fn a_caller_that_stops_waiting_leaves_nothing_behind() {
     let late = echo.kept.lock().pop().unwrap();
     late.caller.answer(3, Reply::Kept(true));
     assert!(connection.ask(read("1")).await.is_ok());
+}
+
+/// Polls a future once. Returns its result, or `None` if it is not ready.
+fn poll_once<F: Future>(future: Pin<&mut F>) -> Option<F::Output> {
+    let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+    match future.poll(&mut context) {
+        std::task::Poll::Ready(output) => Some(output),
+        std::task::Poll::Pending => None,
+    }
+}
+
+#[tokio::test]
+async fn a_connection_on_which_too_many_callers_wait_refuses_requests_as_busy() {
+    // The connection is never opened, so no caller is answered.
+    let connection = Connection::new(&Arc::default());
+    let mut asking: Vec<_> = (0..WAITING_MAX)
+        .map(|_| Box::pin(connection.ask(read("1"))))
+        .collect();
+    for asking in &mut asking {
+        assert_eq!(poll_once(asking.as_mut()), None);
+    }
+    assert_eq!(connection.ask(read("1")).await, Err(Unanswered::Busy));
+    // A caller that stops waiting makes room for one other.
+    asking.pop();
+    let mut next = Box::pin(connection.ask(read("1")));
+    assert_eq!(poll_once(next.as_mut()), None);
+    assert_eq!(connection.ask(read("1")).await, Err(Unanswered::Busy));
 }
 
 /// A sink that sends every frame twice into a queue in memory.
