@@ -1,9 +1,10 @@
 //! Encryption between nodes, commands that find nodes by the engine, statistics files of several
-//! folders, and volumes on two engines.
+//! folders, copies of volumes, and volumes on two engines.
 
 use super::{Engine, World, assert_there, members, patient, place, post};
 use crate::support::{Server, free_address, http, run, signal, stderr, stdout, try_http, until};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -269,6 +270,87 @@ fn split_password(url: &str) -> (String, String) {
     let (login, hosts) = url.split_once('@').unwrap();
     let (user, password) = login.rsplit_once(':').unwrap();
     (format!("{user}@{hosts}"), password.to_owned())
+}
+
+/// Returns the ids of those `orders` that the ring assigns to a volume.
+fn ids_of(url: &str, volume: &str, orders: &[(String, String)]) -> Vec<String> {
+    let ids: Vec<&str> = orders.iter().map(|(id, _)| id.as_str()).collect();
+    let places = ok_json(&[&["ring", "check", "--engine", url], &ids[..]].concat());
+    let places = places.as_array().unwrap().iter();
+    let here = places.filter(|place| place["nodes"][0] == volume);
+    here.map(|place| place["key"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// Returns the ids of the orders in a MicroDb folder, as `imt db` reads them.
+fn stored_orders(folder: &Path) -> BTreeSet<String> {
+    let folder = folder.to_str().unwrap();
+    let scanned = run(&["db", "scan", folder, "orders", "--keys-only", "--output", "json"]);
+    assert_eq!(scanned.status.code(), Some(0), "{}", stderr(&scanned));
+    let lines = stdout(&scanned);
+    let key = |line: &str| {
+        let record: Value = serde_json::from_str(line).unwrap();
+        record["key"].as_str().unwrap().to_owned()
+    };
+    lines.lines().map(key).collect()
+}
+
+#[test]
+#[ignore = "needs an engine"]
+fn a_killed_node_continues_from_a_copy_that_was_rebuilt() {
+    let world = World::new();
+    let url = world.engine.url.as_str();
+    let [alpha, beta, gamma] = world.three();
+    let mut orders = place(&alpha.address, "before-", 60);
+    let data = world.folders.path().join("beta");
+    let copy = data.join("cache/beta/beta");
+    let data = data.to_str().unwrap();
+    let at = ["--node", "beta", "--data", data, "--engine", url];
+    let rebuild = |volume: &str| run(&[&["volume", "rebuild", volume], &at[..]].concat());
+    let (used, unknown) = (rebuild("beta"), rebuild("nobody"));
+    for (refused, reason) in [
+        (used, "is locked by process"),
+        (unknown, "has no log of volume nobody"),
+    ] {
+        assert_eq!(refused.status.code(), Some(1), "{}", stdout(&refused));
+        assert!(stderr(&refused).contains(reason), "{}", stderr(&refused));
+    }
+    beta.kill();
+    orders.extend(place(&alpha.address, "after-", 30));
+    let ids = ids_of(url, "beta", &orders);
+    // A copy that is rebuilt lacks the newest entry of the log. These cancellations are the newest
+    // ones, so the entries of the orders are before them.
+    for id in &ids[..2] {
+        let cancelled = patient(|| post(&gamma.address, &format!("/order/{id}/cancel"), &json!({})));
+        assert_eq!(cancelled.status, 200, "{id}: {}", cancelled.body);
+    }
+    // The loss of an order does not change the position of the copy. So only a copy that is made
+    // from the beginning has the order again.
+    let folder = copy.to_str().unwrap();
+    let kept = stored_orders(&copy).into_iter().next().expect("beta has orders");
+    let deleted = run(&["db", "delete", folder, "orders", &kept]);
+    assert_eq!(deleted.status.code(), Some(0), "{}", stderr(&deleted));
+    assert!(!stored_orders(&copy).contains(&kept));
+    let rebuilt = ok_json(&[&["volume", "rebuild", "beta"], &at[..]].concat());
+    assert_eq!(rebuilt["volume"], "beta");
+    assert!(rebuilt["rows"].as_u64() >= Some(ids.len() as u64), "{rebuilt}");
+    assert_eq!(stored_orders(&copy), ids.into_iter().collect());
+
+    let beta = world.start("beta");
+    until("beta serves its volume again", || {
+        let listed = world.listed();
+        listed[1]["state"] == "serving" && listed[1]["volumes"] == json!(["beta"])
+    });
+    for node in [&alpha, &beta, &gamma] {
+        assert_there(&node.address, &orders);
+    }
+    let mut log = beta.start_log.clone();
+    let (code, rest) = beta.terminate();
+    assert_eq!(code, Some(0));
+    log.extend(rest);
+    for complaint in ["cache dropped", "it is filled again", "unreadable"] {
+        assert!(!log.iter().any(|line| line.contains(complaint)), "{log:#?}");
+    }
 }
 
 #[test]
