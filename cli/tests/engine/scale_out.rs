@@ -73,10 +73,12 @@ fn nodes_on_other_addresses_encrypt_their_calls_and_refuse_plain_ones() {
     let states = ok_json(&plain);
     assert_eq!(states[0]["state"], "not answering", "{states}");
     // A wrong secret is refused on an encrypted connection.
-    let wrong = world.folders.path().join("wrong-secret");
-    std::fs::write(&wrong, "0123456789abcdef0123456789abcdef\n").unwrap();
-    std::fs::set_permissions(&wrong, PermissionsExt::from_mode(0o600)).unwrap();
-    let wrong = ["--secret-file", wrong.to_str().unwrap()];
+    let wrong = private_file(
+        world.folders.path(),
+        "wrong-secret",
+        "0123456789abcdef0123456789abcdef",
+    );
+    let wrong = ["--secret-file", wrong.as_str()];
     let states = ok_json(&[&["node", "list", "--engine", &world.engine.url], &wrong[..]].concat());
     assert_eq!(states[0]["state"], "not answering", "{states}");
     // A node that does not encrypt cannot call the other nodes.
@@ -91,6 +93,82 @@ fn nodes_on_other_addresses_encrypt_their_calls_and_refuse_plain_ones() {
         patient(|| http(&beta.address, "GET", "/order/o1", &[], b"")).status,
         200
     );
+}
+
+/// Writes a file that only its owner may read, and returns its path.
+fn private_file(folder: &Path, name: &str, content: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, format!("{content}\n")).unwrap();
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+#[ignore = "needs an engine"]
+fn nodes_with_a_secret_file_call_each_other_at_their_advertised_addresses() {
+    let world = World::new();
+    let (url, folders) = (world.engine.url.as_str(), world.folders.path());
+    let secret = private_file(folders, "secret", "fedcba9876543210fedcba9876543210");
+    let given = ["--secret-file", secret.as_str()];
+    // Each node listens on all interfaces, so the address on which it listens is no address at
+    // which another node can reach it.
+    let advertised = ["alpha", "beta"].map(|_| free_address().replace("127.0.0.1", &outer_address()));
+    let node = |at: usize, name: &str| {
+        let port = advertised[at].rsplit_once(':').unwrap().1;
+        let listen = format!("0.0.0.0:{port}");
+        let at = ["--listen", listen.as_str(), "--advertise", &advertised[at]];
+        start(url, &folders.join(name), name, &[&at[..], &given].concat())
+    };
+    let (alpha, beta) = (node(0, "alpha"), node(1, "beta"));
+    world.fill(&[&alpha, &beta]);
+    let orders = place(&alpha.address, "o", 40);
+    for node in [&alpha, &beta] {
+        assert_there(&node.address, &orders);
+    }
+    assert_eq!(world.secret(), "", "the engine has no secret");
+    let listed = ok_json(&[&["node", "list", "--engine", url], &given[..]].concat());
+    for (at, name) in ["alpha", "beta"].into_iter().enumerate() {
+        assert_eq!(listed[at]["state"], "serving", "{listed}");
+        assert_eq!(listed[at]["address"], *advertised[at], "{listed}");
+        assert_eq!(listed[at]["volumes"], json!([name]), "{listed}");
+    }
+    // A command without the file, and a node without it, name the missing flag.
+    let unlisted = run(&["node", "list", "--engine", url]);
+    assert_eq!(unlisted.status.code(), Some(2), "{}", stdout(&unlisted));
+    assert!(
+        stderr(&unlisted).contains("name its file with --secret-file"),
+        "{}",
+        stderr(&unlisted)
+    );
+    let at = ["--listen", "127.0.0.1:0", "--engine", url];
+    let data = folders.join("gamma");
+    let named = [
+        "node",
+        "start",
+        "--name",
+        "gamma",
+        "--data",
+        data.to_str().unwrap(),
+    ];
+    let started = run(&[&named[..], &at].concat());
+    assert_eq!(started.status.code(), Some(1), "{}", stderr(&started));
+    assert!(
+        stderr(&started).contains("each node needs the same file"),
+        "{}",
+        stderr(&started)
+    );
+    // One node takes the volume of the other over, and gives it back.
+    beta.kill();
+    assert_there(&alpha.address, &orders);
+    let beta = node(1, "beta");
+    until("each serves its own volume", || {
+        let listed = ok_json(&[&["node", "list", "--engine", url], &given[..]].concat());
+        [0, 1]
+            .iter()
+            .all(|at| listed[at]["volumes"] == json!([listed[at]["name"]]))
+    });
+    assert_there(&beta.address, &orders);
+    assert_eq!(world.secret(), "", "the engine has no secret");
 }
 
 #[test]
@@ -359,10 +437,8 @@ fn volumes_spread_over_two_engines_and_one_that_is_away_stops_only_its_volumes()
     let (world, second) = (World::new(), Engine::start());
     let url = world.engine.url.as_str();
     let (east, password) = split_password(&second.url);
-    let passwords = world.folders.path().join("passwords");
-    std::fs::write(&passwords, format!("*:*:*:*:{password}\n")).unwrap();
-    std::fs::set_permissions(&passwords, PermissionsExt::from_mode(0o600)).unwrap();
-    let east = format!("{east}?passfile={}", passwords.display());
+    let passwords = private_file(world.folders.path(), "passwords", &format!("*:*:*:*:{password}"));
+    let east = format!("{east}?passfile={passwords}");
     let alpha = world.start("alpha");
     let own = run(&["engine", "add", "own", url, "--engine", url]);
     assert!(stderr(&own).contains("a cluster of its own"), "{}", stderr(&own));
