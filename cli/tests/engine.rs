@@ -248,6 +248,40 @@ fn assert_there(at: &str, orders: &[(String, String)]) {
     );
 }
 
+/// Waits until the console of a node shows the status of each node, and the node that serves each
+/// volume. A volume counts only with its figures, which the console has from a node that has opened
+/// the volume.
+fn assert_console(at: &str, nodes: &[(&str, &str)], volumes: &[(&str, &str)]) {
+    let pairs = |rows: &Value, value: fn(&Value) -> &Value| -> Vec<(String, String)> {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let pair = |row: &Value| (text(&row["name"]), text(value(row)));
+        rows.as_array().unwrap().iter().map(pair).collect()
+    };
+    let owned = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+        let pairs = pairs.iter();
+        pairs
+            .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+            .collect()
+    };
+    let (nodes, volumes) = (owned(nodes), owned(volumes));
+    let mut shown = Value::Null;
+    let holds = || {
+        shown = http(at, "GET", "/console/state", &[], b"").json();
+        pairs(&shown["nodes"], |node| &node["status"]) == nodes
+            && pairs(&shown["volumes"], |volume| match volume["figures"].is_null() {
+                true => &Value::Null,
+                false => &volume["node"],
+            }) == volumes
+    };
+    until("the console shows the nodes and their volumes", holds);
+    // A node that has ended has no figures and no address.
+    let rows = shown["nodes"].as_array().unwrap().iter();
+    for node in rows.filter(|node| node["status"] == "died") {
+        assert_eq!(node["serves"], json!([]), "{node}");
+        assert!(node["address"].is_null() && node["requests"].is_null(), "{node}");
+    }
+}
+
 #[test]
 #[ignore = "needs an engine"]
 fn orders_survive_kills_of_a_node_of_the_coordinator_and_of_its_cache() {
@@ -270,6 +304,17 @@ fn orders_survive_kills_of_a_node_of_the_coordinator_and_of_its_cache() {
         [("alpha", "gone"), ("beta", "gone"), ("gamma", "serving")]
             .map(|(name, state)| (name.to_owned(), state.to_owned()))
     );
+    let listed = world.listed();
+    assert_eq!(
+        listed[2]["volumes"],
+        json!(["alpha", "beta", "gamma"]),
+        "{listed}"
+    );
+    assert_console(
+        &gamma.address,
+        &[("alpha", "died"), ("beta", "died"), ("gamma", "serving")],
+        &[("alpha", "gamma"), ("beta", "gamma"), ("gamma", "gamma")],
+    );
     // The engine has all data. The data folder of a node is only a cache.
     std::fs::remove_dir_all(world.folders.path().join("alpha")).unwrap();
     let [alpha, beta] = ["alpha", "beta"].map(|name| world.start(name));
@@ -278,6 +323,11 @@ fn orders_survive_kills_of_a_node_of_the_coordinator_and_of_its_cache() {
     });
     for node in [&alpha, &beta, &gamma] {
         assert_there(&node.address, &orders);
+        assert_console(
+            &node.address,
+            &["alpha", "beta", "gamma"].map(|name| (name, "serving")),
+            &["alpha", "beta", "gamma"].map(|name| (name, name)),
+        );
     }
     let plan = run(&["ring", "show", "--output", "json", "--engine", &world.engine.url]);
     assert_eq!(plan.status.code(), Some(0), "{}", stderr(&plan));
