@@ -13,6 +13,7 @@ use std::sync::mpsc::{Receiver, channel};
 use tempfile::{TempDir, tempdir};
 
 mod scale_out;
+mod set_up;
 
 const SAMPLE_STOCKS: &[u8] = include_bytes!("../../data/samples/stocks.csv");
 const CSV: &[(&str, &str)] = &[("Content-Type", "text/csv")];
