@@ -132,3 +132,92 @@ fn the_role_of_the_guide_prepares_an_engine_and_runs_nodes_on_it() {
         assert_eq!(node.terminate().0, Some(0));
     }
 }
+
+/// Changes a setting of the server, or resets it if `value` is `None`. Waits until the server has
+/// read the change.
+fn set(engine: &Engine, name: &str, value: Option<&str>) {
+    let before = engine.ask(&format!("SHOW {name}"));
+    engine.ask(&match value {
+        Some(value) => format!("ALTER SYSTEM SET {name} = '{value}'"),
+        None => format!("ALTER SYSTEM RESET {name}"),
+    });
+    engine.ask("SELECT pg_reload_conf()");
+    until("the server has read its settings", || {
+        engine.ask(&format!("SHOW {name}")) != before
+    });
+}
+
+#[test]
+#[ignore = "needs an engine"]
+fn engine_check_names_settings_of_the_server_and_of_the_role_that_endanger_commits() {
+    let engine = Engine::with_standbys(1);
+    let url = engine.url.as_str();
+    for (setting, value, subject, wanted, expected) in [
+        ("fsync", "off", "fsync", (3, "BAD"), "fsync is off: a crash"),
+        (
+            "full_page_writes",
+            "off",
+            "full pages",
+            (3, "BAD"),
+            "full_page_writes is off: a crash",
+        ),
+        (
+            "synchronous_standby_names",
+            "",
+            "standbys",
+            (0, "warning"),
+            "synchronous_standby_names is empty: the loss of this machine loses",
+        ),
+    ] {
+        set(&engine, setting, Some(value));
+        let (code, checks) = check(url);
+        let (verdict, finding) = found(&checks, subject);
+        assert_eq!(
+            (code, verdict),
+            (Some(wanted.0), wanted.1),
+            "{setting}: {finding}"
+        );
+        assert!(finding.starts_with(expected), "{finding}");
+        set(&engine, setting, None);
+        let (code, checks) = check(url);
+        assert_eq!((code, found(&checks, subject).0), (Some(0), "ok"), "{checks:#?}");
+    }
+    // The settings of the role are removed. Nodes refuse to start until they are set again.
+    engine.ask("ALTER ROLE imt IN DATABASE postgres RESET ALL");
+    let (code, checks) = check(url);
+    let (verdict, finding) = found(&checks, "role");
+    assert_eq!((code, verdict), (Some(3), "BAD"), "{finding}");
+    let fault = "lock_timeout is 0 ms, and must be 1 to 30000 ms";
+    assert!(
+        finding.starts_with(fault) && finding.ends_with("run imt engine init"),
+        "{finding}"
+    );
+    let folder = tempdir().unwrap();
+    let named = [
+        "node",
+        "start",
+        "--name",
+        "alpha",
+        "--data",
+        folder.path().to_str().unwrap(),
+    ];
+    let started = run(&[&named[..], &["--listen", "127.0.0.1:0", "--engine", url]].concat());
+    assert_eq!(started.status.code(), Some(1), "{}", stderr(&started));
+    assert!(stderr(&started).contains(fault), "{}", stderr(&started));
+    init(url);
+    let (code, checks) = check(url);
+    assert_eq!((code, found(&checks, "role").0), (Some(0), "ok"), "{checks:#?}");
+}
+
+#[test]
+#[ignore = "needs an engine"]
+fn engine_check_warns_of_an_engine_without_a_standby() {
+    let engine = Engine::with_standbys(0);
+    let (code, checks) = check(&engine.url);
+    let (verdict, finding) = found(&checks, "standbys");
+    assert_eq!((code, verdict), (Some(0), "warning"), "{finding}");
+    assert!(
+        finding.starts_with("synchronous_standby_names is empty"),
+        "{finding}"
+    );
+}
