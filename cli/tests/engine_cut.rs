@@ -205,6 +205,7 @@ fn a_node_without_its_engine_returns_no_old_state_and_serves_again_afterwards() 
         println!("{answered} of {ORDERS} orders were read at the node without its engine");
         network.set_engine("up");
         shop.wait_until_home();
+        shop.engine.assert_fenced();
     }
     shop.finish();
 }

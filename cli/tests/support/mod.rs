@@ -49,6 +49,8 @@ pub struct Server {
     child: Child,
     /// Address `HOST:PORT` that the server serves, as its log names it.
     pub address: String,
+    /// Lines of the log before the line with the address.
+    pub start_log: Vec<String>,
     log: Receiver<String>,
 }
 
@@ -84,7 +86,12 @@ impl Server {
                 Err(_) => panic!("{command:?} never said where it serves:\n{}", seen.join("\n")),
             }
         };
-        Self { child, address, log }
+        Self {
+            child,
+            address,
+            start_log: seen,
+            log,
+        }
     }
 
     /// Starts a node on a free port, unless `more` has another `--listen`.
@@ -125,7 +132,7 @@ impl Server {
     }
 
     /// Sends SIGTERM and waits for the end of the process. Returns its exit code and the log lines
-    /// that were not read before.
+    /// that were not read before, without those of `start_log`.
     pub fn terminate(mut self) -> (Option<i32>, Vec<String>) {
         let status = Command::new("kill")
             .args(["-TERM", &self.child.id().to_string()])
