@@ -1,4 +1,4 @@
-//! Tests of a volume's log and checkpoint, and of a beat, against a real engine.
+//! Tests of a volume's log and checkpoint, of a release and of a beat, against a real engine.
 //!
 //! The environment variable `IMT_ENGINE` must be the URL of a PostgreSQL server, with a role that
 //! may create databases. Each test that uses the server creates a separate database.
@@ -459,4 +459,57 @@ async fn an_engine_that_is_away_has_no_effect() {
     let url: EngineUrl = "postgres://nobody@127.0.0.1:1/none".parse().unwrap();
     let mut log = EngineLog::new(Arc::new(url), "ada", "log");
     assert!(matches!(log.newest().await, Err(LogError::Away(_))));
+}
+
+/// Takes the volume over under this version of the cluster's state. Returns the new epoch.
+async fn epoch_of(log: &mut EngineLog, name: &str, since: u64) -> u64 {
+    match take_over(log, name, since, true).await.unwrap() {
+        Takeover::Owned { epoch, .. } => epoch,
+        other => panic!("{name}: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs an engine"]
+async fn a_late_release_of_a_former_owner_keeps_the_row_of_the_newer_owner() {
+    let url = engine().await;
+    let (mut former, mut present) = (log(&url), log(&url));
+    let first = epoch_of(&mut former, "bob", 1).await;
+    // The same node opens the volume again, and then another node.
+    for (name, since) in [("bob", 1), ("cleo", 2)] {
+        let epoch = epoch_of(&mut present, name, since).await;
+        let head = present.head().await.unwrap();
+        former.release(first).await.unwrap();
+        assert_eq!(present.owner().await.unwrap().as_deref(), Some(name));
+        assert_eq!(present.head().await.unwrap(), head, "epoch {epoch}");
+    }
+    // This release begins before the takeover is committed, waits for the row, and sees a new epoch
+    // in the row.
+    let second = present.head().await.unwrap().unwrap().epoch;
+    let mut session = Session::new(Arc::clone(&url), "test");
+    let raise = "BEGIN; UPDATE imt_volume SET epoch = epoch + 1, owner = 'dora' WHERE volume = 'ada'";
+    session.batch(raise, TIMEOUT).await.unwrap();
+    let mut late = EngineLog::new(Arc::clone(&url), "ada", "late");
+    let releasing = tokio::spawn(async move { late.release(second).await });
+    let mut observer = Session::new(Arc::clone(&url), "test");
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+        AND application_name = 'imt late' AND wait_event_type = 'Lock'";
+    let deadline = Instant::now() + PATIENCE;
+    while observer.query(waits, &[], TIMEOUT).await.unwrap()[0]
+        .int8(0)
+        .unwrap()
+        == 0
+    {
+        assert!(
+            Instant::now() < deadline && !releasing.is_finished(),
+            "it does not wait"
+        );
+    }
+    session.batch("COMMIT", TIMEOUT).await.unwrap();
+    releasing.await.unwrap().unwrap();
+    assert_eq!(present.owner().await.unwrap().as_deref(), Some("dora"));
+    // The release of the present owner clears the name, and keeps the epoch.
+    present.release(second + 1).await.unwrap();
+    assert_eq!(present.owner().await.unwrap(), None);
+    assert_eq!(present.head().await.unwrap().unwrap().epoch, second + 1);
 }
