@@ -1,6 +1,8 @@
 //! Tests of statement results. The tests that are ignored by default need a real server, and the
 //! environment variable `IMT_ENGINE` must be its URL.
 
+mod encrypted;
+
 use std::sync::Arc;
 use std::time::Duration;
 
