@@ -46,6 +46,7 @@ use crate::error::with_causes;
 use crate::postgres::tls;
 use crate::postgres::url::{Encryption, EngineUrl, Host};
 use crate::runtime;
+use crate::runtime::seeded::seeded;
 
 /// Longest time to open a TCP connection to a host. With several hosts in the URL, the limit
 /// includes TLS and login.
@@ -371,7 +372,11 @@ impl Session {
         };
         // The codes of class 25 tell that the state of the transaction does not permit a statement,
         // for example after an earlier error.
-        let is_kept = matches!(&error, SessionError::Refused { code, .. } if !code.starts_with("25"));
+        let is_kept = match &error {
+            SessionError::Refused { code, .. } => !code.starts_with("25"),
+            SessionError::Unknown { .. } => seeded("engine-silent-host-kept"),
+            _ => false,
+        };
         if is_kept && !is_open && !has_warned {
             open.is_busy = false;
             self.open = Some(open);

@@ -1,6 +1,8 @@
 //! Tests of statement results. The tests that are ignored by default need a real server, and the
 //! environment variable `IMT_ENGINE` must be its URL.
 
+mod encrypted;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -269,6 +271,25 @@ async fn a_stream_without_an_answer_names_its_host_and_the_next_host_follows() {
     let late = session.stream(&statements, Duration::from_millis(1), |_, _| Ok(()));
     let reason = format!("{first}: no answer within 1 ms");
     assert_eq!(late.await, Err(SessionError::Unknown { reason }));
+    assert_eq!(session.host(), "127.0.0.1:1");
+    // The session has closed its connection, so the server's task ends.
+    server.await.unwrap();
+}
+
+/// Detects the mistake `engine-silent-host-kept`: an old primary without standbys never answers a
+/// commit, and the session keeps its connection.
+#[tokio::test]
+async fn a_commit_without_an_answer_closes_its_connection_and_the_next_host_follows() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let first = listener.local_addr().unwrap();
+    let server = tokio::spawn(answer_one_statement(listener));
+    let url = format!("postgres://a@{first},127.0.0.1:1/b");
+    let mut session = Session::to_any(Arc::new(url.parse().unwrap()), "test");
+    session.batch("SELECT 1", TIMEOUT).await.unwrap();
+    let commit = "INSERT INTO entries VALUES (1)";
+    let late = session.execute(commit, &[], Duration::from_millis(1)).await;
+    let reason = format!("{first}: no answer within 1 ms");
+    assert_eq!(late, Err(SessionError::Unknown { reason }));
     assert_eq!(session.host(), "127.0.0.1:1");
     // The session has closed its connection, so the server's task ends.
     server.await.unwrap();

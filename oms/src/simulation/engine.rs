@@ -36,7 +36,7 @@ use crate::runtime::simulated::Dice;
 use crate::simulation::engine_client::SimClient;
 use crate::simulation::engine_log::SimLog;
 use crate::simulation::engine_server::{Role, Server, Statement, Write};
-use crate::simulation::engine_tables::ClusterRow;
+use crate::simulation::engine_tables::{ClusterRow, TableStatement};
 
 /// Longest time for which a statement waits for a row that another statement has locked.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -60,6 +60,8 @@ pub(super) enum Reply {
     Warned(u64),
     /// The statement was cancelled before its write, because of a timeout.
     Cancelled,
+    /// The statement was refused because of a conflict with another transaction.
+    Conflict,
 }
 
 pub(super) struct Inside {
@@ -74,6 +76,8 @@ pub(super) struct Inside {
     /// Time for which the next write is stalled, if set. With a name, only a write about the volume
     /// or node of this name is stalled.
     stalls_next: Option<(Option<String>, Duration)>,
+    /// Number of replacements of the cluster's state that are refused with a conflict.
+    conflicts: u32,
 }
 
 /// The simulated engine.
@@ -97,6 +101,7 @@ impl SimEngine {
                 loss: 0,
                 stalls: 0,
                 stalls_next: None,
+                conflicts: 0,
             }),
             changed: Notify::new(),
             dice,
@@ -153,6 +158,23 @@ impl SimEngine {
     /// Stalls the next write about the volume or node of this name.
     pub(crate) fn stall_next_of(&self, name: &str, wait: Duration) {
         self.inside().stalls_next = Some((Some(name.to_owned()), wait));
+    }
+
+    /// Refuses this number of replacements of the cluster's state with a conflict, as PostgreSQL
+    /// does at an isolation level above "read committed".
+    pub(crate) fn conflict_next(&self, conflicts: u32) {
+        self.inside().conflicts = conflicts;
+    }
+
+    /// Returns `true` if a statement is to be refused with a conflict.
+    fn conflicts(&self, statement: &Statement) -> bool {
+        let mut inside = self.inside();
+        let is_meant = matches!(statement, Statement::Table(TableStatement::NextState { .. }));
+        if !is_meant || inside.conflicts == 0 {
+            return false;
+        }
+        inside.conflicts -= 1;
+        true
     }
 
     /// Returns the time between the begin of a statement and its write.
@@ -379,6 +401,9 @@ impl SimEngine {
             };
             (server.start, seen)
         };
+        if self.conflicts(statement) {
+            return Some(Reply::Conflict);
+        }
         let stalled = timeout_at(cancelled_at, tokio::time::sleep(self.pause(name)));
         if stalled.await.is_err() {
             return Some(Reply::Cancelled);

@@ -129,11 +129,15 @@ impl SimClient {
             Ok(Ok(Reply::Warned(_))) => Err(SessionError::Unknown {
                 reason: "the wait for a standby was cancelled".to_owned(),
             }),
-            Ok(Ok(Reply::Cancelled)) => {
+            Ok(Ok(reply @ (Reply::Cancelled | Reply::Conflict))) => {
                 self.open = Some(connection);
+                let (code, message) = match reply {
+                    Reply::Cancelled => ("57014", "the statement was cancelled"),
+                    _ => ("40001", "the transaction conflicts with another one"),
+                };
                 Err(SessionError::Refused {
-                    code: "57014".to_owned(),
-                    message: "the statement was cancelled".to_owned(),
+                    code: code.to_owned(),
+                    message: message.to_owned(),
                 })
             }
             Ok(Err(_)) => self.lost("the connection broke"),

@@ -213,6 +213,42 @@ fn a_beat_under_way_while_the_state_changes_extends_no_lease() {
     });
 }
 
+/// Detects the mistake `engine-lease-from-answer`.
+#[test]
+fn a_beat_that_is_answered_late_extends_the_lease_from_its_sending() {
+    with_two_nodes(|world, _, ada, opened| async move {
+        let engine = &world.engines[0];
+        // The next beat begins within 105 ms, and the engine writes it 800 ms later. The beat after
+        // it gets no answer. So the lease ends at most 1,005 ms after this moment.
+        engine.stall_next_of("ada", Duration::from_millis(800));
+        wait_ms(700).await;
+        assert!(opened.is_ours());
+        engine.stall_next_of("ada", Duration::from_secs(4));
+        wait_ms(310).await;
+        for _ in 0..130 {
+            assert!(!opened.is_ours(), "the lease is counted from the answer");
+            wait_ms(5).await;
+        }
+        // The connection without an answer is given up, and a later beat extends the lease again.
+        ada.leased(&opened).await;
+    });
+}
+
+/// Detects the mistake `engine-conflict-not-repeated`.
+#[test]
+fn a_replacement_of_the_state_that_conflicts_is_repeated() {
+    with_two_nodes(|world, bob, _ada, _former| async move {
+        let engine = &world.engines[0];
+        let before = engine.cluster().unwrap().state.version;
+        engine.conflict_next(3);
+        bob.assign(&volume(), &bob.node.name).await;
+        let after = engine.cluster().unwrap().state;
+        assert_eq!(after.version, before + 1, "the replacement is made once");
+        assert_eq!(after.serving.get(&volume()), Some(&bob.node.name));
+    });
+}
+
+/// Detects the mistake `engine-lease-not-awaited`.
 #[test]
 fn a_node_that_beats_again_is_waited_for() {
     with_two_nodes(|_, bob, ada, former| async move {

@@ -427,6 +427,52 @@ fn a_newer_takeover_is_not_undone_by_an_older_state() {
     });
 }
 
+/// Detects the mistake `engine-epoch-without-takeovers`: an epoch does not count the takeovers
+/// under one version of the state, so the epochs of two versions mix.
+#[test]
+fn each_takeover_under_one_state_has_a_higher_epoch_below_those_of_later_states() {
+    simulated(|engine| async move {
+        let mut epochs = Vec::new();
+        for since in [5, 5, 5, 6, 6] {
+            let mut log = engine.log(VOLUME);
+            match take_over(&mut log, "ada", since, true).await.unwrap() {
+                Takeover::Owned { epoch, .. } => epochs.push(epoch),
+                other => panic!("under the state {since}: {other:?}, after {epochs:?}"),
+            }
+        }
+        assert!(epochs.is_sorted_by(|former, next| former < next), "{epochs:?}");
+        let versions: Vec<u64> = epochs.iter().map(|epoch| epoch >> 20).collect();
+        assert_eq!(versions, [5, 5, 5, 6, 6]);
+    });
+}
+
+/// Detects the mistake `engine-away-is-failure`: the local database counts as failed because the
+/// engine does not answer.
+#[test]
+fn a_volume_with_an_engine_that_does_not_answer_has_not_failed() {
+    simulated(|engine| async move {
+        let process = Process::new(Dice::of(1), || {});
+        let task = process.spawn(async move {
+            let writer = owner(&engine, "ada", 1).await;
+            let cache = cache_at("/a");
+            ids_in(&engine, &cache).await;
+            let volume = Volume::behind_log(cache, writer).unwrap();
+            engine.pause_standbys(true);
+            let mut batch = WriteBatch::of_order();
+            let id = OrderId::parse("17").unwrap();
+            batch.order(&Order::place(id, Box::default(), None, 1), None);
+            let ticket = volume.try_permit().unwrap().send(batch);
+            wait_ms(3_000).await;
+            assert!(!volume.has_failed(), "while the entry waits");
+            volume.stop_waiting();
+            let given_up = ticket.durable().await;
+            assert!(matches!(given_up, Err(StorageError::EngineAway)), "{given_up:?}");
+            assert!(!volume.has_failed(), "after the entry was given up");
+        });
+        task.await.unwrap();
+    });
+}
+
 /// Detects the mistake `engine-published-first`: the rows are visible to readers before the engine
 /// has acknowledged the entry.
 #[test]

@@ -24,7 +24,7 @@ mod audit;
 mod clients;
 mod customers;
 mod disk;
-mod engine;
+pub(crate) mod engine;
 mod engine_client;
 mod engine_decision_tests;
 mod engine_lease_tests;

@@ -26,6 +26,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::error::StorageError;
 use crate::runtime;
+use crate::runtime::seeded::seeded;
 use crate::storage::log::writer::LogWriter;
 use crate::storage::tables::VolumeTables;
 use crate::storage::write_batch::WriteBatch;
@@ -479,6 +480,9 @@ impl Committer {
                 self.volume.failed.store(false, Ordering::Relaxed);
             }
             // Nothing was written, so the outcome says nothing about the local database.
+            Err(StorageError::EngineAway) if seeded("engine-away-is-failure") => {
+                self.volume.failed.store(true, Ordering::Relaxed);
+            }
             Ok(_) | Err(StorageError::EngineAway | StorageError::Stale) => {}
             Err(error) => {
                 let error = crate::error::with_causes(error);

@@ -22,11 +22,20 @@ use crate::cluster::engine::shared::Shared;
 use crate::cluster::engine::tables::ClusterTables;
 use crate::error::NodeError;
 use crate::postgres::{EngineUrl, SessionError};
+use crate::runtime::seeded::seeded;
 
 /// Time after which a failed replacement of the cluster's state is not repeated any more.
 const REPLACE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause before a failed replacement of the cluster's state is repeated.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Returns `true` for the code of a statement that had no effect because of another transaction.
+/// The repetition of such a statement may succeed.
+/// - 55P03: the row is locked, for example by an earlier attempt.
+/// - 40001 and 40P01: the transaction conflicts with another transaction.
+fn is_conflict(code: &str) -> bool {
+    matches!(code, "55P03" | "40P01") || (code == "40001" && !seeded("engine-conflict-not-repeated"))
+}
 
 /// Access to the tables with the cluster's state and its nodes, over one connection.
 pub(super) struct StateTable {
@@ -106,12 +115,7 @@ impl StateTable {
                     }
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
-                // 55P03: the row is locked, for example by an earlier attempt. 40001 and 40P01: the
-                // transaction conflicts with another transaction. The statement had no effect, so
-                // it is repeated.
-                Err(SessionError::Refused { code, .. })
-                    if ["55P03", "40001", "40P01"].contains(&code.as_str()) && Instant::now() < until =>
-                {
+                Err(SessionError::Refused { code, .. }) if is_conflict(&code) && Instant::now() < until => {
                     tokio::time::sleep(RETRY_PAUSE).await;
                 }
                 Err(error) => return Err(failed(error)),

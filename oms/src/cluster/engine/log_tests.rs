@@ -1,9 +1,12 @@
-//! Tests of a volume's log, checkpoint and views, and of a beat, against a real engine.
+//! Tests of a volume's log and checkpoint, of a release and of a beat, against a real engine.
 //!
 //! The environment variable `IMT_ENGINE` must be the URL of a PostgreSQL server, with a role that
 //! may create databases. Each test that uses the server creates a separate database.
 //! `IMT_FENCE_ROUNDS` sets the number of rounds of `no_former_owner_commits_and_nothing_is_lost`.
-//! The owner of a volume is the task of a test that took over the volume's log last.
+//! The owner of a volume is the task of a test that took over the volume's log last. The views have
+//! tests of their own (`views`).
+
+mod views;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,28 +15,22 @@ use std::time::{Duration, Instant};
 
 use imt_ring::Member;
 use parking_lot::Mutex;
-use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
 use crate::cluster::ClusterState;
 use crate::cluster::engine::beat::Beat;
 use crate::cluster::engine::init_engine;
 use crate::cluster::engine::tables::{ClusterTables, FirstState, SqlTables};
-use crate::domain::order::{Event, Line, Order, OrderId};
-use crate::domain::stock::CountedTo;
 use crate::error::{DecodeError, StorageError};
-use crate::outbox::{Kind, Message, MessageState};
-use crate::postgres::{EngineUrl, Param, Session};
+use crate::postgres::{EngineUrl, Session};
 use crate::storage::checkpoint::Checkpointer;
-use crate::storage::codec;
-use crate::storage::inspect::row_as_json;
 use crate::storage::log::body::{Body, BodyWriter};
 use crate::storage::log::cache::{Cache, catch_up};
 use crate::storage::log::engine::EngineLog;
 use crate::storage::log::takeover::{Takeover, take_over};
 use crate::storage::log::writer::LogWriter;
 use crate::storage::log::{LastWords, Log, LogError, Position};
-use crate::storage::write_batch::{CATALOGUE, Row, Table};
+use crate::storage::write_batch::{Row, Table};
 
 pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for an expected event, after which the test fails.
@@ -464,144 +461,55 @@ async fn an_engine_that_is_away_has_no_effect() {
     assert!(matches!(log.newest().await, Err(LogError::Away(_))));
 }
 
-/// Returns key and row of an order with the given events.
-fn order(id: &str, events: Vec<Event>) -> (Vec<u8>, Vec<u8>) {
-    let lines = [
-        Line { id: 812, quantity: 3 },
-        Line {
-            id: 70_000,
-            quantity: 1,
-        },
-    ];
-    let mut order = Order::place(
-        OrderId::parse(id).unwrap(),
-        Box::new(lines),
-        Some(4),
-        1_700_000_000_123,
-    );
-    order.apply(events, 1_700_000_001_000);
-    let mut row = Vec::new();
-    codec::encode_order(&order, &mut row);
-    (id.as_bytes().to_vec(), row)
+/// Takes the volume over under this version of the cluster's state. Returns the new epoch.
+async fn epoch_of(log: &mut EngineLog, name: &str, since: u64) -> u64 {
+    match take_over(log, name, since, true).await.unwrap() {
+        Takeover::Owned { epoch, .. } => epoch,
+        other => panic!("{name}: {other:?}"),
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "needs an engine"]
-async fn views_show_the_columns_of_rows() {
+async fn a_late_release_of_a_former_owner_keeps_the_row_of_the_newer_owner() {
     let url = engine().await;
-    let (transaction, other) = (u64::MAX, 300);
-    let refund = |transaction| Event::RefundWanted { transaction };
-    let orders = [
-        order("plain", Vec::new()),
-        order(
-            "delivered",
-            vec![
-                Event::Announced,
-                Event::Paid { transaction },
-                Event::DeliveryStarted,
-                Event::Delivered {
-                    sequence: Some(1_000_000),
-                },
-                refund(other),
-            ],
-        ),
-        order("early", vec![Event::Paid { transaction }, Event::Announced]),
-        order(
-            "failed",
-            vec![Event::Failed {
-                reason: "no paper, 'ça'".into(),
-            }],
-        ),
-        order("refund", vec![Event::Cancelled, refund(other)]),
-        order("expired", vec![Event::Expired]),
-    ];
-    let mut words = LastWords::default();
-    for (key, row) in &orders {
-        words.puts.push((Table::Orders, key.clone(), row.clone()));
+    let (mut former, mut present) = (log(&url), log(&url));
+    let first = epoch_of(&mut former, "bob", 1).await;
+    // The same node opens the volume again, and then another node.
+    for (name, since) in [("bob", 1), ("cleo", 2)] {
+        let epoch = epoch_of(&mut present, name, since).await;
+        let head = present.head().await.unwrap();
+        former.release(first).await.unwrap();
+        assert_eq!(present.owner().await.unwrap().as_deref(), Some(name));
+        assert_eq!(present.head().await.unwrap(), head, "epoch {epoch}");
     }
-    let lines = [Line { id: 812, quantity: 3 }];
-    for (store, nonce) in [(4, None), (70_000, Some(u64::MAX))] {
-        let (mut key, mut row) = (Vec::new(), Vec::new());
-        codec::encode_order_store_key(&OrderId::parse("plain").unwrap(), store, &mut key);
-        codec::encode_reservation(store, &lines, nonce, &mut row);
-        words.puts.push((Table::Reservations, key, row));
-    }
-    for (kind, state, last_error) in [
-        (Kind::Announce, MessageState::Waiting, None),
-        (Kind::Deliver, MessageState::Dead, Some("503".into())),
-    ] {
-        let (mut key, mut row) = (Vec::new(), Vec::new());
-        codec::encode_message_key(&OrderId::parse("plain").unwrap(), kind, &mut key);
-        let message = Message {
-            state,
-            attempts: 3,
-            next_try_ms: 1_700_000_000_000,
-            last_error,
-        };
-        codec::encode_message(&message, &mut row);
-        words.puts.push((Table::Outbox, key, row));
-    }
-    let mut catalogue = Vec::new();
-    codec::encode_catalogue(&[812, 3_000_000_000], &mut catalogue);
-    words.puts.push((Table::Stock, CATALOGUE.to_vec(), catalogue));
-    for (store, quantities, counted) in [
-        (4_u32, [7, 255], CountedTo::OfVolume),
-        (70_000, [300, 0], CountedTo::Delivery(Some(9))),
-        (3_000_000_000, [-2, 70_000], CountedTo::Delivery(None)),
-    ] {
-        let mut row = Vec::new();
-        codec::encode_quantities(counted, &quantities, &mut row);
-        words.puts.push((Table::Stock, store.to_be_bytes().to_vec(), row));
-    }
-    let mut rows = log(&url);
-    let taken = take_over(&mut rows, "ada", 1, true).await.unwrap();
-    let Takeover::Owned { position, .. } = taken else {
-        panic!("{taken:?}");
-    };
-    assert!(rows.checkpoint(1, &position, &words).await.unwrap());
-
+    // This release begins before the takeover is committed, waits for the row, and sees a new epoch
+    // in the row.
+    let second = present.head().await.unwrap().unwrap().epoch;
     let mut session = Session::new(Arc::clone(&url), "test");
-    let mut json_of = async |sql: &str, key: &str| -> Value {
-        let params = [Param::Text(key)];
-        let found = session.query(sql, &params, TIMEOUT).await.unwrap();
-        let shown = |row: &crate::postgres::Row| serde_json::from_str(row.text(0).unwrap()).unwrap();
-        Value::Array(found.iter().map(shown).collect())
-    };
-    for (key, row) in &orders {
-        let id = std::str::from_utf8(key).unwrap();
-        let shown = row_as_json("orders", key, row).unwrap().unwrap();
-        let sql = "SELECT jsonb_build_object('id', id, 'state', state, 'products', products, 'store', store, \
-            'transaction', transaction, 'history', history)::text FROM imt_orders WHERE id = $1";
-        assert_eq!(json_of(sql, id).await, json!([shown]), "{id}");
+    let raise = "BEGIN; UPDATE imt_volume SET epoch = epoch + 1, owner = 'dora' WHERE volume = 'ada'";
+    session.batch(raise, TIMEOUT).await.unwrap();
+    let mut late = EngineLog::new(Arc::clone(&url), "ada", "late");
+    let releasing = tokio::spawn(async move { late.release(second).await });
+    let mut observer = Session::new(Arc::clone(&url), "test");
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+        AND application_name = 'imt late' AND wait_event_type = 'Lock'";
+    let deadline = Instant::now() + PATIENCE;
+    while observer.query(waits, &[], TIMEOUT).await.unwrap()[0]
+        .int8(0)
+        .unwrap()
+        == 0
+    {
+        assert!(
+            Instant::now() < deadline && !releasing.is_finished(),
+            "it does not wait"
+        );
     }
-    let sql = "SELECT jsonb_build_array(order_id, store, products, nonce)::text FROM imt_reservations \
-        WHERE order_id = $1 ORDER BY store";
-    let products = json!([{ "id": 812, "quantity": 3 }]);
-    let expected = json!([
-        ["plain", 4, products, null],
-        ["plain", 70_000, products, u64::MAX]
-    ]);
-    assert_eq!(json_of(sql, "plain").await, expected);
-    let sql = "SELECT jsonb_build_array(kind, state, attempts, extract(epoch FROM next_try_at)::bigint, \
-        last_error)::text FROM imt_outbox WHERE order_id = $1 ORDER BY kind";
-    let expected = json!([
-        ["announce", "waiting", 3, 1_700_000_000, null],
-        ["deliver", "dead", 3, 1_700_000_000, "503"],
-    ]);
-    assert_eq!(json_of(sql, "plain").await, expected);
-    let sql = "SELECT jsonb_build_array(store, product, quantity)::text FROM imt_stock WHERE volume = $1 \
-        ORDER BY store, product";
-    let expected = json!([
-        [4, 812, 7],
-        [4, 3_000_000_000_u32, 255],
-        [70_000, 812, 300],
-        [70_000, 3_000_000_000_u32, 0],
-        [3_000_000_000_u32, 812, -2],
-        [3_000_000_000_u32, 3_000_000_000_u32, 70_000],
-    ]);
-    assert_eq!(json_of(sql, "ada").await, expected);
-    let sql = "SELECT jsonb_build_array(store, quantity)::text FROM imt_stock_of($1::bigint) ORDER BY store";
-    let expected = json!([[4, 255], [70_000, 0], [3_000_000_000_u32, 70_000]]);
-    assert_eq!(json_of(sql, "3000000000").await, expected);
-    assert_eq!(json_of(sql, "5").await, json!([]));
+    session.batch("COMMIT", TIMEOUT).await.unwrap();
+    releasing.await.unwrap().unwrap();
+    assert_eq!(present.owner().await.unwrap().as_deref(), Some("dora"));
+    // The release of the present owner clears the name, and keeps the epoch.
+    present.release(second + 1).await.unwrap();
+    assert_eq!(present.owner().await.unwrap(), None);
+    assert_eq!(present.head().await.unwrap().unwrap().epoch, second + 1);
 }

@@ -168,6 +168,36 @@ BEGIN
     SELECT nullif(t.txt, '') INTO last_error FROM imt_text(bytes, pos) t;
 END $$;
 
+CREATE OR REPLACE FUNCTION imt_delivery(bytes bytea, OUT store bigint, OUT sequence numeric,
+    OUT products jsonb)
+LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
+DECLARE
+    pos int := imt_layout(bytes);
+    num numeric;
+BEGIN
+    SELECT n.pos, n.num INTO pos, num FROM imt_number(bytes, pos) n;
+    store := num;
+    SELECT n.pos, n.num INTO pos, sequence FROM imt_optional(bytes, pos) n;
+    SELECT l.pos, l.products INTO pos, products FROM imt_lines(bytes, pos) l;
+END $$;
+
+-- Reads the number of the last delivery that the quantities of a store count. The row of a store
+-- with the flag 16 has its own number or none. Every other store has the number in the facts about
+-- the volume's snapshots (head), which are NULL before the first snapshot.
+CREATE OR REPLACE FUNCTION imt_counted_to(stored bytea, head bytea) RETURNS numeric
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+    num numeric;
+BEGIN
+    IF stored IS NOT NULL AND get_byte(stored, imt_layout(stored)) & 16 > 0 THEN
+        SELECT n.num INTO num FROM imt_optional(stored, imt_layout(stored) + 1) n;
+    ELSIF head IS NOT NULL THEN
+        SELECT c.num INTO num
+            FROM imt_optional(head, imt_layout(head)) n, imt_optional(head, n.pos) c;
+    END IF;
+    RETURN num;
+END $$;
+
 -- Returns the width of a store's quantities in bytes, and the position of the first quantity.
 CREATE OR REPLACE FUNCTION imt_width(bytes bytea, OUT width int, OUT pos int)
 LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE AS $$
@@ -252,6 +282,20 @@ CREATE OR REPLACE VIEW imt_outbox AS
         substring(convert_from(r.key, 'UTF8') FROM '[^/]*$') AS kind, m.state, m.attempts,
         m.next_try_at, m.last_error
     FROM imt_row r, LATERAL imt_message(r.value) m WHERE r.tab = 3;
+
+-- The deliveries that a snapshot did not count when it was applied, or that came after it. The
+-- quantities of the store count a delivery only if both have a number, and the number of the
+-- delivery is not the higher one. The row of a counted delivery remains for a short time.
+CREATE OR REPLACE VIEW imt_deliveries AS
+    SELECT r.volume, regexp_replace(convert_from(r.key, 'UTF8'), '/[^/]*$', '') AS order_id, d.store,
+        d.products, d.sequence,
+        coalesce(d.sequence <= imt_counted_to(q.value, h.value), false) AS is_counted
+    FROM imt_row r
+    CROSS JOIN LATERAL imt_delivery(r.value) d
+    LEFT JOIN imt_row q ON q.volume = r.volume AND q.tab = 5 AND q.key = int4send(
+        (CASE WHEN d.store > 2147483647 THEN d.store - 4294967296 ELSE d.store END)::int)
+    LEFT JOIN imt_row h ON h.volume = r.volume AND h.tab = 8 AND h.key = 'stock'::bytea
+    WHERE r.tab = 4;
 
 -- The quantities of the newest snapshot. Later deliveries and reservations are not subtracted.
 CREATE OR REPLACE VIEW imt_stock AS

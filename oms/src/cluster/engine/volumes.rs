@@ -161,6 +161,7 @@ impl EngineCluster {
         let is_free = match waiting.log.owner().await {
             Ok(Some(owner)) if owner != self.name.as_str() => {
                 self.shared.now().saturating_sub(waiting.learned) >= LEASE_WAIT
+                    || seeded("engine-lease-not-awaited")
                     || self.is_without_lease(&owner, state.version).await
             }
             Ok(_) if seeded("engine-owner-not-confirmed") => true,
@@ -377,7 +378,7 @@ async fn open(
     cache: impl FnOnce() -> Result<Cache, StorageError> + Send + 'static,
     lease: impl Fn() -> bool + Send + Sync + 'static,
 ) -> Result<Attempted, NodeError> {
-    if !lease() {
+    if !(lease() || seeded("engine-opens-without-lease")) {
         tokio::time::sleep(RETRY_PAUSE).await;
         return Ok(Attempted::Unopened(None));
     }
@@ -441,7 +442,7 @@ async fn take(
             }
         }
     }
-    if !lease() {
+    if !(lease() || seeded("engine-opens-without-lease")) {
         return Err(Unopened::Later);
     }
     let creates = opening.expected == Expected::MaybeNew;
@@ -462,7 +463,7 @@ async fn take(
         return Err(Unopened::Failed(StorageError::Log { entry, reason }.into()));
     }
     is_not_later(cache, opening.ring)?;
-    if !lease() {
+    if !(lease() || seeded("engine-opens-without-lease")) {
         return Err(Unopened::Later);
     }
     tracing::info!(
@@ -479,8 +480,12 @@ async fn take(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::AtomicU32;
+
     use super::*;
     use crate::cluster::engine::backend::open_copy;
+    use crate::runtime::simulated::{Dice, Process};
+    use crate::simulation::engine::SimEngine;
     use crate::storage::log::Position;
 
     #[test]
@@ -499,5 +504,52 @@ mod tests {
         }
         let emptied = of_this_life(cache, 6).unwrap();
         assert_eq!((emptied.position().unwrap(), emptied.rows()), (None, 0));
+    }
+
+    /// Tries to open a volume with a lease that ends after this number of checks. Returns the epoch
+    /// of the volume in the engine, and `true` if the volume was opened.
+    async fn open_with_lease_for(checks: u32) -> (u64, bool) {
+        let engine = SimEngine::new(Dice::of(7));
+        let mut log = engine.log("ada");
+        log.create().await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().to_owned();
+        let opening = Opening {
+            volume: "ada",
+            owner: "bob",
+            since: 1,
+            expected: Expected::Existing,
+            place: "the engine of a test".to_owned(),
+            ring: 1,
+            logs: [Box::new(engine.log("ada")), Box::new(engine.log("ada"))],
+        };
+        let made = AtomicU32::new(0);
+        let lease = move || made.fetch_add(1, Ordering::Relaxed) < checks;
+        let attempted = open(opening, move || open_copy(&path), lease).await.unwrap();
+        let epoch = log.head().await.unwrap().unwrap().epoch;
+        (epoch, matches!(attempted, Attempted::Opened(..)))
+    }
+
+    /// Detects the mistake `engine-opens-without-lease`.
+    #[test]
+    fn a_volume_is_taken_over_and_opened_only_under_a_lease() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        // The lease is checked before the local copy is opened, before the takeover and after it.
+        let first = 1 << 20;
+        for (checks, expected) in [
+            (0, (0, false)),
+            (1, (0, false)),
+            (2, (first, false)),
+            (3, (first, true)),
+        ] {
+            let process = Process::new(Dice::of(1), || {});
+            let opened =
+                runtime.block_on(async { process.spawn(open_with_lease_for(checks)).await.unwrap() });
+            assert_eq!(opened, expected, "{checks} checks");
+        }
     }
 }

@@ -183,7 +183,9 @@ pub(crate) async fn settle(
             }
             Ok(Found::OldPrimary | Found::NothingBefore) => {
                 old_answers += 1;
-                log.next_host();
+                if !seeded("engine-old-host-kept") {
+                    log.next_host();
+                }
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
             Ok(Found::Nothing) if seeded("engine-looks-only") => {

@@ -118,6 +118,7 @@ impl Log for Scripted {
     }
 }
 
+/// Detects the mistake `engine-old-host-kept`: the writer does not try the next host.
 #[tokio::test(start_paused = true)]
 async fn entries_are_lost_only_if_successive_reads_do_not_show_them() {
     let before = Position {
