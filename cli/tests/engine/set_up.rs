@@ -211,6 +211,49 @@ fn engine_check_names_settings_of_the_server_and_of_the_role_that_endanger_commi
 
 #[test]
 #[ignore = "needs an engine"]
+fn engine_check_says_that_commits_wait_for_a_standby_that_does_not_exist() {
+    let engine = Engine::with_standbys(1);
+    let url = engine.url.as_str();
+    let assert_waits = |verdict: &str, expected: &str| {
+        let (code, checks) = check(url);
+        assert_eq!(code, Some(3), "{checks:#?}");
+        let (found_verdict, finding) = found(&checks, "standbys");
+        assert_eq!(found_verdict, verdict, "{finding}");
+        assert!(finding.contains(expected), "{finding}");
+        let (verdict, finding) = found(&checks, "commits");
+        assert_eq!(verdict, "BAD", "{finding}");
+        assert!(
+            finding.starts_with("a test commit was not acknowledged"),
+            "{finding}"
+        );
+    };
+    set(&engine, "synchronous_standby_names", Some("nobody"));
+    until("the standby is not synchronous", || {
+        engine.ask("SELECT sync_state FROM pg_stat_replication") == "async"
+    });
+    // The second check meets the waiting commit of the first one.
+    for _ in 0..2 {
+        assert_waits("BAD", "'nobody' names none of the 1 connected standbys");
+    }
+    set(&engine, "synchronous_standby_names", None);
+    until("the standby is synchronous", || {
+        engine.ask("SELECT sync_state FROM pg_stat_replication") == "quorum"
+    });
+    // The test commit of an earlier check still waits until the standby reports its position, which
+    // it does at least every 10 s.
+    until("commits are acknowledged", || check(url).0 == Some(0));
+    // The standby is named, and has ended.
+    engine.kill("standby1");
+    until("the standby has ended", || {
+        engine.ask("SELECT count(*) FROM pg_stat_replication") == "0"
+    });
+    assert_waits("warning", "is set and no standby is connected");
+    // No check leaves an entry behind.
+    assert_eq!(engine.ask("SELECT count(*) FROM imt_volume"), "0");
+}
+
+#[test]
+#[ignore = "needs an engine"]
 fn engine_check_warns_of_an_engine_without_a_standby() {
     let engine = Engine::with_standbys(0);
     let (code, checks) = check(&engine.url);

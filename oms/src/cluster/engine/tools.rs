@@ -31,6 +31,8 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(5);
 const SERVER_VERSION_MIN: i32 = 150_000;
 /// Number of test commits from which `check_engine` computes the latency of a commit.
 const TEST_COMMITS: usize = 50;
+/// PostgreSQL's error codes for a statement that `lock_timeout` or `statement_timeout` cancelled.
+const CANCELLED: [&str; 2] = ["55P03", "57014"];
 /// Content of a test entry. Its size is roughly that of the entry of a commit with one order.
 const TEST_BODY: [u8; 400] = [0; 400];
 /// Median duration of the test commits above which the check warns.
@@ -152,8 +154,8 @@ pub struct EngineCheck {
 ///
 /// # Errors
 /// `NodeError::Engine` if the engine cannot be reached or refuses a statement. A fault that a check
-/// finds is a result, not an error. Missing tables and a list of standbys that the role may not
-/// read are such faults.
+/// finds is a result, not an error. Missing tables, commits without an answer, and a list of
+/// standbys that the role may not read are such faults.
 pub async fn check_engine(url: &EngineUrl) -> Result<Vec<EngineCheck>, NodeError> {
     let failed = failed(url, "run the checks");
     let mut session = Session::new(Arc::new(url.clone()), "check");
@@ -162,7 +164,8 @@ pub async fn check_engine(url: &EngineUrl) -> Result<Vec<EngineCheck>, NodeError
     pooler(&mut session, url, &mut checks).await.map_err(&failed)?;
     standbys(&mut session, &mut checks).await.map_err(&failed)?;
     settings(&mut session, &mut checks).await.map_err(&failed)?;
-    if tables(&mut session, &mut checks).await.map_err(&failed)? {
+    let has_tables = tables(&mut session, &mut checks).await.map_err(&failed)?;
+    if has_tables && commits(&mut session, &mut checks).await.map_err(&failed)? {
         fence(&mut session, &mut checks).await.map_err(&failed)?;
     }
     Ok(checks.0)
@@ -332,6 +335,22 @@ async fn tables(session: &mut Session, checks: &mut Checks) -> Result<bool, Sess
         }
         Err(error) => Err(error),
     }
+}
+
+/// Returns `true` if the engine acknowledges a commit. Without a standby that acknowledges it, a
+/// commit has no answer in time. The test entries of `fence` would then have none either, and could
+/// not be deleted. A waiting commit keeps the row of `PROBE` locked, so the next one is cancelled.
+async fn commits(session: &mut Session, checks: &mut Checks) -> Result<bool, SessionError> {
+    let reason = match session.execute(schema::PROBE, &[], STATEMENT_TIMEOUT).await {
+        Ok(_) => return Ok(true),
+        Err(SessionError::Unknown { reason }) => reason,
+        Err(SessionError::Refused { code, message }) if CANCELLED.contains(&code.as_str()) => message,
+        Err(error) => return Err(error),
+    };
+    let finding =
+        format!("a test commit was not acknowledged ({reason}): nodes cannot commit; see the line standbys");
+    checks.add("commits", Verdict::Bad, finding);
+    Ok(false)
 }
 
 /// Checks that the engine refuses log entries of a former owner of a volume, and measures the
