@@ -18,7 +18,7 @@
 //! Deliberately absent: rows, messages and clocks (`volume::borrowing`). Times are monotonic
 //! milliseconds.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use imt_ring::NodeName;
@@ -604,8 +604,9 @@ impl Allotments {
                 cell.usable += line.quantity;
             }
         }
+        let granted: HashSet<u32> = granted.iter().map(|line| line.id).collect();
         for line in &request.wanted {
-            if !granted.iter().any(|granted| granted.id == line.id)
+            if !granted.contains(&line.id)
                 && let Some(cell) = allotment.cells.get_mut(&line.id)
             {
                 cell.paused_until_ms = now_ms + WINDOW_MS;

@@ -113,7 +113,7 @@ impl Node {
     /// Returns the processor time that the node has used, in seconds, or 0 if it cannot be read.
     pub(crate) fn processor_seconds(&self) -> f64 {
         match &self.group {
-            Some(group) => group.processor_seconds(),
+            Some(group) => group.processor_seconds().unwrap_or(0.0),
             None => processor::seconds(&[self.child.id()]).unwrap_or(0.0),
         }
     }
