@@ -9,7 +9,7 @@
 //! | part | measured |
 //! | --- | --- |
 //! | `rate` | orders a second of 1 and 4 nodes, on a data folder and on the engine |
-//! | `life` | processor time and write-ahead log of the primary for an order life, with a checkpoint |
+//! | `life` | processor time and log bytes of the primary for an order life, with a checkpoint |
 //! | `kills` | time from the kill of a node (or of the coordinator) until its volume is served |
 //! | `pauses` | longest time without an acknowledged order, if a node pauses for 1 s or 4 s |
 //! | `primary` | times from a kill of the primary to a promotion, then to an order of each volume |
