@@ -70,7 +70,8 @@ Examples:
   imt sim chaos --nodes 7 --every 3s --harm graceful --data /tmp/chaos
   imt sim chaos --units 50000 --zipf 2 --basket 1 --orders 100% --rate 400
 
-With plenty of units (--units) and popular products (--zipf), nodes lend each other units.
+With plenty of units (--units) and popular products (--zipf), nodes lend
+each other units.
 Exit codes as of `imt sim run`.")]
     Chaos(Box<super::chaos::ChaosArgs>),
     /// Run the shop front alone against a running node and warehouse, then audit them.

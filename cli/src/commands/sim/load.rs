@@ -159,11 +159,11 @@ struct CustomerArgs {
 #[command(next_help_heading = "Stock of a new warehouse")]
 pub(in crate::commands) struct StockArgs {
     /// Number of stores [default: 200]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, hide_short_help = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     stores: Option<u32>,
     /// Maximum units of a product in a store [default: 15]; half of the quantities are 0, the
     /// others random from 1 to N
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(UNITS_MAX)))]
+    #[arg(long, hide_short_help = true, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(UNITS_MAX)))]
     units: Option<u32>,
 }
 
